@@ -1,0 +1,260 @@
+//! From the jobs of a batch to the arrays a model is called with.
+//!
+//! Two steps, since only the second needs the GIL: [`Gatherer::gather`] copies rows side by side into the instance's own
+//! memory (or takes over the body of a single large request), [`Gathered::array`] shows that memory to NumPy.
+
+use crate::slab::{ALIGNMENT, Block, Slab};
+use bytes::{Bytes, BytesMut};
+use half::{bf16, f16};
+use penstock_dispatch::Job;
+use penstock_schema::{Axis, DataType, Error, ModelSpec, Result, Shape, Tensor};
+use pyo3::prelude::*;
+use pyo3::sync::PyOnceLock;
+use pyo3::types::{PyBytes, PyDict, PyList, PyTuple, PyType};
+use std::mem::MaybeUninit;
+use std::sync::Arc;
+
+/// From here on a request is passed on rather than copied: a copy of this takes longer than the bookkeeping.
+const PASS_ON_BYTES: usize = 32 << 10;
+
+/// One input of a batch, ready to become an array.
+pub enum Gathered {
+    Absent,
+    Block { block: Arc<Block>, length: usize, shape: Shape, datatype: DataType },
+    Body { body: BytesMut, shape: Shape, datatype: DataType },
+    /// BYTES: elements become Python objects, so there is nothing to gather ahead.
+    Elements { pieces: Vec<Bytes>, shape: Shape },
+}
+
+impl Gathered {
+    pub fn shape(&self) -> Option<&Shape> {
+        match self {
+            Gathered::Absent => None,
+            Gathered::Block { shape, .. } | Gathered::Body { shape, .. } | Gathered::Elements { shape, .. } => Some(shape),
+        }
+    }
+}
+
+/// The reusable memory of one input of one instance.
+pub struct Gatherer {
+    input: usize,
+    datatype: DataType,
+    padding: Option<Axis>,
+    block: Option<Arc<Block>>,
+}
+
+impl Gatherer {
+    pub fn all(spec: &ModelSpec) -> Vec<Gatherer> {
+        let padding = |input| spec.padding.as_ref()?.inputs.iter().find(|rule| rule.input == input).cloned();
+        let gatherer = |(input, tensor): (usize, &penstock_schema::TensorSpec)| Gatherer {
+            input,
+            datatype: tensor.datatype,
+            padding: padding(input),
+            block: None,
+        };
+        spec.inputs.iter().enumerate().map(gatherer).collect()
+    }
+
+    /// Lays this input of all jobs into one piece of memory. The jobs' own references to it are given up.
+    pub fn gather(&mut self, jobs: &mut [&mut Job]) -> Result<Gathered> {
+        let Some(first) = jobs.first().and_then(|job| job.inputs.get(self.input)?.as_ref()) else { return Ok(Gathered::Absent) };
+        let mut shape = first.shape.clone();
+        if jobs.len() > 1 {
+            shape[0] = jobs.iter().map(|job| i64::from(job.rows)).sum();
+        }
+        if let Some(rule) = &self.padding {
+            let widest = jobs.iter().filter_map(|job| job.inputs[self.input].as_ref()?.shape.get(rule.axis)).max();
+            shape[rule.axis] = widest.copied().unwrap_or(0).max(1);
+            shape[rule.axis] += (rule.multiple - shape[rule.axis] % rule.multiple) % rule.multiple;
+        }
+        if self.datatype == DataType::Bytes {
+            let pieces = jobs.iter().filter_map(|job| Some(job.inputs[self.input].as_ref()?.data.clone())).collect();
+            return Ok(Gathered::Elements { pieces, shape });
+        }
+        let padded = self.padding.is_some() && jobs.iter().any(|job| job.inputs[self.input].as_ref().is_some_and(|tensor| tensor.shape[1..] != shape[1..]));
+        if let ([job], false) = (&mut *jobs, padded)
+            && let Some(body) = take_over(&mut job.inputs[self.input])
+        {
+            return Ok(Gathered::Body { body, shape, datatype: self.datatype });
+        }
+        let length = byte_length(&shape, self.datatype)?;
+        let memory = writable(&mut self.block, length)?;
+        let memory = memory.bytes_mut(length);
+        match (&self.padding, padded) {
+            (Some(rule), true) => pad(memory, &shape, self.datatype, rule, jobs.iter().filter_map(|job| job.inputs[self.input].as_ref()))?,
+            _ => concatenate(memory, jobs.iter().filter_map(|job| job.inputs[self.input].as_ref()))?,
+        }
+        let block = self.block.clone().ok_or_else(|| Error::internal("no memory for a batch"))?;
+        Ok(Gathered::Block { block, length, shape, datatype: self.datatype })
+    }
+}
+
+/// A block that nothing else refers to, with room for `length` bytes; a new one if the old is still in use somewhere.
+fn writable(slot: &mut Option<Arc<Block>>, length: usize) -> Result<&mut Block> {
+    let usable = slot.as_mut().is_some_and(|block| block.capacity() >= length && Arc::get_mut(block).is_some());
+    if !usable {
+        let capacity = length.checked_next_power_of_two().unwrap_or(length);
+        *slot = Some(Arc::new(Block::new(capacity).ok_or_else(|| Error::too_large(format!("a batch of {length} bytes is too large")))?));
+    }
+    slot.as_mut().and_then(Arc::get_mut).ok_or_else(|| Error::internal("no memory for a batch"))
+}
+
+/// The tensor's own memory, if it is worth it, aligned, and held by nobody else.
+fn take_over(slot: &mut Option<Tensor>) -> Option<BytesMut> {
+    let tensor = slot.as_mut()?;
+    if tensor.data.len() < PASS_ON_BYTES || !(tensor.data.as_ptr() as usize).is_multiple_of(ALIGNMENT) {
+        return None;
+    }
+    match std::mem::take(&mut tensor.data).try_into_mut() {
+        Ok(body) => Some(body),
+        Err(shared) => {
+            tensor.data = shared;
+            None
+        }
+    }
+}
+
+fn byte_length(shape: &[i64], datatype: DataType) -> Result<usize> {
+    let elements = shape.iter().try_fold(1usize, |product, &size| product.checked_mul(usize::try_from(size).ok()?));
+    elements
+        .and_then(|count| count.checked_mul(datatype.size().unwrap_or(1)))
+        .ok_or_else(|| Error::too_large(format!("a batch of shape {shape:?} is too large")))
+}
+
+fn concatenate<'a>(mut memory: &mut [MaybeUninit<u8>], tensors: impl Iterator<Item = &'a Tensor>) -> Result<()> {
+    for tensor in tensors {
+        let (mine, rest) = memory.split_at_mut_checked(tensor.data.len()).ok_or_else(uneven)?;
+        mine.write_copy_of_slice(&tensor.data);
+        memory = rest;
+    }
+    if memory.is_empty() { Ok(()) } else { Err(uneven()) }
+}
+
+/// The rows of a batch must fill it exactly; anything else means that unequal shapes were put together.
+fn uneven() -> Error {
+    Error::internal("requests of unequal shapes were put into one batch")
+}
+
+/// As [`concatenate`], but along one axis every tensor is filled up to the size of the batch.
+fn pad<'a>(
+    memory: &mut [MaybeUninit<u8>],
+    shape: &[i64],
+    datatype: DataType,
+    rule: &Axis,
+    tensors: impl Iterator<Item = &'a Tensor>,
+) -> Result<()> {
+    let filler = filler(rule.value, datatype);
+    for element in memory.chunks_exact_mut(filler.len()) {
+        element.write_copy_of_slice(&filler);
+    }
+    let inner = byte_length(&shape[rule.axis + 1..], datatype)?;
+    let to = byte_length(&shape[rule.axis..], datatype)?;
+    let mut place = 0;
+    for tensor in tensors {
+        if tensor.shape.len() != shape.len() || tensor.shape[rule.axis + 1..] != shape[rule.axis + 1..] {
+            return Err(uneven());
+        }
+        let from = inner * usize::try_from(tensor.shape[rule.axis]).map_err(|_| uneven())?;
+        if from == 0 {
+            place += to * tensor.shape[..rule.axis].iter().product::<i64>() as usize;
+            continue;
+        }
+        for line in tensor.data.chunks_exact(from) {
+            memory.get_mut(place..place + from).ok_or_else(uneven)?.write_copy_of_slice(line);
+            place += to;
+        }
+    }
+    if place == memory.len() { Ok(()) } else { Err(uneven()) }
+}
+
+/// One element of padding in the tensor's own type.
+fn filler(value: f64, datatype: DataType) -> Vec<u8> {
+    match datatype {
+        DataType::Fp64 => value.to_le_bytes().to_vec(),
+        DataType::Fp32 => (value as f32).to_le_bytes().to_vec(),
+        DataType::Bf16 => bf16::from_f64(value).to_le_bytes().to_vec(),
+        DataType::Fp16 => f16::from_f64(value).to_le_bytes().to_vec(),
+        _ => (value as i64).to_le_bytes()[..datatype.size().unwrap_or(1)].to_vec(),
+    }
+}
+
+/// The Python objects that arrays are made with, looked up once.
+pub struct NumPy {
+    ndarray: Py<PyType>,
+    dtypes: Vec<Py<PyAny>>,
+    empty: Py<PyAny>,
+}
+
+impl NumPy {
+    pub fn get(py: Python<'_>) -> PyResult<&'static NumPy> {
+        static NUMPY: PyOnceLock<NumPy> = PyOnceLock::new();
+        NUMPY.get_or_try_init(py, || {
+            let numpy = py.import("numpy")?;
+            let dtype = |datatype| numpy.getattr("dtype")?.call1((dtype_name(datatype),)).map(Bound::unbind);
+            Ok(NumPy {
+                ndarray: numpy.getattr("ndarray")?.cast_into::<PyType>()?.unbind(),
+                dtypes: DataType::ALL.into_iter().map(dtype).collect::<PyResult<_>>()?,
+                empty: numpy.getattr("empty")?.unbind(),
+            })
+        })
+    }
+
+    pub fn ndarray<'py>(&self, py: Python<'py>) -> &Bound<'py, PyType> {
+        self.ndarray.bind(py)
+    }
+
+    fn view<'py>(&self, py: Python<'py>, slab: Slab, shape: &[i64], datatype: DataType) -> PyResult<Bound<'py, PyAny>> {
+        let dtype = &self.dtypes[datatype as usize];
+        self.ndarray.bind(py).call1((PyTuple::new(py, shape)?, dtype, Bound::new(py, slab)?))
+    }
+
+    fn objects<'py>(&self, py: Python<'py>, pieces: &[Bytes], shape: &[i64]) -> PyResult<Bound<'py, PyAny>> {
+        let elements = PyList::empty(py);
+        for piece in pieces {
+            let mut rest = &piece[..];
+            while let Some((length, tail)) = rest.split_first_chunk::<4>() {
+                let length = u32::from_le_bytes(*length) as usize;
+                elements.append(PyBytes::new(py, tail.get(..length).unwrap_or(tail)))?;
+                rest = tail.get(length..).unwrap_or_default();
+            }
+        }
+        let array = self.empty.bind(py).call1((elements.len(), &self.dtypes[DataType::Bytes as usize]))?;
+        array.set_item(pyo3::types::PySlice::full(py), elements)?;
+        array.call_method1("reshape", (PyTuple::new(py, shape)?,))
+    }
+}
+
+/// NumPy's name of the type in which a data type travels.
+fn dtype_name(datatype: DataType) -> &'static str {
+    match datatype {
+        DataType::Bool => "bool",
+        DataType::Uint8 => "uint8",
+        DataType::Uint16 | DataType::Bf16 => "uint16",
+        DataType::Uint32 => "uint32",
+        DataType::Uint64 => "uint64",
+        DataType::Int8 => "int8",
+        DataType::Int16 => "int16",
+        DataType::Int32 => "int32",
+        DataType::Int64 => "int64",
+        DataType::Fp16 => "float16",
+        DataType::Fp32 => "float32",
+        DataType::Fp64 => "float64",
+        DataType::Bytes => "object",
+    }
+}
+
+/// The dictionary a model is called with; absent inputs are left out.
+pub fn arguments<'py>(py: Python<'py>, names: &[Py<PyAny>], gathered: Vec<Gathered>) -> PyResult<Bound<'py, PyDict>> {
+    let numpy = NumPy::get(py)?;
+    let arguments = PyDict::new(py);
+    for (name, input) in names.iter().zip(gathered) {
+        let array = match input {
+            Gathered::Absent => continue,
+            Gathered::Block { block, length, shape, datatype } => numpy.view(py, Slab::block(block, length), &shape, datatype)?,
+            Gathered::Body { body, shape, datatype } => numpy.view(py, Slab::body(body), &shape, datatype)?,
+            Gathered::Elements { pieces, shape } => numpy.objects(py, &pieces, &shape)?,
+        };
+        arguments.set_item(name, array)?;
+    }
+    Ok(arguments)
+}

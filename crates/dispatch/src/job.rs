@@ -1,0 +1,27 @@
+//! One request on its way to an instance.
+
+use crate::{Nanos, Reply};
+use penstock_schema::Inputs;
+
+/// A validated request. The front makes it, an instance answers it through `reply`.
+#[derive(Debug)]
+pub struct Job {
+    pub inputs: Inputs,
+    /// Rows it adds to a batch; 0 counts as 1, as for models without a batch dimension.
+    pub rows: u32,
+    /// What it holds in memory, for the bound of the queue.
+    pub bytes: usize,
+    /// Jobs share a batch only when their keys are equal: shapes and the set of optional inputs, hashed by the front.
+    pub key: u64,
+    /// Size along a padded axis, 0 without one. Jobs share a batch only up to a ratio of 2, so that at most half of what
+    /// is computed is padding.
+    pub extent: i64,
+    /// 1 is the highest; 0 means the model's default.
+    pub priority: u32,
+    /// The queue timeout that the request asked for, from `arrived`.
+    pub timeout: Option<Nanos>,
+    /// Absolute; past it nobody waits for the answer any more.
+    pub deadline: Option<Nanos>,
+    pub arrived: Nanos,
+    pub reply: Reply,
+}

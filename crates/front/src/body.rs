@@ -1,0 +1,205 @@
+//! Bodies: collecting what a client sends under the limits, and sending ready-made frames without copying them.
+
+use crate::server::Config;
+use bytes::{Buf, Bytes, BytesMut};
+use http::HeaderMap;
+use http_body::{Body, Frame, SizeHint};
+use hyper::body::Incoming;
+use penstock_schema::{Code, Error, Result, limits};
+use smallvec::SmallVec;
+use std::convert::Infallible;
+use std::future::poll_fn;
+use std::pin::{Pin, pin};
+use std::task::{Context, Poll};
+use std::time::Duration;
+use tokio::time::Instant;
+
+/// Tensors start at a multiple of this, so that vector code and libraries can use them where they lie.
+const ALIGNMENT: usize = 64;
+
+/// What is reserved for a body before any of it has come: enough for most in one go, too little to be an attack.
+const FIRST_RESERVATION: usize = 1 << 20;
+
+/// A response body whose frames are ready: data, then perhaps trailers.
+#[derive(Default)]
+pub struct Frames {
+    data: SmallVec<[Bytes; 3]>,
+    next: usize,
+    trailers: Option<HeaderMap>,
+    /// Dropped with the body, that is once everything was handed to the socket or the client is gone.
+    _busy: Option<crate::server::Busy>,
+}
+
+impl Frames {
+    pub fn new(data: SmallVec<[Bytes; 3]>) -> Frames {
+        Frames { data, ..Frames::default() }
+    }
+
+    pub fn one(data: Bytes) -> Frames {
+        Frames::new(SmallVec::from_iter([data]))
+    }
+
+    pub fn with_trailers(mut self, trailers: HeaderMap) -> Frames {
+        self.trailers = Some(trailers);
+        self
+    }
+
+    pub fn busy(mut self, busy: crate::server::Busy) -> Frames {
+        self._busy = Some(busy);
+        self
+    }
+
+    pub fn chunks(&self) -> &[Bytes] {
+        &self.data[self.next..]
+    }
+}
+
+impl Body for Frames {
+    type Data = Bytes;
+    type Error = Infallible;
+
+    fn poll_frame(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<std::result::Result<Frame<Bytes>, Infallible>>> {
+        let this = &mut *self;
+        if let Some(data) = this.data.get_mut(this.next) {
+            this.next += 1;
+            return Poll::Ready(Some(Ok(Frame::data(std::mem::take(data)))));
+        }
+        Poll::Ready(this.trailers.take().map(|trailers| Ok(Frame::trailers(trailers))))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.next == self.data.len() && self.trailers.is_none()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        SizeHint::with_exact(self.chunks().iter().map(|chunk| chunk.len() as u64).sum())
+    }
+}
+
+/// Reads a whole body into one buffer.
+///
+/// `skip` tells from the first piece where a tensor begins; that byte is placed at an aligned address. A body that
+/// arrives in one piece, as small ones do, is not copied at all.
+///
+/// Errors: 413 over the limit or in too many chunks, 408 when it comes too slowly, 400 when it breaks off.
+pub async fn collect(body: Incoming, config: &Config, skip: impl FnOnce(&[u8]) -> usize) -> Result<Bytes> {
+    let declared = body.size_hint().exact();
+    if declared.is_some_and(|length| length > config.max_body_bytes as u64) {
+        return Err(too_large(config));
+    }
+    let mut body = pin!(body);
+    let Some(first) = next(&mut body).await? else { return Ok(Bytes::new()) };
+    if first.len() > config.max_body_bytes {
+        return Err(too_large(config));
+    }
+    if body.is_end_stream() {
+        return Ok(first);
+    }
+    let expected = declared.map_or(0, |length| length as usize);
+    let skip = skip(&first);
+    let mut buffer = Aligned::new(first, expected, skip);
+    let started = Instant::now();
+    let mut chunks = 1;
+    loop {
+        let deadline = started + config.body_grace + Duration::from_secs(buffer.len() as u64 / limits::BODY_MIN_BYTES_PER_SECOND);
+        let frame = tokio::time::timeout_at(deadline, next(&mut body)).await.map_err(|_| too_slow(buffer.len()))??;
+        let Some(data) = frame else { return Ok(buffer.freeze()) };
+        chunks += 1;
+        if buffer.len() + data.len() > config.max_body_bytes {
+            return Err(too_large(config));
+        }
+        if declared.is_none() && chunks > limits::CHUNKS {
+            return Err(Error::too_large(format!("request body is in more than {} chunks; send larger ones", limits::CHUNKS)));
+        }
+        buffer.extend(data);
+    }
+}
+
+/// The next piece of data; `None` at the end. Trailers are read over.
+pub async fn next(body: &mut Pin<&mut Incoming>) -> Result<Option<Bytes>> {
+    loop {
+        match poll_fn(|context| body.as_mut().poll_frame(context)).await {
+            None => return Ok(None),
+            Some(Ok(frame)) => {
+                if let Ok(data) = frame.into_data() {
+                    return Ok(Some(data));
+                }
+            }
+            Some(Err(error)) => return Err(Error::invalid(format!("request body could not be read: {error}"))),
+        }
+    }
+}
+
+pub fn too_large(config: &Config) -> Error {
+    Error::too_large(format!(
+        "request body is larger than the limit of {} bytes; send fewer rows or raise the server's limit",
+        config.max_body_bytes
+    ))
+}
+
+fn too_slow(got: usize) -> Error {
+    Error::new(Code::RequestTimeout, format!("request body came too slowly: {got} bytes so far"))
+}
+
+/// A growing buffer in which byte `skip` of the content lies at a multiple of [`ALIGNMENT`].
+struct Aligned {
+    buffer: BytesMut,
+    pad: usize,
+    skip: usize,
+}
+
+impl Aligned {
+    fn new(first: Bytes, expected: usize, skip: usize) -> Aligned {
+        let mut aligned = Aligned { buffer: BytesMut::new(), pad: 0, skip };
+        aligned.grow(expected.min(FIRST_RESERVATION).max(first.len()));
+        aligned.buffer.extend_from_slice(&first);
+        aligned
+    }
+
+    fn len(&self) -> usize {
+        self.buffer.len() - self.pad
+    }
+
+    /// Moves to a buffer with room for `capacity` bytes of content, realigned.
+    fn grow(&mut self, capacity: usize) {
+        let mut buffer = BytesMut::with_capacity(capacity + ALIGNMENT);
+        let address = buffer.as_ptr() as usize + self.skip;
+        let pad = address.next_multiple_of(ALIGNMENT) - address;
+        buffer.resize(pad, 0);
+        buffer.extend_from_slice(&self.buffer[self.pad..]);
+        (self.buffer, self.pad) = (buffer, pad);
+    }
+
+    fn extend(&mut self, data: Bytes) {
+        if self.buffer.len() + data.len() > self.buffer.capacity() {
+            self.grow((self.len() * 2).max(self.len() + data.len()));
+        }
+        self.buffer.extend_from_slice(&data);
+    }
+
+    fn freeze(mut self) -> Bytes {
+        self.buffer.advance(self.pad);
+        self.buffer.freeze()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_first_tensor_is_aligned_however_the_body_arrives() {
+        for skip in [0, 1, 63, 64, 150, 4097] {
+            let mut buffer = Aligned::new(Bytes::from(vec![1; 10]), 0, skip);
+            let mut content = vec![1; 10];
+            for piece in 0..50u8 {
+                let data = vec![piece; 1 + usize::from(piece) * 97];
+                content.extend_from_slice(&data);
+                buffer.extend(Bytes::from(data));
+            }
+            let body = buffer.freeze();
+            assert_eq!(body, content);
+            assert_eq!((body.as_ptr() as usize + skip) % ALIGNMENT, 0);
+        }
+    }
+}

@@ -1,0 +1,257 @@
+//! gRPC on hyper's HTTP/2: which method is what, messages in and out, and how failures are said.
+
+mod infer;
+mod reflection;
+mod stream;
+mod unary;
+
+use crate::body::{self, Frames, collect};
+use crate::server::Config;
+use crate::shard::Shard;
+use bytes::Bytes;
+use http::header::{CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue};
+use http::{Method, Request, Response, StatusCode};
+use http_body::{Body, Frame, SizeHint};
+use hyper::body::Incoming;
+use penstock_schema::{Code, Error, Result};
+use penstock_wire::compress::{self, Encoding};
+use penstock_wire::grpc::{PREFIX_BYTES, unframe};
+use std::convert::Infallible;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
+
+const GRPC: HeaderValue = HeaderValue::from_static("application/grpc");
+const STATUS: HeaderName = HeaderName::from_static("grpc-status");
+const MESSAGE: HeaderName = HeaderName::from_static("grpc-message");
+const ENCODING: HeaderName = HeaderName::from_static("grpc-encoding");
+const ACCEPT: HeaderName = HeaderName::from_static("grpc-accept-encoding");
+const TIMEOUT: HeaderName = HeaderName::from_static("grpc-timeout");
+
+/// The body of an answer: ready, or a stream that is still being made.
+pub enum Answer {
+    Ready(Frames),
+    Stream(stream::Answers),
+}
+
+impl Body for Answer {
+    type Data = Bytes;
+    type Error = Infallible;
+
+    fn poll_frame(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<std::result::Result<Frame<Bytes>, Infallible>>> {
+        match self.get_mut() {
+            Answer::Ready(frames) => Pin::new(frames).poll_frame(context),
+            Answer::Stream(answers) => answers.poll_frame(context),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match self {
+            Answer::Ready(frames) => frames.is_end_stream(),
+            Answer::Stream(_) => false,
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match self {
+            Answer::Ready(frames) => frames.size_hint(),
+            Answer::Stream(_) => SizeHint::default(),
+        }
+    }
+}
+
+pub type Reply = Response<Answer>;
+
+/// A call: what its headers say, and its body.
+pub struct Call {
+    pub started: Instant,
+    pub timeout: Option<Duration>,
+    pub encoding: Option<Encoding>,
+    pub headers: HeaderMap,
+    pub body: Incoming,
+}
+
+/// Answers one call; whatever goes wrong becomes a status.
+pub async fn serve(shard: Arc<Shard>, request: Request<Incoming>) -> std::result::Result<Reply, Infallible> {
+    let started = Instant::now();
+    let (parts, body) = request.into_parts();
+    let content_type = parts.headers.get(CONTENT_TYPE).map(HeaderValue::as_bytes).unwrap_or_default();
+    if parts.method != Method::POST || !content_type.starts_with(b"application/grpc") {
+        return Ok(not_grpc());
+    }
+    let answered = match call(started, parts.headers, body) {
+        Ok(call) => answer(&shard, parts.uri.path(), call).await,
+        Err(error) => Err(error),
+    };
+    Ok(answered.unwrap_or_else(|error| failure(&error)))
+}
+
+fn call(started: Instant, headers: HeaderMap, body: Incoming) -> Result<Call> {
+    let timeout = headers.get(TIMEOUT).map(parse_timeout).transpose()?;
+    let encoding = match headers.get(ENCODING).map(HeaderValue::as_bytes) {
+        None | Some(b"identity") => None,
+        Some(b"gzip") => Some(Encoding::Gzip),
+        Some(b"deflate") => Some(Encoding::Deflate),
+        Some(_) => return Err(Error::unsupported("grpc-encoding: expected identity, deflate or gzip")),
+    };
+    Ok(Call { started, timeout, encoding, headers, body })
+}
+
+async fn answer(shard: &Arc<Shard>, path: &str, call: Call) -> Result<Reply> {
+    let (service, method) = path.strip_prefix('/').and_then(|path| path.split_once('/')).unwrap_or_default();
+    match (service, method) {
+        ("inference.GRPCInferenceService", "ModelInfer") => infer::infer(shard, call).await,
+        ("inference.GRPCInferenceService", "ModelStreamInfer") => Ok(infer::stream(shard, call)),
+        ("inference.GRPCInferenceService", _) => {
+            let limit = call.timeout;
+            let answered = unary::answer(shard, method, call);
+            match limit {
+                None => answered.await,
+                Some(time) => tokio::time::timeout(time, answered).await.map_err(|_| deadline())?,
+            }
+        }
+        ("grpc.health.v1.Health", "Check") => unary::health(shard, call).await,
+        ("grpc.reflection.v1.ServerReflection" | "grpc.reflection.v1alpha.ServerReflection", "ServerReflectionInfo") => {
+            Ok(reflection::reflect(shard, call))
+        }
+        _ => Err(Error::unsupported(format!("unknown method '{}'", crate::registry::clip(path)))),
+    }
+}
+
+pub fn deadline() -> Error {
+    Error::new(Code::DeadlineExceeded, "Deadline Exceeded")
+}
+
+/// Reads the single message of a unary call.
+pub async fn message(call: &mut Option<Incoming>, encoding: Option<Encoding>, config: &Config) -> Result<Bytes> {
+    let Some(body) = call.take() else { return Err(Error::internal("the message was read already")) };
+    // Requests end with their tensors, whose sizes are nearly always multiples of the alignment: aligning the end of the
+    // message aligns the tensor.
+    let end = |first: &[u8]| prefix(first).map_or(0, |(_, length)| PREFIX_BYTES + length);
+    let body = collect(body, config, end).await?;
+    let (compressed, length) = prefix(&body).ok_or_else(|| Error::internal("gRPC message: the body ends within the length prefix"))?;
+    if length > config.max_body_bytes {
+        return Err(body::too_large(config));
+    }
+    if body.len() != PREFIX_BYTES + length {
+        let got = body.len() - PREFIX_BYTES;
+        return Err(Error::internal(format!("gRPC message: the prefix announces {length} bytes, the body holds {got}")));
+    }
+    inflate(body.slice(PREFIX_BYTES..), compressed, encoding, config)
+}
+
+/// Whether a message is compressed, and its length, if its prefix is there.
+pub fn prefix(start: &[u8]) -> Option<(bool, usize)> {
+    let prefix = unframe(*start.first_chunk()?).ok()?;
+    Some((prefix.compressed, prefix.length as usize))
+}
+
+pub fn inflate(message: Bytes, compressed: bool, encoding: Option<Encoding>, config: &Config) -> Result<Bytes> {
+    match (compressed, encoding) {
+        (false, _) => Ok(message),
+        (true, Some(encoding)) => Ok(compress::inflate(encoding, &message, config.max_body_bytes)?.into()),
+        (true, None) => Err(Error::internal("gRPC message: compressed, but the call names no grpc-encoding")),
+    }
+}
+
+/// A successful unary answer.
+pub fn success(frames: Frames) -> Reply {
+    let mut trailers = HeaderMap::with_capacity(1);
+    trailers.insert(STATUS, HeaderValue::from_static("0"));
+    let mut reply = Response::new(Answer::Ready(frames.with_trailers(trailers)));
+    reply.headers_mut().insert(CONTENT_TYPE, GRPC);
+    reply
+}
+
+pub fn streaming(answers: stream::Answers) -> Reply {
+    let mut reply = Response::new(Answer::Stream(answers));
+    reply.headers_mut().insert(CONTENT_TYPE, GRPC);
+    reply
+}
+
+/// A status without a message: headers only ("Trailers-Only" of the gRPC specification).
+fn failure(error: &Error) -> Reply {
+    let mut reply = Response::new(Answer::Ready(Frames::default()));
+    let headers = reply.headers_mut();
+    headers.insert(CONTENT_TYPE, GRPC);
+    status(headers, error);
+    if error.code == Code::Unsupported {
+        headers.insert(ACCEPT, HeaderValue::from_static("identity,deflate,gzip"));
+    }
+    reply
+}
+
+/// Writes a status into trailers, or into headers that stand for them.
+pub fn status(headers: &mut HeaderMap, error: &Error) {
+    headers.insert(STATUS, HeaderValue::from(u16::from(error.code.grpc_status())));
+    if let Ok(message) = HeaderValue::from_str(&percent_encode(&error.message)) {
+        headers.insert(MESSAGE, message);
+    }
+}
+
+/// `grpc-message` is percent-encoded outside printable ASCII (gRPC over HTTP/2, "Responses").
+fn percent_encode(text: &str) -> String {
+    let mut encoded = String::with_capacity(text.len());
+    for byte in text.bytes() {
+        match byte {
+            b'%' | 0..0x20 | 0x7f.. => encoded.push_str(&format!("%{byte:02X}")),
+            _ => encoded.push(char::from(byte)),
+        }
+    }
+    encoded
+}
+
+/// Digits and a unit (gRPC over HTTP/2, "Timeout").
+fn parse_timeout(value: &HeaderValue) -> Result<Duration> {
+    let wrong = || Error::invalid("grpc-timeout: expected 1 to 8 digits and one of H, M, S, m, u, n");
+    let (digits, unit) = value.to_str().ok().and_then(|text| text.split_at_checked(text.len().checked_sub(1)?)).ok_or_else(wrong)?;
+    if digits.is_empty() || digits.len() > 8 || !digits.bytes().all(|byte| byte.is_ascii_digit()) {
+        return Err(wrong());
+    }
+    let number: u64 = digits.parse().map_err(|_| wrong())?;
+    match unit {
+        "H" => Ok(Duration::from_secs(number * 3600)),
+        "M" => Ok(Duration::from_secs(number * 60)),
+        "S" => Ok(Duration::from_secs(number)),
+        "m" => Ok(Duration::from_millis(number)),
+        "u" => Ok(Duration::from_micros(number)),
+        "n" => Ok(Duration::from_nanos(number)),
+        _ => Err(wrong()),
+    }
+}
+
+/// For a client that speaks HTTP/2 but not gRPC.
+fn not_grpc() -> Reply {
+    let text = penstock_wire::json::error("this port serves gRPC: expected POST with content-type application/grpc; plain HTTP is on the other port");
+    let mut reply = Response::new(Answer::Ready(Frames::one(text)));
+    *reply.status_mut() = StatusCode::UNSUPPORTED_MEDIA_TYPE;
+    reply.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    reply
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn timeouts_are_read() {
+        for (text, expected) in [
+            ("1n", Some(Duration::from_nanos(1))),
+            ("5S", Some(Duration::from_secs(5))),
+            ("99999999H", Some(Duration::from_secs(99_999_999 * 3600))),
+            ("100000000S", None),
+            ("S", None),
+            ("", None),
+            ("-1S", None),
+            ("1x", None),
+        ] {
+            assert_eq!(parse_timeout(&HeaderValue::from_str(text).unwrap()).ok(), expected, "{text}");
+        }
+    }
+
+    #[test]
+    fn messages_are_percent_encoded() {
+        assert_eq!(percent_encode("50% \u{fc}\n"), "50%25 %C3%BC%0A");
+    }
+}

@@ -1,0 +1,119 @@
+//! Starting and stopping: sockets are bound first, so that a busy port is an error before any thread exists.
+
+use crate::server::{Config, Operation, Server, State};
+use crate::shard::{Role, Shard, accept, runtime};
+use socket2::{Domain, Protocol, Socket, Type};
+use std::net::{SocketAddr, TcpListener};
+use std::sync::{Arc, mpsc::Receiver};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+use tokio::sync::{mpsc, watch};
+
+/// Connections that wait for `accept`; the kernel cuts it to `net.core.somaxconn`.
+const BACKLOG: i32 = 4096;
+
+/// Sockets under way from an acceptor to a shard.
+const HANDOVER: usize = 1024;
+
+/// How often a drain looks whether it is done: well below the latency of anything worth waiting for.
+const DRAIN_LOOK: Duration = Duration::from_millis(2);
+
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    #[error("cannot listen on {address} for {what}: {reason}; choose another port with --{what}-port")]
+    Bind { what: &'static str, address: SocketAddr, reason: std::io::Error },
+    #[error("cannot start a server thread: {0}")]
+    Thread(#[from] std::io::Error),
+}
+
+/// A running server. Dropping it stops without waiting for requests.
+pub struct Handle {
+    pub server: Arc<Server>,
+    pub http: Option<SocketAddr>,
+    pub grpc: Option<SocketAddr>,
+    pub metrics: Option<SocketAddr>,
+    stop: watch::Sender<bool>,
+    threads: Vec<JoinHandle<()>>,
+}
+
+impl Handle {
+    /// Binds, then serves. Every model is still unknown and the server not ready.
+    pub fn start(config: Config) -> Result<(Handle, Receiver<Operation>), StartError> {
+        let mut listeners = Vec::new();
+        let mut addresses = [None; 3];
+        let wanted = [("http", config.http, Role::Http), ("grpc", config.grpc, Role::Grpc), ("metrics", config.metrics, Role::Metrics)];
+        for (bound, (what, address, role)) in addresses.iter_mut().zip(wanted) {
+            let Some(address) = address else { continue };
+            let listener = bind(address).map_err(|reason| StartError::Bind { what, address, reason })?;
+            *bound = Some(listener.local_addr()?);
+            listeners.push((listener, role));
+        }
+        let [http, grpc, metrics] = addresses;
+        let (server, operations) = Server::new(config);
+        let (stop, stopped) = watch::channel(false);
+        let mut threads = Vec::new();
+        let mut shards = Vec::new();
+        for number in 0..server.config.shards.max(1) {
+            let (sender, sockets) = mpsc::channel(HANDOVER);
+            let shard = Shard::new(server.clone(), stopped.clone());
+            let runtime = runtime()?;
+            let thread = std::thread::Builder::new().name(format!("penstock-io-{number}"));
+            threads.push((thread, runtime, shard, sockets));
+            shards.push(sender);
+        }
+        // The acceptors live on the first shard: accepting is rare and cheap.
+        let mut listeners = Some(listeners);
+        let mut handles = Vec::new();
+        for (thread, runtime, shard, sockets) in threads {
+            let acceptors = listeners.take().unwrap_or_default();
+            let (shards, stopped) = (shards.clone(), stopped.clone());
+            handles.push(thread.spawn(move || {
+                runtime.block_on(async move {
+                    for (listener, role) in acceptors {
+                        match tokio::net::TcpListener::from_std(listener) {
+                            Ok(listener) => drop(tokio::spawn(accept(listener, role, shards.clone(), stopped.clone()))),
+                            Err(error) => tracing::error!(%error, "cannot serve a listener"),
+                        }
+                    }
+                    drop(shards);
+                    shard.run(sockets).await;
+                });
+                runtime.shutdown_background();
+            })?);
+        }
+        Ok((Handle { server, http, grpc, metrics, stop, threads: handles }, operations))
+    }
+
+    /// Refuses new requests and waits until those in flight are answered. Returns how many were not.
+    pub fn drain(&self, timeout: Duration) -> usize {
+        self.server.set_state(State::Draining);
+        let deadline = Instant::now() + timeout;
+        while self.server.in_flight() > 0 && Instant::now() < deadline {
+            std::thread::sleep(DRAIN_LOOK);
+        }
+        self.server.in_flight()
+    }
+
+    /// Ends all connections, letting answers that are being written finish for `grace`, and joins the threads.
+    pub fn stop(&mut self, grace: Duration) {
+        self.stop.send_replace(true);
+        let deadline = Instant::now() + grace;
+        for thread in self.threads.drain(..) {
+            while !thread.is_finished() && Instant::now() < deadline {
+                std::thread::sleep(DRAIN_LOOK);
+            }
+            if thread.is_finished() && thread.join().is_err() {
+                tracing::error!("a server thread had panicked");
+            }
+        }
+    }
+}
+
+fn bind(address: SocketAddr) -> std::io::Result<TcpListener> {
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM.nonblocking(), Some(Protocol::TCP))?;
+    // A restarted server may take its port back while old connections still linger.
+    socket.set_reuse_address(true)?;
+    socket.bind(&address.into())?;
+    socket.listen(BACKLOG)?;
+    Ok(socket.into())
+}

@@ -1,0 +1,101 @@
+//! `POST .../infer`: the path that costs are counted on.
+
+use super::{Reply, json};
+use crate::body::{Frames, collect};
+use crate::shard::Shard;
+use crate::submit::{self, Terms};
+use bytes::Bytes;
+use http::header::{ACCEPT_ENCODING, CONTENT_ENCODING, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue};
+use http::{Request, Response};
+use hyper::body::Incoming;
+use penstock_schema::{Error, ModelSpec, Result};
+use penstock_wire::{Validated, compress, json as codec, validate};
+use smallvec::SmallVec;
+use std::sync::Arc;
+
+const HEADER_LENGTH: HeaderName = HeaderName::from_static("inference-header-content-length");
+
+/// Work on more bytes than this leaves the shard's thread, where it would hold up every other connection.
+const HEAVY_BYTES: usize = 128 << 10;
+
+pub async fn infer(shard: &Arc<Shard>, name: &str, version: Option<&str>, request: Request<Incoming>) -> Result<Reply> {
+    let busy = shard.server.enter()?;
+    let model = shard.server.registry.get(name, version)?;
+    let (parts, body) = request.into_parts();
+    let header_length = header_length(&parts.headers)?;
+    let encoding = match parts.headers.get(CONTENT_ENCODING) {
+        Some(value) => compress::content_encoding(text(&CONTENT_ENCODING, value)?)?,
+        None => None,
+    };
+    let accepted = parts.headers.get(ACCEPT_ENCODING).and_then(|value| compress::accept(value.to_str().ok()?));
+
+    let limit = shard.server.config.max_body_bytes;
+    let mut body = collect(body, &shard.server.config, |_| header_length.unwrap_or(0)).await?;
+    if let Some(encoding) = encoding {
+        body = aside(move || compress::inflate(encoding, &body, limit)).await?.into();
+    }
+    let json_bytes = header_length.unwrap_or(body.len());
+    let validated = if json_bytes > HEAVY_BYTES {
+        let model = model.clone();
+        aside(move || decode(&model.spec, &body, header_length)).await?
+    } else {
+        decode(&model.spec, &body, header_length)?
+    };
+
+    let (outputs, plan) = submit::infer(shard, &model, validated, Terms::default()).await?;
+
+    let heavy = plan.outputs.iter().any(|output| !output.binary) && outputs.iter().map(|tensor| tensor.data.len()).sum::<usize>() > HEAVY_BYTES;
+    let encoded = if heavy {
+        aside(move || codec::encode(&model.spec, &plan, outputs)).await?
+    } else {
+        codec::encode(&model.spec, &plan, outputs)?
+    };
+    let mut frames = encoded.frames;
+    if let Some(encoding) = accepted {
+        let parts = frames;
+        let compressed = if parts.iter().map(Bytes::len).sum::<usize>() > HEAVY_BYTES {
+            aside(move || Ok(compress::deflate(encoding, &parts))).await?
+        } else {
+            compress::deflate(encoding, &parts)
+        };
+        frames = SmallVec::from_iter([Bytes::from(compressed)]);
+    }
+    let mut reply = match encoded.header_length {
+        None => json(Bytes::new()),
+        Some(length) => {
+            let mut reply = Response::new(Frames::default());
+            reply.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/octet-stream"));
+            reply.headers_mut().insert(HEADER_LENGTH, HeaderValue::from(length));
+            reply
+        }
+    };
+    if let Some(encoding) = accepted {
+        reply.headers_mut().insert(CONTENT_ENCODING, HeaderValue::from_static(encoding.name()));
+    }
+    *reply.body_mut() = Frames::new(frames).busy(busy);
+    Ok(reply)
+}
+
+fn decode(spec: &ModelSpec, body: &Bytes, header_length: Option<usize>) -> Result<Validated> {
+    match header_length {
+        Some(0) => validate::validate(spec, codec::decode_raw(spec, body)?),
+        length => validate::validate(spec, codec::decode(body, length)?),
+    }
+}
+
+/// Runs something long on the blocking pool.
+async fn aside<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
+    tokio::task::spawn_blocking(work).await.map_err(|_| Error::internal("request could not be worked on"))?
+}
+
+fn header_length(headers: &HeaderMap) -> Result<Option<usize>> {
+    let Some(value) = headers.get(HEADER_LENGTH) else { return Ok(None) };
+    let text = text(&HEADER_LENGTH, value)?;
+    let digits = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
+    let wrong = || Error::invalid(format!("header {HEADER_LENGTH}: expected the length of the JSON part in bytes, got '{}'", crate::registry::clip(text)));
+    digits.then(|| text.parse().ok()).flatten().ok_or_else(wrong).map(Some)
+}
+
+fn text<'a>(name: &HeaderName, value: &'a HeaderValue) -> Result<&'a str> {
+    value.to_str().map_err(|_| Error::invalid(format!("header {name}: expected ASCII text")))
+}

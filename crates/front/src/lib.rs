@@ -1,0 +1,23 @@
+//! The listeners: everything between a socket and a queue.
+//!
+//! Promises: limits are checked before anything is allocated or decoded; every request gets exactly one answer; nothing
+//! here knows Python or runs a model. Called by `bridge`, which starts it and carries out its operations.
+#![forbid(unsafe_code)]
+#![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used))]
+
+mod body;
+mod grpc;
+mod handle;
+mod http1;
+mod metrics;
+mod operations;
+mod registry;
+mod server;
+mod shard;
+mod statistics;
+mod stream;
+mod submit;
+
+pub use handle::{Handle, StartError};
+pub use registry::{ModelVersion, Registry};
+pub use server::{Config, IndexEntry, Operation, OperationAnswer, OperationRequest, Server, State};

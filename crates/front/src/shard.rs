@@ -1,0 +1,199 @@
+//! A shard: one thread, one runtime, the connections it accepted, and the mailbox their answers come back to.
+
+use crate::server::Server;
+use crate::stream::{Phase, Stream, Watch};
+use crate::{grpc, http1};
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use parking_lot::Mutex;
+use penstock_dispatch::{Mailbox, Queue};
+use penstock_schema::limits;
+use std::cell::RefCell;
+use std::future::Future;
+use std::pin::pin;
+use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{mpsc, watch};
+
+/// The coarse clock's tick: fine enough for time-outs of seconds.
+const TICK: Duration = Duration::from_millis(250);
+
+/// How long input is read over after the last answer of a connection.
+const LINGER: Duration = Duration::from_secs(2);
+
+/// How long the acceptor rests when the process has no descriptors left.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+
+/// The protocol of a listener.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Role {
+    Http,
+    Grpc,
+    Metrics,
+}
+
+/// What the requests of one shard share.
+pub struct Shard {
+    pub server: Arc<Server>,
+    pub mailbox: Arc<Mailbox>,
+    clock: Arc<AtomicU32>,
+    watches: Mutex<Vec<Weak<Watch>>>,
+    stop: watch::Receiver<bool>,
+}
+
+thread_local! {
+    /// Queues that took a job since this shard last ran out of ready sockets.
+    static TOUCHED: RefCell<Vec<Arc<Queue>>> = const { RefCell::new(Vec::new()) };
+}
+
+/// Remembers to look at this queue before the shard goes to sleep.
+pub fn touch(queue: &Arc<Queue>) {
+    TOUCHED.with_borrow_mut(|touched| {
+        if !touched.iter().any(|other| Arc::ptr_eq(other, queue)) {
+            touched.push(queue.clone());
+        }
+    });
+}
+
+/// What arrived together has been queued: let the instances look at it.
+fn nudge_touched() {
+    TOUCHED.with_borrow_mut(|touched| touched.drain(..).for_each(|queue| queue.nudge()));
+}
+
+pub fn runtime() -> std::io::Result<tokio::runtime::Runtime> {
+    tokio::runtime::Builder::new_current_thread().enable_all().on_thread_park(nudge_touched).build()
+}
+
+impl Shard {
+    pub fn new(server: Arc<Server>, stop: watch::Receiver<bool>) -> Arc<Shard> {
+        let clock = Arc::new(AtomicU32::new(0));
+        Arc::new(Shard { server, mailbox: Mailbox::new(), clock, watches: Mutex::default(), stop })
+    }
+
+    /// Serves what the acceptors send until they are gone and every connection has ended.
+    pub async fn run(self: Arc<Self>, mut sockets: mpsc::Receiver<(std::net::TcpStream, Role)>) {
+        tokio::spawn(self.mailbox.clone().run());
+        tokio::spawn(self.clone().sweep());
+        while let Some((socket, role)) = sockets.recv().await {
+            match TcpStream::from_std(socket) {
+                Ok(socket) => self.adopt(socket, role),
+                Err(error) => tracing::debug!(%error, "connection lost before it was served"),
+            }
+        }
+        while self.watches.lock().iter().any(|watch| watch.strong_count() > 0) {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+
+    pub fn adopt(self: &Arc<Self>, socket: TcpStream, role: Role) {
+        let watch = Watch::new(self.clock.clone());
+        self.watches.lock().push(Arc::downgrade(&watch));
+        let task = match role {
+            Role::Grpc => tokio::spawn(serve_grpc(self.clone(), socket, watch.clone())),
+            Role::Http | Role::Metrics => tokio::spawn(serve_http(self.clone(), socket, watch.clone(), role)),
+        };
+        watch.attach(task.abort_handle());
+    }
+
+    /// Advances the coarse clock and ends connections that have been in a phase for too long.
+    async fn sweep(self: Arc<Self>) {
+        let config = &self.server.config;
+        let ticks = |time: Duration| time.as_millis().div_ceil(TICK.as_millis()).max(1) as u32;
+        let (head, idle) = (ticks(config.header_timeout), ticks(config.idle_timeout));
+        let (reply, linger) = (ticks(config.write_timeout), ticks(LINGER));
+        loop {
+            tokio::time::sleep(TICK).await;
+            self.clock.fetch_add(1, Relaxed);
+            self.watches.lock().retain(|watch| {
+                let Some(watch) = watch.upgrade() else { return false };
+                let limit = match watch.phase() {
+                    Phase::Idle => idle,
+                    Phase::Head => head,
+                    Phase::Busy => u32::MAX,
+                    Phase::Reply => reply,
+                    Phase::Linger => linger,
+                };
+                if watch.age() > limit {
+                    watch.abort();
+                }
+                true
+            });
+        }
+    }
+}
+
+async fn serve_http(shard: Arc<Shard>, socket: TcpStream, watch: Arc<Watch>, role: Role) {
+    let io = TokioIo::new(Stream::http1(socket, watch.clone()));
+    let mut stop = shard.stop.clone();
+    let service = service_fn(move |request| http1::serve(shard.clone(), watch.clone(), role, request));
+    let connection = hyper::server::conn::http1::Builder::new().serve_connection(io, service);
+    let mut connection = pin!(connection);
+    until_stopped(&mut stop, connection.as_mut(), |connection| connection.graceful_shutdown()).await;
+}
+
+async fn serve_grpc(shard: Arc<Shard>, socket: TcpStream, watch: Arc<Watch>) {
+    let io = TokioIo::new(Stream::http2(socket, watch));
+    let mut stop = shard.stop.clone();
+    let max_body = shard.server.config.max_body_bytes as u64;
+    let service = service_fn(move |request| grpc::serve(shard.clone(), request));
+    let mut builder = hyper::server::conn::http2::Builder::new(TokioExecutor::new());
+    builder
+        .max_concurrent_streams(limits::HTTP2_STREAMS as u32)
+        .max_header_list_size(limits::HTTP2_HEADER_BYTES as u32)
+        // A whole tensor may be under way on a stream without a round trip for permission to go on.
+        .initial_stream_window_size(max_body.min(limits::HTTP2_WINDOW_BYTES) as u32)
+        .initial_connection_window_size(max_body.min(limits::HTTP2_WINDOW_BYTES) as u32 * 2)
+        .max_frame_size(limits::HTTP2_FRAME_BYTES as u32)
+        .max_send_buf_size(limits::HTTP2_WINDOW_BYTES as usize);
+    let connection = builder.serve_connection(io, service);
+    let mut connection = pin!(connection);
+    until_stopped(&mut stop, connection.as_mut(), |connection| connection.graceful_shutdown()).await;
+}
+
+/// Runs a connection; when the server stops, lets it finish what it has begun.
+async fn until_stopped<C, E>(stop: &mut watch::Receiver<bool>, mut connection: std::pin::Pin<&mut C>, finish: impl FnOnce(std::pin::Pin<&mut C>))
+where
+    C: Future<Output = Result<(), E>>,
+    E: std::fmt::Display,
+{
+    let ended = tokio::select! {
+        biased;
+        ended = connection.as_mut() => ended,
+        _ = stopped(stop) => {
+            finish(connection.as_mut());
+            connection.await
+        }
+    };
+    if let Err(error) = ended {
+        tracing::debug!(%error, "connection ended");
+    }
+}
+
+/// Ends when the server stops, or is gone.
+async fn stopped(stop: &mut watch::Receiver<bool>) {
+    let _ = stop.wait_for(|stop| *stop).await.is_ok();
+}
+
+/// Accepts on one listener and deals the sockets out to the shards in turn.
+pub async fn accept(listener: TcpListener, role: Role, shards: Vec<mpsc::Sender<(std::net::TcpStream, Role)>>, mut stop: watch::Receiver<bool>) {
+    for turn in 0usize.. {
+        let accepted = tokio::select! {
+            accepted = listener.accept() => accepted,
+            _ = stopped(&mut stop) => return,
+        };
+        match accepted {
+            Ok((socket, _)) => {
+                let sent = socket.set_nodelay(true).and_then(|()| socket.into_std());
+                if let Ok(socket) = sent {
+                    let _ = shards[turn % shards.len()].send((socket, role)).await;
+                }
+            }
+            Err(error) => {
+                tracing::warn!(%error, "cannot accept");
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+            }
+        }
+    }
+}

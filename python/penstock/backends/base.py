@@ -1,0 +1,75 @@
+"""The contract between a model and whoever serves it.
+
+A backend is one loaded model version. Instances are its workers: each is used by one thread at a time, several run at
+once, and they share whatever the backend can share. The serve layer makes instances, calls `execute` once per batch
+and closes them; it checks shapes before and after, so that an instance can trust its inputs.
+"""
+
+import re
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+from numpy.typing import NDArray
+
+from penstock import limits
+from penstock.errors import InvalidArgument
+from penstock.tensors import TensorSpec
+
+Array = NDArray[Any]
+
+# Names become paths, metric labels and URL parts: nothing outside this set may be in one.
+_NAME = re.compile(r"[A-Za-z0-9._-]+")
+
+
+class Instance(Protocol):
+    """One worker of a backend."""
+
+    def execute(self, inputs: dict[str, Array]) -> Mapping[str, Array]:
+        """Run one batch. Outputs may be views of the inputs or of anything else: the caller looks out for aliases."""
+        ...
+
+    def close(self) -> None: ...
+
+
+class Backend(Protocol):
+    """One loaded model version."""
+
+    @property
+    def name(self) -> str:
+        """The backend as configurations name it: `onnxruntime`, `openvino`, `python`."""
+        ...
+
+    @property
+    def platform(self) -> str:
+        """What model metadata reports: `onnxruntime_onnx`."""
+        ...
+
+    @property
+    def inputs(self) -> tuple[TensorSpec, ...]:
+        """Full shapes as the library sees them: the batch dimension is included where there is one."""
+        ...
+
+    @property
+    def outputs(self) -> tuple[TensorSpec, ...]: ...
+
+    def instance(self, index: int, count: int, threads: int | None) -> Instance:
+        """Worker `index` of `count`, wishing for `threads` threads (None: a fair share).
+
+        A library whose threads were fixed when the model was loaded may ignore the wish.
+        """
+        ...
+
+    def close(self) -> None:
+        """Give everything back. Called after every instance was closed."""
+        ...
+
+
+def check_model_name(name: str) -> str:
+    """The name itself when it is fit to be a directory, a label and a part of a URL; raises InvalidArgument."""
+    if not _NAME.fullmatch(name) or name in (".", "..") or len(name) > limits.NAME_BYTES:
+        shown = ascii(name[:64])
+        raise InvalidArgument(
+            f"model name {shown} is not allowed: expected 1 to {limits.NAME_BYTES} of "
+            "A-Z a-z 0-9 . _ - and not '.' or '..'"
+        )
+    return name

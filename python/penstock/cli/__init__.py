@@ -1,0 +1,44 @@
+"""The command line: argument parsing and nothing else. One module per verb.
+
+Errors are one line on standard error and exit 1; wrong usage exits 2.
+"""
+
+import sys
+
+import typer
+
+import penstock
+from penstock.cli.serve import serve
+from penstock.errors import PenstockError
+
+app = typer.Typer(
+    name="penstock",
+    help="Takes a model and makes it serve as fast as the machine can.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+app.command(name="serve")(serve)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        print(f"penstock {penstock.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def common(
+    version: bool = typer.Option(False, "--version", help="Print the version.", callback=_version, is_eager=True),
+) -> None:
+    """Takes a model and makes it serve as fast as the machine can."""
+
+
+def main() -> None:
+    """The `penstock` command."""
+    try:
+        app()
+    except (PenstockError, OSError) as error:
+        text = error.message if isinstance(error, PenstockError) else str(error)
+        print(f"penstock: {text}", file=sys.stderr)
+        sys.exit(1)

@@ -1,0 +1,1 @@
+"""One file per library that can execute a model. `base.py` holds what they have in common."""

@@ -1,0 +1,105 @@
+"""What a runtime is: one loaded model, weights held once, executed from any number of instances.
+
+Promises of every runtime: arithmetic in FP32 on the CPU (a faster precision is a build's decision, never a default);
+arrays that come back belong to the caller and never share memory with a later call; arrays that went in are not kept.
+Called by backends for serving and through `penstock.load` by users.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from penstock.errors import InvalidArgument
+from penstock.tensors import TensorSpec, datatype_of
+
+Array = NDArray[Any]
+Arrays = Mapping[str, Array]
+
+_MESSAGE_CHARS = 500  # a library's message is quoted; some quote whole graphs
+
+
+class RuntimeInstance(Protocol):
+    """One worker's handle. Used by one call at a time; the inputs are trusted to fit the signature."""
+
+    def execute(self, inputs: Arrays) -> dict[str, Array]:
+        """Run once; raises ExecutionError when the library fails."""
+        ...
+
+    def close(self) -> None: ...
+
+
+class Runtime(Protocol):
+    """A loaded model. Calling it is safe from any thread."""
+
+    @property
+    def name(self) -> str:
+        """The library: `onnxruntime`, `openvino`."""
+        ...
+
+    @property
+    def inputs(self) -> tuple[TensorSpec, ...]: ...
+
+    @property
+    def outputs(self) -> tuple[TensorSpec, ...]: ...
+
+    def instance(self) -> RuntimeInstance:
+        """A new worker's handle; as many as were announced at load run at once without sharing threads."""
+        ...
+
+    def __call__(self, **arrays: Any) -> dict[str, Array]:
+        """Check the arrays against the signature and run; raises InvalidArgument or ExecutionError."""
+        ...
+
+    def close(self) -> None:
+        """Give the weights back. Later calls raise Unavailable."""
+        ...
+
+
+def checked(specs: Sequence[TensorSpec], arrays: Mapping[str, Any]) -> dict[str, Array]:
+    """The arrays as NumPy arrays once names, element types and shapes fit; raises InvalidArgument otherwise."""
+    expected = {spec.name: spec for spec in specs}
+    for name in arrays:
+        if name not in expected:
+            raise InvalidArgument(f"unexpected input {name!r}, the model has {', '.join(map(str, specs))}")
+    found: dict[str, Array] = {}
+    for spec in specs:
+        if spec.name not in arrays:
+            if spec.optional:
+                continue
+            raise InvalidArgument(f"input {spec.name!r} is missing, the model has {', '.join(map(str, specs))}")
+        array = np.asarray(arrays[spec.name])
+        if array.dtype.kind in "SU" and spec.datatype == "BYTES":
+            array = array.astype(object)
+        if array.dtype.name == "bfloat16":
+            array = array.view(np.uint16)
+        if array.dtype != spec.dtype:
+            raise InvalidArgument(f"input {spec.name!r} is {spec.datatype}, got an array of {_kind(array)}; convert it")
+        if not spec.accepts(array.shape):
+            raise InvalidArgument(f"input {spec.name!r} has shape {list(spec.shape)}, got {list(array.shape)}")
+        found[spec.name] = array
+    return found
+
+
+def _kind(array: Array) -> str:
+    try:
+        return datatype_of(array.dtype)
+    except ValueError:
+        return array.dtype.name
+
+
+def library_message(error: BaseException, path: Path) -> str:
+    """What a library said, fit for a client: one line, without host or build paths, of bounded length."""
+    text = str(error)
+    for place in {str(path), str(path.resolve())}:
+        text = text.replace(place, path.name)
+    for place in {str(path.parent), str(path.parent.resolve())} - {".", "/"}:
+        text = text.replace(place, "")
+    text = re.sub(r"\[ONNXRuntimeError\] : \d+ : \w+ : ", "", text)
+    text = re.sub(r"(Exception from|Check .* failed at) \S+:\d+:", "", text)
+    text = re.sub(r"(?<![\w.])/(?:[\w.+-]+/)+[\w.+-]+(?::\d+)?", "", text)
+    text = " ".join(text.split())
+    return text if len(text) <= _MESSAGE_CHARS else text[:_MESSAGE_CHARS] + " ..."

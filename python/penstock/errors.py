@@ -1,0 +1,98 @@
+"""Every error Penstock raises, as one tree. Anyone may import this; it imports nothing.
+
+    PenstockError                500  INTERNAL
+    ├── InvalidArgument          400  INVALID_ARGUMENT    the request, call or file is wrong and will stay wrong
+    │   ├── ConfigError          400  INVALID_ARGUMENT    config.pbtxt, or a setting that stands for it
+    │   └── ModelLoadError       400  INVALID_ARGUMENT    a model that can't be loaded as it is
+    ├── Unauthenticated          401  UNAUTHENTICATED
+    ├── NotFound                 404  NOT_FOUND
+    ├── AlreadyExists            400  ALREADY_EXISTS
+    ├── Cancelled                400  CANCELLED
+    ├── ResourceExhausted        413  RESOURCE_EXHAUSTED  over a size limit
+    ├── Unsupported              501  UNIMPLEMENTED       no such feature, or it is switched off
+    ├── Unavailable              503  UNAVAILABLE         not now
+    ├── DeadlineExceeded         503  DEADLINE_EXCEEDED
+    └── Internal                 500  INTERNAL
+        └── ExecutionError       500  INTERNAL            a model failed, or answered something it may not
+
+A class knows its HTTP and its gRPC status; the numbers agree with `Code` of the Rust crate `schema` (a test compares
+them). The message is one sentence for whoever called: the thing, what was expected, what came, and what to do. It
+never holds a host path or a traceback.
+"""
+
+# ruff: noqa: N818  (the names are those of the gRPC statuses)
+
+from typing import ClassVar
+
+
+class PenstockError(Exception):
+    """Base of all. Catch this to catch everything Penstock raises on purpose."""
+
+    http_status: ClassVar[int] = 500
+    grpc_code: ClassVar[int] = 13  # numbers of the gRPC specification, doc/statuscodes.md
+
+    @property
+    def message(self) -> str:
+        return str(self)
+
+
+class InvalidArgument(PenstockError):
+    http_status = 400
+    grpc_code = 3
+
+
+class ConfigError(InvalidArgument):
+    """A model configuration that can't be read, or that contradicts itself or its model."""
+
+
+class ModelLoadError(InvalidArgument):
+    """A model file that is missing, broken, unsafe, or of a kind that is not served."""
+
+
+class Unauthenticated(PenstockError):
+    http_status = 401
+    grpc_code = 16
+
+
+class NotFound(PenstockError):
+    http_status = 404
+    grpc_code = 5
+
+
+class AlreadyExists(PenstockError):
+    http_status = 400
+    grpc_code = 6
+
+
+class Cancelled(PenstockError):
+    http_status = 400
+    grpc_code = 1
+
+
+class ResourceExhausted(PenstockError):
+    http_status = 413
+    grpc_code = 8
+
+
+class Unsupported(PenstockError):
+    http_status = 501
+    grpc_code = 12
+
+
+class Unavailable(PenstockError):
+    http_status = 503
+    grpc_code = 14
+
+
+class DeadlineExceeded(PenstockError):
+    http_status = 503
+    grpc_code = 4
+
+
+class Internal(PenstockError):
+    http_status = 500
+    grpc_code = 13
+
+
+class ExecutionError(Internal):
+    """A model raised, or returned something its signature does not allow."""

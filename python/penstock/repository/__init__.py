@@ -1,0 +1,11 @@
+"""Model directories: what is in them, how it is configured, and loading it. Knows nothing of sockets or requests.
+
+`Repository` reads Triton's layout, `bare` takes one file, `from_function` and `from_runtime` take what a program made;
+each gives `Model`s for the serve layer to run. The serve layer decides when to load and what stays in service.
+"""
+
+from penstock.repository.config import Config
+from penstock.repository.models import Model, bare, from_function, from_runtime
+from penstock.repository.repository import IndexEntry, Repository
+
+__all__ = ["Config", "IndexEntry", "Model", "Repository", "bare", "from_function", "from_runtime"]

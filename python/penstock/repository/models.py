@@ -1,0 +1,160 @@
+"""A loaded model version, and the ways to one that need no repository: a bare file, a function, a runtime.
+
+Every Model has a finished configuration and a backend that agree. Whoever holds it closes it once no instance uses it.
+"""
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from penstock import engine
+from penstock.backends.base import Backend, check_model_name
+from penstock.backends.function import FunctionBackend, ModelFunction
+from penstock.backends.runtime import BorrowedRuntimeBackend, RuntimeBackend
+from penstock.backends.settings import DynamicBatching, QueuePolicy
+from penstock.engine import Runtime
+from penstock.errors import InvalidArgument, ModelLoadError
+from penstock.repository import messages
+from penstock.repository.complete import BARE_FILE_MAX_BATCH, complete, reshaped
+from penstock.repository.config import Config, validated
+from penstock.tensors import to_triton
+
+# File name ending -> the runtime that reads it when the configuration names none.
+RUNTIME_OF_SUFFIX: Final = {".onnx": "onnxruntime", ".xml": "openvino"}
+SUPPORTED: Final = "model.onnx (onnxruntime, openvino) or model.xml (openvino)"
+
+
+def _nothing() -> None:
+    """For models that hold no files of their own."""
+
+
+@dataclass(slots=True)
+class Model:
+    """One version, ready for instances."""
+
+    name: str
+    version: int
+    config: Config
+    backend: Backend
+    release: Callable[[], None] = _nothing
+    """Called once, after the backend was closed: gives back what the files lay in."""
+
+    def close(self) -> None:
+        """Close the backend; a second call does nothing."""
+        release, self.release = self.release, _nothing
+        self.backend.close()
+        release()
+
+
+def loaded(
+    config: Config,
+    version: int,
+    path: Path,
+    default_max_batch: int,
+    release: Callable[[], None] = _nothing,
+) -> Model:
+    """Load one file under a configuration as written, and finish the configuration from it."""
+    runtime = config.message.backend or RUNTIME_OF_SUFFIX[path.suffix]
+    backend = RuntimeBackend(
+        engine.load(path, runtime=runtime, threads=config.threads, instances=config.instance_count)
+    )
+    try:
+        config.message.default_model_filename = path.name
+        finished = complete(config, backend, default_max_batch)
+        return Model(config.name, version, finished, reshaped(finished, backend), release)
+    except BaseException:
+        backend.close()
+        raise
+
+
+def bare(path: str | Path, *, name: str | None = None, runtime: str | None = None, instances: int = 1) -> Model:
+    """A model file without a repository: named after its stem, version 1, batches of up to 64 where it can.
+
+    Raises NotFound, ModelLoadError, InvalidArgument (a stem that is no model name: pass `name`).
+    """
+    path = Path(path)
+    if path.suffix not in RUNTIME_OF_SUFFIX:
+        raise ModelLoadError(f"{path.name!r} is not a model file that can be served, expected *.onnx or *.xml")
+    message = messages.new()
+    message.name = check_model_name(name if name is not None else path.stem)
+    message.backend = runtime or RUNTIME_OF_SUFFIX[path.suffix]
+    _write_instances(message, instances)
+    return loaded(validated(Config(message)), 1, path, BARE_FILE_MAX_BATCH)
+
+
+def from_runtime(
+    runtime: Runtime, name: str, *, max_batch_size: int = BARE_FILE_MAX_BATCH, instances: int = 1
+) -> Model:
+    """A runtime that a program loaded with `penstock.load`; its threads were divided there (`instances=`).
+
+    Closing the model leaves the runtime open: it stays the program's.
+    """
+    message = messages.new()
+    message.name = check_model_name(name)
+    _write_instances(message, instances)
+    backend = BorrowedRuntimeBackend(runtime)
+    return Model(name, 1, complete(validated(Config(message)), backend, max_batch_size), backend)
+
+
+def from_function(function: ModelFunction) -> Model:
+    """A function made a model by `@ps.model`."""
+    message = messages.new()
+    message.name = function.name
+    message.backend = "python"
+    message.max_batch_size = function.max_batch_size
+    _write_instances(message, function.instances)
+    batch = 1 if function.max_batch_size > 0 else 0
+    for items, specs in ((message.input, function.inputs), (message.output, function.outputs)):
+        for spec in specs:
+            item = items.add()
+            item.name = spec.name
+            item.data_type = (
+                item.DESCRIPTOR.fields_by_name["data_type"].enum_type.values_by_name[to_triton(spec.datatype)].number
+            )
+            item.dims.extend(spec.shape[batch:])
+    for key, value in function.parameters.items():
+        if not isinstance(key, str) or not isinstance(value, str):
+            raise InvalidArgument(f"model {function.name!r}: parameter {key!r} must be text, got {value!r}")
+        message.parameters[key].string_value = value
+    if function.padding is not None:
+        message.parameters["padding"].string_value = _json(function)
+    if function.dynamic_batching is not None:
+        _write_batching(message.dynamic_batching, function.dynamic_batching)
+    config = validated(Config(message, frozenset({"max_batch_size"})))
+    backend = FunctionBackend(function)
+    return Model(function.name, 1, complete(config, backend), backend)
+
+
+def _json(function: ModelFunction) -> str:
+    try:
+        return json.dumps(function.padding)
+    except (TypeError, ValueError) as error:
+        raise InvalidArgument(f"model {function.name!r}: padding can't be written as JSON: {error}") from None
+
+
+def _write_instances(message: Any, count: int) -> None:
+    if count < 1:
+        raise InvalidArgument(f"model {message.name!r}: expected at least 1 instance, got {count}")
+    if count > 1:
+        message.instance_group.add().count = count
+
+
+def _write_batching(block: Any, settings: DynamicBatching) -> None:
+    block.SetInParent()
+    block.max_queue_delay_microseconds = settings.max_queue_delay_us
+    block.preferred_batch_size.extend(settings.preferred_batch_sizes)
+    block.preserve_ordering = settings.preserve_ordering
+    block.priority_levels = settings.priority_levels
+    block.default_priority_level = settings.default_priority_level
+    _write_policy(block.default_queue_policy, settings.default_queue_policy)
+    for level, policy in settings.priority_queue_policies.items():
+        _write_policy(block.priority_queue_policy[level], policy)
+
+
+def _write_policy(message: Any, policy: QueuePolicy) -> None:
+    message.timeout_action = 1 if policy.timeout_action == "delay" else 0
+    message.default_timeout_microseconds = policy.default_timeout_us
+    message.allow_timeout_override = policy.allow_timeout_override
+    message.max_queue_size = policy.max_queue_size

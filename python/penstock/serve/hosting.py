@@ -1,0 +1,78 @@
+"""A model version in service: its queue in the data plane, and the instance threads that work it off.
+
+Made by `catalogue`, which publishes it once `start` has returned and retires it when it was replaced. Retiring never
+loses a request: the queue closes, the threads finish what is in it, then the backend closes.
+"""
+
+import logging
+import threading
+from collections.abc import Sequence
+
+from penstock import _core
+from penstock.backends.base import Instance
+from penstock.repository import Model
+from penstock.serve.spec import Specification
+
+log = logging.getLogger("penstock")
+
+
+class Hosted:
+    """One version. Owns the model: whoever makes a Hosted has handed the model over."""
+
+    def __init__(self, model: Model, specification: Specification) -> None:
+        self.model = model
+        self.core = _core.Model(specification)
+        self._instances: list[Instance] = []
+        self._threads: list[threading.Thread] = []
+
+    @property
+    def version(self) -> int:
+        return self.model.version
+
+    def start(self) -> None:
+        """Make the instances and let them wait for batches. What a backend raises here passes through."""
+        config = self.model.config
+        count = config.instance_count
+        for number in range(count):
+            self._instances.append(self.model.backend.instance(number, count, config.threads))
+        for number, instance in enumerate(self._instances):
+            # Daemons: a program that never stops its server can still end.
+            thread = threading.Thread(
+                target=self.core.run,
+                args=(number, instance.execute),
+                name=f"penstock-{self.model.name}-{self.version}-{number}",
+                daemon=True,
+            )
+            thread.start()
+            self._threads.append(thread)
+
+    def retire(self, timeout_seconds: float | None = None) -> bool:
+        """Finish what is queued, then give everything back. False when the time was over before that."""
+        self.core.close()
+        for thread in self._threads:
+            thread.join(timeout_seconds)
+        if any(thread.is_alive() for thread in self._threads):
+            self.core.abort()
+            log.error("model %r did not finish in time; its queued requests were answered with an error", self.model.name)
+            return False
+        for instance in self._instances:
+            instance.close()
+        self._instances.clear()
+        self.model.close()
+        return True
+
+
+def host(models: Sequence[Model], specifications: Sequence[Specification]) -> list[Hosted]:
+    """Start all versions of a model, or none: what fails closes the others again."""
+    hosted: list[Hosted] = []
+    try:
+        for model, specification in zip(models, specifications, strict=True):
+            hosted.append(Hosted(model, specification))
+            hosted[-1].start()
+    except BaseException:
+        for version in hosted:
+            version.retire()
+        for model in models[len(hosted) :]:
+            model.close()
+        raise
+    return hosted

@@ -1,0 +1,272 @@
+"""`Server`: listeners, models and threads with one life.
+
+    server = ps.Server(model_repository="models")
+    server.add(double)
+    server.run()                    # until SIGTERM; a second signal does not wait
+
+or, inside a program or a test, `with ps.Server(http_port=0) as server: ...`.
+"""
+
+import atexit
+import gc
+import logging
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import FrameType, TracebackType
+from typing import Final, Self
+
+import penstock
+from penstock import _core, limits
+from penstock.backends.function import ModelFunction
+from penstock.engine import Runtime
+from penstock.errors import ConfigError, PenstockError, Unavailable
+from penstock.repository import Model, Repository, bare, from_function, from_runtime
+from penstock.serve import options
+from penstock.serve.catalogue import Catalogue
+from penstock.serve.control import Control
+
+log = logging.getLogger("penstock")
+
+# After the drain: answers on their way out may still leave.
+_GRACE_SECONDS: Final = 1.0
+
+
+class Server:
+    """Serves models over HTTP and gRPC.
+
+    http_port, grpc_port, metrics_port   0: any free port, None: not served. After `start` they are the real ones.
+    *_address             what to listen on; loopback unless told otherwise.
+    model_repository      directory (or several) in Triton's layout.
+    model_control_mode    "none": load everything at start; "poll": follow the files; "explicit": load on request.
+    load_models           explicit mode: names to load at start, "*" for all.
+    exit_on_error         a model that fails to load at start is an error of `start`; otherwise the server runs without.
+    strict_readiness      ready means that every model is ready; otherwise, that the server is up.
+    exit_timeout_seconds  how long `stop` waits for requests in flight.
+    batching              "auto", or "triton" to follow Triton's batching to the letter.
+    max_body_bytes        requests above this are refused (413).
+    http_*_timeout_seconds, write_timeout_seconds
+                          from the first byte of a head to its last; for a body beyond its minimal rate; between requests;
+                          for a client that does not read its answer.
+    admin_token           load and unload then want it as a bearer token.
+    io_threads            threads of the data plane; None: one for every four cores.
+    """
+
+    def __init__(
+        self,
+        *,
+        http_port: int | None = 8000,
+        grpc_port: int | None = 8001,
+        metrics_port: int | None = 8002,
+        http_address: str = "127.0.0.1",
+        grpc_address: str = "127.0.0.1",
+        metrics_address: str = "127.0.0.1",
+        model_repository: str | Path | Sequence[str | Path] | None = None,
+        model_control_mode: str = "none",
+        load_models: Sequence[str] = (),
+        repository_poll_seconds: float = 15,
+        exit_on_error: bool = True,
+        strict_readiness: bool = True,
+        exit_timeout_seconds: float = limits.DRAIN_SECONDS,
+        batching: str = "auto",
+        max_body_bytes: int = limits.BODY_BYTES,
+        http_header_timeout_seconds: float = limits.HEADER_SECONDS,
+        http_body_timeout_seconds: float = limits.BODY_GRACE_SECONDS,
+        http_idle_timeout_seconds: float = limits.IDLE_SECONDS,
+        write_timeout_seconds: float = limits.WRITE_SECONDS,
+        admin_token: str | None = None,
+        io_threads: int | None = None,
+        server_name: str = "penstock",
+    ) -> None:
+        self.http_port = options.port("http_port", http_port)
+        self.grpc_port = options.port("grpc_port", grpc_port)
+        self.metrics_port = options.port("metrics_port", metrics_port)
+        self._control_options = options.control(
+            model_repository,
+            model_control_mode,
+            load_models,
+            repository_poll_seconds,
+            exit_on_error,
+            exit_timeout_seconds,
+            batching,
+        )
+        self._listeners = options.Listeners(
+            http_address=http_address,
+            http_port=self.http_port,
+            grpc_address=grpc_address,
+            grpc_port=self.grpc_port,
+            metrics_address=metrics_address,
+            metrics_port=self.metrics_port,
+            io_threads=options.io_threads(io_threads),
+            max_body_bytes=options.body_bytes(max_body_bytes),
+            http_header_timeout_seconds=options.positive("http_header_timeout_seconds", http_header_timeout_seconds),
+            http_body_timeout_seconds=options.positive("http_body_timeout_seconds", http_body_timeout_seconds),
+            http_idle_timeout_seconds=options.positive("http_idle_timeout_seconds", http_idle_timeout_seconds),
+            write_timeout_seconds=options.positive("write_timeout_seconds", write_timeout_seconds),
+            strict_readiness=strict_readiness,
+            model_control=model_control_mode == "explicit",
+            admin_token=admin_token,
+            server_name=server_name,
+            server_version=penstock.__version__,
+            extensions=list(options.EXTENSIONS),
+        )
+        self._repository = Repository(self._control_options.repositories) if self._control_options.repositories else None
+        self._added: dict[str, _Source] = {}
+        self._front: _core.Front | None = None
+        self._catalogue: Catalogue | None = None
+        self._control: Control | None = None
+
+    def add(
+        self,
+        model: ModelFunction | Runtime | str | Path,
+        *,
+        name: str | None = None,
+        instances: int = 1,
+        runtime: str | None = None,
+    ) -> None:
+        """Serve a `@ps.model` function, a runtime from `ps.load`, or a model file.
+
+        Functions carry their name and instances; for others `name` is needed (files: their stem) and `instances`
+        counts; `runtime` is for files. Raises ConfigError when the name is taken.
+        """
+        source = _Source(model, name, instances, runtime)
+        if source.name in self._added:
+            raise ConfigError(f"a model named {source.name!r} was added already")
+        self._added[source.name] = source
+        if self._catalogue is not None:
+            self._catalogue.add(source.name, source.load)
+
+    def start(self) -> None:
+        """Listen, load every model, become ready. Raises OSError for a port that is taken, and what loading raises."""
+        if self._front is not None:
+            raise ConfigError("the server is running already")
+        try:
+            self._start()
+        except BaseException:
+            self.stop()
+            raise
+
+    def stop(self) -> bool:
+        """Refuse new requests, finish those in flight, end. True when all of them were answered in time."""
+        front, catalogue, control = self._front, self._catalogue, self._control
+        self._front = self._catalogue = self._control = None
+        atexit.unregister(self.stop)
+        if front is None:
+            return True
+        deadline = time.monotonic() + self._control_options.exit_timeout_seconds
+        left = front.drain(self._control_options.exit_timeout_seconds)
+        if control is not None:
+            control.stop()
+        done = catalogue is None or catalogue.close(max(_GRACE_SECONDS, deadline - time.monotonic()))
+        front.stop(_GRACE_SECONDS)
+        if left:
+            log.error("%d requests were not answered before the exit timeout", left)
+        return done and left == 0
+
+    def run(self, on_ready: Callable[[], None] | None = None) -> None:
+        """Start, wait for SIGTERM or SIGINT, stop. A second signal ends the process at once with status 1."""
+        stopping = threading.Event()
+
+        def on_signal(number: int, frame: FrameType | None) -> None:
+            if stopping.is_set():
+                os._exit(1)
+            stopping.set()
+
+        previous = {number: signal.signal(number, on_signal) for number in (signal.SIGTERM, signal.SIGINT)}
+        try:
+            self.start()
+            self._announce()
+            if on_ready is not None:
+                on_ready()
+            # What lives now lives to the end: the collector need not look at it again.
+            gc.freeze()
+            stopping.wait()
+            print("penstock: stopping", file=sys.stderr, flush=True)
+            if not self.stop():
+                raise Unavailable("the exit timeout passed before every request was answered")
+        finally:
+            for number, handler in previous.items():
+                signal.signal(number, handler)
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    def _start(self) -> None:
+        wanted = self._control_options
+        front = self._front = _core.Front(self._listeners)
+        atexit.register(self.stop)
+        self.http_port, self.grpc_port, self.metrics_port = front.http_port, front.grpc_port, front.metrics_port
+        catalogue = self._catalogue = Catalogue(front, self._repository, wanted.batching)
+        poll = wanted.poll_seconds if wanted.mode == "poll" else None
+        self._control = Control(front, catalogue, poll)
+        self._control.start()
+        for source in self._added.values():
+            self._load_at_start(lambda source=source: catalogue.add(source.name, source.load))  # type: ignore[misc]
+        for name in self._names_at_start():
+            self._load_at_start(lambda name=name: catalogue.load(name))  # type: ignore[misc]
+        front.set_ready()
+
+    def _names_at_start(self) -> list[str]:
+        if self._repository is None:
+            return []
+        wanted = self._control_options
+        if wanted.mode != "explicit" or "*" in wanted.load:
+            return self._repository.names()
+        return list(wanted.load)
+
+    def _load_at_start(self, load: Callable[[], None]) -> None:
+        try:
+            load()
+        except PenstockError as error:
+            if self._control_options.exit_on_error:
+                raise
+            log.error("%s", error)
+
+    def _announce(self) -> None:
+        listeners = self._listeners
+        for what, address, port in (
+            ("http", listeners.http_address, self.http_port),
+            ("grpc", listeners.grpc_address, self.grpc_port),
+            ("metrics", listeners.metrics_address, self.metrics_port),
+        ):
+            if port is not None:
+                print(f"penstock: {what} on {address}:{port}", file=sys.stderr)
+        print("penstock: ready", file=sys.stderr, flush=True)
+
+
+class _Source:
+    """Something that was added, and how to make models of it."""
+
+    def __init__(
+        self, model: ModelFunction | Runtime | str | Path, name: str | None, instances: int, runtime: str | None
+    ) -> None:
+        self._model = model
+        self._runtime = runtime
+        self._instances = instances
+        if isinstance(model, ModelFunction):
+            if name not in (None, model.name):
+                raise ConfigError(f"model function {model.name!r} has its own name; it can't be added as {name!r}")
+            self.name = model.name
+        elif isinstance(model, str | Path):
+            self.name = name if name is not None else Path(model).stem
+        elif name is None:
+            raise ConfigError("a runtime is added under a name: server.add(runtime, name='resnet')")
+        else:
+            self.name = name
+
+    def load(self) -> list[Model]:
+        if isinstance(self._model, ModelFunction):
+            return [from_function(self._model)]
+        if isinstance(self._model, str | Path):
+            return [bare(self._model, name=self.name, runtime=self._runtime, instances=self._instances)]
+        return [from_runtime(self._model, self.name, instances=self._instances)]
