@@ -180,7 +180,8 @@ def test_a_future_can_be_cancelled(server: RunningServer) -> None:
         # One more goes through the queue after the cancelled one, which would have been executed by then.
         client.infer(model.name, inputs_of("grpc", model, {"ms": np.array([[1]], dtype=np.int32)}, "binary"))
     executed = statistics(server, before + 2) - before
-    assert executed == int(expected("grpc/executed-after-cancel-in-queue", server.kind, "2"))
+    # Triton hands an idle instance its next batch ahead, and does not take it back.
+    assert executed in ([2] if server.kind == "penstock" else [2, 3])
 
 
 def statistics(server: RunningServer, at_least: int = 0) -> int:

@@ -35,9 +35,13 @@ def index(transport: Transport, server: RunningServer) -> dict[str, list[Mapping
 
 @pytest.fixture(autouse=True)
 def nothing_loaded(explicit_server: RunningServer) -> Iterator[None]:
+    def unload() -> None:
+        for name in ("first", "second", "broken"):
+            method("http", explicit_server, "unload_model", name)
+
+    unload()
     yield
-    for name in ("first", "second", "broken"):
-        method("http", explicit_server, "unload_model", name)
+    unload()
 
 
 @pytest.mark.parametrize("transport", TRANSPORTS)

@@ -81,7 +81,8 @@ def add_zoo(server: Any) -> None:
                 instances=model.instances,
                 inputs=_typed(model.inputs),
                 outputs=_typed(model.outputs),
-                dynamic_batching=ps.DynamicBatching(default_queue_policy=queue) if model.max_queue_size else None,
+                # As in the configuration that Triton gets: an empty block for every model that has batches.
+                dynamic_batching=ps.DynamicBatching(default_queue_policy=queue) if model.max_batch_size else None,
             )(FUNCTIONS[model.behaviour])
         )
 

@@ -114,8 +114,10 @@ impl<C: Clock> Queue<C> {
         state.returns.arrived(now);
         state.backlog.push(job);
         self.dirty.store(true, Ordering::Relaxed);
+        // Another shard may have read its clock after this one and come first.
         let unseen = *state.unseen.get_or_insert(now);
-        let pressing = state.backlog.rows() >= u64::from(self.settings.max_batch_size) || now - unseen > UNSEEN;
+        let pressing =
+            state.backlog.rows() >= u64::from(self.settings.max_batch_size) || now.saturating_sub(unseen) > UNSEEN;
         let nudge = if pressing && !state.parked.is_empty() { Nudge::Now } else { Nudge::Later };
         drop(state);
         answer(removed);

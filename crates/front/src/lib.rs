@@ -8,6 +8,7 @@
 mod body;
 mod grpc;
 mod handle;
+mod host;
 mod http1;
 mod metrics;
 mod operations;

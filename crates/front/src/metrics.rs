@@ -70,6 +70,10 @@ pub fn page(server: &Server) -> String {
             write_histogram(&mut page, name, &labels(model), unit, histogram(statistics));
         }
     }
+    for (name, help, value) in crate::host::gauges() {
+        head(&mut page, name, help, "gauge");
+        line(&mut page, name, "", value);
+    }
     head(&mut page, "penstock_in_flight_requests", "Requests between head and answer", "gauge");
     line(&mut page, "penstock_in_flight_requests", "", server.in_flight());
     head(&mut page, "penstock_uptime_seconds", "Since the server started", "gauge");

@@ -106,6 +106,8 @@ impl Shard {
         loop {
             tokio::time::sleep(TICK).await;
             self.clock.fetch_add(1, Relaxed);
+            // What waited too long is answered even while every instance is busy or hangs.
+            self.server.registry.all().iter().for_each(|model| model.queue.expire());
             self.watches.lock().retain(|watch| {
                 let Some(watch) = watch.upgrade() else { return false };
                 let limit = match watch.phase() {

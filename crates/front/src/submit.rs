@@ -8,6 +8,7 @@ use penstock_wire::{ReplyPlan, Validated};
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::sync::oneshot::error::RecvError;
 
 /// What the protocol adds to a request.
 #[derive(Clone, Copy, Debug, Default)]
@@ -20,7 +21,8 @@ pub struct Terms {
 pub async fn infer(shard: &Shard, model: &Arc<ModelVersion>, request: Validated, terms: Terms) -> Result<(Outputs, ReplyPlan)> {
     let Validated { inputs, rows, priority, timeout_us, plan, .. } = request;
     let now = Monotonic.now();
-    let (sender, answer) = reply(&shard.mailbox);
+    let (sender, mut answer) = reply(&shard.mailbox);
+    let timeout = timeout_us.map(Duration::from_micros);
     let mut job = Job {
         rows,
         bytes: inputs.iter().flatten().map(|tensor| tensor.data.len()).sum(),
@@ -54,6 +56,14 @@ pub async fn infer(shard: &Shard, model: &Arc<ModelVersion>, request: Validated,
         }
         break;
     }
+    if let Some(time) = timeout {
+        // Instances refuse what has waited too long when they pull; should all of them be busy then, it is done here.
+        tokio::select! {
+            biased;
+            answered = &mut answer => return finish(answered, plan),
+            () = tokio::time::sleep(time) => model.queue.expire(),
+        }
+    }
     let answered = match terms.deadline {
         None => answer.await,
         Some(time) => match tokio::time::timeout(time, answer).await {
@@ -61,6 +71,10 @@ pub async fn infer(shard: &Shard, model: &Arc<ModelVersion>, request: Validated,
             Err(_) => return Err(Error::new(Code::DeadlineExceeded, "Deadline Exceeded")),
         },
     };
+    finish(answered, plan)
+}
+
+fn finish(answered: Result<Result<Outputs>, RecvError>, plan: ReplyPlan) -> Result<(Outputs, ReplyPlan)> {
     let outputs = answered.map_err(|_| Error::unavailable("the instance that ran the request was lost; send it again"))??;
     Ok((outputs, plan))
 }

@@ -122,6 +122,8 @@ def from_function(function: ModelFunction) -> Model:
         message.parameters["padding"].string_value = _json(function)
     if function.dynamic_batching is not None:
         _write_batching(message.dynamic_batching, function.dynamic_batching)
+    elif function.max_batch_size > 1:
+        message.dynamic_batching.SetInParent()  # automatic, and clients see in the configuration that it batches
     config = validated(Config(message, frozenset({"max_batch_size"})))
     backend = FunctionBackend(function)
     return Model(function.name, 1, complete(config, backend), backend)

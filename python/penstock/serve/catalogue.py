@@ -141,7 +141,7 @@ class Catalogue:
                 if not serving:
                     self._front.set_pending(name, entry.failure)
                 if isinstance(error, PenstockError):
-                    raise
+                    raise type(error)(f"failed to load {name!r}: {error.message}") from error
                 log.exception("model %r could not be loaded", name)
                 raise Internal(f"failed to load {name!r}: {type(error).__name__}; the server's log has more") from error
             self._front.publish(name, [version.core for version in hosted])

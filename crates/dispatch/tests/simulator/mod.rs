@@ -201,8 +201,8 @@ pub fn run(world: &World) -> Report {
                 next_timer = Nanos::MAX;
             }
         }
-        for instance in 0..running.len() {
-            if running[instance].is_some() {
+        for (instance, place) in running.iter_mut().enumerate() {
+            if place.is_some() {
                 continue;
             }
             match queue.try_pull() {
@@ -213,7 +213,7 @@ pub fn run(world: &World) -> Report {
                         report.waited += waited;
                     }
                     schedule(&mut events, now + (world.cost)(batch.rows), Event::Finish(instance));
-                    running[instance] = Some(batch);
+                    *place = Some(batch);
                 }
                 Attempt::WaitUntil(until) => {
                     offered.get_or_insert(now);

@@ -8,7 +8,7 @@ use crate::shard::Shard;
 use crate::statistics;
 use bytes::Bytes;
 use http::HeaderMap;
-use penstock_schema::{Code, Error, Result};
+use penstock_schema::{Error, Result};
 use penstock_wire::grpc::{self, pb};
 use penstock_wire::metadata;
 use prost::Message;
@@ -27,9 +27,8 @@ pub async fn answer(shard: &Arc<Shard>, method: &str, call: Call) -> Result<Repl
         }
         "ModelReady" => {
             let request: pb::ModelReadyRequest = decode(bytes)?;
-            let found = server.registry.get(&request.name, Some(&request.version));
-            found.map_err(|error| Error::new(Code::InvalidArgument, error.message))?;
-            reply(&pb::ModelReadyResponse { ready: true })
+            let ready = server.registry.get(&request.name, Some(&request.version)).is_ok();
+            reply(&pb::ModelReadyResponse { ready })
         }
         "ModelMetadata" => {
             let request: pb::ModelMetadataRequest = decode(bytes)?;

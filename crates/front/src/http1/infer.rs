@@ -42,6 +42,9 @@ pub async fn infer(shard: &Arc<Shard>, name: &str, version: Option<&str>, reques
         decode(&model.spec, &body, header_length)?
     };
 
+    if validated.plan.empty_final_response {
+        return Err(Error::invalid("parameter 'triton_enable_empty_final_response' is for gRPC streams; leave it out"));
+    }
     let (outputs, plan) = submit::infer(shard, &model, validated, Terms::default()).await?;
 
     let heavy = plan.outputs.iter().any(|output| !output.binary) && outputs.iter().map(|tensor| tensor.data.len()).sum::<usize>() > HEAVY_BYTES;

@@ -49,7 +49,7 @@ impl Route<'_> {
 pub fn parse(path: &str) -> Result<Route<'_>> {
     let not_found = || Error::not_found("Not Found");
     let rest = path.strip_prefix("/v2").ok_or_else(not_found)?;
-    if rest.is_empty() || rest == "/" {
+    if rest.is_empty() {
         return Ok(Route::Server);
     }
     let mut parts = [""; 7];
@@ -57,6 +57,10 @@ pub fn parse(path: &str) -> Result<Route<'_>> {
     for part in rest.strip_prefix('/').ok_or_else(not_found)?.split('/') {
         *parts.get_mut(count).ok_or_else(not_found)? = part;
         count += 1;
+    }
+    // An empty part is a slash too many.
+    if parts[..count].contains(&"") {
+        return Err(not_found());
     }
     match &parts[..count] {
         ["health", "live"] => Ok(Route::Live),
@@ -114,6 +118,9 @@ mod tests {
             ("/v2/repository/models/m/load", Some(Route::Load("m"))),
             ("/v2/systemsharedmemory/region/r/register", Some(Route::SharedMemoryRegister)),
             ("/v2x", None),
+            ("/v2/", None),
+            ("/v2/models/m/", None),
+            ("/v2/models//infer", None),
             ("/", None),
             ("/v2/models/m/versions/3/infer/more", None),
             ("/v2/a/b/c/d/e/f/g/h/i", None),
