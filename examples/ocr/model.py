@@ -13,8 +13,8 @@ from typing import Annotated
 import numpy as np
 import numpy.typing as npt
 import onnx
-import penstock as ps
 
+import penstock as ps
 from examples.ocr.reader import Floats, Recognise, read
 
 PACKAGE, FILE = "rapidocr", "models/PP-OCRv6_rec_small.onnx"

@@ -16,6 +16,8 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from penstock.errors import InvalidArgument
+
 Pixels = npt.NDArray[np.uint8]
 Floats = npt.NDArray[np.float32]
 Recognise = Callable[[Floats], Floats]
@@ -31,7 +33,7 @@ MAX_PIXELS = 16_000_000  # of the picture as sent: a line of 48 x 3200 that a 10
 CALL_COLUMNS = 17
 
 
-class UnreadableImageError(ValueError):
+class UnreadableImageError(InvalidArgument):
     """One row's picture cannot be used. Fails the batch, which the server then retries row by row, so only it fails."""
 
 

@@ -9,7 +9,6 @@ import json
 import sys
 
 import penstock as ps
-
 from examples.ocr.model import read_line, recogniser
 
 

@@ -1,6 +1,7 @@
 """Each limit is kept, missed, invalid or not measured; a missing or broken figure never passes."""
 
 import pytest
+
 from harness.bars import Bar, Verdict, check
 from harness.rows import Point, Row, Sample, Table
 from harness.workload import Wire, Workload

@@ -4,6 +4,7 @@ import json
 import struct
 
 import pytest
+
 from harness import protobuf
 from harness.dialects import V2, Answer, Dialect, Echo, MosecRoutes
 from harness.workload import Wire, Workload

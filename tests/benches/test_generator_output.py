@@ -1,6 +1,7 @@
 """What wrk and h2load print becomes figures, and no failed request goes uncounted."""
 
 import pytest
+
 from harness.generators import GeneratorError, parse_h2load, parse_wrk, percentile
 
 WRK = (

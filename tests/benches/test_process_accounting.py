@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+
 from harness.processes import ProcessStat, Session, members, parse_busy, parse_stat
 
 # Both programs say that they got there by writing to a named pipe: reading it is the event to wait for.

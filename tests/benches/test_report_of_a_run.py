@@ -4,6 +4,7 @@ import json
 from dataclasses import replace
 
 import pytest
+
 from harness import report
 from harness.machine import Machine, parse_cpuinfo
 from harness.rows import Point, Row, Sample, Table

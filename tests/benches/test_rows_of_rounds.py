@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 import pytest
+
 from harness.dialects import BatchCounts
 from harness.rounds import mean_batch
 from harness.rows import Point, Row, Sample, Table

@@ -4,6 +4,7 @@ import socket
 from pathlib import Path
 
 import pytest
+
 from harness import servers
 from harness.lab import DEBIAN_PACKAGES, Lab, missing_packages
 from harness.servers import DELAY_0, Ports, custom, free_ports, resolve, taken, triton_repository

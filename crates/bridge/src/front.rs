@@ -105,7 +105,9 @@ impl Front {
     fn next_operation(&self, py: Python<'_>, timeout_seconds: f64) -> PyResult<Option<Operation>> {
         let timeout = seconds("timeout_seconds", timeout_seconds)?;
         match py.detach(|| self.operations.lock().recv_timeout(timeout)) {
-            Ok(operation) => Ok(Some(Operation { request: operation.request, reply: Mutex::new(Some(operation.reply)) })),
+            Ok(operation) => {
+                Ok(Some(Operation { request: operation.request, reply: Mutex::new(Some(operation.reply)) }))
+            }
             Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => Ok(None),
         }
     }
@@ -198,7 +200,8 @@ impl Operation {
 
 impl Operation {
     fn answer(&self, answer: Result<OperationAnswer, Error>) -> PyResult<()> {
-        let sender = self.reply.lock().take().ok_or_else(|| PyRuntimeError::new_err("the operation was answered already"))?;
+        let sender =
+            self.reply.lock().take().ok_or_else(|| PyRuntimeError::new_err("the operation was answered already"))?;
         // A client that left is told nothing.
         drop(sender.send(answer));
         Ok(())
@@ -230,12 +233,15 @@ impl ListenersArgument {
 fn address(what: &str, host: &str, port: Option<u16>) -> PyResult<Option<SocketAddr>> {
     let Some(port) = port else { return Ok(None) };
     let host = if host == "localhost" { "127.0.0.1" } else { host };
-    let host: IpAddr = host.parse().map_err(|_| PyValueError::new_err(format!("{what} address: expected an IP address, got '{host}'")))?;
+    let host: IpAddr = host
+        .parse()
+        .map_err(|_| PyValueError::new_err(format!("{what} address: expected an IP address, got '{host}'")))?;
     Ok(Some(SocketAddr::new(host, port)))
 }
 
 fn seconds(what: &str, value: f64) -> PyResult<Duration> {
-    Duration::try_from_secs_f64(value).map_err(|_| PyValueError::new_err(format!("{what}: expected seconds, got {value}")))
+    Duration::try_from_secs_f64(value)
+        .map_err(|_| PyValueError::new_err(format!("{what}: expected seconds, got {value}")))
 }
 
 /// Sends the log of the data plane to standard error: 0 warnings, 1 information, 2 everything. Once per process.
@@ -246,7 +252,11 @@ pub fn log_to_stderr(verbosity: u8) {
         1 => tracing::Level::INFO,
         _ => tracing::Level::DEBUG,
     };
-    let subscriber = tracing_subscriber::fmt().with_max_level(level).with_writer(std::io::stderr).with_ansi(false).with_target(false);
+    let subscriber = tracing_subscriber::fmt()
+        .with_max_level(level)
+        .with_writer(std::io::stderr)
+        .with_ansi(false)
+        .with_target(false);
     // A second call finds a subscriber in place, which is as good.
     let _ = subscriber.try_init();
 }

@@ -20,17 +20,31 @@ const PASS_ON_BYTES: usize = 32 << 10;
 /// One input of a batch, ready to become an array.
 pub enum Gathered {
     Absent,
-    Block { block: Arc<Block>, length: usize, shape: Shape, datatype: DataType },
-    Body { body: BytesMut, shape: Shape, datatype: DataType },
+    Block {
+        block: Arc<Block>,
+        length: usize,
+        shape: Shape,
+        datatype: DataType,
+    },
+    Body {
+        body: BytesMut,
+        shape: Shape,
+        datatype: DataType,
+    },
     /// BYTES: elements become Python objects, so there is nothing to gather ahead.
-    Elements { pieces: Vec<Bytes>, shape: Shape },
+    Elements {
+        pieces: Vec<Bytes>,
+        shape: Shape,
+    },
 }
 
 impl Gathered {
     pub fn shape(&self) -> Option<&Shape> {
         match self {
             Gathered::Absent => None,
-            Gathered::Block { shape, .. } | Gathered::Body { shape, .. } | Gathered::Elements { shape, .. } => Some(shape),
+            Gathered::Block { shape, .. } | Gathered::Body { shape, .. } | Gathered::Elements { shape, .. } => {
+                Some(shape)
+            }
         }
     }
 }
@@ -39,13 +53,15 @@ impl Gathered {
 pub struct Gatherer {
     input: usize,
     datatype: DataType,
-    padding: Option<Axis>,
+    /// Every axis of this input that is padded.
+    padding: Vec<Axis>,
     block: Option<Arc<Block>>,
 }
 
 impl Gatherer {
     pub fn all(spec: &ModelSpec) -> Vec<Gatherer> {
-        let padding = |input| spec.padding.as_ref()?.inputs.iter().find(|rule| rule.input == input).cloned();
+        let rules = spec.padding.as_ref().map(|padding| padding.inputs.as_slice()).unwrap_or_default();
+        let padding = |input| rules.iter().filter(|rule| rule.input == input).cloned().collect();
         let gatherer = |(input, tensor): (usize, &penstock_schema::TensorSpec)| Gatherer {
             input,
             datatype: tensor.datatype,
@@ -57,12 +73,14 @@ impl Gatherer {
 
     /// Lays this input of all jobs into one piece of memory. The jobs' own references to it are given up.
     pub fn gather(&mut self, jobs: &mut [&mut Job]) -> Result<Gathered> {
-        let Some(first) = jobs.first().and_then(|job| job.inputs.get(self.input)?.as_ref()) else { return Ok(Gathered::Absent) };
+        let Some(first) = jobs.first().and_then(|job| job.inputs.get(self.input)?.as_ref()) else {
+            return Ok(Gathered::Absent);
+        };
         let mut shape = first.shape.clone();
         if jobs.len() > 1 {
             shape[0] = jobs.iter().map(|job| i64::from(job.rows)).sum();
         }
-        if let Some(rule) = &self.padding {
+        for rule in &self.padding {
             let widest = jobs.iter().filter_map(|job| job.inputs[self.input].as_ref()?.shape.get(rule.axis)).max();
             shape[rule.axis] = widest.copied().unwrap_or(0).max(1);
             shape[rule.axis] += (rule.multiple - shape[rule.axis] % rule.multiple) % rule.multiple;
@@ -71,7 +89,8 @@ impl Gatherer {
             let pieces = jobs.iter().filter_map(|job| Some(job.inputs[self.input].as_ref()?.data.clone())).collect();
             return Ok(Gathered::Elements { pieces, shape });
         }
-        let padded = self.padding.is_some() && jobs.iter().any(|job| job.inputs[self.input].as_ref().is_some_and(|tensor| tensor.shape[1..] != shape[1..]));
+        let tensors = || jobs.iter().filter_map(|job| job.inputs[self.input].as_ref());
+        let padded = !self.padding.is_empty() && tensors().any(|tensor| tensor.shape[1..] != shape[1..]);
         if let ([job], false) = (&mut *jobs, padded)
             && let Some(body) = take_over(&mut job.inputs[self.input])
         {
@@ -80,9 +99,10 @@ impl Gatherer {
         let length = byte_length(&shape, self.datatype)?;
         let memory = writable(&mut self.block, length)?;
         let memory = memory.bytes_mut(length);
-        match (&self.padding, padded) {
-            (Some(rule), true) => pad(memory, &shape, self.datatype, rule, jobs.iter().filter_map(|job| job.inputs[self.input].as_ref()))?,
-            _ => concatenate(memory, jobs.iter().filter_map(|job| job.inputs[self.input].as_ref()))?,
+        let tensors = jobs.iter().filter_map(|job| job.inputs[self.input].as_ref());
+        match self.padding.first() {
+            Some(rule) if padded => pad(memory, &shape, self.datatype, rule.value, tensors)?,
+            _ => concatenate(memory, tensors)?,
         }
         let block = self.block.clone().ok_or_else(|| Error::internal("no memory for a batch"))?;
         Ok(Gathered::Block { block, length, shape, datatype: self.datatype })
@@ -94,7 +114,9 @@ fn writable(slot: &mut Option<Arc<Block>>, length: usize) -> Result<&mut Block> 
     let usable = slot.as_mut().is_some_and(|block| block.capacity() >= length && Arc::get_mut(block).is_some());
     if !usable {
         let capacity = length.checked_next_power_of_two().unwrap_or(length);
-        *slot = Some(Arc::new(Block::new(capacity).ok_or_else(|| Error::too_large(format!("a batch of {length} bytes is too large")))?));
+        *slot = Some(Arc::new(
+            Block::new(capacity).ok_or_else(|| Error::too_large(format!("a batch of {length} bytes is too large")))?,
+        ));
     }
     slot.as_mut().and_then(Arc::get_mut).ok_or_else(|| Error::internal("no memory for a batch"))
 }
@@ -135,36 +157,44 @@ fn uneven() -> Error {
     Error::internal("requests of unequal shapes were put into one batch")
 }
 
-/// As [`concatenate`], but along one axis every tensor is filled up to the size of the batch.
+/// As [`concatenate`], but every tensor is filled up to the batch's size along the padded axes.
 fn pad<'a>(
-    memory: &mut [MaybeUninit<u8>],
+    mut memory: &mut [MaybeUninit<u8>],
     shape: &[i64],
     datatype: DataType,
-    rule: &Axis,
+    value: f64,
     tensors: impl Iterator<Item = &'a Tensor>,
 ) -> Result<()> {
-    let filler = filler(rule.value, datatype);
+    let filler = filler(value, datatype);
     for element in memory.chunks_exact_mut(filler.len()) {
         element.write_copy_of_slice(&filler);
     }
-    let inner = byte_length(&shape[rule.axis + 1..], datatype)?;
-    let to = byte_length(&shape[rule.axis..], datatype)?;
-    let mut place = 0;
+    let row = byte_length(&shape[1..], datatype)?;
     for tensor in tensors {
-        if tensor.shape.len() != shape.len() || tensor.shape[rule.axis + 1..] != shape[rule.axis + 1..] {
-            return Err(uneven());
-        }
-        let from = inner * usize::try_from(tensor.shape[rule.axis]).map_err(|_| uneven())?;
-        if from == 0 {
-            place += to * tensor.shape[..rule.axis].iter().product::<i64>() as usize;
-            continue;
-        }
-        for line in tensor.data.chunks_exact(from) {
-            memory.get_mut(place..place + from).ok_or_else(uneven)?.write_copy_of_slice(line);
-            place += to;
-        }
+        let mut to = Shape::from_slice(shape);
+        to[0] = tensor.shape[0];
+        let length = row * usize::try_from(to[0]).map_err(|_| uneven())?;
+        let (mine, rest) = memory.split_at_mut_checked(length).ok_or_else(uneven)?;
+        place(mine, &to, &tensor.data, &tensor.shape, datatype)?;
+        memory = rest;
     }
-    if place == memory.len() { Ok(()) } else { Err(uneven()) }
+    if memory.is_empty() { Ok(()) } else { Err(uneven()) }
+}
+
+/// Copies an array of shape `from` into the low corner of one of shape `to`.
+fn place(target: &mut [MaybeUninit<u8>], to: &[i64], source: &[u8], from: &[i64], datatype: DataType) -> Result<()> {
+    let ([_, to_inner @ ..], [count, from_inner @ ..]) = (to, from) else { return Err(uneven()) };
+    if to_inner == from_inner {
+        target.get_mut(..source.len()).ok_or_else(uneven)?.write_copy_of_slice(source);
+        return Ok(());
+    }
+    let (wide, narrow) = (byte_length(to_inner, datatype)?, byte_length(from_inner, datatype)?);
+    for index in 0..usize::try_from(*count).map_err(|_| uneven())? {
+        let target = target.get_mut(index * wide..(index + 1) * wide).ok_or_else(uneven)?;
+        let source = source.get(index * narrow..(index + 1) * narrow).ok_or_else(uneven)?;
+        place(target, to_inner, source, from_inner, datatype)?;
+    }
+    Ok(())
 }
 
 /// One element of padding in the tensor's own type.
@@ -250,7 +280,9 @@ pub fn arguments<'py>(py: Python<'py>, names: &[Py<PyAny>], gathered: Vec<Gather
     for (name, input) in names.iter().zip(gathered) {
         let array = match input {
             Gathered::Absent => continue,
-            Gathered::Block { block, length, shape, datatype } => numpy.view(py, Slab::block(block, length), &shape, datatype)?,
+            Gathered::Block { block, length, shape, datatype } => {
+                numpy.view(py, Slab::block(block, length), &shape, datatype)?
+            }
             Gathered::Body { body, shape, datatype } => numpy.view(py, Slab::body(body), &shape, datatype)?,
             Gathered::Elements { pieces, shape } => numpy.objects(py, &pieces, &shape)?,
         };

@@ -53,7 +53,11 @@ impl Instance {
             // One bad request must not fail its neighbours: each is tried once by itself.
             Err(error) if batch.jobs.len() > 1 => {
                 tracing::debug!(model = %self.spec.name, %error, "batch failed; trying its requests one by one");
-                batch.jobs.iter_mut().map(|job| self.execute(py, &mut [job]).map(|mut answers| answers.swap_remove(0))).collect()
+                batch
+                    .jobs
+                    .iter_mut()
+                    .map(|job| self.execute(py, &mut [job]).map(|mut answers| answers.swap_remove(0)))
+                    .collect()
             }
             Err(error) => vec![Err(error)],
         }
@@ -62,7 +66,8 @@ impl Instance {
     /// Runs the model once over these jobs.
     fn execute(&mut self, py: Python<'_>, jobs: &mut [&mut Job]) -> Result<Vec<penstock_schema::Outputs>, Error> {
         let gatherers = &mut self.gatherers;
-        let gathered = py.detach(|| gatherers.iter_mut().map(|gatherer| gatherer.gather(jobs)).collect::<Result<Vec<_>, _>>())?;
+        let gathered =
+            py.detach(|| gatherers.iter_mut().map(|gatherer| gatherer.gather(jobs)).collect::<Result<Vec<_>, _>>())?;
         let wide = self.padded_size(&gathered);
         let rows = (self.spec.max_batch_size > 0).then(|| jobs.iter().map(|job| job.rows).sum());
         let whole = arguments(py, &self.input_names, gathered)
@@ -89,7 +94,11 @@ impl Instance {
 /// The traceback goes to the log, never to the client.
 fn failed(py: Python<'_>, model: &str, error: &PyErr) -> Error {
     let value = error.value(py);
-    let code = value.getattr(intern!(py, "grpc_code")).ok().and_then(|code| code_of(code.extract().ok()?)).unwrap_or(Code::Internal);
+    let code = value
+        .getattr(intern!(py, "grpc_code"))
+        .ok()
+        .and_then(|code| code_of(code.extract().ok()?))
+        .unwrap_or(Code::Internal);
     let name = error.get_type(py).name().map_or(Cow::Borrowed("error"), |name| Cow::Owned(name.to_string()));
     // The text of an OSError holds the path it was about.
     let text = match value.getattr(intern!(py, "strerror")) {

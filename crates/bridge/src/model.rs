@@ -103,11 +103,7 @@ impl Model {
         let SpecificationArgument { batching, max_batch_size, instances, .. } = &specification;
         let settings = settings(batching, *max_batch_size, *instances)?;
         let load_seconds = specification.load_seconds;
-        Ok(Model {
-            spec: Arc::new(specification.spec()?),
-            queue: Queue::new(settings, Monotonic),
-            load_seconds,
-        })
+        Ok(Model { spec: Arc::new(specification.spec()?), queue: Queue::new(settings, Monotonic), load_seconds })
     }
 
     /// Works through batches until the model is closed and its queue empty. `execute` takes a dictionary of arrays,
@@ -150,12 +146,21 @@ impl SpecificationArgument {
             inputs: self
                 .input_padding
                 .into_iter()
-                .map(|rule| Ok(Axis { input: position(&inputs, &rule.name)?, axis: rule.axis, multiple: rule.multiple, value: rule.value }))
+                .map(|rule| {
+                    Ok(Axis {
+                        input: position(&inputs, &rule.name)?,
+                        axis: rule.axis,
+                        multiple: rule.multiple,
+                        value: rule.value,
+                    })
+                })
                 .collect::<PyResult<_>>()?,
             outputs: self
                 .output_padding
                 .into_iter()
-                .map(|rule| Ok(OutputAxis { output: position(&outputs, &rule.name)?, axis: rule.axis, divisor: rule.divisor }))
+                .map(|rule| {
+                    Ok(OutputAxis { output: position(&outputs, &rule.name)?, axis: rule.axis, divisor: rule.divisor })
+                })
                 .collect::<PyResult<_>>()?,
         };
         Ok(ModelSpec {
@@ -179,8 +184,9 @@ fn position(tensors: &[TensorSpec], name: &str) -> PyResult<usize> {
 
 impl TensorArgument {
     fn spec(self) -> PyResult<TensorSpec> {
-        let datatype = DataType::parse(&self.datatype)
-            .ok_or_else(|| PyValueError::new_err(format!("tensor '{}': there is no data type '{}'", self.name, self.datatype)))?;
+        let datatype = DataType::parse(&self.datatype).ok_or_else(|| {
+            PyValueError::new_err(format!("tensor '{}': there is no data type '{}'", self.name, self.datatype))
+        })?;
         Ok(TensorSpec { name: self.name, datatype, dims: self.dims, optional: self.optional })
     }
 }
@@ -193,7 +199,9 @@ fn settings(batching: &BatchingArgument, max_batch_size: u32, instances: u32) ->
             preferred: batching.preferred.clone(),
             max_delay: batching.max_delay_us.saturating_mul(NANOS_PER_MICROSECOND),
         },
-        other => return Err(PyValueError::new_err(format!("batching mode: expected auto, off or triton, got {other}"))),
+        other => {
+            return Err(PyValueError::new_err(format!("batching mode: expected auto, off or triton, got {other}")));
+        }
     };
     Ok(Settings {
         max_batch_size,

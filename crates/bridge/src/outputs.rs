@@ -7,8 +7,8 @@ use crate::inputs::NumPy;
 use bytes::{BufMut, Bytes, BytesMut};
 use penstock_dispatch::Job;
 use penstock_schema::{DataType, ModelSpec, Outputs, Shape, Tensor, TensorSpec};
-use pyo3::exceptions::{PyTypeError, PyValueError};
 use pyo3::buffer::PyUntypedBuffer;
+use pyo3::exceptions::{PyTypeError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict, PyMapping, PyString, PyTuple};
 
@@ -25,7 +25,10 @@ pub struct Whole {
 enum Content {
     Flat(Bytes),
     /// BYTES, encoded for the wire: where each element starts, and the end.
-    Elements { data: Bytes, starts: Vec<usize> },
+    Elements {
+        data: Bytes,
+        starts: Vec<usize>,
+    },
 }
 
 /// An array that is kept alive until its last view is written. Dropped without the GIL it is released by the next
@@ -47,25 +50,33 @@ impl AsRef<[u8]> for Kept {
 }
 
 /// Reads what a model returned for `rows` rows. `rows` is `None` for a model without a batch dimension.
-pub fn read(py: Python<'_>, spec: &ModelSpec, names: &[Py<PyAny>], rows: Option<u32>, result: Bound<'_, PyAny>) -> PyResult<Vec<Whole>> {
+pub fn read(
+    py: Python<'_>,
+    spec: &ModelSpec,
+    names: &[Py<PyAny>],
+    rows: Option<u32>,
+    result: Bound<'_, PyAny>,
+) -> PyResult<Vec<Whole>> {
     // A dictionary in the usual case; looked at first, since the general mapping costs more.
-    let values: Vec<Bound<'_, PyAny>> = match result.cast_into::<PyDict>() {
+    let (values, fresh): (Vec<Bound<'_, PyAny>>, bool) = match result.cast_into::<PyDict>() {
         Ok(dict) => {
-            let values = names.iter().map(|name| dict.get_item(name)?.ok_or_else(|| missing(spec, &name.to_string(), dict.len())));
-            values.collect::<PyResult<_>>()?
+            let value = |name| dict.get_item(name)?.ok_or_else(|| missing(spec, name, dict.len()));
+            (names.iter().map(value).collect::<PyResult<_>>()?, references(&dict) == 1)
         }
         Err(error) => {
             let result = error.into_inner();
             let mapping = result.cast::<PyMapping>().map_err(|_| {
-                PyTypeError::new_err(format!("expected a mapping of output names to arrays, got {}", type_name(&result)))
+                let got = type_name(&result);
+                PyTypeError::new_err(format!("expected a mapping of output names to arrays, got {got}"))
             })?;
-            names.iter().map(|name| mapping.get_item(name).map_err(|_| missing(spec, &name.to_string(), mapping.len().unwrap_or(0)))).collect::<PyResult<_>>()?
+            let value = |name| mapping.get_item(name).map_err(|_| missing(spec, name, mapping.len().unwrap_or(0)));
+            (names.iter().map(value).collect::<PyResult<_>>()?, false)
         }
     };
-    spec.outputs.iter().zip(values).map(|(output, value)| whole(py, output, rows, value)).collect()
+    spec.outputs.iter().zip(values).map(|(output, value)| whole(py, output, rows, value, fresh)).collect()
 }
 
-fn missing(spec: &ModelSpec, name: &str, got: usize) -> PyErr {
+fn missing(spec: &ModelSpec, name: &Py<PyAny>, got: usize) -> PyErr {
     PyValueError::new_err(format!("output '{name}' is missing: expected {} outputs, got {got}", spec.outputs.len()))
 }
 
@@ -73,49 +84,58 @@ fn type_name(value: &Bound<'_, PyAny>) -> String {
     value.get_type().name().map(|name| name.to_string()).unwrap_or_else(|_| "an object".to_owned())
 }
 
-fn whole(py: Python<'_>, output: &TensorSpec, rows: Option<u32>, value: Bound<'_, PyAny>) -> PyResult<Whole> {
+/// One output, checked. `fresh`: the dictionary it came in was made for this call and is known to nobody else.
+fn whole(
+    py: Python<'_>,
+    output: &TensorSpec,
+    rows: Option<u32>,
+    value: Bound<'_, PyAny>,
+    fresh: bool,
+) -> PyResult<Whole> {
     let numpy = NumPy::get(py)?;
     let array = if value.is_exact_instance(numpy.ndarray(py)) { value } else { as_array(py, value)? };
     if output.datatype == DataType::Bytes {
         return elements(output, rows, &array);
     }
-    let buffer = match PyUntypedBuffer::get(&array) {
-        Ok(buffer) if buffer.is_c_contiguous() => buffer,
-        _ => {
-            let array = py.import("numpy")?.call_method1("ascontiguousarray", (&array,))?;
-            return whole(py, output, rows, array);
-        }
-    };
-    let format = buffer.format().to_bytes();
-    if !holds(format, buffer.item_size(), output.datatype) {
-        let dtype = array.getattr("dtype")?;
-        return Err(PyTypeError::new_err(format!("output '{}': expected {}, got {dtype}", output.name, output.datatype)));
+    let Ok(buffer) = PyUntypedBuffer::get(&array) else { return Err(wrong_type(output, &array)) };
+    if !buffer.is_c_contiguous() {
+        let array = py.import("numpy")?.call_method1("ascontiguousarray", (&array,))?;
+        return whole(py, output, rows, array, true);
+    }
+    if !holds(buffer.format().to_bytes(), buffer.item_size(), output.datatype) {
+        return Err(wrong_type(output, &array));
     }
     let shape: Shape = buffer.shape().iter().map(|&size| size as i64).collect();
     check_shape(output, rows, &shape)?;
     let length = buffer.len_bytes();
     let start = buffer.buf_ptr().cast::<u8>().cast_const();
-    let content = if length <= COPY_BYTES || !sole(&array)? {
-        if length == 0 {
-            Bytes::new()
-        } else {
-            // SAFETY: a contiguous buffer of `length` bytes, held by `buffer`; the GIL keeps Python code from changing it.
-            Bytes::copy_from_slice(unsafe { std::slice::from_raw_parts(start, length) })
-        }
+    // Gives its reference to the array back, which `sole` would count.
+    drop(buffer);
+    let content = if length == 0 {
+        Bytes::new()
+    } else if length > COPY_BYTES && fresh && sole(&array)? {
+        Bytes::from_owner(Kept { start, length, _array: array.unbind() })
     } else {
-        Bytes::from_owner(Kept { start, length, _array: array.clone().unbind() })
+        // SAFETY: a contiguous array of `length` bytes that `array` keeps alive; the GIL keeps Python code from changing it.
+        Bytes::copy_from_slice(unsafe { std::slice::from_raw_parts(start, length) })
     };
     Ok(Whole { shape, datatype: output.datatype, content: Content::Flat(content) })
+}
+
+fn wrong_type(output: &TensorSpec, array: &Bound<'_, PyAny>) -> PyErr {
+    let got = array.getattr("dtype").map(|dtype| dtype.to_string()).unwrap_or_default();
+    PyTypeError::new_err(format!("output '{}': expected {}, got {got}", output.name, output.datatype))
 }
 
 /// Whatever speaks DLPack, the buffer protocol or `__array__`, or is a list, as a NumPy array.
 fn as_array<'py>(py: Python<'py>, value: Bound<'py, PyAny>) -> PyResult<Bound<'py, PyAny>> {
     let numpy = py.import("numpy")?;
     let subclass = value.is_instance(NumPy::get(py)?.ndarray(py))?;
-    if !subclass && value.hasattr("__dlpack__")? {
-        if let Ok(array) = numpy.call_method1("from_dlpack", (&value,)) {
-            return Ok(array);
-        }
+    if !subclass
+        && value.hasattr("__dlpack__")?
+        && let Ok(array) = numpy.call_method1("from_dlpack", (&value,))
+    {
+        return Ok(array);
     }
     numpy.call_method1("asarray", (value,))
 }
@@ -130,7 +150,8 @@ fn sole(array: &Bound<'_, PyAny>) -> PyResult<bool> {
     }
     let base = array.getattr("base")?;
     // The base is held by the array and by our handle to it. A base that is a view itself leads on to yet others.
-    Ok(base.is_none() || (references(&base) <= OURS && !base.hasattr("base")? && !base.is_instance_of::<crate::slab::Slab>()))
+    Ok(base.is_none()
+        || (references(&base) <= OURS && !base.hasattr("base")? && !base.is_instance_of::<crate::slab::Slab>()))
 }
 
 fn references(object: &Bound<'_, PyAny>) -> isize {
@@ -170,7 +191,8 @@ fn check_shape(output: &TensorSpec, rows: Option<u32>, shape: &[i64]) -> PyResul
 
 /// Encodes an array of bytes or text: each element after its length.
 fn elements(output: &TensorSpec, rows: Option<u32>, array: &Bound<'_, PyAny>) -> PyResult<Whole> {
-    let shape: Shape = array.getattr("shape")?.cast::<PyTuple>()?.iter().map(|size| size.extract::<i64>()).collect::<PyResult<_>>()?;
+    let shape: Shape =
+        array.getattr("shape")?.cast::<PyTuple>()?.iter().map(|size| size.extract::<i64>()).collect::<PyResult<_>>()?;
     check_shape(output, rows, &shape)?;
     let list = array.call_method0("ravel")?.call_method0("tolist")?;
     let mut data = BytesMut::new();
@@ -179,7 +201,8 @@ fn elements(output: &TensorSpec, rows: Option<u32>, array: &Bound<'_, PyAny>) ->
         let element = element?;
         starts.push(data.len());
         let mut put = |bytes: &[u8]| {
-            let length = u32::try_from(bytes.len()).map_err(|_| PyValueError::new_err(format!("output '{}': an element is over 4 GiB", output.name)))?;
+            let length = u32::try_from(bytes.len())
+                .map_err(|_| PyValueError::new_err(format!("output '{}': an element is over 4 GiB", output.name)))?;
             data.put_u32_le(length);
             data.put_slice(bytes);
             Ok::<(), PyErr>(())
@@ -189,7 +212,8 @@ fn elements(output: &TensorSpec, rows: Option<u32>, array: &Bound<'_, PyAny>) ->
         } else if let Ok(text) = element.cast::<PyString>() {
             put(text.encode_utf8()?.as_bytes())?;
         } else {
-            let message = format!("output '{}': expected elements of bytes or str, got {}", output.name, type_name(&element));
+            let message =
+                format!("output '{}': expected elements of bytes or str, got {}", output.name, type_name(&element));
             return Err(PyTypeError::new_err(message));
         }
     }

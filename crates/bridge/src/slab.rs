@@ -55,7 +55,10 @@ impl Drop for Block {
 }
 
 enum Memory {
-    Block { block: Arc<Block>, length: usize },
+    Block {
+        block: Arc<Block>,
+        length: usize,
+    },
     /// The body of a request, passed on as it came: held by nobody else.
     Body(BytesMut),
 }

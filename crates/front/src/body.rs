@@ -58,7 +58,10 @@ impl Body for Frames {
     type Data = Bytes;
     type Error = Infallible;
 
-    fn poll_frame(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<std::result::Result<Frame<Bytes>, Infallible>>> {
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        _: &mut Context<'_>,
+    ) -> Poll<Option<std::result::Result<Frame<Bytes>, Infallible>>> {
         let this = &mut *self;
         if let Some(data) = this.data.get_mut(this.next) {
             this.next += 1;
@@ -101,7 +104,8 @@ pub async fn collect(body: Incoming, config: &Config, skip: impl FnOnce(&[u8]) -
     let started = Instant::now();
     let mut chunks = 1;
     loop {
-        let deadline = started + config.body_grace + Duration::from_secs(buffer.len() as u64 / limits::BODY_MIN_BYTES_PER_SECOND);
+        let deadline =
+            started + config.body_grace + Duration::from_secs(buffer.len() as u64 / limits::BODY_MIN_BYTES_PER_SECOND);
         let frame = tokio::time::timeout_at(deadline, next(&mut body)).await.map_err(|_| too_slow(buffer.len()))??;
         let Some(data) = frame else { return Ok(buffer.freeze()) };
         chunks += 1;
@@ -109,7 +113,10 @@ pub async fn collect(body: Incoming, config: &Config, skip: impl FnOnce(&[u8]) -
             return Err(too_large(config));
         }
         if declared.is_none() && chunks > limits::CHUNKS {
-            return Err(Error::too_large(format!("request body is in more than {} chunks; send larger ones", limits::CHUNKS)));
+            return Err(Error::too_large(format!(
+                "request body is in more than {} chunks; send larger ones",
+                limits::CHUNKS
+            )));
         }
         buffer.extend(data);
     }

@@ -39,7 +39,10 @@ impl Body for Answer {
     type Data = Bytes;
     type Error = Infallible;
 
-    fn poll_frame(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<std::result::Result<Frame<Bytes>, Infallible>>> {
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<std::result::Result<Frame<Bytes>, Infallible>>> {
         match self.get_mut() {
             Answer::Ready(frames) => Pin::new(frames).poll_frame(context),
             Answer::Stream(answers) => answers.poll_frame(context),
@@ -112,9 +115,10 @@ async fn answer(shard: &Arc<Shard>, path: &str, call: Call) -> Result<Reply> {
             }
         }
         ("grpc.health.v1.Health", "Check") => unary::health(shard, call).await,
-        ("grpc.reflection.v1.ServerReflection" | "grpc.reflection.v1alpha.ServerReflection", "ServerReflectionInfo") => {
-            Ok(reflection::reflect(shard, call))
-        }
+        (
+            "grpc.reflection.v1.ServerReflection" | "grpc.reflection.v1alpha.ServerReflection",
+            "ServerReflectionInfo",
+        ) => Ok(reflection::reflect(shard, call)),
         _ => Err(Error::unsupported(format!("unknown method '{}'", crate::registry::clip(path)))),
     }
 }
@@ -130,13 +134,16 @@ pub async fn message(call: &mut Option<Incoming>, encoding: Option<Encoding>, co
     // message aligns the tensor.
     let end = |first: &[u8]| prefix(first).map_or(0, |(_, length)| PREFIX_BYTES + length);
     let body = collect(body, config, end).await?;
-    let (compressed, length) = prefix(&body).ok_or_else(|| Error::internal("gRPC message: the body ends within the length prefix"))?;
+    let (compressed, length) =
+        prefix(&body).ok_or_else(|| Error::internal("gRPC message: the body ends within the length prefix"))?;
     if length > config.max_body_bytes {
         return Err(body::too_large(config));
     }
     if body.len() != PREFIX_BYTES + length {
         let got = body.len() - PREFIX_BYTES;
-        return Err(Error::internal(format!("gRPC message: the prefix announces {length} bytes, the body holds {got}")));
+        return Err(Error::internal(format!(
+            "gRPC message: the prefix announces {length} bytes, the body holds {got}"
+        )));
     }
     inflate(body.slice(PREFIX_BYTES..), compressed, encoding, config)
 }
@@ -205,7 +212,8 @@ fn percent_encode(text: &str) -> String {
 /// Digits and a unit (gRPC over HTTP/2, "Timeout").
 fn parse_timeout(value: &HeaderValue) -> Result<Duration> {
     let wrong = || Error::invalid("grpc-timeout: expected 1 to 8 digits and one of H, M, S, m, u, n");
-    let (digits, unit) = value.to_str().ok().and_then(|text| text.split_at_checked(text.len().checked_sub(1)?)).ok_or_else(wrong)?;
+    let (digits, unit) =
+        value.to_str().ok().and_then(|text| text.split_at_checked(text.len().checked_sub(1)?)).ok_or_else(wrong)?;
     if digits.is_empty() || digits.len() > 8 || !digits.bytes().all(|byte| byte.is_ascii_digit()) {
         return Err(wrong());
     }
@@ -223,7 +231,9 @@ fn parse_timeout(value: &HeaderValue) -> Result<Duration> {
 
 /// For a client that speaks HTTP/2 but not gRPC.
 fn not_grpc() -> Reply {
-    let text = penstock_wire::json::error("this port serves gRPC: expected POST with content-type application/grpc; plain HTTP is on the other port");
+    let text = penstock_wire::json::error(
+        "this port serves gRPC: expected POST with content-type application/grpc; plain HTTP is on the other port",
+    );
     let mut reply = Response::new(Answer::Ready(Frames::one(text)));
     *reply.status_mut() = StatusCode::UNSUPPORTED_MEDIA_TYPE;
     reply.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));

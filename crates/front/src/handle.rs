@@ -41,7 +41,11 @@ impl Handle {
     pub fn start(config: Config) -> Result<(Handle, Receiver<Operation>), StartError> {
         let mut listeners = Vec::new();
         let mut addresses = [None; 3];
-        let wanted = [("http", config.http, Role::Http), ("grpc", config.grpc, Role::Grpc), ("metrics", config.metrics, Role::Metrics)];
+        let wanted = [
+            ("http", config.http, Role::Http),
+            ("grpc", config.grpc, Role::Grpc),
+            ("metrics", config.metrics, Role::Metrics),
+        ];
         for (bound, (what, address, role)) in addresses.iter_mut().zip(wanted) {
             let Some(address) = address else { continue };
             let listener = bind(address).map_err(|reason| StartError::Bind { what, address, reason })?;

@@ -20,14 +20,19 @@ pub fn gauges() -> Vec<(&'static str, &'static str, f64)> {
     }
     if let Some((total, available)) = read_to_string("/proc/meminfo").ok().as_deref().and_then(memory) {
         gauges.push(("nv_cpu_memory_total_bytes", "Memory of the machine", total as f64));
-        gauges.push(("nv_cpu_memory_used_bytes", "Memory of the machine in use", total.saturating_sub(available) as f64));
+        gauges.push((
+            "nv_cpu_memory_used_bytes",
+            "Memory of the machine in use",
+            total.saturating_sub(available) as f64,
+        ));
     }
     gauges
 }
 
 /// The first line of `/proc/stat` (proc(5)): user nice system idle iowait irq softirq steal.
 fn jiffies(stat: &str) -> Option<Jiffies> {
-    let fields: Vec<u64> = stat.lines().next()?.strip_prefix("cpu ")?.split_whitespace().take(8).flat_map(str::parse).collect();
+    let fields: Vec<u64> =
+        stat.lines().next()?.strip_prefix("cpu ")?.split_whitespace().take(8).flat_map(str::parse).collect();
     let all: u64 = fields.iter().sum();
     let idle = fields.get(3)? + fields.get(4)?;
     Some((all - idle, all))

@@ -21,7 +21,12 @@ use std::sync::Arc;
 pub type Reply = Response<Frames>;
 
 /// Answers one request; whatever goes wrong becomes an answer, too.
-pub async fn serve(shard: Arc<Shard>, watch: Arc<Watch>, role: Role, request: Request<Incoming>) -> Result<Reply, Infallible> {
+pub async fn serve(
+    shard: Arc<Shard>,
+    watch: Arc<Watch>,
+    role: Role,
+    request: Request<Incoming>,
+) -> Result<Reply, Infallible> {
     watch.enter(Phase::Busy);
     // hyper takes a message with both lengths as chunked and forgets the other. A proxy in front may have read it the
     // other way, so a connection never goes on after a chunked request: nothing can hide behind it.
@@ -41,17 +46,24 @@ pub async fn serve(shard: Arc<Shard>, watch: Arc<Watch>, role: Role, request: Re
 async fn answer(shard: &Arc<Shard>, request: Request<Incoming>) -> Result<Reply> {
     let target = request.uri().path_and_query().map_or(0, |target| target.as_str().len());
     if target as u64 > limits::TARGET_BYTES {
-        return Ok(refuse(StatusCode::URI_TOO_LONG, &format!("request target has {target} bytes, more than the limit of {}", limits::TARGET_BYTES)));
+        return Ok(refuse(
+            StatusCode::URI_TOO_LONG,
+            &format!("request target has {target} bytes, more than the limit of {}", limits::TARGET_BYTES),
+        ));
     }
     let header_bytes: usize = request.headers().iter().map(|(name, value)| name.as_str().len() + value.len() + 4).sum();
     if header_bytes as u64 > limits::HEADER_BYTES {
-        let message = format!("request headers have {header_bytes} bytes, more than the limit of {}", limits::HEADER_BYTES);
+        let message =
+            format!("request headers have {header_bytes} bytes, more than the limit of {}", limits::HEADER_BYTES);
         return Ok(refuse(StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, &message));
     }
     let path = request.uri().path().to_owned();
     let route = route::parse(&path)?;
     if !route.allows(request.method()) {
-        let mut reply = failure(&Error::new(Code::MethodNotAllowed, format!("{} does not take {}; use {}", path_of(&path), request.method(), route.methods())));
+        let mut reply = failure(&Error::new(
+            Code::MethodNotAllowed,
+            format!("{} does not take {}; use {}", path_of(&path), request.method(), route.methods()),
+        ));
         reply.headers_mut().insert(ALLOW, HeaderValue::from_static(route.methods()));
         return Ok(reply);
     }
@@ -59,7 +71,11 @@ async fn answer(shard: &Arc<Shard>, request: Request<Incoming>) -> Result<Reply>
     match route {
         Route::Live => Ok(empty(StatusCode::OK)),
         Route::Ready => Ok(empty(if server.is_ready() { StatusCode::OK } else { StatusCode::BAD_REQUEST })),
-        Route::Server => Ok(json(penstock_wire::metadata::server_json(&server.config.server_name, &server.config.server_version, &server.config.extensions))),
+        Route::Server => Ok(json(penstock_wire::metadata::server_json(
+            &server.config.server_name,
+            &server.config.server_version,
+            &server.config.extensions,
+        ))),
         Route::Statistics => Ok(json(admin::statistics(server, None, None)?)),
         Route::Model { name, version, part } => match part {
             ModelPart::Infer => infer::infer(shard, name, version, request).await,
@@ -82,10 +98,14 @@ fn metrics_page(server: &Arc<Server>, request: &Request<Incoming>) -> Result<Rep
     match (request.uri().path(), request.method()) {
         ("/metrics", &Method::GET | &Method::HEAD) => {
             let mut reply = Response::new(Frames::one(Bytes::from(metrics::page(server))));
-            reply.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8"));
+            reply
+                .headers_mut()
+                .insert(CONTENT_TYPE, HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8"));
             Ok(reply)
         }
-        ("/metrics", method) => Err(Error::new(Code::MethodNotAllowed, format!("/metrics does not take {method}; use GET"))),
+        ("/metrics", method) => {
+            Err(Error::new(Code::MethodNotAllowed, format!("/metrics does not take {method}; use GET")))
+        }
         _ => Err(Error::not_found("Not Found")),
     }
 }

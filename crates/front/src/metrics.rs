@@ -9,8 +9,14 @@ use penstock_dispatch::{Histogram, Statistics};
 use std::fmt::Write;
 use std::sync::Arc;
 
+/// How a number is read off a model's statistics.
+type Read = fn(&Statistics) -> u64;
+
 /// Name, help and value of a number that a model has one of.
-type Series = (&'static str, &'static str, fn(&Statistics) -> u64);
+type Series = (&'static str, &'static str, Read);
+
+/// Name, help, unit and value of a histogram.
+type Distribution = (&'static str, &'static str, f64, fn(&Statistics) -> &Histogram);
 
 const COUNTERS: [Series; 9] = [
     ("nv_inference_request_success", "Requests answered with tensors", |s| s.success.count),
@@ -19,12 +25,18 @@ const COUNTERS: [Series; 9] = [
     ("nv_inference_exec_count", "Batches executed", |s| s.execution_count),
     ("nv_inference_request_duration_us", "Request durations, summed, microseconds", |s| s.success.ns / 1000),
     ("nv_inference_queue_duration_us", "Time in the queue, summed, microseconds", |s| s.queue.ns / 1000),
-    ("nv_inference_compute_input_duration_us", "Time to gather inputs, summed, microseconds", |s| s.compute_input.ns / 1000),
-    ("nv_inference_compute_infer_duration_us", "Time in the model, summed, microseconds", |s| s.compute_infer.ns / 1000),
-    ("nv_inference_compute_output_duration_us", "Time to split outputs, summed, microseconds", |s| s.compute_output.ns / 1000),
+    ("nv_inference_compute_input_duration_us", "Time to gather inputs, summed, microseconds", |s| {
+        s.compute_input.ns / 1000
+    }),
+    ("nv_inference_compute_infer_duration_us", "Time in the model, summed, microseconds", |s| {
+        s.compute_infer.ns / 1000
+    }),
+    ("nv_inference_compute_output_duration_us", "Time to split outputs, summed, microseconds", |s| {
+        s.compute_output.ns / 1000
+    }),
 ];
 
-const REASONS: [(&str, fn(&Statistics) -> u64); 4] = [
+const REASONS: [(&str, Read); 4] = [
     ("REJECTED", |s| s.rejected),
     ("EXPIRED", |s| s.expired),
     ("CANCELED", |s| s.cancelled),
@@ -59,7 +71,7 @@ pub fn page(server: &Server) -> String {
     for (_, model) in &models {
         line(&mut page, name, &labels(model), model.load_seconds);
     }
-    let histograms: [(&str, &str, f64, fn(&Statistics) -> &Histogram); 3] = [
+    let histograms: [Distribution; 3] = [
         ("penstock_request_duration_seconds", "From queued to answered", NANOSECONDS, |s| &s.request_duration),
         ("penstock_queue_duration_seconds", "From queued to taken by an instance", NANOSECONDS, |s| &s.queue_duration),
         ("penstock_batch_size_rows", "Rows of executed batches", 1.0, |s| &s.batch_size),
@@ -93,7 +105,8 @@ fn head(page: &mut String, name: &str, help: &str, kind: &str) {
 }
 
 fn line(page: &mut String, name: &str, labels: &str, value: impl std::fmt::Display) {
-    let _ = if labels.is_empty() { writeln!(page, "{name} {value}") } else { writeln!(page, "{name}{{{labels}}} {value}") };
+    let _ =
+        if labels.is_empty() { writeln!(page, "{name} {value}") } else { writeln!(page, "{name}{{{labels}}} {value}") };
 }
 
 fn write_histogram(page: &mut String, name: &str, labels: &str, unit: f64, histogram: &Histogram) {

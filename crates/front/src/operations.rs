@@ -13,7 +13,10 @@ pub fn authorise(server: &Server, headers: &HeaderMap) -> Result<()> {
     if given.is_some_and(|given| equal(given.as_bytes(), token.as_bytes())) {
         return Ok(());
     }
-    Err(Error::new(Code::Unauthenticated, "this operation needs the server's admin token: send 'Authorization: Bearer TOKEN'"))
+    Err(Error::new(
+        Code::Unauthenticated,
+        "this operation needs the server's admin token: send 'Authorization: Bearer TOKEN'",
+    ))
 }
 
 /// Compares in time that depends on lengths only, so that a token can't be guessed byte by byte.
@@ -34,10 +37,16 @@ pub async fn operate(server: &Server, model: &str, request: OperationRequest) ->
 
 pub async fn load(server: &Server, model: &str, config: Option<String>, files: Vec<(String, Bytes)>) -> Result<()> {
     if files.len() as u64 > limits::REPOSITORY_OVERRIDE_FILES {
-        return Err(Error::invalid(format!("at most {} files come with a load, got {}", limits::REPOSITORY_OVERRIDE_FILES, files.len())));
+        return Err(Error::invalid(format!(
+            "at most {} files come with a load, got {}",
+            limits::REPOSITORY_OVERRIDE_FILES,
+            files.len()
+        )));
     }
     if config.is_none() && !files.is_empty() {
-        return Err(Error::invalid(format!("failed to load '{model}': files without a 'config' parameter to go with them")));
+        return Err(Error::invalid(format!(
+            "failed to load '{model}': files without a 'config' parameter to go with them"
+        )));
     }
     operate(server, model, OperationRequest::Load { model: model.to_owned(), config, files }).await
 }
@@ -71,7 +80,8 @@ fn check_name(name: &str) -> Result<()> {
 
 /// Decodes standard base64 (RFC 4648, section 4), in which files travel inside JSON.
 pub fn base64(name: &str, text: &str) -> Result<Bytes> {
-    let wrong = |error| Error::invalid(format!("parameter '{}': expected base64: {error}", crate::registry::clip(name)));
+    let wrong =
+        |error| Error::invalid(format!("parameter '{}': expected base64: {error}", crate::registry::clip(name)));
     base64::engine::general_purpose::STANDARD.decode(text).map(Bytes::from).map_err(wrong)
 }
 
@@ -81,7 +91,17 @@ mod tests {
 
     #[test]
     fn names_that_are_paths_are_refused() {
-        for (name, sound) in [("resnet-50.v2_x", true), ("a", true), ("", false), (".", false), ("..", false), (" ..", false), ("a/b", false), ("%2e%2e", false), ("a\0", false)] {
+        for (name, sound) in [
+            ("resnet-50.v2_x", true),
+            ("a", true),
+            ("", false),
+            (".", false),
+            ("..", false),
+            (" ..", false),
+            ("a/b", false),
+            ("%2e%2e", false),
+            ("a\0", false),
+        ] {
             assert_eq!(check_name(name).is_ok(), sound, "{name:?}");
         }
         assert!(check_name(&"x".repeat(256)).is_err());

@@ -155,8 +155,11 @@ async fn serve_grpc(shard: Arc<Shard>, socket: TcpStream, watch: Arc<Watch>) {
 }
 
 /// Runs a connection; when the server stops, lets it finish what it has begun.
-async fn until_stopped<C, E>(stop: &mut watch::Receiver<bool>, mut connection: std::pin::Pin<&mut C>, finish: impl FnOnce(std::pin::Pin<&mut C>))
-where
+async fn until_stopped<C, E>(
+    stop: &mut watch::Receiver<bool>,
+    mut connection: std::pin::Pin<&mut C>,
+    finish: impl FnOnce(std::pin::Pin<&mut C>),
+) where
     C: Future<Output = Result<(), E>>,
     E: std::fmt::Display,
 {
@@ -179,7 +182,12 @@ async fn stopped(stop: &mut watch::Receiver<bool>) {
 }
 
 /// Accepts on one listener and deals the sockets out to the shards in turn.
-pub async fn accept(listener: TcpListener, role: Role, shards: Vec<mpsc::Sender<(std::net::TcpStream, Role)>>, mut stop: watch::Receiver<bool>) {
+pub async fn accept(
+    listener: TcpListener,
+    role: Role,
+    shards: Vec<mpsc::Sender<(std::net::TcpStream, Role)>>,
+    mut stop: watch::Receiver<bool>,
+) {
     for turn in 0usize.. {
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,

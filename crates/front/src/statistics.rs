@@ -56,7 +56,7 @@ fn batch(batch: &BatchStatistics) -> pb::InferBatchStatistics {
 }
 
 pub fn as_json(model: &pb::ModelStatistics) -> Value {
-    let infer = model.inference_stats.clone().unwrap_or_default();
+    let infer = model.inference_stats.unwrap_or_default();
     let batches: Vec<Value> = model
         .batch_stats
         .iter()

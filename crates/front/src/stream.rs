@@ -126,7 +126,9 @@ impl Stream {
 fn refusal(start: &[u8]) -> Bytes {
     let (status, reason, message) = match start.get(9..12) {
         Some(b"414") => (414, "URI Too Long", "request target is too long"),
-        Some(b"431") => (431, "Request Header Fields Too Large", "request head has too many or too large header fields"),
+        Some(b"431") => {
+            (431, "Request Header Fields Too Large", "request head has too many or too large header fields")
+        }
         Some(b"413") => (413, "Payload Too Large", "request body is too large"),
         _ => (400, "Bad Request", "request is not valid HTTP/1.1: check the request line, header names and lengths"),
     };
@@ -138,7 +140,11 @@ fn refusal(start: &[u8]) -> Bytes {
 }
 
 impl AsyncRead for Stream {
-    fn poll_read(mut self: Pin<&mut Self>, context: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
         let before = buffer.filled().len();
         ready!(Pin::new(&mut self.socket).poll_read(context, buffer))?;
         let received = buffer.filled().len() - before;

@@ -18,7 +18,12 @@ pub struct Terms {
 }
 
 /// Runs one request. Errors are those of the queue (full, expired, shutting down) and of the model.
-pub async fn infer(shard: &Shard, model: &Arc<ModelVersion>, request: Validated, terms: Terms) -> Result<(Outputs, ReplyPlan)> {
+pub async fn infer(
+    shard: &Shard,
+    model: &Arc<ModelVersion>,
+    request: Validated,
+    terms: Terms,
+) -> Result<(Outputs, ReplyPlan)> {
     let Validated { inputs, rows, priority, timeout_us, plan, .. } = request;
     let now = Monotonic.now();
     let (sender, mut answer) = reply(&shard.mailbox);
@@ -75,7 +80,8 @@ pub async fn infer(shard: &Shard, model: &Arc<ModelVersion>, request: Validated,
 }
 
 fn finish(answered: Result<Result<Outputs>, RecvError>, plan: ReplyPlan) -> Result<(Outputs, ReplyPlan)> {
-    let outputs = answered.map_err(|_| Error::unavailable("the instance that ran the request was lost; send it again"))??;
+    let outputs =
+        answered.map_err(|_| Error::unavailable("the instance that ran the request was lost; send it again"))??;
     Ok((outputs, plan))
 }
 
@@ -86,8 +92,11 @@ fn successor(shard: &Shard, closed: &Arc<ModelVersion>) -> Option<Arc<ModelVersi
     }
     let version = closed.spec.version.to_string();
     let registry = &shard.server.registry;
-    let next = registry.get(&closed.spec.name, Some(&version)).or_else(|_| registry.get(&closed.spec.name, None)).ok()?;
-    let same = next.spec.inputs == closed.spec.inputs && next.spec.outputs == closed.spec.outputs && next.spec.max_batch_size == closed.spec.max_batch_size;
+    let next =
+        registry.get(&closed.spec.name, Some(&version)).or_else(|_| registry.get(&closed.spec.name, None)).ok()?;
+    let same = next.spec.inputs == closed.spec.inputs
+        && next.spec.outputs == closed.spec.outputs
+        && next.spec.max_batch_size == closed.spec.max_batch_size;
     (same && !Arc::ptr_eq(&next, closed)).then_some(next)
 }
 
@@ -109,7 +118,9 @@ fn shape_key(spec: &ModelSpec, inputs: &Inputs) -> u64 {
 }
 
 fn is_padded(spec: &ModelSpec, input: usize, axis: usize) -> bool {
-    spec.padding.as_ref().is_some_and(|padding| padding.inputs.iter().any(|rule| rule.input == input && rule.axis == axis))
+    spec.padding
+        .as_ref()
+        .is_some_and(|padding| padding.inputs.iter().any(|rule| rule.input == input && rule.axis == axis))
 }
 
 /// The size along the first padded axis, by which near requests are told from far ones; 0 without a padding rule.

@@ -15,7 +15,7 @@ from penstock.engine import RUNTIMES
 _BOOLEANS: Final = {"true": True, "1": True, "false": False, "0": False}
 
 # The environment rather than a flag: other users see a process's arguments.
-_TOKEN: Final = "PENSTOCK_ADMIN_TOKEN"
+_ADMIN: Final = "PENSTOCK_ADMIN_TOKEN"
 
 
 def _boolean(text: str) -> str:
@@ -98,7 +98,7 @@ def serve(
         batching=batching,
         max_body_bytes=max_body_bytes,
         io_threads=io_threads,
-        admin_token=os.environ.get(_TOKEN),
+        admin_token=os.environ.get(_ADMIN),
     )
     if model is not None:
         server.add(model, runtime=runtime, instances=instances)

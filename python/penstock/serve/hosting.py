@@ -53,7 +53,9 @@ class Hosted:
             thread.join(timeout_seconds)
         if any(thread.is_alive() for thread in self._threads):
             self.core.abort()
-            log.error("model %r did not finish in time; its queued requests were answered with an error", self.model.name)
+            log.error(
+                "model %r did not finish in time; its queued requests were answered with an error", self.model.name
+            )
             return False
         for instance in self._instances:
             instance.close()

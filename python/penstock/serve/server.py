@@ -50,8 +50,8 @@ class Server:
     batching              "auto", or "triton" to follow Triton's batching to the letter.
     max_body_bytes        requests above this are refused (413).
     http_*_timeout_seconds, write_timeout_seconds
-                          from the first byte of a head to its last; for a body beyond its minimal rate; between requests;
-                          for a client that does not read its answer.
+                          from the first byte of a head to its last; for a body beyond its minimal rate; between
+                          requests; for a client that does not read its answer.
     admin_token           load and unload then want it as a bearer token.
     io_threads            threads of the data plane; None: one for every four cores.
     """
@@ -114,7 +114,9 @@ class Server:
             server_version=penstock.__version__,
             extensions=list(options.EXTENSIONS),
         )
-        self._repository = Repository(self._control_options.repositories) if self._control_options.repositories else None
+        self._repository = (
+            Repository(self._control_options.repositories) if self._control_options.repositories else None
+        )
         self._added: dict[str, _Source] = {}
         self._front: _core.Front | None = None
         self._catalogue: Catalogue | None = None

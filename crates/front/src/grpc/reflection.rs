@@ -4,14 +4,15 @@ use super::stream::Answers;
 use super::{Call, Reply, streaming};
 use crate::shard::Shard;
 use bytes::Bytes;
-use penstock_schema::Error;
-use penstock_wire::Frames;
-use penstock_wire::grpc::{self, pb};
 use pb::reflection::server_reflection_request::MessageRequest;
 use pb::reflection::server_reflection_response::MessageResponse;
 use pb::reflection::{
-    ErrorResponse, FileDescriptorResponse, ListServiceResponse, ServerReflectionRequest, ServerReflectionResponse, ServiceResponse,
+    ErrorResponse, FileDescriptorResponse, ListServiceResponse, ServerReflectionRequest, ServerReflectionResponse,
+    ServiceResponse,
 };
+use penstock_schema::Error;
+use penstock_wire::Frames;
+use penstock_wire::grpc::{self, pb};
 use prost::Message;
 use prost_types::{DescriptorProto, FileDescriptorProto, FileDescriptorSet};
 use std::sync::{Arc, LazyLock};
@@ -26,7 +27,9 @@ pub fn reflect(shard: &Arc<Shard>, call: Call) -> Reply {
 fn answer(message: Bytes) -> Frames {
     let request = ServerReflectionRequest::decode(message).unwrap_or_default();
     let response = match &request.message_request {
-        Some(MessageRequest::ListServices(_)) => MessageResponse::ListServicesResponse(ListServiceResponse { service: services() }),
+        Some(MessageRequest::ListServices(_)) => {
+            MessageResponse::ListServicesResponse(ListServiceResponse { service: services() })
+        }
         Some(MessageRequest::FileByFilename(name)) => files(|file| file.name() == name),
         Some(MessageRequest::FileContainingSymbol(symbol)) => files(|file| defines(file, symbol)),
         _ => failure(&Error::unsupported("this reflection request is not supported: no extensions are defined")),
@@ -40,7 +43,9 @@ fn answer(message: Bytes) -> Frames {
 }
 
 fn services() -> Vec<ServiceResponse> {
-    let names = FILES.iter().flat_map(|file| file.service.iter().map(move |service| format!("{}.{}", file.package(), service.name())));
+    let names = FILES
+        .iter()
+        .flat_map(|file| file.service.iter().map(move |service| format!("{}.{}", file.package(), service.name())));
     names.map(|name| ServiceResponse { name }).collect()
 }
 
@@ -65,7 +70,10 @@ fn files(matches: impl Fn(&FileDescriptorProto) -> bool) -> MessageResponse {
 /// Whether a fully qualified name (service, method, message or enum) is defined in the file.
 fn defines(file: &FileDescriptorProto, symbol: &str) -> bool {
     let package = file.package();
-    let Some(rest) = symbol.strip_prefix(package).and_then(|rest| if package.is_empty() { Some(rest) } else { rest.strip_prefix('.') }) else {
+    let Some(rest) = symbol
+        .strip_prefix(package)
+        .and_then(|rest| if package.is_empty() { Some(rest) } else { rest.strip_prefix('.') })
+    else {
         return false;
     };
     let path: Vec<&str> = rest.split('.').collect();
@@ -81,10 +89,14 @@ fn defines(file: &FileDescriptorProto, symbol: &str) -> bool {
 
 fn contains(message: &DescriptorProto, path: &[&str]) -> bool {
     let Some((name, rest)) = path.split_first() else { return true };
-    let is_member = message.field.iter().any(|field| field.name() == *name) || message.enum_type.iter().any(|known| known.name() == *name);
+    let is_member = message.field.iter().any(|field| field.name() == *name)
+        || message.enum_type.iter().any(|known| known.name() == *name);
     is_member || message.nested_type.iter().any(|nested| nested.name() == *name && contains(nested, rest))
 }
 
 fn failure(error: &Error) -> MessageResponse {
-    MessageResponse::ErrorResponse(ErrorResponse { error_code: error.code.grpc_status().into(), error_message: error.message.to_string() })
+    MessageResponse::ErrorResponse(ErrorResponse {
+        error_code: error.code.grpc_status().into(),
+        error_message: error.message.to_string(),
+    })
 }

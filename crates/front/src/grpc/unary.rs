@@ -43,7 +43,9 @@ pub async fn answer(shard: &Arc<Shard>, method: &str, call: Call) -> Result<Repl
         "ModelStatistics" => {
             let request: pb::ModelStatisticsRequest = decode(bytes)?;
             let models = statistics::select(server, Some(&request.name), Some(&request.version))?;
-            reply(&pb::ModelStatisticsResponse { model_stats: models.iter().map(|model| statistics::message(model)).collect() })
+            reply(&pb::ModelStatisticsResponse {
+                model_stats: models.iter().map(|model| statistics::message(model)).collect(),
+            })
         }
         "RepositoryIndex" => {
             let request: pb::RepositoryIndexRequest = decode(bytes)?;
@@ -74,7 +76,10 @@ pub async fn answer(shard: &Arc<Shard>, method: &str, call: Call) -> Result<Repl
         }
         "TraceSetting" => Err(Error::unsupported("tracing is not supported by this server")),
         "LogSettings" => Err(Error::unsupported("changing the log settings is not supported by this server")),
-        _ => Err(Error::unsupported(format!("unknown method '{}' of inference.GRPCInferenceService", crate::registry::clip(method)))),
+        _ => Err(Error::unsupported(format!(
+            "unknown method '{}' of inference.GRPCInferenceService",
+            crate::registry::clip(method)
+        ))),
     }
 }
 
@@ -82,7 +87,8 @@ pub async fn answer(shard: &Arc<Shard>, method: &str, call: Call) -> Result<Repl
 pub async fn health(shard: &Arc<Shard>, call: Call) -> Result<Reply> {
     use pb::health::health_check_response::ServingStatus;
     let server = &shard.server;
-    let request: pb::health::HealthCheckRequest = decode(message(&mut Some(call.body), call.encoding, &server.config).await?)?;
+    let request: pb::health::HealthCheckRequest =
+        decode(message(&mut Some(call.body), call.encoding, &server.config).await?)?;
     let serving = match request.service.as_str() {
         "" | "inference.GRPCInferenceService" => server.is_ready(),
         model => {

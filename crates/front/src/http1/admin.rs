@@ -15,7 +15,11 @@ use serde_json::{Map, Value, json};
 pub fn metadata(server: &Server, name: &str, version: Option<&str>) -> Result<Bytes> {
     let model = server.registry.get(name, version)?;
     let versions = server.registry.versions(name);
-    Ok(if versions.len() == 1 { model.metadata.clone() } else { penstock_wire::metadata::model_json(&model.spec, &versions) })
+    Ok(if versions.len() == 1 {
+        model.metadata.clone()
+    } else {
+        penstock_wire::metadata::model_json(&model.spec, &versions)
+    })
 }
 
 /// 200 when the model can infer, 400 when it can't or isn't there, as in Triton.

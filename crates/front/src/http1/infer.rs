@@ -47,7 +47,8 @@ pub async fn infer(shard: &Arc<Shard>, name: &str, version: Option<&str>, reques
     }
     let (outputs, plan) = submit::infer(shard, &model, validated, Terms::default()).await?;
 
-    let heavy = plan.outputs.iter().any(|output| !output.binary) && outputs.iter().map(|tensor| tensor.data.len()).sum::<usize>() > HEAVY_BYTES;
+    let heavy = plan.outputs.iter().any(|output| !output.binary)
+        && outputs.iter().map(|tensor| tensor.data.len()).sum::<usize>() > HEAVY_BYTES;
     let encoded = if heavy {
         aside(move || codec::encode(&model.spec, &plan, outputs)).await?
     } else {
@@ -95,7 +96,12 @@ fn header_length(headers: &HeaderMap) -> Result<Option<usize>> {
     let Some(value) = headers.get(HEADER_LENGTH) else { return Ok(None) };
     let text = text(&HEADER_LENGTH, value)?;
     let digits = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
-    let wrong = || Error::invalid(format!("header {HEADER_LENGTH}: expected the length of the JSON part in bytes, got '{}'", crate::registry::clip(text)));
+    let wrong = || {
+        Error::invalid(format!(
+            "header {HEADER_LENGTH}: expected the length of the JSON part in bytes, got '{}'",
+            crate::registry::clip(text)
+        ))
+    };
     digits.then(|| text.parse().ok()).flatten().ok_or_else(wrong).map(Some)
 }
 

@@ -18,7 +18,11 @@ pub enum Route<'a> {
     Live,
     Ready,
     Statistics,
-    Model { name: &'a str, version: Option<&'a str>, part: ModelPart },
+    Model {
+        name: &'a str,
+        version: Option<&'a str>,
+        part: ModelPart,
+    },
     Index,
     Load(&'a str),
     Unload(&'a str),
