@@ -72,7 +72,7 @@ impl Gatherer {
     }
 
     /// Lays this input of all jobs into one piece of memory. The jobs' own references to it are given up.
-    pub fn gather(&mut self, jobs: &mut [&mut Job]) -> Result<Gathered> {
+    pub fn gather(&mut self, jobs: &mut [Job]) -> Result<Gathered> {
         let Some(first) = jobs.first().and_then(|job| job.inputs.get(self.input)?.as_ref()) else {
             return Ok(Gathered::Absent);
         };

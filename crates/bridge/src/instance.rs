@@ -1,9 +1,9 @@
 //! The life of an instance: pull, gather, execute, split, answer.
 
-use crate::inputs::{Gatherer, arguments};
-use crate::outputs;
+use crate::inputs::{Gathered, Gatherer, arguments};
+use crate::outputs::{self, Whole};
 use penstock_dispatch::{Answer, Batch, Job, Queue};
-use penstock_schema::{Code, Error, ModelSpec};
+use penstock_schema::{Code, Error, ModelSpec, Result};
 use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::types::PyString;
@@ -36,58 +36,100 @@ impl Instance {
         }
     }
 
-    /// Works until the queue is closed and empty. Called with the GIL, which is held only around `execute`.
+    /// Works until the queue is closed and empty. Called with the GIL, which is given up once per batch: to answer the
+    /// last one, wait for the next, and gather it.
     pub fn run(&mut self, py: Python<'_>) {
-        while let Some(mut batch) = py.detach(|| self.queue.pull(self.number)) {
-            let answers = self.answer(py, &mut batch);
-            py.detach(|| batch.finish(answers));
+        wake_punctually();
+        let mut done = None;
+        while let Some((mut batch, gathered)) = py.detach(|| self.turn(done.take())) {
+            let whole = gathered.and_then(|gathered| self.call(py, gathered, &batch.jobs));
+            batch.mark_infer_done();
+            done = Some(match whole {
+                // One bad request must not fail its neighbours: each is tried once by itself.
+                Err(error) if batch.jobs.len() > 1 => {
+                    tracing::debug!(model = %self.spec.name, %error, "batch failed; trying its requests one by one");
+                    Done::Apart(batch.jobs.iter_mut().map(|job| self.alone(py, job)).collect(), batch)
+                }
+                whole => Done::Together(whole, batch),
+            });
         }
     }
 
-    fn answer(&mut self, py: Python<'_>, batch: &mut Batch) -> Vec<Answer> {
-        let mut jobs: Vec<&mut Job> = batch.jobs.iter_mut().collect();
-        let outcome = self.execute(py, &mut jobs);
-        batch.mark_infer_done();
-        match outcome {
-            Ok(answers) => answers.into_iter().map(Ok).collect(),
-            // One bad request must not fail its neighbours: each is tried once by itself.
-            Err(error) if batch.jobs.len() > 1 => {
-                tracing::debug!(model = %self.spec.name, %error, "batch failed; trying its requests one by one");
-                batch
-                    .jobs
-                    .iter_mut()
-                    .map(|job| self.execute(py, &mut [job]).map(|mut answers| answers.swap_remove(0)))
-                    .collect()
+    /// Without the GIL: answers what was executed, then waits for more and lays it out.
+    fn turn(&mut self, done: Option<Done>) -> Option<(Batch, Result<Vec<Gathered>>)> {
+        match done {
+            None => {}
+            Some(Done::Apart(answers, batch)) => batch.finish(answers),
+            Some(Done::Together(Err(error), batch)) => batch.finish([Err(error)]),
+            Some(Done::Together(Ok(whole), batch)) => {
+                let answers = self.split(&whole, &batch.jobs);
+                batch.finish(answers);
             }
-            Err(error) => vec![Err(error)],
         }
+        let mut batch = self.queue.pull(self.number)?;
+        let gathered = self.gather(&mut batch.jobs);
+        batch.mark_input_done();
+        Some((batch, gathered))
     }
 
-    /// Runs the model once over these jobs.
-    fn execute(&mut self, py: Python<'_>, jobs: &mut [&mut Job]) -> Result<Vec<penstock_schema::Outputs>, Error> {
-        let gatherers = &mut self.gatherers;
-        let gathered =
-            py.detach(|| gatherers.iter_mut().map(|gatherer| gatherer.gather(jobs)).collect::<Result<Vec<_>, _>>())?;
+    fn gather(&mut self, jobs: &mut [Job]) -> Result<Vec<Gathered>> {
+        self.gatherers.iter_mut().map(|gatherer| gatherer.gather(jobs)).collect()
+    }
+
+    /// Runs the model once.
+    fn call(&self, py: Python<'_>, gathered: Vec<Gathered>, jobs: &[Job]) -> Result<Executed> {
         let wide = self.padded_size(&gathered);
         let rows = (self.spec.max_batch_size > 0).then(|| jobs.iter().map(|job| job.rows).sum());
-        let whole = arguments(py, &self.input_names, gathered)
+        let outputs = arguments(py, &self.input_names, gathered)
             .and_then(|arguments| self.execute.bind(py).call1((arguments,)))
             .and_then(|result| outputs::read(py, &self.spec, &self.output_names, rows, result))
             .map_err(|error| failed(py, &self.spec.name, &error))?;
+        Ok(Executed { outputs, wide })
+    }
+
+    fn split(&self, whole: &Executed, jobs: &[Job]) -> Vec<Answer> {
         let mut first = 0;
         let answers = jobs.iter().map(|job| {
-            let outputs = outputs::part(&self.spec, &whole, job, first, wide);
+            let outputs = outputs::part(&self.spec, &whole.outputs, job, first, whole.wide);
             first += job.rows as usize;
-            outputs
+            Ok(outputs)
         });
-        Ok(answers.collect())
+        answers.collect()
+    }
+
+    fn alone(&mut self, py: Python<'_>, job: &mut Job) -> Answer {
+        let jobs = std::slice::from_mut(job);
+        let gathered = self.gather(jobs)?;
+        let whole = self.call(py, gathered, jobs)?;
+        self.split(&whole, jobs).swap_remove(0)
     }
 
     /// The batch's size along the first padded axis.
-    fn padded_size(&self, gathered: &[crate::inputs::Gathered]) -> Option<i64> {
+    fn padded_size(&self, gathered: &[Gathered]) -> Option<i64> {
         let rule = self.spec.padding.as_ref()?.inputs.first()?;
         gathered.get(rule.input)?.shape()?.get(rule.axis).copied()
     }
+}
+
+/// What a batch came to.
+struct Executed {
+    outputs: Vec<Whole>,
+    /// The batch's size along the padded axis, if it has one.
+    wide: Option<i64>,
+}
+
+/// A batch that was executed and not yet answered.
+enum Done {
+    Together(Result<Executed>, Batch),
+    Apart(Vec<Answer>, Batch),
+}
+
+/// Lets timed waits of this thread end when they should. The kernel may end them 50 us late to save power, which is
+/// much where batches wait for tens of microseconds (prctl(2), PR_SET_TIMERSLACK).
+fn wake_punctually() {
+    const SLACK_NANOSECONDS: libc::c_ulong = 1_000;
+    // SAFETY: the call takes plain numbers and concerns the calling thread alone. Failing leaves the default.
+    unsafe { libc::prctl(libc::PR_SET_TIMERSLACK, SLACK_NANOSECONDS) };
 }
 
 /// What a model's exception means to the client: its own status if it is one of ours, else a failure of the model.
