@@ -79,6 +79,11 @@ impl Front {
         self.server.registry.withdraw(name);
     }
 
+    /// Takes a model out of service, and its name with it.
+    fn forget(&self, name: &str) {
+        self.server.registry.forget(name);
+    }
+
     /// Says that a model is not what it should be (loading, failed), which makes a strict server not ready; or, with
     /// None, that it is.
     #[pyo3(signature = (name, reason))]

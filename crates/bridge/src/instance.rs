@@ -1,6 +1,7 @@
 //! The life of an instance: pull, gather, execute, split, answer.
 
 use crate::inputs::{Gathered, Gatherer, arguments};
+use crate::model::Model;
 use crate::outputs::{self, Whole};
 use penstock_dispatch::{Answer, Batch, Job, Queue};
 use penstock_schema::{Code, Error, ModelSpec, Result};
@@ -9,20 +10,38 @@ use pyo3::prelude::*;
 use pyo3::types::PyString;
 use std::borrow::Cow;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// One worker of one model version. Lives on one thread.
 pub struct Instance {
     number: usize,
     spec: Arc<ModelSpec>,
     queue: Arc<Queue>,
+    alive: Arc<AtomicUsize>,
     gatherers: Vec<Gatherer>,
     input_names: Vec<Py<PyAny>>,
     output_names: Vec<Py<PyAny>>,
     execute: Py<PyAny>,
+    /// The backend never touches memory that it has returned.
+    fresh_outputs: bool,
+}
+
+/// The last of a model's instances to end without being told to takes the queue with it: nothing may wait for an
+/// answer that cannot come.
+impl Drop for Instance {
+    fn drop(&mut self) {
+        let left = self.alive.fetch_sub(1, Ordering::AcqRel) - 1;
+        if left == 0 && !self.queue.is_closed() {
+            tracing::error!("model '{}': its last instance was lost; it takes no more requests", self.spec.name);
+            self.queue.abort();
+        }
+    }
 }
 
 impl Instance {
-    pub fn new(py: Python<'_>, number: usize, spec: Arc<ModelSpec>, queue: Arc<Queue>, execute: Py<PyAny>) -> Instance {
+    pub fn new(py: Python<'_>, number: usize, model: &Model, execute: Py<PyAny>) -> Instance {
+        let (spec, queue, alive) = (model.spec.clone(), model.queue.clone(), model.alive.clone());
+        alive.fetch_add(1, Ordering::AcqRel);
         // Interned, since dictionaries find such names without comparing text.
         let intern = |name: &str| PyString::intern(py, name).into_any().unbind();
         Instance {
@@ -32,7 +51,9 @@ impl Instance {
             output_names: spec.outputs.iter().map(|output| intern(&output.name)).collect(),
             spec,
             queue,
+            alive,
             execute,
+            fresh_outputs: model.fresh_outputs,
         }
     }
 
@@ -82,7 +103,7 @@ impl Instance {
         let rows = (self.spec.max_batch_size > 0).then(|| jobs.iter().map(|job| job.rows).sum());
         let outputs = arguments(py, &self.input_names, gathered)
             .and_then(|arguments| self.execute.bind(py).call1((arguments,)))
-            .and_then(|result| outputs::read(py, &self.spec, &self.output_names, rows, result))
+            .and_then(|result| outputs::read(py, &self.spec, &self.output_names, rows, result, self.fresh_outputs))
             .map_err(|error| failed(py, &self.spec.name, &error))?;
         Ok(Executed { outputs, wide })
     }

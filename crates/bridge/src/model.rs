@@ -9,6 +9,7 @@ use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
 
 const NANOS_PER_MICROSECOND: u64 = 1000;
 
@@ -78,13 +79,17 @@ pub struct SpecificationArgument {
     config_json: Vec<u8>,
     config_proto: Vec<u8>,
     load_seconds: f64,
+    fresh_outputs: bool,
 }
 
 /// One version of one model: published when its instances are ready.
 #[pyclass(frozen, module = "penstock._core")]
 pub struct Model {
-    spec: Arc<ModelSpec>,
-    queue: Arc<Queue>,
+    pub spec: Arc<ModelSpec>,
+    pub queue: Arc<Queue>,
+    /// Instances that are running.
+    pub alive: Arc<AtomicUsize>,
+    pub fresh_outputs: bool,
     load_seconds: f64,
 }
 
@@ -102,14 +107,20 @@ impl Model {
     fn new(specification: SpecificationArgument) -> PyResult<Model> {
         let SpecificationArgument { batching, max_batch_size, instances, .. } = &specification;
         let settings = settings(batching, *max_batch_size, *instances)?;
-        let load_seconds = specification.load_seconds;
-        Ok(Model { spec: Arc::new(specification.spec()?), queue: Queue::new(settings, Monotonic), load_seconds })
+        let (load_seconds, fresh_outputs) = (specification.load_seconds, specification.fresh_outputs);
+        Ok(Model {
+            spec: Arc::new(specification.spec()?),
+            queue: Queue::new(settings, Monotonic),
+            alive: Arc::default(),
+            load_seconds,
+            fresh_outputs,
+        })
     }
 
     /// Works through batches until the model is closed and its queue empty. `execute` takes a dictionary of arrays,
     /// with the batch as dimension 0, and returns one.
     fn run(&self, py: Python<'_>, instance: usize, execute: Py<PyAny>) {
-        Instance::new(py, instance, self.spec.clone(), self.queue.clone(), execute).run(py);
+        Instance::new(py, instance, self, execute).run(py);
     }
 
     /// Takes no more requests; those queued are still worked on.

@@ -49,19 +49,22 @@ impl AsRef<[u8]> for Kept {
     }
 }
 
-/// Reads what a model returned for `rows` rows. `rows` is `None` for a model without a batch dimension.
+/// Reads what a model returned for `rows` rows. `rows` is `None` for a model without a batch dimension;
+/// `promised` says that the backend never touches memory that it has returned.
 pub fn read(
     py: Python<'_>,
     spec: &ModelSpec,
     names: &[Py<PyAny>],
     rows: Option<u32>,
     result: Bound<'_, PyAny>,
+    promised: bool,
 ) -> PyResult<Vec<Whole>> {
     // A dictionary in the usual case; looked at first, since the general mapping costs more.
     let (values, fresh): (Vec<Bound<'_, PyAny>>, bool) = match result.cast_into::<PyDict>() {
         Ok(dict) => {
             let value = |name| dict.get_item(name)?.ok_or_else(|| missing(spec, name, dict.len()));
-            (names.iter().map(value).collect::<PyResult<_>>()?, references(&dict) == 1)
+            let fresh = references(&dict) == 1;
+            (names.iter().map(value).collect::<PyResult<_>>()?, fresh)
         }
         Err(error) => {
             let result = error.into_inner();
@@ -73,7 +76,7 @@ pub fn read(
             (names.iter().map(value).collect::<PyResult<_>>()?, false)
         }
     };
-    spec.outputs.iter().zip(values).map(|(output, value)| whole(py, output, rows, value, fresh)).collect()
+    spec.outputs.iter().zip(values).map(|(output, value)| whole(py, output, rows, value, fresh, promised)).collect()
 }
 
 fn missing(spec: &ModelSpec, name: &Py<PyAny>, got: usize) -> PyErr {
@@ -85,12 +88,14 @@ fn type_name(value: &Bound<'_, PyAny>) -> String {
 }
 
 /// One output, checked. `fresh`: the dictionary it came in was made for this call and is known to nobody else.
+/// `promised`: the backend never touches memory that it has returned.
 fn whole(
     py: Python<'_>,
     output: &TensorSpec,
     rows: Option<u32>,
     value: Bound<'_, PyAny>,
     fresh: bool,
+    promised: bool,
 ) -> PyResult<Whole> {
     let numpy = NumPy::get(py)?;
     let array = if value.is_exact_instance(numpy.ndarray(py)) { value } else { as_array(py, value)? };
@@ -100,7 +105,7 @@ fn whole(
     let Ok(buffer) = PyUntypedBuffer::get(&array) else { return Err(wrong_type(output, &array)) };
     if !buffer.is_c_contiguous() {
         let array = py.import("numpy")?.call_method1("ascontiguousarray", (&array,))?;
-        return whole(py, output, rows, array, true);
+        return whole(py, output, rows, array, true, false);
     }
     if !holds(buffer.format().to_bytes(), buffer.item_size(), output.datatype) {
         return Err(wrong_type(output, &array));
@@ -113,7 +118,7 @@ fn whole(
     drop(buffer);
     let content = if length == 0 {
         Bytes::new()
-    } else if length > COPY_BYTES && fresh && sole(&array)? {
+    } else if length > COPY_BYTES && fresh && sole(&array, promised)? {
         Bytes::from_owner(Kept { start, length, _array: array.unbind() })
     } else {
         // SAFETY: a contiguous array of `length` bytes that `array` keeps alive; the GIL keeps Python code from changing it.
@@ -140,18 +145,14 @@ fn as_array<'py>(py: Python<'py>, value: Bound<'py, PyAny>) -> PyResult<Bound<'p
     numpy.call_method1("asarray", (value,))
 }
 
-/// Whether this array is the only way to its memory: nobody else has a reference to it or to what it is a view of.
-/// Otherwise the model could write to it while it is being sent.
-fn sole(array: &Bound<'_, PyAny>) -> PyResult<bool> {
-    // The result dictionary holds one reference, our handle another.
-    const OURS: isize = 2;
-    if references(array) > OURS {
-        return Ok(false);
-    }
-    let base = array.getattr("base")?;
-    // The base is held by the array and by our handle to it. A base that is a view itself leads on to yet others.
-    Ok(base.is_none()
-        || (references(&base) <= OURS && !base.hasattr("base")? && !base.is_instance_of::<crate::slab::Slab>()))
+/// Whether this array is the only way to its memory. Otherwise the model could write to it while it is being sent.
+///
+/// An array that owns its memory is, when ours is the only reference to it. Counts say nothing about memory behind
+/// another object (a capsule, a foreign tensor): there the backend has to promise it.
+fn sole(array: &Bound<'_, PyAny>, promised: bool) -> PyResult<bool> {
+    // The dictionary that the array came in is gone by now.
+    const OURS: isize = 1;
+    Ok(references(array) == OURS && (promised || array.getattr("base")?.is_none()))
 }
 
 fn references(object: &Bound<'_, PyAny>) -> isize {

@@ -59,9 +59,18 @@ enum Memory {
         block: Arc<Block>,
         length: usize,
     },
-    /// The body of a request, passed on as it came: held by nobody else.
-    Body(BytesMut),
+    /// The body of a request, passed on as it came: held by nobody else. The address was taken from a mutable borrow,
+    /// so it may be written through.
+    Body {
+        start: NonNull<u8>,
+        body: BytesMut,
+    },
 }
+
+// SAFETY: the pointer is to memory that the BytesMut beside it owns; neither is tied to a thread.
+unsafe impl Send for Memory {}
+// SAFETY: a shared reference gives out the address and size only.
+unsafe impl Sync for Memory {}
 
 /// A writable buffer for NumPy: one dimension of bytes.
 #[pyclass(frozen, module = "penstock._core")]
@@ -74,14 +83,15 @@ impl Slab {
         Slab { memory: Memory::Block { block, length } }
     }
 
-    pub fn body(body: BytesMut) -> Slab {
-        Slab { memory: Memory::Body(body) }
+    pub fn body(mut body: BytesMut) -> Slab {
+        let start = NonNull::from(body.as_mut()).cast();
+        Slab { memory: Memory::Body { start, body } }
     }
 
     fn address(&self) -> (*mut u8, usize) {
         match &self.memory {
             Memory::Block { block, length } => (block.start.as_ptr(), *length),
-            Memory::Body(body) => (body.as_ptr().cast_mut(), body.len()),
+            Memory::Body { start, body } => (start.as_ptr(), body.len()),
         }
     }
 }

@@ -250,17 +250,19 @@ impl Backlog {
         forming
     }
 
-    /// Takes jobs in order, up to that many rows, into `taken`; cancelled ones go to `removed` instead.
-    pub fn take(&mut self, up_to: u32, taken: &mut Vec<Job>, removed: &mut Vec<(Job, Removed)>) -> u32 {
+    /// Takes jobs in order, up to that many rows, into `taken`; those that nobody waits for go to `removed` instead.
+    pub fn take(&mut self, up_to: u32, now: Nanos, taken: &mut Vec<Job>, removed: &mut Vec<(Job, Removed)>) -> u32 {
         let mut forming = Forming::default();
         let mut passed = 0;
         'walk: for level in &mut self.levels {
+            let rejects = level.policy.timeout_action == TimeoutAction::Reject;
             for queue in [&mut level.fresh, &mut level.late] {
                 let mut index = 0;
                 while index < queue.len() {
-                    let job = &queue[index].job;
-                    let cancelled = job.reply.is_closed();
-                    if !cancelled {
+                    let Queued { job, expires } = &queue[index];
+                    let timed_out = rejects && *expires <= now;
+                    let why = condemned(job, now).or(timed_out.then_some(Removed::TimedOut));
+                    if why.is_none() {
                         match self.rules.of(&forming, job) {
                             Join::Fits if forming.requests == 0 || forming.rows + rows(job) <= up_to => {}
                             Join::Mismatch if self.rules.skip && passed < LOOK_PAST => {
@@ -275,8 +277,8 @@ impl Backlog {
                     self.requests -= 1;
                     self.rows -= u64::from(rows(&job));
                     self.bytes -= job.bytes as u64;
-                    if cancelled {
-                        removed.push((job, Removed::Cancelled));
+                    if let Some(why) = why {
+                        removed.push((job, why));
                     } else {
                         self.rules.add(&mut forming, &job);
                         taken.push(job);
@@ -355,10 +357,11 @@ fn remove(queue: &mut VecDeque<Queued>, index: usize) -> Option<Queued> {
 }
 
 fn condemned(job: &Job, now: Nanos) -> Option<Removed> {
-    if job.reply.is_closed() {
-        Some(Removed::Cancelled)
-    } else if job.deadline.is_some_and(|deadline| deadline <= now) {
+    // The deadline first: who gives a job up at its deadline has not changed its mind.
+    if job.deadline.is_some_and(|deadline| deadline <= now) {
         Some(Removed::DeadlinePassed)
+    } else if job.reply.is_closed() {
+        Some(Removed::Cancelled)
     } else {
         None
     }

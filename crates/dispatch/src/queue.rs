@@ -208,10 +208,10 @@ impl<C: Clock> Queue<C> {
             };
             let mut jobs = state.spare.pop().unwrap_or_default();
             let before = removed.len();
-            let rows = state.backlog.take(rows, &mut jobs, removed);
+            let rows = state.backlog.take(rows, now, &mut jobs, removed);
             state.count_removed(&removed[before..], now);
             if jobs.is_empty() {
-                // All of them were cancelled.
+                // Nobody waits for any of them.
                 continue;
             }
             state.busy += 1;
@@ -369,8 +369,8 @@ impl<C: Clock> Queue<C> {
             state.counters.succeeded(queued, total);
         }
         state.counters.finished(&outcome);
-        // How long a failure took says nothing about the model.
-        if outcome.succeeded > 0 {
+        // How long a failure took, or a batch whose requests were tried one by one, says nothing about the model.
+        if outcome.failed == 0 {
             state.costs.learn(outcome.rows, outcome.oldest, pulled, finished);
         }
         state.returns.released(finished, awaited);

@@ -29,6 +29,13 @@ pub(crate) struct State {
     pub spare: Vec<Vec<Job>>,
 }
 
+/// A long queue is gone through for expired requests at most this often: a walk over all 65,536 takes milliseconds, and
+/// each may have a time of its own. None is executed late: `Backlog::take` looks at each it takes.
+const SWEEP_EVERY: Nanos = 1_000_000;
+
+/// A queue of this length is gone through in microseconds.
+const SWEEP_FREELY: u64 = 256;
+
 impl State {
     pub fn new(settings: &Settings) -> State {
         let instances = settings.instances.max(1) as usize;
@@ -52,7 +59,8 @@ impl State {
     }
 
     pub fn expire(&mut self, now: Nanos, removed: &mut Vec<(Job, Removed)>) {
-        if now >= self.backlog.closest() {
+        let recently = now < self.swept.saturating_add(SWEEP_EVERY) && self.backlog.requests() > SWEEP_FREELY;
+        if now >= self.backlog.closest() && !recently {
             let before = removed.len();
             self.backlog.sweep(now, removed);
             self.swept = now;

@@ -1,6 +1,6 @@
 //! Bodies: collecting what a client sends under the limits, and sending ready-made frames without copying them.
 
-use crate::server::Config;
+use crate::server::{Busy, Config};
 use bytes::{Buf, Bytes, BytesMut};
 use http::HeaderMap;
 use http_body::{Body, Frame, SizeHint};
@@ -10,6 +10,7 @@ use smallvec::SmallVec;
 use std::convert::Infallible;
 use std::future::poll_fn;
 use std::pin::{Pin, pin};
+use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 use tokio::time::Instant;
@@ -26,8 +27,48 @@ pub struct Frames {
     data: SmallVec<[Bytes; 3]>,
     next: usize,
     trailers: Option<HeaderMap>,
-    /// Dropped with the body, that is once everything was handed to the socket or the client is gone.
-    _busy: Option<crate::server::Busy>,
+    /// Dropped with the body: small answers are in the socket's buffer then.
+    _busy: Option<Busy>,
+    /// As `_busy`, for the connection: an answer is under way.
+    _answering: Option<Arc<()>>,
+}
+
+/// From here on an answer may not fit a socket's buffer, so that it is still being written when its body is dropped.
+const LARGE_BYTES: usize = 64 << 10;
+
+/// Bytes that keep their request in flight until they are written, or the client is gone.
+struct Held {
+    data: Bytes,
+    _busy: Busy,
+}
+
+impl AsRef<[u8]> for Held {
+    fn as_ref(&self) -> &[u8] {
+        &self.data
+    }
+}
+
+/// Ties the end of a request to the last of its large frames; gives the token back when there is none.
+pub fn hold(frames: &mut [Bytes], busy: Busy) -> Option<Busy> {
+    match frames.iter_mut().rev().find(|frame| frame.len() > LARGE_BYTES) {
+        Some(large) => {
+            *large = Bytes::from_owner(Held { data: std::mem::take(large), _busy: busy });
+            None
+        }
+        None => Some(busy),
+    }
+}
+
+/// Text of this length takes about half a millisecond to read or write, which other connections may wait.
+pub const HEAVY_TEXT_BYTES: usize = 128 << 10;
+
+/// Binary tensors are mostly sliced; what is looked into (elements of BYTES, typed contents) takes some milliseconds
+/// at this size.
+pub const HEAVY_BINARY_BYTES: usize = 4 << 20;
+
+/// Runs something long on the blocking pool: on a shard's thread it would hold up every other connection.
+pub async fn aside<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
+    tokio::task::spawn_blocking(work).await.map_err(|_| Error::internal("request could not be worked on"))?
 }
 
 impl Frames {
@@ -44,8 +85,15 @@ impl Frames {
         self
     }
 
-    pub fn busy(mut self, busy: crate::server::Busy) -> Frames {
-        self._busy = Some(busy);
+    /// The request counts as in flight until this is written.
+    pub fn busy(mut self, busy: Busy) -> Frames {
+        self._busy = hold(&mut self.data, busy);
+        self
+    }
+
+    /// The connection counts as answering until hyper has taken all of this.
+    pub fn answering(mut self, token: Arc<()>) -> Frames {
+        self._answering = Some(token);
         self
     }
 
@@ -91,7 +139,9 @@ pub async fn collect(body: Incoming, config: &Config, skip: impl FnOnce(&[u8]) -
         return Err(too_large(config));
     }
     let mut body = pin!(body);
-    let Some(first) = next(&mut body).await? else { return Ok(Bytes::new()) };
+    let started = Instant::now();
+    let first = tokio::time::timeout_at(started + config.body_grace, next(&mut body)).await;
+    let Some(first) = first.map_err(|_| too_slow(0))?? else { return Ok(Bytes::new()) };
     if first.len() > config.max_body_bytes {
         return Err(too_large(config));
     }
@@ -101,7 +151,6 @@ pub async fn collect(body: Incoming, config: &Config, skip: impl FnOnce(&[u8]) -
     let expected = declared.map_or(0, |length| length as usize);
     let skip = skip(&first);
     let mut buffer = Aligned::new(first, expected, skip);
-    let started = Instant::now();
     let mut chunks = 1;
     loop {
         let deadline =
@@ -170,8 +219,9 @@ impl Aligned {
     /// Moves to a buffer with room for `capacity` bytes of content, realigned.
     fn grow(&mut self, capacity: usize) {
         let mut buffer = BytesMut::with_capacity(capacity + ALIGNMENT);
-        let address = buffer.as_ptr() as usize + self.skip;
-        let pad = address.next_multiple_of(ALIGNMENT) - address;
+        // Wrapping, since `skip` comes from a header and may be any number.
+        let address = (buffer.as_ptr() as usize).wrapping_add(self.skip);
+        let pad = address.wrapping_neg() % ALIGNMENT;
         buffer.resize(pad, 0);
         buffer.extend_from_slice(&self.buffer[self.pad..]);
         (self.buffer, self.pad) = (buffer, pad);

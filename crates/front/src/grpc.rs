@@ -5,7 +5,7 @@ mod reflection;
 mod stream;
 mod unary;
 
-use crate::body::{self, Frames, collect};
+use crate::body::{self, Frames, aside, collect};
 use crate::server::Config;
 use crate::shard::Shard;
 use bytes::Bytes;
@@ -75,12 +75,20 @@ pub struct Call {
     pub body: Incoming,
 }
 
+impl Call {
+    /// When the client stops waiting, if it said so.
+    pub fn until(&self) -> Option<Instant> {
+        self.timeout.and_then(|timeout| self.started.checked_add(timeout))
+    }
+}
+
 /// Answers one call; whatever goes wrong becomes a status.
 pub async fn serve(shard: Arc<Shard>, request: Request<Incoming>) -> std::result::Result<Reply, Infallible> {
     let started = Instant::now();
     let (parts, body) = request.into_parts();
     let content_type = parts.headers.get(CONTENT_TYPE).map(HeaderValue::as_bytes).unwrap_or_default();
-    if parts.method != Method::POST || !content_type.starts_with(b"application/grpc") {
+    let is_grpc = matches!(content_type.strip_prefix(b"application/grpc"), Some([] | [b'+' | b';', ..]));
+    if parts.method != Method::POST || !is_grpc {
         return Ok(not_grpc());
     }
     let answered = match call(started, parts.headers, body) {
@@ -101,19 +109,22 @@ fn call(started: Instant, headers: HeaderMap, body: Incoming) -> Result<Call> {
     Ok(Call { started, timeout, encoding, headers, body })
 }
 
+/// Ends with the client's deadline, whatever the call is doing then; what it was doing is dropped and so cancelled.
 async fn answer(shard: &Arc<Shard>, path: &str, call: Call) -> Result<Reply> {
+    match call.until() {
+        None => route(shard, path, call).await,
+        Some(at) => {
+            tokio::time::timeout_at(at.into(), route(shard, path, call)).await.map_err(|_| deadline_exceeded())?
+        }
+    }
+}
+
+async fn route(shard: &Arc<Shard>, path: &str, call: Call) -> Result<Reply> {
     let (service, method) = path.strip_prefix('/').and_then(|path| path.split_once('/')).unwrap_or_default();
     match (service, method) {
         ("inference.GRPCInferenceService", "ModelInfer") => infer::infer(shard, call).await,
         ("inference.GRPCInferenceService", "ModelStreamInfer") => Ok(infer::stream(shard, call)),
-        ("inference.GRPCInferenceService", _) => {
-            let limit = call.timeout;
-            let answered = unary::answer(shard, method, call);
-            match limit {
-                None => answered.await,
-                Some(time) => tokio::time::timeout(time, answered).await.map_err(|_| deadline())?,
-            }
-        }
+        ("inference.GRPCInferenceService", _) => unary::answer(shard, method, call).await,
         ("grpc.health.v1.Health", "Check") => unary::health(shard, call).await,
         (
             "grpc.reflection.v1.ServerReflection" | "grpc.reflection.v1alpha.ServerReflection",
@@ -123,13 +134,12 @@ async fn answer(shard: &Arc<Shard>, path: &str, call: Call) -> Result<Reply> {
     }
 }
 
-pub fn deadline() -> Error {
+pub fn deadline_exceeded() -> Error {
     Error::new(Code::DeadlineExceeded, "Deadline Exceeded")
 }
 
 /// Reads the single message of a unary call.
-pub async fn message(call: &mut Option<Incoming>, encoding: Option<Encoding>, config: &Config) -> Result<Bytes> {
-    let Some(body) = call.take() else { return Err(Error::internal("the message was read already")) };
+pub async fn message(body: Incoming, encoding: Option<Encoding>, config: &Config) -> Result<Bytes> {
     // Requests end with their tensors, whose sizes are nearly always multiples of the alignment: aligning the end of the
     // message aligns the tensor.
     let end = |first: &[u8]| prefix(first).map_or(0, |(_, length)| PREFIX_BYTES + length);
@@ -145,7 +155,7 @@ pub async fn message(call: &mut Option<Incoming>, encoding: Option<Encoding>, co
             "gRPC message: the prefix announces {length} bytes, the body holds {got}"
         )));
     }
-    inflate(body.slice(PREFIX_BYTES..), compressed, encoding, config)
+    inflate(body.slice(PREFIX_BYTES..), compressed, encoding, config).await
 }
 
 /// Whether a message is compressed, and its length, if its prefix is there.
@@ -154,10 +164,11 @@ pub fn prefix(start: &[u8]) -> Option<(bool, usize)> {
     Some((prefix.compressed, prefix.length as usize))
 }
 
-pub fn inflate(message: Bytes, compressed: bool, encoding: Option<Encoding>, config: &Config) -> Result<Bytes> {
+pub async fn inflate(message: Bytes, compressed: bool, encoding: Option<Encoding>, config: &Config) -> Result<Bytes> {
+    let limit = config.max_body_bytes;
     match (compressed, encoding) {
         (false, _) => Ok(message),
-        (true, Some(encoding)) => Ok(compress::inflate(encoding, &message, config.max_body_bytes)?.into()),
+        (true, Some(encoding)) => Ok(aside(move || compress::inflate(encoding, &message, limit)).await?.into()),
         (true, None) => Err(Error::internal("gRPC message: compressed, but the call names no grpc-encoding")),
     }
 }
@@ -192,9 +203,17 @@ fn failure(error: &Error) -> Reply {
 /// Writes a status into trailers, or into headers that stand for them.
 pub fn status(headers: &mut HeaderMap, error: &Error) {
     headers.insert(STATUS, HeaderValue::from(u16::from(error.code.grpc_status())));
-    if let Ok(message) = HeaderValue::from_str(&percent_encode(&error.message)) {
+    if let Ok(message) = HeaderValue::from_str(&percent_encode(cut(&error.message))) {
         headers.insert(MESSAGE, message);
     }
+}
+
+/// Clients bound the size of all trailers (8 KiB is usual), and a status that breaks the bound is lost whole.
+const MESSAGE_BYTES: usize = 2048;
+
+fn cut(message: &str) -> &str {
+    let end = (0..=MESSAGE_BYTES.min(message.len())).rev().find(|&end| message.is_char_boundary(end));
+    &message[..end.unwrap_or(0)]
 }
 
 /// `grpc-message` is percent-encoded outside printable ASCII (gRPC over HTTP/2, "Responses").
@@ -258,6 +277,13 @@ mod tests {
         ] {
             assert_eq!(parse_timeout(&HeaderValue::from_str(text).unwrap()).ok(), expected, "{text}");
         }
+    }
+
+    #[test]
+    fn long_messages_are_cut_between_characters() {
+        assert_eq!(cut("short"), "short");
+        assert_eq!(cut(&"\u{fc}".repeat(MESSAGE_BYTES)).len(), MESSAGE_BYTES);
+        assert_eq!(cut(&format!("x{}", "\u{fc}".repeat(MESSAGE_BYTES))).len(), MESSAGE_BYTES - 1);
     }
 
     #[test]

@@ -1,13 +1,14 @@
 //! Starting and stopping: sockets are bound first, so that a busy port is an error before any thread exists.
 
 use crate::server::{Config, Operation, Server, State};
-use crate::shard::{Role, Shard, accept, runtime};
+use crate::shard::{Role, Shard, Stop, accept, runtime};
+use penstock_schema::limits;
 use socket2::{Domain, Protocol, Socket, Type};
 use std::net::{SocketAddr, TcpListener};
 use std::sync::{Arc, mpsc::Receiver};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{Semaphore, mpsc, watch};
 
 /// Connections that wait for `accept`; the kernel cuts it to `net.core.somaxconn`.
 const BACKLOG: i32 = 4096;
@@ -17,6 +18,9 @@ const HANDOVER: usize = 1024;
 
 /// How often a drain looks whether it is done: well below the latency of anything worth waiting for.
 const DRAIN_LOOK: Duration = Duration::from_millis(2);
+
+/// Time for cut connections to be dropped.
+const CUT_TIME: Duration = Duration::from_secs(1);
 
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
@@ -32,7 +36,7 @@ pub struct Handle {
     pub http: Option<SocketAddr>,
     pub grpc: Option<SocketAddr>,
     pub metrics: Option<SocketAddr>,
-    stop: watch::Sender<bool>,
+    stop: watch::Sender<Stop>,
     threads: Vec<JoinHandle<()>>,
 }
 
@@ -54,7 +58,7 @@ impl Handle {
         }
         let [http, grpc, metrics] = addresses;
         let (server, operations) = Server::new(config);
-        let (stop, stopped) = watch::channel(false);
+        let (stop, stopped) = watch::channel(Stop::Not);
         let mut threads = Vec::new();
         let mut shards = Vec::new();
         for number in 0..server.config.shards.max(1) {
@@ -68,14 +72,18 @@ impl Handle {
         // The acceptors live on the first shard: accepting is rare and cheap.
         let mut listeners = Some(listeners);
         let mut handles = Vec::new();
+        let permits = Arc::new(Semaphore::new(limits::CONNECTIONS as usize));
         for (thread, runtime, shard, sockets) in threads {
             let acceptors = listeners.take().unwrap_or_default();
-            let (shards, stopped) = (shards.clone(), stopped.clone());
+            let (shards, stopped, permits) = (shards.clone(), stopped.clone(), permits.clone());
             handles.push(thread.spawn(move || {
                 runtime.block_on(async move {
                     for (listener, role) in acceptors {
                         match tokio::net::TcpListener::from_std(listener) {
-                            Ok(listener) => drop(tokio::spawn(accept(listener, role, shards.clone(), stopped.clone()))),
+                            Ok(listener) => {
+                                let shards = shards.clone();
+                                tokio::spawn(accept(listener, role, shards, permits.clone(), stopped.clone()));
+                            }
                             Err(error) => tracing::error!(%error, "cannot serve a listener"),
                         }
                     }
@@ -98,18 +106,25 @@ impl Handle {
         self.server.in_flight()
     }
 
-    /// Ends all connections, letting answers that are being written finish for `grace`, and joins the threads.
+    /// Ends all connections: for `grace` they may finish what is being written, then they are cut.
     pub fn stop(&mut self, grace: Duration) {
-        self.stop.send_replace(true);
-        let deadline = Instant::now() + grace;
-        for thread in self.threads.drain(..) {
-            while !thread.is_finished() && Instant::now() < deadline {
-                std::thread::sleep(DRAIN_LOOK);
-            }
-            if thread.is_finished() && thread.join().is_err() {
+        self.stop.send_replace(Stop::Soon);
+        wait(&self.threads, grace);
+        self.stop.send_replace(Stop::Now);
+        wait(&self.threads, CUT_TIME);
+        for thread in self.threads.drain(..).filter(JoinHandle::is_finished) {
+            if thread.join().is_err() {
                 tracing::error!("a server thread had panicked");
             }
         }
+    }
+}
+
+/// Returns when all threads have ended, or the time is over.
+fn wait(threads: &[JoinHandle<()>], time: Duration) {
+    let deadline = Instant::now() + time;
+    while !threads.iter().all(JoinHandle::is_finished) && Instant::now() < deadline {
+        std::thread::sleep(DRAIN_LOOK);
     }
 }
 

@@ -39,8 +39,9 @@ pub async fn serve(
     if chunked {
         reply.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
     }
+    let token = watch.answering();
     watch.enter(Phase::Reply);
-    Ok(reply)
+    Ok(reply.map(|body| body.answering(token)))
 }
 
 async fn answer(shard: &Arc<Shard>, request: Request<Incoming>) -> Result<Reply> {

@@ -24,14 +24,21 @@ fn equal(a: &[u8], b: &[u8]) -> bool {
     a.len() == b.len() && a.iter().zip(b).fold(0, |difference, (x, y)| difference | (x ^ y)) == 0
 }
 
-/// Carries out a load or an unload. Errors: 400 for a name that can't be one, 503 while model control is off.
-pub async fn operate(server: &Server, model: &str, request: OperationRequest) -> Result<()> {
+/// Whether a model may be loaded and unloaded at all. Errors: 400 for a name that can't be one, 503 while model control
+/// is off.
+pub fn permit(server: &Server, model: &str) -> Result<()> {
     check_name(model)?;
     if !server.config.model_control {
         return Err(Error::unavailable(
             "explicit model load / unload is not allowed: start the server with --model-control-mode explicit",
         ));
     }
+    Ok(())
+}
+
+/// Carries out a load or an unload.
+pub async fn operate(server: &Server, model: &str, request: OperationRequest) -> Result<()> {
+    permit(server, model)?;
     server.operate(request).await.map(|_| ())
 }
 

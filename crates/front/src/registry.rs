@@ -55,6 +55,11 @@ impl Registry {
         std::mem::take(&mut model.versions).into_values().collect()
     }
 
+    /// Takes the model out of service and forgets its name.
+    pub fn forget(&self, name: &str) {
+        self.models.write().remove(name);
+    }
+
     /// Notes that the model is not what it should be: loading, or failed. Versions in service stay in service.
     pub fn set_pending(&self, name: &str, reason: Option<String>) {
         self.models.write().entry(name.to_owned()).or_default().pending = reason;

@@ -4,7 +4,7 @@ use crate::server::Server;
 use crate::stream::{Phase, Stream, Watch};
 use crate::{grpc, http1};
 use hyper::service::service_fn;
-use hyper_util::rt::{TokioExecutor, TokioIo};
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use parking_lot::Mutex;
 use penstock_dispatch::{Mailbox, Queue};
 use penstock_schema::limits;
@@ -15,13 +15,20 @@ use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
 
 /// The coarse clock's tick: fine enough for time-outs of seconds.
 const TICK: Duration = Duration::from_millis(250);
 
 /// How long input is read over after the last answer of a connection.
 const LINGER: Duration = Duration::from_secs(2);
+
+/// Threads of a shard for long work on single requests: each may hold a body and what it inflates to.
+const BLOCKING_THREADS: usize = 4;
+
+/// An HTTP/2 peer that does not answer a ping is gone. Others may idle: clients keep channels open for hours.
+const PING_EVERY: Duration = Duration::from_secs(20);
+const PING_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// How long the acceptor rests when the process has no descriptors left.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
@@ -34,13 +41,34 @@ pub enum Role {
     Metrics,
 }
 
+/// How far stopping has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stop {
+    Not,
+    /// Connections finish what they have begun.
+    Soon,
+    /// Connections are cut.
+    Now,
+}
+
+/// A connection on its way from an acceptor to its shard.
+pub struct Accepted {
+    socket: std::net::TcpStream,
+    role: Role,
+    /// Counts it against the bound on connections until it has ended.
+    permit: OwnedSemaphorePermit,
+}
+
+/// How often a stopping shard looks whether its connections have ended.
+const STOP_LOOK: Duration = Duration::from_millis(5);
+
 /// What the requests of one shard share.
 pub struct Shard {
     pub server: Arc<Server>,
     pub mailbox: Arc<Mailbox>,
     clock: Arc<AtomicU32>,
     watches: Mutex<Vec<Weak<Watch>>>,
-    stop: watch::Receiver<bool>,
+    stop: watch::Receiver<Stop>,
 }
 
 thread_local! {
@@ -63,32 +91,39 @@ fn nudge_touched() {
 }
 
 pub fn runtime() -> std::io::Result<tokio::runtime::Runtime> {
-    tokio::runtime::Builder::new_current_thread().enable_all().on_thread_park(nudge_touched).build()
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .max_blocking_threads(BLOCKING_THREADS)
+        .on_thread_park(nudge_touched)
+        .build()
 }
 
 impl Shard {
-    pub fn new(server: Arc<Server>, stop: watch::Receiver<bool>) -> Arc<Shard> {
+    pub fn new(server: Arc<Server>, stop: watch::Receiver<Stop>) -> Arc<Shard> {
         let clock = Arc::new(AtomicU32::new(0));
         Arc::new(Shard { server, mailbox: Mailbox::new(), clock, watches: Mutex::default(), stop })
     }
 
     /// Serves what the acceptors send until they are gone and every connection has ended.
-    pub async fn run(self: Arc<Self>, mut sockets: mpsc::Receiver<(std::net::TcpStream, Role)>) {
+    pub async fn run(self: Arc<Self>, mut sockets: mpsc::Receiver<Accepted>) {
         tokio::spawn(self.mailbox.clone().run());
         tokio::spawn(self.clone().sweep());
-        while let Some((socket, role)) = sockets.recv().await {
-            match TcpStream::from_std(socket) {
-                Ok(socket) => self.adopt(socket, role),
+        while let Some(accepted) = sockets.recv().await {
+            match TcpStream::from_std(accepted.socket) {
+                Ok(socket) => self.adopt(socket, accepted.role, accepted.permit),
                 Err(error) => tracing::debug!(%error, "connection lost before it was served"),
             }
         }
         while self.watches.lock().iter().any(|watch| watch.strong_count() > 0) {
-            tokio::time::sleep(Duration::from_millis(5)).await;
+            if *self.stop.borrow() == Stop::Now {
+                self.watches.lock().iter().filter_map(Weak::upgrade).for_each(|watch| watch.abort());
+            }
+            tokio::time::sleep(STOP_LOOK).await;
         }
     }
 
-    pub fn adopt(self: &Arc<Self>, socket: TcpStream, role: Role) {
-        let watch = Watch::new(self.clock.clone());
+    fn adopt(self: &Arc<Self>, socket: TcpStream, role: Role, permit: OwnedSemaphorePermit) {
+        let watch = Watch::new(self.clock.clone(), permit);
         self.watches.lock().push(Arc::downgrade(&watch));
         let task = match role {
             Role::Grpc => tokio::spawn(serve_grpc(self.clone(), socket, watch.clone())),
@@ -142,6 +177,10 @@ async fn serve_grpc(shard: Arc<Shard>, socket: TcpStream, watch: Arc<Watch>) {
     let service = service_fn(move |request| grpc::serve(shard.clone(), request));
     let mut builder = hyper::server::conn::http2::Builder::new(TokioExecutor::new());
     builder
+        .timer(TokioTimer::new())
+        .keep_alive_interval(PING_EVERY)
+        .keep_alive_timeout(PING_TIMEOUT)
+        .max_local_error_reset_streams(limits::HTTP2_RESET_STREAMS as usize)
         .max_concurrent_streams(limits::HTTP2_STREAMS as u32)
         .max_header_list_size(limits::HTTP2_HEADER_BYTES as u32)
         // A whole tensor may be under way on a stream without a round trip for permission to go on.
@@ -156,7 +195,7 @@ async fn serve_grpc(shard: Arc<Shard>, socket: TcpStream, watch: Arc<Watch>) {
 
 /// Runs a connection; when the server stops, lets it finish what it has begun.
 async fn until_stopped<C, E>(
-    stop: &mut watch::Receiver<bool>,
+    stop: &mut watch::Receiver<Stop>,
     mut connection: std::pin::Pin<&mut C>,
     finish: impl FnOnce(std::pin::Pin<&mut C>),
 ) where
@@ -177,18 +216,22 @@ async fn until_stopped<C, E>(
 }
 
 /// Ends when the server stops, or is gone.
-async fn stopped(stop: &mut watch::Receiver<bool>) {
-    let _ = stop.wait_for(|stop| *stop).await.is_ok();
+async fn stopped(stop: &mut watch::Receiver<Stop>) {
+    let _ = stop.wait_for(|stop| *stop != Stop::Not).await.is_ok();
 }
 
 /// Accepts on one listener and deals the sockets out to the shards in turn.
 pub async fn accept(
     listener: TcpListener,
     role: Role,
-    shards: Vec<mpsc::Sender<(std::net::TcpStream, Role)>>,
-    mut stop: watch::Receiver<bool>,
+    shards: Vec<mpsc::Sender<Accepted>>,
+    permits: Arc<Semaphore>,
+    mut stop: watch::Receiver<Stop>,
 ) {
+    let mut failing = false;
     for turn in 0usize.. {
+        // At the bound on connections further ones wait in the kernel.
+        let Ok(permit) = permits.clone().acquire_owned().await else { return };
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,
             _ = stopped(&mut stop) => return,
@@ -197,11 +240,15 @@ pub async fn accept(
             Ok((socket, _)) => {
                 let sent = socket.set_nodelay(true).and_then(|()| socket.into_std());
                 if let Ok(socket) = sent {
-                    let _ = shards[turn % shards.len()].send((socket, role)).await;
+                    let _ = shards[turn % shards.len()].send(Accepted { socket, role, permit }).await;
                 }
+                failing = false;
             }
             Err(error) => {
-                tracing::warn!(%error, "cannot accept");
+                // Once per episode: a process out of descriptors fails twenty times a second.
+                if !std::mem::replace(&mut failing, true) {
+                    tracing::warn!(%error, "cannot accept");
+                }
                 tokio::time::sleep(ACCEPT_PAUSE).await;
             }
         }

@@ -13,6 +13,7 @@ use std::sync::atomic::{AtomicU8, AtomicU32, Ordering::Relaxed};
 use std::task::{Context, Poll, ready};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
+use tokio::sync::OwnedSemaphorePermit;
 use tokio::task::AbortHandle;
 
 /// What a connection is doing, which decides how long it may take.
@@ -37,12 +38,22 @@ pub struct Watch {
     since: AtomicU32,
     clock: Arc<AtomicU32>,
     task: Mutex<Option<AbortHandle>>,
+    /// Held by the body of the answer under way.
+    answering: Arc<()>,
+    _permit: OwnedSemaphorePermit,
 }
 
 impl Watch {
-    pub fn new(clock: Arc<AtomicU32>) -> Arc<Watch> {
+    pub fn new(clock: Arc<AtomicU32>, permit: OwnedSemaphorePermit) -> Arc<Watch> {
         let since = AtomicU32::new(clock.load(Relaxed));
-        Arc::new(Watch { phase: AtomicU8::new(Phase::Head as u8), since, clock, task: Mutex::new(None) })
+        Arc::new(Watch {
+            phase: AtomicU8::new(Phase::Idle as u8),
+            since,
+            clock,
+            task: Mutex::new(None),
+            answering: Arc::new(()),
+            _permit: permit,
+        })
     }
 
     pub fn attach(&self, task: AbortHandle) {
@@ -68,6 +79,15 @@ impl Watch {
     pub fn enter(&self, phase: Phase) {
         self.phase.store(phase as u8, Relaxed);
         self.touch();
+    }
+
+    /// What the body of an answer holds until hyper has taken all of it.
+    pub fn answering(&self) -> Arc<()> {
+        self.answering.clone()
+    }
+
+    fn is_answering(&self) -> bool {
+        Arc::strong_count(&self.answering) > 1
     }
 
     fn touch(&self) {
@@ -117,9 +137,12 @@ impl Stream {
         Poll::Ready(Ok(length))
     }
 
-    /// Whether these bytes are an answer that hyper gave by itself: no request has reached a handler.
+    /// Whether these bytes are an answer that hyper gave by itself: no request has reached a handler since the last
+    /// answer was written.
     fn is_refusal(&self, start: &[u8]) -> bool {
-        self.watch.phase() == Phase::Head && start.starts_with(b"HTTP/1.1 4")
+        matches!(self.watch.phase(), Phase::Head | Phase::Idle)
+            && !self.watch.is_answering()
+            && start.starts_with(b"HTTP/1.1 4")
     }
 }
 
@@ -194,7 +217,7 @@ impl AsyncWrite for Stream {
     }
 
     fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
-        if self.watch.phase() == Phase::Reply {
+        if self.watch.phase() == Phase::Reply && !self.watch.is_answering() {
             self.watch.enter(Phase::Idle);
         }
         Poll::Ready(Ok(()))

@@ -3,32 +3,37 @@
 use crate::registry::ModelVersion;
 use crate::shard::{Shard, touch};
 use penstock_dispatch::{Clock, Job, Monotonic, Nudge, reply};
-use penstock_schema::{Code, Error, Inputs, ModelSpec, Outputs, Result};
+use penstock_schema::{Error, Inputs, ModelSpec, Outputs, Result};
 use penstock_wire::{ReplyPlan, Validated};
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::sync::oneshot::error::RecvError;
 
-/// What the protocol adds to a request.
+/// What comes with a request beside its tensors.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Terms {
-    /// From now on, the time after which nobody waits for the answer.
-    pub deadline: Option<Duration>,
+    /// Nobody waits for the answer after this; the caller ends the wait.
+    pub deadline: Option<Instant>,
+    /// The client named a version, so no other may answer.
+    pub pinned: bool,
 }
 
-/// Runs one request. Errors are those of the queue (full, expired, shutting down) and of the model.
-pub async fn infer(
-    shard: &Shard,
-    model: &Arc<ModelVersion>,
-    request: Validated,
-    terms: Terms,
-) -> Result<(Outputs, ReplyPlan)> {
+/// An answer, and the version that gave it: a reload may have put another in the place of the one that was asked.
+pub struct Answered {
+    pub model: Arc<ModelVersion>,
+    pub outputs: Outputs,
+    pub plan: ReplyPlan,
+}
+
+/// Runs one request. Errors are those of the queue (full, expired, shutting down) and of the model. Dropping the future
+/// cancels the request.
+pub async fn infer(shard: &Shard, model: Arc<ModelVersion>, request: Validated, terms: Terms) -> Result<Answered> {
     let Validated { inputs, rows, priority, timeout_us, plan, .. } = request;
     let now = Monotonic.now();
     let (sender, mut answer) = reply(&shard.mailbox);
-    let timeout = timeout_us.map(Duration::from_micros);
-    let mut job = Job {
+    let left = terms.deadline.map(|at| at.saturating_duration_since(Instant::now()).as_nanos());
+    let job = Job {
         rows,
         bytes: inputs.iter().flatten().map(|tensor| tensor.data.len()).sum(),
         key: if model.varies { shape_key(&model.spec, &inputs) } else { 0 },
@@ -36,68 +41,63 @@ pub async fn infer(
         inputs,
         priority,
         timeout: timeout_us.map(|microseconds| microseconds.saturating_mul(1000)),
-        deadline: terms.deadline.map(|time| now.saturating_add(time.as_nanos().try_into().unwrap_or(u64::MAX))),
+        deadline: left.map(|left| now.saturating_add(left.try_into().unwrap_or(u64::MAX))),
         arrived: now,
         reply: sender,
     };
-    let mut model = model.clone();
+    let model = queue(shard, model, job, terms.pinned)?;
+    if let Some(microseconds) = timeout_us {
+        // Instances refuse what has waited too long when they pull; should all of them be busy then, it is done here.
+        tokio::select! {
+            biased;
+            answered = &mut answer => return Ok(Answered { outputs: received(answered)?, model, plan }),
+            () = tokio::time::sleep(Duration::from_micros(microseconds)) => model.queue.expire(),
+        }
+    }
+    Ok(Answered { outputs: received(answer.await)?, model, plan })
+}
+
+/// Queues a job with the version it was meant for, or with the one that has taken its place since.
+fn queue(shard: &Shard, mut model: Arc<ModelVersion>, mut job: Job, pinned: bool) -> Result<Arc<ModelVersion>> {
     loop {
         match model.queue.submit(job) {
             Ok(Nudge::Later) => touch(&model.queue),
             Ok(Nudge::Now) => model.queue.nudge(),
             Err((returned, error)) => {
                 job = returned;
-                match successor(shard, &model) {
-                    Some(next) => {
-                        model = next;
-                        continue;
-                    }
-                    None => {
-                        job.reply.disarm();
-                        return Err(error);
-                    }
-                }
+                let Some(next) = successor(shard, &model, pinned) else {
+                    job.reply.disarm();
+                    return Err(error);
+                };
+                model = next;
+                continue;
             }
         }
-        break;
+        return Ok(model);
     }
-    if let Some(time) = timeout {
-        // Instances refuse what has waited too long when they pull; should all of them be busy then, it is done here.
-        tokio::select! {
-            biased;
-            answered = &mut answer => return finish(answered, plan),
-            () = tokio::time::sleep(time) => model.queue.expire(),
-        }
-    }
-    let answered = match terms.deadline {
-        None => answer.await,
-        Some(time) => match tokio::time::timeout(time, answer).await {
-            Ok(answered) => answered,
-            Err(_) => return Err(Error::new(Code::DeadlineExceeded, "Deadline Exceeded")),
-        },
-    };
-    finish(answered, plan)
 }
 
-fn finish(answered: Result<Result<Outputs>, RecvError>, plan: ReplyPlan) -> Result<(Outputs, ReplyPlan)> {
-    let outputs =
-        answered.map_err(|_| Error::unavailable("the instance that ran the request was lost; send it again"))??;
-    Ok((outputs, plan))
+fn received(answered: Result<Result<Outputs>, RecvError>) -> Result<Outputs> {
+    answered.map_err(|_| Error::unavailable("the instance that ran the request was lost; send it again"))?
 }
 
 /// The version that took the place of one that was closed by a reload, if requests for one fit the other.
-fn successor(shard: &Shard, closed: &Arc<ModelVersion>) -> Option<Arc<ModelVersion>> {
+fn successor(shard: &Shard, closed: &Arc<ModelVersion>, pinned: bool) -> Option<Arc<ModelVersion>> {
     if !closed.queue.is_closed() {
         return None;
     }
-    let version = closed.spec.version.to_string();
-    let registry = &shard.server.registry;
-    let next =
-        registry.get(&closed.spec.name, Some(&version)).or_else(|_| registry.get(&closed.spec.name, None)).ok()?;
-    let same = next.spec.inputs == closed.spec.inputs
-        && next.spec.outputs == closed.spec.outputs
-        && next.spec.max_batch_size == closed.spec.max_batch_size;
-    (same && !Arc::ptr_eq(&next, closed)).then_some(next)
+    let (registry, spec) = (&shard.server.registry, &closed.spec);
+    let version = spec.version.to_string();
+    let next = match registry.get(&spec.name, Some(&version)) {
+        Err(_) if !pinned => registry.get(&spec.name, None),
+        found => found,
+    }
+    .ok()?;
+    let fits = next.spec.inputs == spec.inputs
+        && next.spec.outputs == spec.outputs
+        && next.spec.max_batch_size == spec.max_batch_size
+        && next.spec.padding == spec.padding;
+    (fits && !Arc::ptr_eq(&next, closed)).then_some(next)
 }
 
 /// Equal for requests whose rows can lie in one buffer: same inputs present, same shapes but for rows and padded axes.
@@ -105,10 +105,8 @@ fn shape_key(spec: &ModelSpec, inputs: &Inputs) -> u64 {
     let mut hasher = DefaultHasher::new();
     let first = usize::from(spec.max_batch_size > 0);
     for (index, tensor) in inputs.iter().enumerate() {
-        let Some(tensor) = tensor else {
-            u64::MAX.hash(&mut hasher);
-            continue;
-        };
+        tensor.is_some().hash(&mut hasher);
+        let Some(tensor) = tensor else { continue };
         for (axis, &size) in tensor.shape.iter().enumerate().skip(first) {
             let size = if is_padded(spec, index, axis) { -1 } else { size };
             size.hash(&mut hasher);

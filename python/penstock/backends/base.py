@@ -52,6 +52,11 @@ class Backend(Protocol):
     @property
     def outputs(self) -> tuple[TensorSpec, ...]: ...
 
+    @property
+    def fresh_outputs(self) -> bool:
+        """Whether arrays that `execute` returned are never touched again, so that they can be sent without a copy."""
+        ...
+
     def instance(self, index: int, count: int, threads: int | None) -> Instance:
         """Worker `index` of `count`, wishing for `threads` threads (None: a fair share).
 

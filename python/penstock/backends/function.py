@@ -66,6 +66,7 @@ class FunctionBackend:
 
     name = "python"
     platform = "python"
+    fresh_outputs = False  # a function may return what it keeps
 
     def __init__(self, model: ModelFunction) -> None:
         self._model = model

@@ -36,6 +36,10 @@ class ReshapedBackend:
         self.inputs = tuple(_seen(spec, inputs) for spec in backend.inputs)
         self.outputs = tuple(_seen(spec, outputs) for spec in backend.outputs)
 
+    @property
+    def fresh_outputs(self) -> bool:
+        return self._backend.fresh_outputs
+
     def instance(self, index: int, count: int, threads: int | None) -> Instance:
         return _ReshapedInstance(self._backend.instance(index, count, threads), self._inward, self._outward)
 

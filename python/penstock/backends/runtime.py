@@ -26,6 +26,11 @@ class RuntimeBackend:
     def outputs(self) -> tuple[TensorSpec, ...]:
         return self._runtime.outputs
 
+    @property
+    def fresh_outputs(self) -> bool:
+        """What every runtime promises (`engine/runtimes/base.py`)."""
+        return True
+
     def instance(self, index: int, count: int, threads: int | None) -> Instance:
         """Threads and streams were divided when the model was loaded (`engine.load(instances=, threads=)`)."""
         return self._runtime.instance()

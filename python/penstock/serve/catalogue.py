@@ -136,6 +136,13 @@ class Catalogue:
             started = time.perf_counter()
             try:
                 hosted = self._start(load(), started)
+            except NotFound as error:
+                # A name that nobody knows leaves nothing behind, however often it is asked for.
+                if not serving:
+                    self._front.forget(name)
+                    with self._lock:
+                        self._entries.pop(name, None)
+                raise NotFound(f"failed to load {name!r}: {error.message}") from error
             except Exception as error:
                 entry.failure = str(error) if isinstance(error, PenstockError) else type(error).__name__
                 if not serving:

@@ -1,10 +1,12 @@
 """Control threads: they carry out what clients ask of the repository, and look after it in poll mode.
 
-The data plane queues operations and waits; a few threads here pull them, so that a slow load holds up no other.
+The data plane queues operations and waits; one thread here pulls them and starts another for each, so that a slow load
+holds up no other.
 """
 
 import logging
 import threading
+from collections.abc import Callable
 from typing import Final
 
 from penstock import _core
@@ -16,8 +18,8 @@ log = logging.getLogger("penstock")
 # Loads that run side by side: more would compete for the same disk and cores.
 _OPERATORS: Final = 4
 
-# How often an idle thread looks whether the server has stopped.
-_LOOK_SECONDS: Final = 0.1
+# How often the idle thread looks whether the server has stopped.
+_LOOK_SECONDS: Final = 0.05
 
 _INTERNAL: Final = 13
 
@@ -30,8 +32,9 @@ class Control:
         self._catalogue = catalogue
         self._poll_seconds = poll_seconds
         self._stop = threading.Event()
-        targets = [self._operate] * _OPERATORS + ([self._poll] if poll_seconds is not None else [])
-        self._threads = [threading.Thread(target=target, name="penstock-control", daemon=True) for target in targets]
+        self._free = threading.Semaphore(_OPERATORS)
+        targets = [self._operate] + ([self._poll] if poll_seconds is not None else [])
+        self._threads = [_thread(target) for target in targets]
 
     def start(self) -> None:
         for thread in self._threads:
@@ -45,8 +48,12 @@ class Control:
     def _operate(self) -> None:
         while not self._stop.is_set():
             operation = self._front.next_operation(_LOOK_SECONDS)
-            if operation is not None:
-                self._carry_out(operation)
+            if operation is None:
+                continue
+            while not self._free.acquire(timeout=_LOOK_SECONDS):
+                if self._stop.is_set():
+                    return  # dropped, which answers it: the server is shutting down
+            _thread(self._carry_out, operation).start()
 
     def _carry_out(self, operation: _core.Operation) -> None:
         try:
@@ -64,6 +71,8 @@ class Control:
         except Exception:
             log.exception("an operation on the repository failed")
             operation.fail(_INTERNAL, "the operation failed; the server's log has more")
+        finally:
+            self._free.release()
 
     def _poll(self) -> None:
         while not self._stop.wait(self._poll_seconds):
@@ -71,3 +80,8 @@ class Control:
                 self._catalogue.poll()
             except Exception:
                 log.exception("the repository could not be polled")
+
+
+def _thread(target: Callable[..., None], *arguments: _core.Operation) -> threading.Thread:
+    """A daemon: a load that hangs must not keep the process."""
+    return threading.Thread(target=target, args=arguments, name="penstock-control", daemon=True)

@@ -24,7 +24,7 @@ import penstock
 from penstock import _core, limits
 from penstock.backends.function import ModelFunction
 from penstock.engine import Runtime
-from penstock.errors import ConfigError, PenstockError, Unavailable
+from penstock.errors import ConfigError, PenstockError
 from penstock.repository import Model, Repository, bare, from_function, from_runtime
 from penstock.serve import options
 from penstock.serve.catalogue import Catalogue
@@ -32,7 +32,7 @@ from penstock.serve.control import Control
 
 log = logging.getLogger("penstock")
 
-# After the drain: answers on their way out may still leave.
+# At least this long answers on their way out may still leave.
 _GRACE_SECONDS: Final = 1.0
 
 
@@ -164,7 +164,7 @@ class Server:
         if control is not None:
             control.stop()
         done = catalogue is None or catalogue.close(max(_GRACE_SECONDS, deadline - time.monotonic()))
-        front.stop(_GRACE_SECONDS)
+        front.stop(max(_GRACE_SECONDS, deadline - time.monotonic()))
         if left:
             log.error("%d requests were not answered before the exit timeout", left)
         return done and left == 0
@@ -189,7 +189,9 @@ class Server:
             stopping.wait()
             print("penstock: stopping", file=sys.stderr, flush=True)
             if not self.stop():
-                raise Unavailable("the exit timeout passed before every request was answered")
+                # A thread that hangs in a model can't be ended, and the interpreter must not be torn down under it.
+                print("penstock: the exit timeout passed before every request was answered", file=sys.stderr, flush=True)
+                os._exit(1)
         finally:
             for number, handler in previous.items():
                 signal.signal(number, handler)

@@ -73,6 +73,8 @@ class Specification:
     config_json: bytes
     config_proto: bytes
     load_seconds: float
+    fresh_outputs: bool
+    """The backend never touches memory that it has returned, so it may be sent without a copy."""
     input_padding: list[InputPadding] = field(default_factory=list)
     output_padding: list[OutputPadding] = field(default_factory=list)
 
@@ -93,6 +95,7 @@ def specification(model: Model, preference: Preference, load_seconds: float) -> 
         config_json=config.to_json().encode(),
         config_proto=config.to_bytes(),
         load_seconds=load_seconds,
+        fresh_outputs=model.backend.fresh_outputs,
         input_padding=[InputPadding(r.name, r.axis, r.multiple, r.value) for r in padding.inputs] if padding else [],
         output_padding=[OutputPadding(r.name, r.axis, r.divisor) for r in padding.outputs] if padding else [],
     )

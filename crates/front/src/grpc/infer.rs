@@ -1,37 +1,56 @@
 //! `ModelInfer` and `ModelStreamInfer`.
 
 use super::stream::Answers;
-use super::{Call, Reply, deadline, message, success};
-use crate::body::Frames;
+use super::{Call, Reply, message, success};
+use crate::body::{Frames, HEAVY_BINARY_BYTES, aside, hold};
+use crate::registry::ModelVersion;
+use crate::server::Server;
 use crate::shard::Shard;
-use crate::submit::{self, Terms};
+use crate::submit::{self, Answered, Terms};
 use bytes::Bytes;
 use penstock_schema::{Error, Result};
 use penstock_wire::grpc::{self, StreamPart};
-use penstock_wire::{Frames as Messages, validate};
+use penstock_wire::{Frames as Messages, Validated, validate};
 use std::sync::Arc;
+use std::time::Instant;
 
 /// The unary call: the path that costs are counted on.
 pub async fn infer(shard: &Arc<Shard>, call: Call) -> Result<Reply> {
     let busy = shard.server.enter()?;
-    let message = message(&mut Some(call.body), call.encoding, &shard.server.config).await?;
-    let (model, validated) = {
-        let decoded = grpc::decode(&message)?;
-        let model = shard.server.registry.get(decoded.model_name, Some(decoded.model_version))?;
-        let validated = validate::validate(&model.spec, decoded.request)?;
-        (model, validated)
-    };
-    drop(message);
-    let left = match call.timeout {
-        None => None,
-        Some(timeout) => match timeout.checked_sub(call.started.elapsed()) {
-            Some(left) if !left.is_zero() => Some(left),
-            _ => return Err(deadline()),
-        },
-    };
-    let (outputs, plan) = submit::infer(shard, &model, validated, Terms { deadline: left }).await?;
+    let deadline = call.until();
+    let message = message(call.body, call.encoding, &shard.server.config).await?;
+    let request = read(shard, message).await?;
+    // One of a nanosecond has passed by now, and such a request is never run.
+    if deadline.is_some_and(|at| at <= Instant::now()) {
+        return Err(super::deadline_exceeded());
+    }
+    let terms = Terms { deadline, pinned: request.pinned };
+    let Answered { model, outputs, plan } = submit::infer(shard, request.model, request.validated, terms).await?;
     let frames = grpc::encode(&model.spec, &plan, outputs)?;
     Ok(success(Frames::new(frames).busy(busy)))
+}
+
+/// A request that fits the model it names.
+struct Request {
+    model: Arc<ModelVersion>,
+    validated: Validated,
+    /// The client named a version.
+    pinned: bool,
+}
+
+async fn read(shard: &Arc<Shard>, message: Bytes) -> Result<Request> {
+    if message.len() > HEAVY_BINARY_BYTES {
+        let server = shard.server.clone();
+        return aside(move || decode(&server, &message)).await;
+    }
+    decode(&shard.server, &message)
+}
+
+fn decode(server: &Server, message: &Bytes) -> Result<Request> {
+    let call = grpc::decode(message)?;
+    let model = server.registry.get(call.model_name, Some(call.model_version))?;
+    let validated = validate::validate(&model.spec, call.request)?;
+    Ok(Request { model, validated, pinned: !call.model_version.is_empty() })
 }
 
 /// The stream: answers keep the order of the requests; what fails, fails inside the stream.
@@ -39,23 +58,21 @@ pub fn stream(shard: &Arc<Shard>, call: Call) -> Reply {
     let owner = shard.clone();
     let answer = move |message: Bytes| {
         let shard = owner.clone();
-        async move { one(&shard, &message).await }
+        async move { one(&shard, message).await }
     };
     super::streaming(Answers::start(shard.clone(), call, answer))
 }
 
-async fn one(shard: &Arc<Shard>, message: &Bytes) -> Messages {
-    let decoded = match grpc::decode(message) {
-        Ok(decoded) => decoded,
-        Err(error) => return refused("", &error),
-    };
-    let id = decoded.request.id.to_string();
+async fn one(shard: &Arc<Shard>, message: Bytes) -> Messages {
+    let id = grpc::decode(&message).map(|call| call.request.id.to_string()).unwrap_or_default();
     let infer = async {
-        let _busy = shard.server.enter()?;
-        let model = shard.server.registry.get(decoded.model_name, Some(decoded.model_version))?;
-        let validated = validate::validate(&model.spec, decoded.request)?;
-        let (outputs, plan) = submit::infer(shard, &model, validated, Terms::default()).await?;
-        grpc::encode_stream(&model.spec, &plan, Some(outputs), StreamPart::Final)
+        let busy = shard.server.enter()?;
+        let request = read(shard, message).await?;
+        let terms = Terms { pinned: request.pinned, ..Terms::default() };
+        let Answered { model, outputs, plan } = submit::infer(shard, request.model, request.validated, terms).await?;
+        let mut frames = grpc::encode_stream(&model.spec, &plan, Some(outputs), StreamPart::Final)?;
+        hold(&mut frames, busy);
+        Ok(frames)
     };
     infer.await.unwrap_or_else(|error| refused(&id, &error))
 }

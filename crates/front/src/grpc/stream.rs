@@ -12,16 +12,46 @@ use penstock_schema::{Error, Result};
 use penstock_wire::Frames;
 use penstock_wire::compress::Encoding;
 use penstock_wire::grpc::PREFIX_BYTES;
+use std::collections::VecDeque;
 use std::convert::Infallible;
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::task::{Context, Poll, ready};
-use tokio::sync::mpsc;
+use tokio::sync::{Notify, mpsc};
 use tokio::task::JoinHandle;
+use tokio::time::Sleep;
 
 /// Requests of one stream that are worked on at a time; further ones wait in the socket.
-const IN_FLIGHT: usize = 512;
+const IN_FLIGHT: usize = 128;
+
+/// Answers that a client has not taken yet, above which no further requests are read: two of the largest images.
+const BACKLOG_BYTES: usize = 16 << 20;
+
+/// Bytes of a stream's answers that are ready and not taken.
+#[derive(Default)]
+struct Backlog {
+    bytes: AtomicUsize,
+    taken: Notify,
+}
+
+impl Backlog {
+    fn add(&self, frames: &Frames) {
+        self.bytes.fetch_add(frames.iter().map(Bytes::len).sum(), Relaxed);
+    }
+
+    fn take(&self, frame: &Bytes) {
+        self.bytes.fetch_sub(frame.len(), Relaxed);
+        self.taken.notify_one();
+    }
+
+    async fn has_room(&self) {
+        while self.bytes.load(Relaxed) > BACKLOG_BYTES {
+            self.taken.notified().await;
+        }
+    }
+}
 
 /// One answer on its way. Dropping it, because the client is gone, stops the work.
 struct Pending(JoinHandle<Frames>);
@@ -36,9 +66,11 @@ impl Drop for Pending {
 pub struct Answers {
     pending: mpsc::Receiver<Result<Pending>>,
     current: Option<Pending>,
-    frames: std::collections::VecDeque<Bytes>,
+    frames: VecDeque<Bytes>,
+    backlog: Arc<Backlog>,
     ended: bool,
     reader: JoinHandle<()>,
+    deadline: Option<Pin<Box<Sleep>>>,
 }
 
 impl Drop for Answers {
@@ -55,12 +87,23 @@ impl Answers {
         R: Future<Output = Frames> + Send + 'static,
     {
         let (sender, pending) = mpsc::channel(IN_FLIGHT);
+        let deadline = call.until().map(|at| Box::pin(tokio::time::sleep_until(at.into())));
+        let backlog = Arc::new(Backlog::default());
+        let ready = backlog.clone();
         let reader = tokio::spawn(async move {
             let mut messages = Messages { body: call.body, encoding: call.encoding, buffer: BytesMut::new() };
             loop {
+                ready.has_room().await;
                 let next = match messages.next(&shard.server.config).await {
                     Ok(None) => return,
-                    Ok(Some(message)) => Ok(Pending(tokio::spawn(answer(message)))),
+                    Ok(Some(message)) => {
+                        let (ready, answer) = (ready.clone(), answer(message));
+                        Ok(Pending(tokio::spawn(async move {
+                            let frames = answer.await;
+                            ready.add(&frames);
+                            frames
+                        })))
+                    }
                     Err(error) => Err(error),
                 };
                 let broken = next.is_err();
@@ -69,16 +112,20 @@ impl Answers {
                 }
             }
         });
-        Answers { pending, current: None, frames: Default::default(), ended: false, reader }
+        Answers { pending, current: None, frames: VecDeque::new(), backlog, ended: false, reader, deadline }
     }
 
     pub fn poll_frame(&mut self, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
         loop {
             if let Some(frame) = self.frames.pop_front() {
+                self.backlog.take(&frame);
                 return Poll::Ready(Some(Ok(Frame::data(frame))));
             }
             if self.ended {
                 return Poll::Ready(None);
+            }
+            if self.deadline.as_mut().is_some_and(|deadline| deadline.as_mut().poll(context).is_ready()) {
+                return self.end(Some(&super::deadline_exceeded()));
             }
             if let Some(pending) = &mut self.current {
                 match ready!(Pin::new(&mut pending.0).poll(context)) {
@@ -100,6 +147,8 @@ impl Answers {
 
     fn end(&mut self, error: Option<&Error>) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
         self.ended = true;
+        self.reader.abort();
+        self.current = None;
         let mut trailers = HeaderMap::with_capacity(2);
         match error {
             None => drop(trailers.insert(STATUS, HeaderValue::from_static("0"))),
@@ -126,7 +175,7 @@ impl Messages {
                 if self.buffer.len() >= PREFIX_BYTES + length {
                     self.buffer.advance(PREFIX_BYTES);
                     let message = self.buffer.split_to(length).freeze();
-                    return inflate(message, compressed, self.encoding, config).map(Some);
+                    return inflate(message, compressed, self.encoding, config).await.map(Some);
                 }
             }
             match body::next(&mut Pin::new(&mut self.body)).await? {

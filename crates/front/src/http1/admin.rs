@@ -1,7 +1,7 @@
 //! Everything over HTTP that is not inference: what models say of themselves, and the repository.
 
 use super::{Reply, empty, json};
-use crate::body::collect;
+use crate::body::{HEAVY_TEXT_BYTES, aside, collect};
 use crate::operations;
 use crate::server::{OperationRequest, Server};
 use crate::shard::Shard;
@@ -11,6 +11,9 @@ use http::{Request, StatusCode};
 use hyper::body::Incoming;
 use penstock_schema::{Code, Error, Result};
 use serde_json::{Map, Value, json};
+
+/// What an index or unload request may say takes a hundred bytes.
+const SMALL_BYTES: usize = 64 << 10;
 
 pub fn metadata(server: &Server, name: &str, version: Option<&str>) -> Result<Bytes> {
     let model = server.registry.get(name, version)?;
@@ -35,7 +38,7 @@ pub fn statistics(server: &Server, name: Option<&str>, version: Option<&str>) ->
 }
 
 pub async fn index(shard: &Shard, request: Request<Incoming>) -> Result<Reply> {
-    let fields = object(shard, request).await?;
+    let fields = object(shard, request, SMALL_BYTES).await?;
     let ready_only = match fields.get("ready") {
         None => false,
         Some(Value::Bool(ready)) => *ready,
@@ -55,7 +58,8 @@ pub async fn index(shard: &Shard, request: Request<Incoming>) -> Result<Reply> {
 
 pub async fn load(shard: &Shard, name: &str, request: Request<Incoming>) -> Result<Reply> {
     operations::authorise(&shard.server, request.headers())?;
-    let mut fields = object(shard, request).await?;
+    operations::permit(&shard.server, name)?;
+    let mut fields = object(shard, request, shard.server.config.max_body_bytes).await?;
     let mut config = None;
     let mut files = Vec::new();
     for (key, value) in parameters(&mut fields)? {
@@ -63,7 +67,10 @@ pub async fn load(shard: &Shard, name: &str, request: Request<Incoming>) -> Resu
             return Err(Error::invalid(format!("parameter '{}': expected a string", crate::registry::clip(&key))));
         };
         match key.strip_prefix("file:") {
-            Some(file) => files.push((file.to_owned(), operations::base64(&key, &text)?)),
+            Some(file) => {
+                let file = file.to_owned();
+                files.push((file, aside(move || operations::base64(&key, &text)).await?));
+            }
             None if key == "config" => config = Some(text),
             None => return Err(operations::unknown_parameter(&key)),
         }
@@ -74,7 +81,8 @@ pub async fn load(shard: &Shard, name: &str, request: Request<Incoming>) -> Resu
 
 pub async fn unload(shard: &Shard, name: &str, request: Request<Incoming>) -> Result<Reply> {
     operations::authorise(&shard.server, request.headers())?;
-    let mut fields = object(shard, request).await?;
+    operations::permit(&shard.server, name)?;
+    let mut fields = object(shard, request, SMALL_BYTES).await?;
     let mut dependents = false;
     for (key, value) in parameters(&mut fields)? {
         match (key.as_str(), value) {
@@ -95,12 +103,20 @@ fn parameters(fields: &mut Map<String, Value>) -> Result<Map<String, Value>> {
 }
 
 /// The body as a JSON object; an empty body is an empty one.
-async fn object(shard: &Shard, request: Request<Incoming>) -> Result<Map<String, Value>> {
+async fn object(shard: &Shard, request: Request<Incoming>, limit: usize) -> Result<Map<String, Value>> {
     let body = collect(request.into_body(), &shard.server.config, |_| 0).await?;
+    if body.len() > limit {
+        return Err(Error::too_large(format!("request body: expected at most {limit} bytes, got {}", body.len())));
+    }
     if body.iter().all(u8::is_ascii_whitespace) {
         return Ok(Map::new());
     }
-    match serde_json::from_slice(&body) {
+    let parsed = if body.len() > HEAVY_TEXT_BYTES {
+        aside(move || Ok(serde_json::from_slice(&body))).await?
+    } else {
+        serde_json::from_slice(&body)
+    };
+    match parsed {
         Ok(Value::Object(fields)) => Ok(fields),
         Ok(_) => Err(Error::invalid("request body: expected a JSON object")),
         Err(error) => Err(Error::invalid(format!("request body is not valid JSON: {error}"))),

@@ -1,9 +1,9 @@
 //! `POST .../infer`: the path that costs are counted on.
 
 use super::{Reply, json};
-use crate::body::{Frames, collect};
+use crate::body::{Frames, HEAVY_BINARY_BYTES, HEAVY_TEXT_BYTES, aside, collect};
 use crate::shard::Shard;
-use crate::submit::{self, Terms};
+use crate::submit::{self, Answered, Terms};
 use bytes::Bytes;
 use http::header::{ACCEPT_ENCODING, CONTENT_ENCODING, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue};
 use http::{Request, Response};
@@ -14,9 +14,6 @@ use smallvec::SmallVec;
 use std::sync::Arc;
 
 const HEADER_LENGTH: HeaderName = HeaderName::from_static("inference-header-content-length");
-
-/// Work on more bytes than this leaves the shard's thread, where it would hold up every other connection.
-const HEAVY_BYTES: usize = 128 << 10;
 
 pub async fn infer(shard: &Arc<Shard>, name: &str, version: Option<&str>, request: Request<Incoming>) -> Result<Reply> {
     let busy = shard.server.enter()?;
@@ -34,21 +31,25 @@ pub async fn infer(shard: &Arc<Shard>, name: &str, version: Option<&str>, reques
     if let Some(encoding) = encoding {
         body = aside(move || compress::inflate(encoding, &body, limit)).await?.into();
     }
-    let json_bytes = header_length.unwrap_or(body.len());
-    let validated = if json_bytes > HEAVY_BYTES {
+    let text_bytes = header_length.unwrap_or(body.len());
+    let validated = if text_bytes > HEAVY_TEXT_BYTES || body.len() > HEAVY_BINARY_BYTES {
         let model = model.clone();
         aside(move || decode(&model.spec, &body, header_length)).await?
     } else {
-        decode(&model.spec, &body, header_length)?
+        let validated = decode(&model.spec, &body, header_length)?;
+        // Tensors are slices of it: they can be passed on as they are once they alone hold it.
+        drop(body);
+        validated
     };
 
     if validated.plan.empty_final_response {
         return Err(Error::invalid("parameter 'triton_enable_empty_final_response' is for gRPC streams; leave it out"));
     }
-    let (outputs, plan) = submit::infer(shard, &model, validated, Terms::default()).await?;
+    let terms = Terms { pinned: version.is_some(), ..Terms::default() };
+    let Answered { model, outputs, plan } = submit::infer(shard, model, validated, terms).await?;
 
     let heavy = plan.outputs.iter().any(|output| !output.binary)
-        && outputs.iter().map(|tensor| tensor.data.len()).sum::<usize>() > HEAVY_BYTES;
+        && outputs.iter().map(|tensor| tensor.data.len()).sum::<usize>() > HEAVY_TEXT_BYTES;
     let encoded = if heavy {
         aside(move || codec::encode(&model.spec, &plan, outputs)).await?
     } else {
@@ -57,7 +58,7 @@ pub async fn infer(shard: &Arc<Shard>, name: &str, version: Option<&str>, reques
     let mut frames = encoded.frames;
     if let Some(encoding) = accepted {
         let parts = frames;
-        let compressed = if parts.iter().map(Bytes::len).sum::<usize>() > HEAVY_BYTES {
+        let compressed = if parts.iter().map(Bytes::len).sum::<usize>() > HEAVY_TEXT_BYTES {
             aside(move || Ok(compress::deflate(encoding, &parts))).await?
         } else {
             compress::deflate(encoding, &parts)
@@ -85,11 +86,6 @@ fn decode(spec: &ModelSpec, body: &Bytes, header_length: Option<usize>) -> Resul
         Some(0) => validate::validate(spec, codec::decode_raw(spec, body)?),
         length => validate::validate(spec, codec::decode(body, length)?),
     }
-}
-
-/// Runs something long on the blocking pool.
-async fn aside<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
-    tokio::task::spawn_blocking(work).await.map_err(|_| Error::internal("request could not be worked on"))?
 }
 
 fn header_length(headers: &HeaderMap) -> Result<Option<usize>> {
