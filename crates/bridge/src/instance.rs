@@ -163,17 +163,25 @@ fn failed(py: Python<'_>, model: &str, error: &PyErr) -> Error {
         .and_then(|code| code_of(code.extract().ok()?))
         .unwrap_or(Code::Internal);
     let name = error.get_type(py).name().map_or(Cow::Borrowed("error"), |name| Cow::Owned(name.to_string()));
-    // The text of an OSError holds the path it was about.
+    // The text of an OSError from the system holds the path it was about.
     let text = match value.getattr(intern!(py, "strerror")) {
-        Ok(strerror) => strerror.to_string(),
-        Err(_) => value.to_string(),
+        Ok(strerror) if !strerror.is_none() => strerror.to_string(),
+        _ => value.to_string(),
     };
     if code == Code::Internal {
         let traceback = error.traceback(py).and_then(|traceback| traceback.format().ok()).unwrap_or_default();
         tracing::error!("model '{model}' failed: {name}: {text}\n{traceback}");
-        return Error::internal(format!("model '{model}' failed: {name}: {text}"));
+        return Error::internal(format!("model '{model}' failed: {name}: {}", cut(&text)));
     }
-    Error::new(code, text)
+    Error::new(code, cut(&text).to_owned())
+}
+
+/// Enough of a model's own words to act on; the log has all of them.
+const TEXT_BYTES: usize = 1024;
+
+fn cut(text: &str) -> &str {
+    let end = (0..=TEXT_BYTES.min(text.len())).rev().find(|&end| text.is_char_boundary(end));
+    &text[..end.unwrap_or(0)]
 }
 
 fn code_of(grpc: u8) -> Option<Code> {
@@ -183,6 +191,7 @@ fn code_of(grpc: u8) -> Option<Code> {
         Code::AlreadyExists,
         Code::TooLarge,
         Code::Unsupported,
+        Code::Unauthenticated,
         Code::Unavailable,
         Code::DeadlineExceeded,
         Code::Cancelled,

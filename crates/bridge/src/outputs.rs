@@ -102,6 +102,14 @@ fn whole(
     if output.datatype == DataType::Bytes {
         return elements(output, rows, &array);
     }
+    if array.getattr("ndim")?.extract::<usize>()? == 0 {
+        // A buffer without dimensions has no shape to read; the element itself is as good as a row of one.
+        let row = array.call_method1("reshape", (1,))?;
+        let output_of_one = TensorSpec { dims: vec![1], ..output.clone() };
+        let whole = whole(py, &output_of_one, None, row, false, false)?;
+        check_shape(output, rows, &[])?;
+        return Ok(Whole { shape: Shape::new(), ..whole });
+    }
     let Ok(buffer) = PyUntypedBuffer::get(&array) else { return Err(wrong_type(output, &array)) };
     if !buffer.is_c_contiguous() {
         let array = py.import("numpy")?.call_method1("ascontiguousarray", (&array,))?;

@@ -69,6 +69,13 @@ def parse(
         places = [(item.name, item.axis) for item in items]
         if len(set(places)) != len(places):
             check.fail("names the same axis of a tensor twice")
+    if len({item.name for item in cut}) != len(cut):
+        check.fail("cuts an output along several axes; the size of one input axis is all that a cut can follow")
+    if len({(item.name, item.value) for item in padded}) != len({item.name for item in padded}):
+        check.fail("fills the axes of one input with different values; the corner would belong to both")
+    for item in cut:
+        if any(spec.name == item.name and spec.datatype == "BYTES" for spec in outputs):
+            check.fail(f"of {item.name!r}: BYTES can't be cut")
     return Padding(tuple(padded), tuple(cut))
 
 
