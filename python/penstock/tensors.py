@@ -6,13 +6,17 @@ A bare `F32` is the same as `F32[()]`: one scalar per row. Names are those of th
 
 BF16 travels as `uint16` arrays, since NumPy has no such type: `ml_dtypes.bfloat16` arrays are recognised and
 viewed, and nothing here imports ml_dtypes unless asked. BYTES elements are Python `bytes` in an object array.
-Imports the standard library and NumPy only; anyone may import this.
+Imports the standard library and NumPy only, and NumPy when the first dtype is asked for: it takes most of the time
+that `import penstock` would. Anyone may import this.
 """
 
+import operator
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Final, get_args, get_origin
+from functools import cache
+from typing import TYPE_CHECKING, Annotated, Any, Final, get_args, get_origin
 
-import numpy as np
+if TYPE_CHECKING:
+    import numpy as np
 
 # v2 name, NumPy dtype it travels as, Triton's name in config.pbtxt.
 _TABLE: Final[tuple[tuple[str, str, str], ...]] = (
@@ -32,21 +36,27 @@ _TABLE: Final[tuple[tuple[str, str, str], ...]] = (
     ("BYTES", "object", "TYPE_STRING"),
 )
 DATATYPES: Final[tuple[str, ...]] = tuple(name for name, _, _ in _TABLE)
-_NUMPY: Final[dict[str, np.dtype[Any]]] = {name: np.dtype(dtype) for name, dtype, _ in _TABLE}
+_NUMPY: Final[dict[str, str]] = {name: dtype for name, dtype, _ in _TABLE}
 _TRITON: Final[dict[str, str]] = {name: triton for name, _, triton in _TABLE}
 _FROM_TRITON: Final[dict[str, str]] = {triton: name for name, _, triton in _TABLE}
 _FROM_NUMPY: Final[dict[str, str]] = {dtype: name for name, dtype, _ in _TABLE if name != "BF16"} | {"bfloat16": "BF16"}
 
 
-def numpy_dtype(datatype: str) -> np.dtype[Any]:
+@cache
+def numpy_dtype(datatype: str) -> "np.dtype[Any]":
     """The dtype that arrays of a v2 datatype have inside Penstock: BF16 is uint16, BYTES is object."""
-    try:
-        return _NUMPY[datatype]
-    except KeyError:
-        raise ValueError(f"unknown datatype {datatype!r}, expected one of {', '.join(DATATYPES)}") from None
+    import numpy as np
+
+    return np.dtype(_NUMPY[_known(datatype)])
 
 
-def datatype_of(dtype: np.dtype[Any]) -> str:
+def _known(datatype: str) -> str:
+    if datatype not in _NUMPY:
+        raise ValueError(f"unknown datatype {datatype!r}, expected one of {', '.join(DATATYPES)}")
+    return datatype
+
+
+def datatype_of(dtype: "np.dtype[Any]") -> str:
     """The v2 datatype of an array's dtype; NumPy's own byte and text strings count as BYTES."""
     if dtype.kind in "SU":
         return "BYTES"
@@ -58,8 +68,7 @@ def datatype_of(dtype: np.dtype[Any]) -> str:
 
 def to_triton(datatype: str) -> str:
     """`FP32` -> `TYPE_FP32`; BYTES is `TYPE_STRING`."""
-    numpy_dtype(datatype)
-    return _TRITON[datatype]
+    return _TRITON[_known(datatype)]
 
 
 def from_triton(name: str) -> str:
@@ -70,9 +79,10 @@ def from_triton(name: str) -> str:
         raise ValueError(f"unknown data_type {name!r}, expected one of {', '.join(_FROM_TRITON)}") from None
 
 
-def bfloat16() -> np.dtype[Any]:
+def bfloat16() -> "np.dtype[Any]":
     """The real bfloat16 dtype: `array.view(bfloat16())` makes a travelling BF16 array computable."""
     import ml_dtypes
+    import numpy as np
 
     found: np.dtype[Any] = np.dtype(ml_dtypes.bfloat16)
     return found
@@ -86,7 +96,7 @@ class TensorType:
     shape: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
-        numpy_dtype(self.datatype)
+        _known(self.datatype)
         for size in self.shape:
             if size < -1:
                 raise ValueError(f"{self}: {size} is no dimension, expected -1 (any size) or a size from 0")
@@ -96,15 +106,15 @@ class TensorType:
             raise TypeError(f"{self} has its shape already, subscript the element type once")
         sizes = shape if isinstance(shape, tuple) else (shape,)
         for size in sizes:
-            if isinstance(size, bool) or not isinstance(size, (int, np.integer)):
+            if isinstance(size, bool) or not hasattr(size, "__index__"):
                 raise TypeError(f"{self.datatype}[{size!r}]: expected integers, -1 for a dimension of any size")
-        return TensorType(self.datatype, tuple(int(size) for size in sizes))
+        return TensorType(self.datatype, tuple(operator.index(size) for size in sizes))
 
     def __str__(self) -> str:
         return f"{self.datatype}[{', '.join(map(str, self.shape))}]"
 
     @property
-    def dtype(self) -> np.dtype[Any]:
+    def dtype(self) -> "np.dtype[Any]":
         return numpy_dtype(self.datatype)
 
 
@@ -123,7 +133,7 @@ class TensorSpec:
     axes: tuple[str | None, ...] = field(default=(), compare=False)
 
     @property
-    def dtype(self) -> np.dtype[Any]:
+    def dtype(self) -> "np.dtype[Any]":
         return numpy_dtype(self.datatype)
 
     def accepts(self, shape: tuple[int, ...]) -> bool:

@@ -7,15 +7,18 @@ and closes them; it checks shapes before and after, so that an instance can trus
 
 import re
 from collections.abc import Mapping
-from typing import Any, Protocol
-
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING, Any, Protocol
 
 from penstock import limits
 from penstock.errors import InvalidArgument
 from penstock.tensors import TensorSpec
 
-Array = NDArray[Any]
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    Array = NDArray[Any]
+else:
+    Array = Any  # NumPy is imported by whoever makes arrays, not for their annotations
 
 # Names become paths, metric labels and URL parts: nothing outside this set may be in one.
 _NAME = re.compile(r"[A-Za-z0-9._-]+")

@@ -16,8 +16,6 @@ from collections.abc import Callable, Mapping
 from functools import update_wrapper
 from typing import Any, Final, overload
 
-import numpy as np
-
 from penstock import limits
 from penstock.backends.base import Array, check_model_name
 from penstock.backends.settings import DynamicBatching
@@ -129,7 +127,7 @@ def _viewing_bfloat16(run: _Run, names: list[str]) -> _Run:
         for name in names:
             array = answer.get(name)
             if getattr(array, "dtype", None) is not None and array is not None and array.dtype.name == "bfloat16":
-                answer[name] = array.view(np.uint16)
+                answer[name] = array.view("uint16")
         return answer
 
     return execute

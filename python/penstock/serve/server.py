@@ -190,7 +190,9 @@ class Server:
             print("penstock: stopping", file=sys.stderr, flush=True)
             if not self.stop():
                 # A thread that hangs in a model can't be ended, and the interpreter must not be torn down under it.
-                print("penstock: the exit timeout passed before every request was answered", file=sys.stderr, flush=True)
+                print(
+                    "penstock: the exit timeout passed before every request was answered", file=sys.stderr, flush=True
+                )
                 os._exit(1)
         finally:
             for number, handler in previous.items():
