@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from penstock import _core
-from penstock.errors import Internal, NotFound, PenstockError, Unavailable
+from penstock.errors import AlreadyExists, Internal, NotFound, PenstockError, Unavailable
 from penstock.repository import Model, Repository
 from penstock.serve.hosting import Hosted, host
 from penstock.serve.options import Batching
@@ -31,6 +31,8 @@ class _Entry:
     failure: str | None = None
     """Why the latest load failed."""
     unloaded: bool = False
+    added: bool = False
+    """By the program: a model of that name in the repository is refused."""
     fingerprint: str | None = None
     """Of the files as they were loaded; for polling."""
 
@@ -52,12 +54,15 @@ class Catalogue:
         repository = self._repository
         if repository is None:
             raise NotFound(f"failed to load {name!r}: this server has no model repository")
+        if self._entry(name).added:
+            raise AlreadyExists(f"failed to load {name!r}: the program added a model of that name; rename one of the two")
         fingerprint = _fingerprint(repository, name)
         self._install(name, lambda: repository.load(name, config, files), fingerprint)
 
     def add(self, name: str, load: Callable[[], list[Model]]) -> None:
         """Put models in service that did not come from a repository."""
         self._install(name, load, None)
+        self._entry(name).added = True
 
     def unload(self, name: str) -> None:
         """Take a model out of service; its queued requests are still answered. Unloading what is not loaded is done."""
@@ -94,9 +99,10 @@ class Catalogue:
         repository = self._repository
         if repository is None:
             return
-        names = set(repository.names())
         with self._lock:
+            added = {name for name, entry in self._entries.items() if entry.added}
             known = {name: entry.fingerprint for name, entry in self._entries.items() if entry.fingerprint is not None}
+        names = set(repository.names()) - added
         for name in sorted(known.keys() - names):
             log.info("model %r is gone from the repository", name)
             self.unload(name)

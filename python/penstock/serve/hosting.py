@@ -6,6 +6,7 @@ loses a request: the queue closes, the threads finish what is in it, then the ba
 
 import logging
 import threading
+import time
 from collections.abc import Sequence
 
 from penstock import _core
@@ -49,8 +50,9 @@ class Hosted:
     def retire(self, timeout_seconds: float | None = None) -> bool:
         """Finish what is queued, then give everything back. False when the time was over before that."""
         self.core.close()
+        deadline = None if timeout_seconds is None else time.monotonic() + timeout_seconds
         for thread in self._threads:
-            thread.join(timeout_seconds)
+            thread.join(None if deadline is None else max(0.0, deadline - time.monotonic()))
         if any(thread.is_alive() for thread in self._threads):
             self.core.abort()
             log.error(

@@ -1,5 +1,6 @@
 """What a server can be told, checked once, at construction. Flag names and defaults are Triton's where it has them."""
 
+import ipaddress
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -79,6 +80,14 @@ def port(what: str, value: int | None) -> int | None:
     if value is not None and not 0 <= value <= 65535:
         raise ConfigError(f"{what} is {value}, expected 0 to 65535, or None for none")
     return value
+
+
+def address(what: str, value: str) -> str:
+    """What to listen on: an IP address, or localhost. Names are not looked up: which of their addresses is meant?"""
+    try:
+        return value if value == "localhost" else str(ipaddress.ip_address(value))
+    except ValueError:
+        raise ConfigError(f"{what} is {value!r}, expected an IP address such as 127.0.0.1, or localhost") from None
 
 
 def positive(what: str, value: float) -> float:

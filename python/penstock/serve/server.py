@@ -95,11 +95,11 @@ class Server:
             batching,
         )
         self._listeners = options.Listeners(
-            http_address=http_address,
+            http_address=options.address("http_address", http_address),
             http_port=self.http_port,
-            grpc_address=grpc_address,
+            grpc_address=options.address("grpc_address", grpc_address),
             grpc_port=self.grpc_port,
-            metrics_address=metrics_address,
+            metrics_address=options.address("metrics_address", metrics_address),
             metrics_port=self.metrics_port,
             io_threads=options.io_threads(io_threads),
             max_body_bytes=options.body_bytes(max_body_bytes),
@@ -138,9 +138,9 @@ class Server:
         source = _Source(model, name, instances, runtime)
         if source.name in self._added:
             raise ConfigError(f"a model named {source.name!r} was added already")
-        self._added[source.name] = source
         if self._catalogue is not None:
             self._catalogue.add(source.name, source.load)
+        self._added[source.name] = source
 
     def start(self) -> None:
         """Listen, load every model, become ready. Raises OSError for a port that is taken, and what loading raises."""
@@ -188,7 +188,7 @@ class Server:
             gc.freeze()
             stopping.wait()
             print("penstock: stopping", file=sys.stderr, flush=True)
-            if not self.stop():
+            if not self._stop_beside():
                 # A thread that hangs in a model can't be ended, and the interpreter must not be torn down under it.
                 print(
                     "penstock: the exit timeout passed before every request was answered", file=sys.stderr, flush=True
@@ -197,6 +197,14 @@ class Server:
         finally:
             for number, handler in previous.items():
                 signal.signal(number, handler)
+
+    def _stop_beside(self) -> bool:
+        """`stop` on a thread of its own: this one must be free to see a second signal while the data plane waits."""
+        done: list[bool] = []
+        thread = threading.Thread(target=lambda: done.append(self.stop()), name="penstock-stop", daemon=True)
+        thread.start()
+        thread.join()
+        return done == [True]
 
     def __enter__(self) -> Self:
         self.start()
