@@ -1,4 +1,4 @@
-"""`import penstock` is fast, and stays so: frameworks are imported where they are needed, the server when it is made."""
+"""`import penstock` is fast, and stays so: frameworks are imported where they are needed, the server with `Server`."""
 
 import os
 import statistics
@@ -13,7 +13,7 @@ BUSY_MACHINE = 3
 TIMED = "import time; start = time.perf_counter(); import penstock; print(time.perf_counter() - start)"
 # Nothing that computes, compiles, parses configurations or draws tables.
 HEAVY = (
-    *("torch", "tensorflow", "jax", "openvino", "onnxruntime", "onnx", "onnx_ir", "ray", "pandas", "scipy", "cv2", "PIL"),
+    *("torch", "tensorflow", "jax", "openvino", "onnxruntime", "onnx", "onnx_ir", "ray", "pandas", "scipy", "PIL"),
     *("google.protobuf", "grpc", "pydantic", "typer", "rich", "ml_dtypes", "asyncio", "multiprocessing"),
     *("penstock._core", "penstock.serve", "penstock.engine", "penstock.repository", "penstock.cli"),
 )

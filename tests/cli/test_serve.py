@@ -87,7 +87,7 @@ def test_json_is_one_document_on_standard_output(model: Path) -> None:
 
 
 def test_flags_are_named_as_in_triton(repository: Path) -> None:
-    """All that Triton has of them at once, written as its manual writes them; single ones may be a word of their own."""
+    """All that Triton has of them at once, written as its manual writes them; values may stand apart."""
     with Serve(
         f"--model-store={repository}",
         "--http-address=127.0.0.1",
@@ -169,7 +169,7 @@ def test_what_can_not_be_served_is_one_line(
         ["serve", "model.onnx", "--no-such-flag"],
         ["no-such-verb"],
     ],
-    ids=lambda each: " ".join(each),
+    ids=" ".join,
 )
 def test_wrong_usage_exits_2(arguments: list[str]) -> None:
     ended = run(*arguments)

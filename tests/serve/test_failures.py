@@ -129,14 +129,16 @@ def test_an_exception_without_a_text_is_named() -> None:
     ids=["ValueError", "control characters", "a megabyte", "InvalidArgument", "NotFound", "Unauthenticated"],
 )
 def test_an_exception_has_its_status_over_grpc(error: Exception, status: str) -> None:
-    with serving(failing_model(raising(error)), grpc_port=0) as server:
-        with tritonclient.grpc.InferenceServerClient(f"127.0.0.1:{server.grpc_port}") as client:
-            x = tritonclient.grpc.InferInput("x", [1, 4], "FP32")
-            x.set_data_from_numpy(x_of(MARKER))
-            with pytest.raises(InferenceServerException) as caught:
-                client.infer("m", [x])
-            x.set_data_from_numpy(x_of(GOOD))
-            np.testing.assert_array_equal(client.infer("m", [x]).as_numpy("y"), x_of(GOOD))
+    x = tritonclient.grpc.InferInput("x", [1, 4], "FP32")
+    with (
+        serving(failing_model(raising(error)), grpc_port=0) as server,
+        tritonclient.grpc.InferenceServerClient(f"127.0.0.1:{server.grpc_port}") as client,
+    ):
+        x.set_data_from_numpy(x_of(MARKER))
+        with pytest.raises(InferenceServerException) as caught:
+            client.infer("m", [x])
+        x.set_data_from_numpy(x_of(GOOD))
+        np.testing.assert_array_equal(client.infer("m", [x]).as_numpy("y"), x_of(GOOD))
     assert caught.value.status() == status
     assert str(error)[:3] in (caught.value.message() or "")
 
@@ -188,8 +190,11 @@ def test_outputs_nobody_declared_are_left_out() -> None:
 
 @pytest.mark.parametrize("answer", [lambda x: x, lambda x: [x, x], lambda x: (x, x)], ids=["array", "list", "tuple"])
 def test_several_outputs_need_a_dictionary(answer: Callable[[Array], Any]) -> None:
+    def function(x: Array) -> Any:
+        return answer(x)
+
     model = ps.model(name="m", inputs={"x": ps.F32[-1]}, outputs={"a": ps.F32[-1], "b": ps.F32[-1]})
-    with serving(model(lambda x: answer(x))) as server:
+    with serving(model(function)) as server:
         refused = infer(server, "m", x=x_of(GOOD))
     assert refused.status == 500
     assert "expected a dict with a, b" in refused.error

@@ -1,7 +1,7 @@
 """The life of a `Server`: arguments, adding, starting, stopping with requests in flight, and starting again."""
 
+import contextlib
 import http.client
-import os
 import socket
 import threading
 import time
@@ -160,9 +160,9 @@ def listening() -> set[str]:
     rows = [line.split() for line in Path("/proc/net/tcp").read_text(encoding="ascii").splitlines()[1:]]
     sockets = {row[9] for row in rows if row[3] == "0A"}
     own = set()
-    for descriptor in os.listdir("/proc/self/fd"):
+    for descriptor in Path("/proc/self/fd").iterdir():
         try:
-            target = os.readlink(f"/proc/self/fd/{descriptor}")
+            target = str(descriptor.readlink())
         except FileNotFoundError:
             continue  # the one that listed the directory
         if target.startswith("socket:[") and target[8:-1] in sockets:
@@ -191,7 +191,7 @@ def test_stop_answers_what_is_in_flight_and_refuses_what_comes_after() -> None:
 
     model = ps.model(name="m", max_batch_size=1, inputs={"x": ps.F32[4]}, outputs={"y": ps.F32[4]})
     server = quiet_server()
-    server.add(model(lambda x: function(x)))
+    server.add(model(function))
     server.start()
     with Client(server) as kept, ThreadPoolExecutor(5) as pool:
         assert kept.get("/v2/health/ready").status == 200
@@ -228,7 +228,7 @@ def test_stop_gives_up_when_a_model_hangs_and_says_so() -> None:
 
     model = ps.model(name="m", max_batch_size=1, instances=instances, inputs={"x": ps.F32[4]}, outputs={"y": ps.F32[4]})
     server = quiet_server(exit_timeout_seconds=0.2)
-    server.add(model(lambda x: function(x)))
+    server.add(model(function))
     server.start()
     clients = [Client(server) for _ in range(instances + 1)]
     try:
@@ -240,10 +240,9 @@ def test_stop_gives_up_when_a_model_hangs_and_says_so() -> None:
         assert server.stop() is False
         assert time.monotonic() - start < 5
         for client in clients:
-            try:
+            # Or closed without an answer, which tells the client as much.
+            with contextlib.suppress(http.client.HTTPException, OSError):
                 assert client.answer().status == 503
-            except (http.client.HTTPException, OSError):
-                pass  # closed without an answer, which tells the client as much
     finally:
         opened.set()
         for client in clients:
@@ -258,7 +257,8 @@ def test_twenty_lives_leave_no_descriptor_and_no_thread_behind() -> None:
             np.testing.assert_array_equal(client.infer("m", x=X).arrays["y"], X)
 
     def held() -> tuple[int, int]:
-        return len(os.listdir("/proc/self/fd")), len(os.listdir("/proc/self/task"))
+        descriptors, threads = (sum(1 for _ in Path("/proc/self", each).iterdir()) for each in ("fd", "task"))
+        return descriptors, threads
 
     live()  # libraries start threads of their own on first use
     before = held()

@@ -49,7 +49,7 @@ def ready(server: ps.Server) -> int:
 
 
 def echo(name: str = "m", function: Callable[[Array], Any] = lambda x: x, **settings: Any) -> ps.ModelFunction:
-    return ps.model(name=name, inputs={"x": ps.F32[4]}, outputs={"y": ps.F32[4]}, **settings)(lambda x: function(x))
+    return ps.model(name=name, inputs={"x": ps.F32[4]}, outputs={"y": ps.F32[4]}, **settings)(function)
 
 
 # ---- the repository ----
@@ -91,12 +91,16 @@ def test_polling_follows_the_files(repository: Path) -> None:
 
 def test_a_broken_model_that_appears_makes_a_strict_server_unready_until_it_is_mended_or_gone(repository: Path) -> None:
     with serving(model_repository=repository, model_control_mode="poll", repository_poll_seconds=POLL) as server:
-        for mend in (lambda: put(repository, "bad", 3), lambda: remove(repository, "bad")):
-            put_broken(repository, "bad")
-            eventually("the broken model is noticed", lambda: ready(server) == 400)
-            assert factor(server, "first") == 2
-            mend()
-            eventually("the server is ready again", lambda: ready(server) == 200)
+        put_broken(repository, "mended")
+        eventually("the broken model is noticed", lambda: ready(server) == 400)
+        assert factor(server, "first") == 2
+        put(repository, "mended", 3)
+        eventually("the mended model serves", lambda: factor(server, "mended") == 3)
+        assert ready(server) == 200
+        put_broken(repository, "gone")
+        eventually("the broken model is noticed", lambda: ready(server) == 400)
+        remove(repository, "gone")
+        eventually("the server is ready again", lambda: ready(server) == 200)
 
 
 @pytest.mark.parametrize(
@@ -117,6 +121,21 @@ def test_explicit_control_with_a_name_that_is_nowhere_fails_the_start(repository
         serving(model_repository=repository, model_control_mode="explicit", load_models=["absent"]),
     ):
         pass
+
+
+@pytest.mark.parametrize("name", ["absent", "..%2Fmodels", "a%20b"])
+def test_asking_for_a_model_that_is_nowhere_changes_nothing(repository: Path, name: str) -> None:
+    """A client's typing error must not make the server unready, nor stay in the index."""
+    with (
+        serving(model_repository=repository, model_control_mode="explicit", load_models=["*"]) as server,
+        Client(server) as client,
+    ):
+        index = client.ask("POST", "/v2/repository/index").json()
+        for operation, statuses in (("load", (400, 404)), ("unload", (200, 400, 404))):
+            with Client(server) as asking:
+                assert asking.ask("POST", f"/v2/repository/models/{name}/{operation}", b"{}").status in statuses
+            assert client.get("/v2/health/ready").status == 200
+            assert client.ask("POST", "/v2/repository/index").json() == index
 
 
 def test_a_model_that_fails_ends_the_start_or_stays_away(repository: Path) -> None:
@@ -206,9 +225,7 @@ def test_one_instance_runs_one_batch_at_a_time() -> None:
 
 
 @pytest.mark.parametrize("library", ["onnxruntime", "openvino"])
-def test_instances_share_one_runtime_and_leave_it_open(
-    tmp_path: Path, rng: np.random.Generator, library: str
-) -> None:
+def test_instances_share_one_runtime_and_leave_it_open(tmp_path: Path, rng: np.random.Generator, library: str) -> None:
     write_scale(tmp_path / "m.onnx", 3)
     runtime = ps.load(tmp_path / "m.onnx", runtime=library, threads=1, instances=3)
     inputs = rng.standard_normal((16, 4)).astype(np.float32)

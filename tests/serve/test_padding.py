@@ -29,12 +29,17 @@ def together(count: int) -> ps.DynamicBatching:
     return ps.DynamicBatching(max_queue_delay_us=DELAY_US, preferred_batch_sizes=(count,))
 
 
+def ask_for(client: Client, arrays: dict[str, Array]) -> dict[str, Array]:
+    client.send("m", arrays)
+    return client.answer().arrays
+
+
 def send_all(server: ps.Server, requests: Sequence[dict[str, Array]]) -> list[dict[str, Array]]:
     """All at once, each from a client of its own; the answers in the order of the requests."""
     answers: list[dict[str, Array]] = [{} for _ in requests]
 
     def ask(client: Client, number: int) -> None:
-        answers[number] = client.infer("m", **requests[number]).arrays
+        answers[number] = ask_for(client, requests[number])
 
     at_once(server, ask, len(requests))
     return answers
@@ -47,12 +52,8 @@ def column_sums(x: Array) -> Array:
 
 
 @pytest.mark.parametrize("multiple", [1, 8, 32])
-@pytest.mark.parametrize(
-    "widths", [(10,), (10, 10, 10), (10, 11, 12, 20), (31, 32, 33, 60), (16, 32), (1, 2)], ids=str
-)
-def test_each_answer_is_that_of_its_own_width(
-    rng: np.random.Generator, widths: tuple[int, ...], multiple: int
-) -> None:
+@pytest.mark.parametrize("widths", [(10,), (10, 10, 10), (10, 11, 12, 20), (31, 32, 33, 60), (16, 32), (1, 2)], ids=str)
+def test_each_answer_is_that_of_its_own_width(rng: np.random.Generator, widths: tuple[int, ...], multiple: int) -> None:
     seen: list[tuple[int, ...]] = []
 
     @ps.model(
@@ -129,7 +130,7 @@ def test_far_widths_do_not_share_a_batch(widths: tuple[int, int], batches: int) 
     )
     def model(x: Array) -> Array:
         seen.append(len(x))
-        return x.sum(axis=2)
+        return np.asarray(x.sum(axis=2))
 
     with serving(model) as server:
         answers = send_all(server, [{"x": np.ones((1, 1, width), np.float32)} for width in widths])
@@ -139,7 +140,9 @@ def test_far_widths_do_not_share_a_batch(widths: tuple[int, int], batches: int) 
 
 def areas(x: Array) -> Array:
     """[n, H, W] -> [n, 2]: the sum, and how many elements are no filler."""
-    return np.stack([np.where(x == FILLER, 0, x).sum(axis=(1, 2)), (x != FILLER).sum(axis=(1, 2))], 1).astype(np.float32)
+    return np.stack([np.where(x == FILLER, 0, x).sum(axis=(1, 2)), (x != FILLER).sum(axis=(1, 2))], 1).astype(
+        np.float32
+    )
 
 
 def test_several_axes_are_padded(rng: np.random.Generator) -> None:
@@ -230,7 +233,7 @@ def test_several_inputs_are_padded_each_by_its_own_rule(rng: np.random.Generator
         assert set(ids[mask == 0].tolist()) <= {3}
         return {"y": np.stack([ids * mask, ids], axis=2), "padding": (mask == 0).sum(axis=1, keepdims=True)}
 
-    requests = [
+    requests: list[dict[str, Array]] = [
         {"ids": rng.integers(100, 1000, (1, n)), "mask": np.ones((1, n), np.int32)} for n in (8, 9, 10, 13)
     ]
     with serving(model) as server:
@@ -244,7 +247,7 @@ def test_several_inputs_are_padded_each_by_its_own_rule(rng: np.random.Generator
 @pytest.mark.parametrize(
     ("type_", "value"),
     [(ps.U8, 255), (ps.I8, -128), (ps.I64, -(2**53)), (ps.F16, 0.1), (ps.F16, -65504), (ps.F64, 1e300), (ps.Bool, 1)],
-    ids=lambda each: str(each),
+    ids=str,
 )
 def test_the_filler_is_exact_in_every_type(type_: ps.TensorType, value: float) -> None:
     model = ps.model(
@@ -265,9 +268,9 @@ def test_the_filler_is_exact_in_every_type(type_: ps.TensorType, value: float) -
 def test_the_recogniser_reads_lines_of_mixed_widths_in_one_batch(multiple: int) -> None:
     """Rendered lines of text, each of its own width, in full batches of near widths.
 
-    Shapes are exactly those of the line alone. Values can't be: the recogniser's attention sees the filler, which shifts
-    class probabilities everywhere; on a blurred line a full stop may become a comma. So against the line's own answer:
-    at most one character in a hundred differs, and at nine positions in ten at least the best class is the same (a
+    Shapes are exactly those of the line alone. Values can't be: the recogniser's attention sees the filler, which
+    shifts class probabilities everywhere; on a blurred line a full stop may become a comma. So against the line's own
+    answer: at most one character in a hundred differs, and at nine positions in ten at least the best class is the same (a
     mistake of rows or strides leaves hardly any). A line as wide as its batch has no filler, and differs by rounding
     only.
     """

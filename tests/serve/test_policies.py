@@ -29,7 +29,7 @@ class Gate:
         self.entered, self.opened = threading.Event(), threading.Event()
         self.calls: list[int] = []
 
-    def __call__(self, x: Array) -> Array:
+    def call(self, x: Array) -> Array:
         self.calls.append(len(x))
         if len(self.calls) == 1:
             self.entered.set()
@@ -41,7 +41,7 @@ def gated(gate: Gate, batching: ps.DynamicBatching | None = None) -> ps.ModelFun
     model = ps.model(
         name="m", max_batch_size=8, inputs={"x": ps.F32[4]}, outputs={"y": ps.F32[4]}, dynamic_batching=batching
     )
-    return model(lambda x: gate(x))
+    return model(gate.call)
 
 
 def pending(server: ps.Server) -> int:

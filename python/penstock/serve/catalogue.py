@@ -55,7 +55,7 @@ class Catalogue:
         if repository is None:
             raise NotFound(f"failed to load {name!r}: this server has no model repository")
         if self._entry(name).added:
-            raise AlreadyExists(f"failed to load {name!r}: the program added a model of that name; rename one of the two")
+            raise AlreadyExists(f"failed to load {name!r}: the program added a model of that name; rename one of them")
         fingerprint = _fingerprint(repository, name)
         self._install(name, lambda: repository.load(name, config, files), fingerprint)
 
@@ -66,7 +66,10 @@ class Catalogue:
 
     def unload(self, name: str) -> None:
         """Take a model out of service; its queued requests are still answered. Unloading what is not loaded is done."""
-        entry = self._entry(name)
+        with self._lock:
+            entry = self._entries.get(name)
+        if entry is None:
+            return
         with entry.lock:
             self._front.withdraw(name)
             self._retire(entry.hosted)
