@@ -270,9 +270,9 @@ def test_the_recogniser_reads_lines_of_mixed_widths_in_one_batch(multiple: int) 
 
     Shapes are exactly those of the line alone. Values can't be: the recogniser's attention sees the filler, which
     shifts class probabilities everywhere; on a blurred line a full stop may become a comma. So against the line's own
-    answer: at most one character in a hundred differs, and at nine positions in ten at least the best class is the same (a
-    mistake of rows or strides leaves hardly any). A line as wide as its batch has no filler, and differs by rounding
-    only.
+    answer: at most one character in a hundred differs, and at nine positions in ten at least the best class is the
+    same (a mistake of rows or strides leaves hardly any). A line as wide as its batch has no filler, and differs by
+    rounding only.
     """
     runtime = ps.load(recogniser_path(), runtime="onnxruntime", threads=1)
     (source,), (target,) = runtime.inputs, runtime.outputs

@@ -6,12 +6,13 @@ mod route;
 
 use crate::body::Frames;
 use crate::metrics;
-use crate::server::Server;
+use crate::server::{Server, State};
 use crate::shard::{Role, Shard};
 use crate::stream::{Phase, Watch};
 use bytes::Bytes;
 use http::header::{ALLOW, CONNECTION, CONTENT_TYPE, HeaderValue, RETRY_AFTER, TRANSFER_ENCODING};
 use http::{Method, Request, Response, StatusCode};
+use http_body::Body;
 use hyper::body::Incoming;
 use penstock_schema::{Code, Error, Result, limits};
 use route::{ModelPart, Route};
@@ -31,17 +32,33 @@ pub async fn serve(
     // hyper takes a message with both lengths as chunked and forgets the other. A proxy in front may have read it the
     // other way, so a connection never goes on after a chunked request: nothing can hide behind it.
     let chunked = request.headers().contains_key(TRANSFER_ENCODING);
+    let has_body = !request.body().is_end_stream();
     let answered = match role {
         Role::Metrics => metrics_page(&shard.server, &request),
         _ => answer(&shard, request).await,
     };
     let mut reply = answered.unwrap_or_else(|error| failure(&error));
-    if chunked {
+    let unread = has_body && may_precede_body(&shard.server, reply.status());
+    if chunked || unread {
         reply.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
     }
     let token = watch.answering();
     watch.enter(Phase::Reply);
     Ok(reply.map(|body| body.answering(token)))
+}
+
+/// Whether an answer may have been given before the body was read. hyper closes the connection then, and the client
+/// has to be told, or its next request goes into a closed socket.
+fn may_precede_body(server: &Server, status: StatusCode) -> bool {
+    match status {
+        StatusCode::SERVICE_UNAVAILABLE => server.state() == State::Draining,
+        StatusCode::NOT_FOUND
+        | StatusCode::METHOD_NOT_ALLOWED
+        | StatusCode::UNSUPPORTED_MEDIA_TYPE
+        | StatusCode::UNAUTHORIZED
+        | StatusCode::NOT_IMPLEMENTED => true,
+        _ => false,
+    }
 }
 
 async fn answer(shard: &Arc<Shard>, request: Request<Incoming>) -> Result<Reply> {

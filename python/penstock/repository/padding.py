@@ -3,8 +3,8 @@
     {"inputs": {"x": {"axis": 3, "multiple": 32, "value": 0}}, "outputs": {"y": {"axis": 1, "divisor": 8}}}
 
 Every input row is filled up with `value` along `axis` to the largest size of the batch, rounded up to `multiple`. Each
-output named is cut back along its axis to the row's own size (rounded up to `multiple`) over `divisor`; with several
-padded inputs the first one counts. Axes count the batch dimension. A list of such objects pads several axes.
+output named is cut back along its axis to the row's own size over `divisor`, rounded up; with several padded inputs
+the first one counts. Axes count the batch dimension. A list of such objects pads several axes.
 """
 
 import json

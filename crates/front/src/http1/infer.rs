@@ -6,7 +6,7 @@ use crate::shard::Shard;
 use crate::submit::{self, Answered, Terms};
 use bytes::Bytes;
 use http::header::{ACCEPT_ENCODING, CONTENT_ENCODING, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue};
-use http::{Request, Response};
+use http::{Request, Response, StatusCode};
 use hyper::body::Incoming;
 use penstock_schema::{Error, ModelSpec, Result};
 use penstock_wire::{Validated, compress, json as codec, validate};
@@ -19,7 +19,11 @@ pub async fn infer(shard: &Arc<Shard>, name: &str, version: Option<&str>, reques
     let busy = shard.server.enter()?;
     let model = shard.server.registry.get(name, version)?;
     let (parts, body) = request.into_parts();
-    let header_length = header_length(&parts.headers)?;
+    let header_length = match header_length(&parts.headers) {
+        Ok(length) => length,
+        // The body is not read, so the connection can't go on.
+        Err(error) => return Ok(super::refuse(StatusCode::BAD_REQUEST, &error.message)),
+    };
     let encoding = match parts.headers.get(CONTENT_ENCODING) {
         Some(value) => compress::content_encoding(text(&CONTENT_ENCODING, value)?)?,
         None => None,

@@ -40,6 +40,10 @@ _DATATYPES = {
 
 _INT32 = np.iinfo(np.int32)
 
+# The binding sets up its NumPy conversion at the first use, and hangs the process when two threads are first at once:
+# one waits for the other's set-up with the GIL that the other needs. A module is imported by one thread.
+openvino.Tensor(np.zeros(1, np.float32)).data  # noqa: B018  the use is the point
+
 
 class OpenVinoRuntime:
     """A compiled model and its signature. Make it with `load`."""
