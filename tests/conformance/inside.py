@@ -63,7 +63,5 @@ class Gate:
 
     def model(self, **settings: Any) -> ps.ModelFunction:
         """As `gate`: FP32 [1, 4] in and out, never more than one row in a batch."""
-        made = ps.model(
-            name="gate", max_batch_size=1, inputs={"x": ps.F32[4]}, outputs={"y": ps.F32[4]}, **settings
-        )
-        return made(lambda x: self(x))
+        made = ps.model(name="gate", max_batch_size=1, inputs={"x": ps.F32[4]}, outputs={"y": ps.F32[4]}, **settings)
+        return made(lambda x: self(x))  # noqa: PLW0108  (the signature is read: one argument x)

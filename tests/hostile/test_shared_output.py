@@ -1,6 +1,6 @@
 """A model that returns one and the same large buffer from every call: an answer under way is never another's.
 
-Large outputs are sent from where they lie when nobody else can change them; here the model changes them with every call.
+Large outputs are sent from where they lie when nobody else can change them; here the model changes them with each call.
 """
 
 import socket
@@ -35,7 +35,7 @@ def shared_memory_model() -> ps.ModelFunction:
         return kept
 
     made = ps.model(name="kept", max_batch_size=1, inputs={"x": ps.F32[1]}, outputs={"y": ps.F32[-1]})
-    return made(lambda x: function(x))
+    return made(lambda x: function(x))  # noqa: PLW0108  (the signature is read: one argument x)
 
 
 class SlowHttp:

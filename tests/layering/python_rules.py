@@ -51,6 +51,14 @@ FRAMEWORKS: Final = frozenset(
     }
 )
 
+# What belongs to one place, which may import it eagerly without being lazy itself; elsewhere inside functions only.
+OWNERS: Final[Mapping[str, str]] = {
+    "typer": "python/penstock/cli/",
+    "click": "python/penstock/cli/",
+    "rich": "python/penstock/cli/",
+    "google": "python/penstock/repository/messages.py",  # protobuf
+}
+
 _PICKLES: Final = frozenset({"_pickle", "cPickle", "cloudpickle", "dill", "joblib", "marshal", "pickle", "shelve"})
 
 
@@ -78,16 +86,28 @@ def _module(path: str) -> list[str]:
     return parts[:-1] if parts[-1] == "__init__" else parts
 
 
-def _is_type_checking(node: ast.AST) -> bool:
-    return isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)
-
-
-def _walk(node: ast.AST, eager: bool) -> Iterator[tuple[ast.Import | ast.ImportFrom, bool]]:
+def _walk(node: ast.AST, eager: bool) -> Iterator[tuple[ast.Import | ast.ImportFrom | ast.Call, bool]]:
+    if isinstance(node, ast.Import | ast.ImportFrom | ast.Call):
+        yield node, eager
+    if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
+        eager = False
+    # Only the body is for type checkers: `else`, and `if not TYPE_CHECKING`, are what runs.
+    if isinstance(node, ast.If) and ast.unparse(node.test) in ("TYPE_CHECKING", "typing.TYPE_CHECKING"):
+        for checked in node.body:
+            yield from _walk(checked, False)
+        for run in node.orelse:
+            yield from _walk(run, eager)
+        return
     for child in ast.iter_child_nodes(node):
-        if isinstance(child, ast.Import | ast.ImportFrom):
-            yield child, eager
-        inside = isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda) or _is_type_checking(child)
-        yield from _walk(child, eager and not inside)
+        yield from _walk(child, eager)
+
+
+def _named_by_call(call: ast.Call) -> str | None:
+    """The module that `import_module("a.b")` or `__import__("a.b")` imports; names made at run time are not seen."""
+    if ast.unparse(call.func).rpartition(".")[2] not in ("import_module", "__import__") or not call.args:
+        return None
+    name = call.args[0]
+    return name.value if isinstance(name, ast.Constant) and isinstance(name.value, str) else None
 
 
 def imports(path: str, text: str) -> list[Import]:
@@ -97,6 +117,10 @@ def imports(path: str, text: str) -> list[Import]:
     for node, eager in _walk(ast.parse(text, path), eager=True):
         if isinstance(node, ast.Import):
             found += [Import(path, node.lineno, alias.name, eager) for alias in node.names]
+            continue
+        if isinstance(node, ast.Call):
+            if name := _named_by_call(node):
+                found.append(Import(path, node.lineno, name, eager))
             continue
         base = package[: len(package) - node.level + 1] if node.level else []
         prefix = ".".join([*base, *([node.module] if node.module else [])])
@@ -168,6 +192,15 @@ def frameworks(sources: Sources) -> list[str]:
             if each.target == module or each.target.startswith(f"{module}."):
                 complaints.append(each.complain(f"{module} imports a framework; import it inside a function"))
     return complaints
+
+
+def owners(sources: Sources) -> list[str]:
+    """What OWNERS gives to one place is imported there, and elsewhere inside functions only."""
+    return [
+        each.complain(f"{each.package} belongs to {owner}; import it inside a function")
+        for each in _all_imports(sources)
+        if each.eager and (owner := OWNERS.get(each.package)) and not each.path.startswith(owner)
+    ]
 
 
 def pickles(sources: Sources) -> list[str]:

@@ -43,17 +43,23 @@ _CLOCK: Final = "crates/dispatch/src/clock.rs"
 _DEPENDENCIES: Final = ("dependencies", "dev-dependencies", "build-dependencies")
 
 
-def _dependencies(manifest: Mapping[str, Any]) -> Iterator[str]:
+def _dependencies(manifest: Mapping[str, Any], shared: Mapping[str, Any]) -> Iterator[str]:
+    """The packages of one manifest by their own names, whatever it or the workspace calls them."""
     for table in (manifest, *manifest.get("target", {}).values()):
         for kind in _DEPENDENCIES:
             for name, wanted in table.get(kind, {}).items():
-                yield wanted.get("package", name) if isinstance(wanted, dict) else name
+                inherited = isinstance(wanted, dict) and wanted.get("workspace", False)
+                entry = shared.get(name, {}) if inherited else wanted
+                yield entry.get("package", name) if isinstance(entry, dict) else name
 
 
 def crates(sources: Sources) -> dict[str, frozenset[str]]:
     """Crate -> everything its manifest depends on."""
+    shared = tomllib.loads(sources.get("Cargo.toml", "")).get("workspace", {}).get("dependencies", {})
     manifests = {path: text for path, text in sources.items() if PurePosixPath(path).match("crates/*/Cargo.toml")}
-    return {path.split("/")[1]: frozenset(_dependencies(tomllib.loads(text))) for path, text in manifests.items()}
+    return {
+        path.split("/")[1]: frozenset(_dependencies(tomllib.loads(text), shared)) for path, text in manifests.items()
+    }
 
 
 def dependencies(sources: Sources) -> list[str]:
@@ -73,12 +79,13 @@ def dependencies(sources: Sources) -> list[str]:
 
 
 def unsafe_code(sources: Sources) -> list[str]:
-    """Every crate root but that of the bridge forbids unsafe code."""
+    """Every crate root but that of the bridge forbids unsafe code; each program of src/bin is a root of its own."""
     complaints: list[str] = []
     for crate in crates(sources):
         roots = [path for path in (f"crates/{crate}/src/lib.rs", f"crates/{crate}/src/main.rs") if path in sources]
         if not roots:
             complaints.append(f"crates/{crate}: has no src/lib.rs or src/main.rs to look at")
+        roots += [path for path in sources if re.fullmatch(rf"crates/{crate}/src/bin/([^/]+|[^/]+/main)\.rs", path)]
         for path in roots if crate != KNOWS_PYTHON else []:
             if not re.search(r"^#!\[forbid\(unsafe_code\)\]", sources[path], re.MULTILINE):
                 complaints.append(f"{path}: lacks #![forbid(unsafe_code)]")

@@ -9,13 +9,11 @@ from tests.layering.sources import Sources, checkout
 
 Rule = Callable[[Sources], list[str]]
 SERVE = "python/penstock/serve/server.py"
-RULES = [rules.layers, rules.leaves, rules.frameworks, rules.pickles]
+RULES = [rules.layers, rules.leaves, rules.frameworks, rules.owners, rules.pickles]
 RUNTIME = "python/penstock/engine/runtimes/torch.py"
 
 
-@pytest.mark.parametrize(
-    "rule", [rules.layers, rules.leaves, rules.frameworks, rules.pickles], ids=lambda r: r.__name__
-)
+@pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.__name__)
 def test_the_checkout_keeps_the_rule(rule: Rule) -> None:
     assert rule(checkout()) == []
 
@@ -47,6 +45,8 @@ def test_the_checkout_is_seen() -> None:
         ("python/penstock/graph/fold.py", "from penstock.tactics import timer", "graph must not know tactics"),
         ("python/penstock/tune/search.py", "from penstock.serve import Server", "tune must not know serve"),
         ("python/penstock/serve/server.py", "from penstock.cli import main", "serve must not know cli"),
+        (SERVE, "import importlib\nimportlib.import_module('penstock.cli')", "serve must not know cli"),
+        (SERVE, "def f():\n  __import__('penstock.cli.serve')", "serve must not know cli"),
         ("python/penstock/__init__.py", "from penstock.cli import main", "penstock must not know cli"),
         ("python/penstock/__init__.py", "from . import _core", "penstock must not know _core"),
         ("python/penstock/errors.py", "from penstock import limits", "errors is a leaf"),
@@ -101,6 +101,42 @@ def test_a_module_with_a_framework_is_imported_lazily(text: str) -> None:
     assert rules.frameworks(sources) == []
     sources["python/penstock/engine/__init__.py"] = f"from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    {text}"
     assert rules.frameworks(sources) == []
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "if not TYPE_CHECKING:\n    import torch",
+        "if TYPE_CHECKING:\n    pass\nelse:\n    import torch",
+        "if typing.TYPE_CHECKING or True:\n    import torch",
+        "class A:\n    import torch",
+        "try:\n    import torch\nexcept ImportError:\n    pass",
+        "torch = import_module('torch')",
+    ],
+)
+def test_what_runs_when_a_module_is_imported_is_eager(text: str) -> None:
+    assert [each.eager for each in rules.imports(RUNTIME, text)] == [True]
+
+
+@pytest.mark.parametrize(
+    ("path", "text"),
+    [
+        (SERVE, "import typer"),
+        ("python/penstock/bench/table.py", "from rich.table import Table"),
+        ("python/penstock/repository/config.py", "from google.protobuf import message"),
+    ],
+)
+def test_a_package_of_another_place_is_found(path: str, text: str) -> None:
+    (complaint,) = rules.owners({path: text})
+    assert "belongs to" in complaint
+    assert rules.owners({path: f"def f():\n    {text}"}) == []
+
+
+def test_a_package_is_imported_where_it_belongs() -> None:
+    for package, owner in rules.OWNERS.items():
+        path = owner if owner.endswith(".py") else f"{owner}a.py"
+        assert rules.owners({path: f"import {package}"}) == []
+        assert [each for each in checkout() if each.startswith(owner)], f"{package}: nothing is at {owner}"
 
 
 @pytest.mark.parametrize(

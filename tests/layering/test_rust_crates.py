@@ -46,13 +46,21 @@ def test_a_dependency_across_the_layers_is_found(crate: str, manifest: str, word
     assert words in complaint
 
 
+def test_a_crate_that_the_workspace_calls_otherwise_is_found() -> None:
+    workspace = "[workspace.dependencies]\nqueue = { package = 'penstock-dispatch', path = 'crates/dispatch' }"
+    crate = {"crates/wire/Cargo.toml": "[dependencies]\nqueue.workspace = true"}
+    (complaint,) = rules.dependencies({"Cargo.toml": workspace, **crate})
+    assert "wire must not know dispatch" in complaint
+
+
 @pytest.mark.parametrize("root", ["//! A crate.\n", "// #![forbid(unsafe_code)]\n", "#![deny(unsafe_code)]\n"])
 def test_a_crate_that_does_not_forbid_unsafe_code_is_found(root: str) -> None:
     manifests = {"crates/wire/Cargo.toml": "", "crates/bridge/Cargo.toml": ""}
     good = {**manifests, "crates/wire/src/lib.rs": "#![forbid(unsafe_code)]\n", "crates/bridge/src/lib.rs": ""}
     assert rules.unsafe_code(good) == []
     assert len(rules.unsafe_code({**good, "crates/wire/src/lib.rs": root})) == 1
-    assert len(rules.unsafe_code({**good, "crates/wire/src/main.rs": root})) == 1
+    for program in ("main.rs", "bin/tool.rs", "bin/tool/main.rs"):
+        assert len(rules.unsafe_code({**good, f"crates/wire/src/{program}": root})) == 1
 
 
 def test_a_crate_without_a_root_is_found() -> None:

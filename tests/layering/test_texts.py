@@ -8,7 +8,10 @@ from tests.layering import text_rules as rules
 from tests.layering.sources import Ignored, Sources, checkout
 
 Rule = Callable[[Sources], list[str]]
-RULES = [rules.own_paths, rules.package_hosts, rules.long_files, rules.requirements, rules.limits]
+RULES = [
+    *(rules.own_paths, rules.package_hosts, rules.long_files, rules.runs_text),
+    *(rules.requirements, rules.limits, rules.unknown_limits),
+]
 
 # Bounds that hold without their constant being named, each with the reason.
 HELD_ELSEWHERE: Mapping[str, str] = {
@@ -47,7 +50,13 @@ def test_ignored_patterns_are_names_or_paths() -> None:
 
 
 # Pieced together, since this file is one of those that are looked at.
-@pytest.mark.parametrize("path", ["/home" + "/ada/penstock", "/root" + "/x", "/work" + "/main", "C:" + "\\Users\\ada"])
+@pytest.mark.parametrize(
+    "path",
+    [
+        *("/home" + "/ada/penstock", "/home" + "/ada", "C:" + "\\Users\\ada"),
+        *("/root" + "/x", "/root" + "/.cargo", "/work" + "/main", "/work" + "/.venv/bin"),
+    ],
+)
 def test_a_path_of_one_machine_is_found(path: str) -> None:
     assert len(rules.own_paths({"a.md": f"fine\nsee {path}\n"})) == 1
     assert len(rules.own_paths({"a.py": f'X = "{path}"'})) == 1
@@ -95,6 +104,22 @@ def test_requirements_that_differ_are_found(requirements: str, count: int) -> No
     assert len(rules.requirements({"pyproject.toml": project, "requirements/runtime.in": requirements})) == count
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("eval(name)", "exec(source)", "builtins.eval(name)", "os.system(line)"),
+        *("subprocess.run(line, shell=True)", "Popen(line, shell=chosen)"),
+    ],
+)
+def test_text_that_is_run_is_found(text: str) -> None:
+    assert len(rules.runs_text({"python/penstock/serve/a.py": f"def f():\n    {text}"})) == 1
+
+
+@pytest.mark.parametrize("text", ["network.eval()", "subprocess.run(['ls'], shell=False)", "# eval(name)"])
+def test_what_runs_no_text_is_allowed(text: str) -> None:
+    assert rules.runs_text({"python/penstock/serve/a.py": text}) == []
+
+
 TOML, PYTHON, RUST = "python/penstock/limits.toml", "python/penstock/limits.py", "crates/schema/build.rs"
 CONSTANTS = 'BODY_BYTES: Final = LIMITS["body_bytes"].value\nCHUNKS: Final = LIMITS["chunks"].value'
 LIMITS = {
@@ -126,6 +151,13 @@ def test_limits_of_two_sources_are_found(path: str, text: str, words: str) -> No
     assert rules.limits(LIMITS) == []
     (complaint,) = rules.limits({**LIMITS, path: text})
     assert words in complaint
+
+
+@pytest.mark.parametrize("use", ["limits::PIECES", "use penstock_schema::limits::{CHUNKS, PIECES};"])
+def test_a_bound_that_only_rust_knows_is_found(use: str) -> None:
+    (complaint,) = rules.unknown_limits({**LIMITS, "crates/front/src/a.rs": f"limits::CHUNKS;\n{use}"})
+    assert "limits::PIECES" in complaint
+    assert rules.unknown_limits({**LIMITS, "crates/front/src/a.rs": "limits::CHUNKS; limits::new()"}) == []
 
 
 def test_a_bound_that_nothing_reads_is_found() -> None:

@@ -11,7 +11,7 @@ CODE: Final = (".py", ".pyi", ".rs", ".lua", ".sh", ".js")
 MAX_LINES: Final = 500  # beyond it a file holds two ideas
 
 # A path that exists on one person's machine only.
-_OWN_PATH: Final = re.compile(r"(?<![\w.$}~-])(?:/(?:home|Users)/[\w.-]+/|/(?:root|work)/\w|[A-Z]:\\Users\b)")
+_OWN_PATH: Final = re.compile(r"(?<![\w.$}~-])(?:/(?:home|Users)/\w[\w.-]*|/(?:root|work)/|[A-Z]:\\Users\b)")
 
 # Where packages come from is the business of whoever installs them.
 _HOST: Final = re.compile(
@@ -20,6 +20,10 @@ _HOST: Final = re.compile(
 )
 # How Cargo spells its default registry in every lock file.
 _CARGO: Final = re.compile(r"registry\+https://github\.com/rust-lang/crates\.io-index")
+
+_RUNS_TEXT: Final = frozenset(
+    {"eval", "exec", "os.system", "os.popen", "subprocess.getoutput", "asyncio.create_subprocess_shell"}
+)
 
 _SOURCE: Final = "python/penstock/limits.toml"
 _CONSTANTS: Final = "python/penstock/limits.py"
@@ -60,6 +64,22 @@ def requirements(sources: Sources) -> list[str]:
     ]
 
 
+def runs_text(sources: Sources) -> list[str]:
+    """The package hands no text to Python or to a shell to run: names and files of strangers pass through it."""
+    complaints: list[str] = []
+    for path, text in below(sources, "python/", ".py").items():
+        for node in ast.walk(ast.parse(text, path)):
+            if not isinstance(node, ast.Call):
+                continue
+            called = ast.unparse(node.func)
+            # The builtins only: `network.eval()` is a method that runs nothing.
+            if called.removeprefix("builtins.") in _RUNS_TEXT:
+                complaints.append(f"{path}:{node.lineno}: {called}: runs text; call what is meant")
+            if any(each.arg == "shell" and ast.unparse(each.value) != "False" for each in node.keywords):
+                complaints.append(f"{path}:{node.lineno}: {called}: shell: pass a list of arguments, without a shell")
+    return complaints
+
+
 def limit_constants(text: str) -> dict[str, str]:
     """Constant -> the limit that it reads: `NAME: Final = LIMITS["name"].value` of limits.py."""
     found: dict[str, str] = {}
@@ -85,14 +105,27 @@ def limits(sources: Sources) -> list[str]:
     return complaints
 
 
-def unread_limits(sources: Sources) -> list[str]:
-    """Bounds that no code names: they bound nothing, whatever the file says."""
-    code = "\n".join(
-        [text for path, text in below(sources, "crates/", ".rs").items() if "/src/" in path]
-        + [text for path, text in below(sources, "python/penstock/", ".py").items() if path != _CONSTANTS]
-    )
-    named = set(re.findall(r"\blimits(?:::|\.)([A-Z0-9_]+)", code))
+def _named_limits(code: str) -> set[str]:
+    named = set(re.findall(r"\blimits(?:::|\.)([A-Z][A-Z0-9_]*)\b", code))
     # `use penstock_schema::limits::{A, B};`
     for group in re.findall(r"\blimits::\{([^}]*)\}", code):
-        named |= set(re.findall(r"[A-Z0-9_]+", group))
+        named |= set(re.findall(r"\b[A-Z][A-Z0-9_]*\b", group))
+    return named
+
+
+def unknown_limits(sources: Sources) -> list[str]:
+    """Every bound that Rust code names is in the one source; the compiler sees this only where the code is built."""
+    bounds = {name.upper() for name in tomllib.loads(sources[_SOURCE])}
+    return [
+        f"{path}: names limits::{name}, which {_SOURCE} does not have"
+        for path, text in below(sources, "crates/", ".rs").items()
+        for name in sorted(_named_limits(text) - bounds)
+    ]
+
+
+def unread_limits(sources: Sources) -> list[str]:
+    """Bounds that no code names: they bound nothing, whatever the file says."""
+    code = [text for path, text in below(sources, "crates/", ".rs").items() if "/src/" in path]
+    code += [text for path, text in below(sources, "python/penstock/", ".py").items() if path != _CONSTANTS]
+    named = _named_limits("\n".join(code))
     return sorted(name for name in tomllib.loads(sources[_SOURCE]) if name.upper() not in named)

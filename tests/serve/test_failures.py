@@ -75,7 +75,7 @@ EXCEPTIONS: dict[str, Case] = {
     "a file that is missing": Case(missing_file, words=("FileNotFoundError", "No such file")),
     "OSError with one argument": Case(raising(OSError("the device is gone")), words=("OSError",)),
     "OSError about two paths": Case(
-        raising(PermissionError(13, "Permission denied", "/etc/a", None, "/home/b")), words=("Permission denied",)
+        raising(PermissionError(13, "Permission denied", "/etc/a", None, "/etc/b")), words=("Permission denied",)
     ),
     "CancelledError": Case(raising(asyncio.CancelledError("enough")), words=("CancelledError",)),
     "KeyboardInterrupt": Case(raising(KeyboardInterrupt("stop")), words=("KeyboardInterrupt",)),
