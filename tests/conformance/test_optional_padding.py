@@ -3,6 +3,7 @@
 Filler must never stand for an input that is not there: a model that is called without it computes something else.
 """
 
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,10 +13,11 @@ import pytest
 from tritonclient.grpc import service_pb2
 
 import penstock as ps
-from tests.conformance.inside import serving
+from tests.conformance.inside import GATE_SECONDS, serving
 from tests.servers.http2 import Http2, framed, grpc_headers
 from tests.servers.zoo import Array, Arrays
 
+LIVE_METHOD = "/inference.GRPCInferenceService/ServerLive"
 REQUESTS = 48
 # What the model adds when there is no bias, so that a bias of zeros is told from none.
 ABSENT = np.float32(1000)
@@ -23,12 +25,17 @@ ABSENT = np.float32(1000)
 
 @dataclass
 class Biased:
-    """y = x plus the sum of the bias, or plus ABSENT; `seen` is rows and presence of every batch."""
+    """y = x plus the sum of the bias, or plus ABSENT; `seen` is rows and presence of every batch.
+
+    It answers nothing until all requests were sent, so that they wait together and batches must form.
+    """
 
     x_size: int
+    all_sent: threading.Event = field(default_factory=threading.Event)
     seen: list[tuple[int, bool]] = field(default_factory=list)
 
     def __call__(self, x: Array, bias: Array | None = None) -> Array:
+        assert self.all_sent.wait(GATE_SECONDS)
         self.seen.append((len(x), bias is not None))
         if bias is None:
             return np.asarray(x + ABSENT)
@@ -75,8 +82,12 @@ def message(arrays: Arrays) -> bytes:
     return framed(request.SerializeToString())
 
 
-def answers(connection: Http2, requests: Sequence[Arrays]) -> list[Array]:
+def answers(connection: Http2, requests: Sequence[Arrays], all_sent: threading.Event) -> list[Array]:
     streams = [connection.begin(grpc_headers(), message(arrays)) for arrays in requests]
+    # Answered on the same connection, so the server has read everything that was sent before it.
+    last = connection.begin(grpc_headers(LIVE_METHOD), framed(b""))
+    assert connection.wait(last).status == 0
+    all_sent.set()
     results = [connection.wait(stream) for stream in streams]
     assert [result.status for result in results] == [0] * len(results)
     decoded = [service_pb2.ModelInferResponse.FromString(result.body[5:]) for result in results]
@@ -94,7 +105,7 @@ def test_present_and_absent_are_answered_apart(rng: np.random.Generator, kind: s
             arrays["bias"] = whole_numbers(rng, int(rng.integers(3, 6)) if padding else 4)
         requests.append(arrays)
     with serving(biased.model(padding)) as server, Http2(server) as connection:
-        got = answers(connection, requests)
+        got = answers(connection, requests, biased.all_sent)
     for arrays, y in zip(requests, got, strict=True):
         added = arrays["bias"].sum() if "bias" in arrays else ABSENT
         np.testing.assert_array_equal(y, arrays["x"] + added)
