@@ -22,8 +22,8 @@ LEAVES: Final = frozenset({"errors", "limits", "tensors"})
 # that reach a server as a client, and the command line on top. A folder without a row has no place in the house yet.
 MAY_IMPORT: Final[Mapping[str, frozenset[str]]] = {
     "engine": frozenset(),
-    "graph": frozenset(),
-    "quantize": frozenset({"graph"}),
+    "graph": frozenset({"engine"}),
+    "quantize": frozenset({"graph", "engine"}),
     "tactics": frozenset({"graph", "quantize", "engine"}),
     "build": frozenset({"graph", "quantize", "tactics", "engine"}),
     "backends": frozenset({"engine"}),
@@ -45,14 +45,18 @@ LAZY_IN_LEAVES: Final = frozenset({"ml_dtypes"})
 # What takes long to import, is an extra, or both.
 FRAMEWORKS: Final = frozenset(
     {
-        *("cupy", "cv2", "jax", "ml_dtypes", "onnx", "onnx_ir", "onnxruntime", "onnxscript", "openvino", "optuna"),
+        *("cupy", "cv2", "jax", "ml_dtypes", "onnxruntime", "openvino", "optuna"),
         *("pandas", "PIL", "plotly", "ray", "scipy", "tensorflow", "tensorrt", "torch", "torchvision"),
         *("transformers", "triton"),
     }
 )
 
 # What belongs to one place, which may import it eagerly without being lazy itself; elsewhere inside functions only.
-OWNERS: Final[Mapping[str, str]] = {
+_BUILDER: Final = tuple(f"{PACKAGE}{folder}/" for folder in ("graph", "quantize", "build"))
+OWNERS: Final[Mapping[str, str | tuple[str, ...]]] = {
+    "onnx": _BUILDER,
+    "onnx_ir": _BUILDER,
+    "onnxscript": _BUILDER,
     "typer": "python/penstock/cli/",
     "click": "python/penstock/cli/",
     "rich": "python/penstock/cli/",
@@ -194,10 +198,14 @@ def frameworks(sources: Sources) -> list[str]:
     return complaints
 
 
+def _places(owner: str | tuple[str, ...]) -> tuple[str, ...]:
+    return (owner,) if isinstance(owner, str) else owner
+
+
 def owners(sources: Sources) -> list[str]:
     """What OWNERS gives to one place is imported there, and elsewhere inside functions only."""
     return [
-        each.complain(f"{each.package} belongs to {owner}; import it inside a function")
+        each.complain(f"{each.package} belongs to {' '.join(_places(owner))}; import it inside a function")
         for each in _all_imports(sources)
         if each.eager and (owner := OWNERS.get(each.package)) and not each.path.startswith(owner)
     ]

@@ -133,10 +133,11 @@ def test_a_package_of_another_place_is_found(path: str, text: str) -> None:
 
 
 def test_a_package_is_imported_where_it_belongs() -> None:
-    for package, owner in rules.OWNERS.items():
-        path = owner if owner.endswith(".py") else f"{owner}a.py"
-        assert rules.owners({path: f"import {package}"}) == []
-        assert [each for each in checkout() if each.startswith(owner)], f"{package}: nothing is at {owner}"
+    for package, owners in rules.OWNERS.items():
+        for owner in (owners,) if isinstance(owners, str) else owners:
+            path = owner if owner.endswith(".py") else f"{owner}a.py"
+            assert rules.owners({path: f"import {package}"}) == []
+            assert [each for each in checkout() if each.startswith(owner)], f"{package}: nothing is at {owner}"
 
 
 @pytest.mark.parametrize(
