@@ -161,6 +161,17 @@ def batch_sizes(statistics: Mapping[str, Any]) -> dict[int, int]:
     return {each["batch_size"]: each["compute_infer"]["count"] for each in statistics["batch_stats"]}
 
 
+def waiting(server: ps.Server, model: str) -> int:
+    """Requests to the model that wait for an instance, those that run left out. The server needs a metrics port."""
+    assert server.metrics_port is not None
+    connection = http.client.HTTPConnection("127.0.0.1", server.metrics_port, timeout=SECONDS)
+    with contextlib.closing(connection):
+        connection.request("GET", "/metrics")
+        page = connection.getresponse().read().decode()
+    lines = [line for line in page.splitlines() if line.startswith("nv_inference_pending_request_count{")]
+    return sum(int(line.rsplit(" ", 1)[1]) for line in lines if f'model="{model}"' in line)
+
+
 def eventually(what: str, holds: Callable[[], bool], seconds: float = SECONDS) -> None:
     """For states that nobody announces, such as what a poll of the repository does: looks again until it holds."""
     deadline = time.monotonic() + seconds

@@ -4,7 +4,9 @@ Batches are made certain, not likely: the policy waits for exactly as many reque
 """
 
 import math
+import threading
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -16,11 +18,12 @@ from examples.ocr.metrics import character_error_rate
 from examples.ocr.model import alphabet_of, recogniser_path
 from examples.ocr.reader import greedy_ctc, scaled_line
 from penstock.errors import PenstockError
-from tests.serve.calls import Array, Client, at_once, batch_sizes, infer, serving
+from tests.serve.calls import SECONDS, Array, Client, at_once, batch_sizes, eventually, infer, serving, waiting
 
 # Long enough that only the wanted number of requests sends a batch; a test that shares none takes this long and fails.
 DELAY_US = 3_000_000
 FILLER = -1.0
+CLIENTS = 16
 # Of the recogniser: so many that neighbours by width fit into one batch.
 LINES, BATCH = 16, 4
 
@@ -84,7 +87,12 @@ def test_each_answer_is_that_of_its_own_width(rng: np.random.Generator, widths: 
 
 
 def test_mixed_widths_and_rows_share_batches_under_load(rng: np.random.Generator) -> None:
-    """With the automatic policy: whatever batches come about, each answer is that of its own request."""
+    """With the automatic policy: whatever batches come about, each answer is that of its own request.
+
+    A request of its own keeps the model busy until the first of every client waits behind it. Those are of near widths
+    and two rows at least, so that requests must share a batch; what follows is left to chance.
+    """
+    entered, opened = threading.Event(), threading.Event()
     rows: list[int] = []
 
     @ps.model(
@@ -95,20 +103,35 @@ def test_mixed_widths_and_rows_share_batches_under_load(rng: np.random.Generator
         padding={"inputs": {"x": {"axis": 2, "multiple": 8, "value": FILLER}}, "outputs": {"y": {"axis": 1}}},
     )
     def model(x: Array) -> Array:
+        entered.set()
+        assert opened.wait(SECONDS)
         rows.append(len(x))
         return column_sums(x)
 
-    requests = [rng.random((int(n), 3, int(w)), np.float32) for n, w in rng.integers((1, 20), (4, 60), (160, 2))]
+    shapes = [*rng.integers((2, 30), (4, 60), (CLIENTS, 2)), *rng.integers((1, 20), (4, 60), (160 - CLIENTS, 2))]
+    requests = [rng.random((int(n), 3, int(w)), np.float32) for n, w in shapes]
 
     def ask(client: Client, number: int) -> None:
-        for x in requests[number::16]:
+        for x in requests[number::CLIENTS]:
             np.testing.assert_array_equal(client.infer("m", x=x).arrays["y"], column_sums(x))
 
-    with serving(model) as server, Client(server) as client:
-        at_once(server, ask, 16)
+    def open_when_all_wait(server: ps.Server) -> None:
+        try:
+            eventually("the first request of every client waits", lambda: waiting(server, "m") == CLIENTS)
+        finally:
+            opened.set()
+
+    with serving(model, metrics_port=0) as server, Client(server) as client, ThreadPoolExecutor(1) as pool:
+        client.send("m", {"x": requests[0]})
+        assert entered.wait(SECONDS)
+        opening = pool.submit(open_when_all_wait, server)
+        at_once(server, ask, CLIENTS)
+        opening.result()
+        np.testing.assert_array_equal(client.answer().arrays["y"], column_sums(requests[0]))
         sizes = batch_sizes(client.statistics("m"))
+    sent = len(requests[0]) + sum(len(x) for x in requests)
     assert max(sizes) > 3, f"no requests shared a batch: {sizes}"
-    assert sum(size * count for size, count in sizes.items()) == sum(len(x) for x in requests) == sum(rows)
+    assert sum(size * count for size, count in sizes.items()) == sent == sum(rows)
 
 
 @pytest.mark.parametrize(

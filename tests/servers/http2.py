@@ -106,7 +106,7 @@ class Http2:
             self.closed = True
             return False
         try:
-            events = self.state.receive_data(data)
+            events = self.state.receive_data(self._taken(data))
         except h2.exceptions.ProtocolError:
             self.closed = True
             return False
@@ -117,6 +117,10 @@ class Http2:
         except OSError:
             self.closed = True
         return True
+
+    def _taken(self, data: bytes) -> bytes:
+        """What of the received bytes the library gets to see."""
+        return data
 
     def _handle(self, event: h2.events.Event) -> None:
         if isinstance(event, h2.events.ConnectionTerminated):
@@ -150,6 +154,31 @@ class Http2:
         while not self.closed and time.monotonic() < deadline:
             self.receive(deadline - time.monotonic())
         return self.closed
+
+
+class StayingHttp2(Http2):
+    """Goes on after GOAWAY, as a client may with the streams it has: the library would end everything there."""
+
+    _GOAWAY = 7
+    _HEAD_BYTES = 9
+
+    def __init__(self, server: RunningServer) -> None:
+        super().__init__(server)
+        self._unread = b""
+
+    def _taken(self, data: bytes) -> bytes:
+        self._unread += data
+        taken = []
+        while len(self._unread) >= self._HEAD_BYTES:
+            size = self._HEAD_BYTES + int.from_bytes(self._unread[:3], "big")
+            if len(self._unread) < size:
+                break
+            if self._unread[3] == self._GOAWAY:
+                self.goaway = int.from_bytes(self._unread[13:17], "big")
+            else:
+                taken.append(self._unread[:size])
+            self._unread = self._unread[size:]
+        return b"".join(taken)
 
 
 def _text(value: bytes | str) -> str:

@@ -12,7 +12,18 @@ def write_scale(path: Path, factor: float, size: int = 4, name: str = "scale") -
     y = helper.make_tensor_value_info("y", TensorProto.FLOAT, ["batch", size])
     constant = helper.make_tensor("factor", TensorProto.FLOAT, [1], [factor])
     node = helper.make_node("Mul", ["x", "factor"], ["y"])
-    graph = helper.make_graph([node], name, [x], [y], [constant])
+    _write(path, helper.make_graph([node], name, [x], [y], [constant]))
+
+
+def write_wide(path: Path, size: int) -> None:
+    """y = x repeated: FP32 [batch, 1] to FP32 [batch, size], so that a small request has a large answer."""
+    x = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", 1])
+    y = helper.make_tensor_value_info("y", TensorProto.FLOAT, ["batch", size])
+    repeats = helper.make_tensor("repeats", TensorProto.INT64, [2], [1, size])
+    _write(path, helper.make_graph([helper.make_node("Tile", ["x", "repeats"], ["y"])], "wide", [x], [y], [repeats]))
+
+
+def _write(path: Path, graph: onnx.GraphProto) -> None:
     # IR 8 and opset 17 are read by every runtime release of the last years.
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
     onnx.checker.check_model(model)
