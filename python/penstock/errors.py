@@ -3,7 +3,8 @@
     PenstockError                500  INTERNAL
     ├── InvalidArgument          400  INVALID_ARGUMENT    the request, call or file is wrong and will stay wrong
     │   ├── ConfigError          400  INVALID_ARGUMENT    config.pbtxt, or a setting that stands for it
-    │   └── ModelLoadError       400  INVALID_ARGUMENT    a model that can't be loaded as it is
+    │   ├── ModelLoadError       400  INVALID_ARGUMENT    a model that can't be loaded as it is
+    │   └── AccuracyError        400  INVALID_ARGUMENT    a model that no engine keeps to the accuracy asked for
     ├── Unauthenticated          401  UNAUTHENTICATED
     ├── NotFound                 404  NOT_FOUND
     ├── AlreadyExists            400  ALREADY_EXISTS
@@ -47,6 +48,10 @@ class ConfigError(InvalidArgument):
 
 class ModelLoadError(InvalidArgument):
     """A model file that is missing, broken, unsafe, or of a kind that is not served."""
+
+
+class AccuracyError(InvalidArgument):
+    """Nothing that runs a model passes the accuracy gate: the limit is too tight, or the reference itself fails it."""
 
 
 class Unauthenticated(PenstockError):

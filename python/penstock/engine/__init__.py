@@ -7,10 +7,25 @@ Libraries are imported when one of their models is loaded, not before.
 from collections.abc import Callable
 from pathlib import Path
 
+from penstock.engine.check import Verdict, check
+from penstock.engine.engine import Engine, EngineContext, open_engine
 from penstock.engine.runtimes.base import Runtime, RuntimeInstance
 from penstock.errors import InvalidArgument, ModelLoadError, NotFound
 
-__all__ = ["RUNTIMES", "Runtime", "RuntimeInstance", "load"]
+__all__ = [
+    "ENGINE_SUFFIX",
+    "RUNTIMES",
+    "Engine",
+    "EngineContext",
+    "Runtime",
+    "RuntimeInstance",
+    "Verdict",
+    "check",
+    "load",
+    "open_engine",
+]
+
+ENGINE_SUFFIX = ".engine"
 
 
 def _onnxruntime(path: Path, instances: int, threads: int | None) -> Runtime:
@@ -28,16 +43,30 @@ def _openvino(path: Path, instances: int, threads: int | None) -> Runtime:
 RUNTIMES: dict[str, Callable[[Path, int, int | None], Runtime]] = {"onnxruntime": _onnxruntime, "openvino": _openvino}
 
 
-def load(path: str | Path, *, runtime: str = "onnxruntime", threads: int | None = None, instances: int = 1) -> Runtime:
-    """Load a model file into a bare runtime that computes in FP32 on the CPU: `load("m.onnx")(x=array)["y"]`.
+def load(
+    path: str | Path,
+    *,
+    runtime: str | None = None,
+    threads: int | None = None,
+    instances: int = 1,
+    memory_bytes: int | None = None,
+) -> Runtime:
+    """Load an engine, or a model file into a bare runtime that computes in FP32: `load("m.onnx")(x=array)["y"]`.
 
-    runtime    "onnxruntime" (.onnx) or "openvino" (.onnx, .xml).
-    threads    threads of each instance; None divides the usable cores among the instances.
-    instances  calls that will run at once; they share the weights. More calls work and share threads.
+    An engine (.engine) is run, compiled anew for this machine, or refused, as `check` says.
 
-    Raises NotFound (no such file), ModelLoadError (it can't be loaded), InvalidArgument (bad settings).
+    runtime       for model files: "onnxruntime" (.onnx; the default) or "openvino" (.onnx, .xml).
+    threads       threads of each instance; None divides the usable cores among the instances.
+    instances     calls that will run at once; they share the weights. More calls work and share threads.
+    memory_bytes  for engines: what the programs may hold together; those that don't fit are done without.
+
+    Raises NotFound (no such file), ModelLoadError (it can't be loaded), InvalidArgument (bad settings),
+    ResourceExhausted (the engine needs more memory than it may have).
     """
     path = Path(path)
+    if path.suffix == ENGINE_SUFFIX and runtime is not None:
+        raise InvalidArgument(f"{path.name} is an engine and brings its own libraries; leave runtime={runtime!r} out")
+    runtime = runtime or "onnxruntime"
     loader = RUNTIMES.get(runtime)
     if loader is None:
         raise InvalidArgument(f"unknown runtime {runtime!r}, expected one of {', '.join(RUNTIMES)}")
@@ -45,6 +74,8 @@ def load(path: str | Path, *, runtime: str = "onnxruntime", threads: int | None 
         raise InvalidArgument(f"{path.name}: expected at least 1 instance and 1 thread, got {instances} and {threads}")
     if not path.is_file():
         raise NotFound(f"model file {path.name!r} does not exist")
+    if path.suffix == ENGINE_SUFFIX:
+        return open_engine(path, instances=instances, threads=threads, memory_bytes=memory_bytes)
     try:
         return loader(path, instances, threads)
     except ImportError as error:

@@ -117,6 +117,12 @@ class Program:
     bytes: int = 0
     """Memory that a process holds for it once loaded, measured in the child that compiled it."""
 
+    outputs: tuple[str, ...] = ()
+    """Names of what it answers, in its own order: compiled programs may lose them."""
+
+    beside: bool = False
+    """It answers what the engine's reductions still have to be applied to."""
+
 
 @dataclass(frozen=True, slots=True)
 class Fingerprint:
@@ -142,8 +148,8 @@ class Reduction:
 
     output: str
     axis: int
-    beside: bool
-    """Computed after the library call; False: inside the graph."""
+    beside: bool = True
+    """Computed after the library call by programs that are `beside`; False: always inside the graph."""
 
 
 @dataclass(frozen=True, slots=True)

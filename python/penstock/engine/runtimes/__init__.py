@@ -1,1 +1,94 @@
-"""One file per library that can execute a model. `base.py` holds what they have in common."""
+"""One file per library that can execute a model; each is imported when a model of its kind is loaded.
+
+`compile` makes a runtime from a model file and a tactic, `reopen` from what its `export` wrote. Libraries are imported
+inside, so that importing this costs nothing.
+"""
+
+import importlib
+import importlib.util
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final
+
+from penstock.engine.plan import Shapes, Tactic
+from penstock.engine.runtimes.base import Compiled
+from penstock.errors import InvalidArgument, ModelLoadError, NotFound
+
+LIBRARIES: Final = ("onnxruntime", "openvino")
+
+
+def compile(  # noqa: A001  the word for it
+    path: Path,
+    tactic: Tactic,
+    *,
+    shapes: Shapes | None = None,
+    instances: int = 1,
+    threads: int | None = None,
+) -> Compiled:
+    """Compile a model file as a tactic says.
+
+    shapes     the shapes of every input for a static tactic; None: any that the model takes.
+    instances  calls that will run at once; they share the weights.
+    threads    threads of each instance; None: the tactic's, or the usable cores divided among the instances.
+
+    Raises NotFound (no such file), ModelLoadError (the library can't, or is not installed), Unsupported (the library or
+    this processor has no such precision) and InvalidArgument (no such library or option).
+    """
+    if tactic.shapes == "static" and not shapes:
+        raise InvalidArgument(f"{path.name}: tactic {tactic.name!r} is static; say for which shapes")
+    if not path.is_file():
+        raise NotFound(f"model file {path.name!r} does not exist")
+    made: Compiled = _class(tactic.runtime, path.name).compile(
+        path, tactic, shapes=shapes, instances=instances, threads=threads
+    )
+    return made
+
+
+def reopen(
+    artifact: memoryview,
+    tactic: Tactic,
+    *,
+    output_names: tuple[str, ...],
+    name: str,
+    instances: int = 1,
+    threads: int | None = None,
+) -> Compiled:
+    """Load what a runtime's `export` wrote: on a machine and with a library that are the same, without optimising anew.
+
+    artifact      stays in use as long as the runtime.
+    output_names  in the order of the model; artifacts may lose them.
+    name          what messages call it.
+
+    Raises ModelLoadError and InvalidArgument as `compile` does. An artifact may hold native code: whoever calls has
+    checked where it comes from.
+    """
+    made: Compiled = _class(tactic.runtime, name).reopen(
+        artifact, tactic, output_names, name, instances=instances, threads=threads
+    )
+    return made
+
+
+def features() -> Mapping[str, tuple[str, ...]]:
+    """Precisions that each installed library computes in on this processor, narrow ones first; imports them."""
+    return {
+        name: tuple(importlib.import_module(f"penstock.engine.runtimes.{name}").features())
+        for name in LIBRARIES
+        if importlib.util.find_spec(name) is not None
+    }
+
+
+def _class(runtime: str, name: str) -> Any:
+    try:
+        if runtime == "onnxruntime":
+            from penstock.engine.runtimes import onnxruntime as module
+
+            return module.OnnxRuntime
+        if runtime == "openvino":
+            from penstock.engine.runtimes import openvino
+
+            return openvino.OpenVinoRuntime
+    except ImportError as error:
+        raise ModelLoadError(
+            f"{name}: the library of runtime {runtime!r} is not usable here ({error}); pip install {runtime}"
+        ) from error
+    raise InvalidArgument(f"{name}: unknown runtime {runtime!r}, expected one of {', '.join(LIBRARIES)}")

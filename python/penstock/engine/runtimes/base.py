@@ -1,8 +1,8 @@
 """What a runtime is: one loaded model, weights held once, executed from any number of instances.
 
-Promises of every runtime: arithmetic in FP32 on the CPU (a faster precision is a build's decision, never a default);
-arrays that come back belong to the caller and never share memory with a later call; arrays that went in are not kept.
-Called by backends for serving and through `penstock.load` by users.
+Promises of every runtime: arithmetic in FP32 on the CPU unless a tactic says otherwise (a faster precision is a build's
+decision, never a default); arrays that come back belong to the caller and never share memory with a later call; arrays
+that went in are not kept. Called by backends for serving, through `penstock.load` by users, and by the builder.
 """
 
 import re
@@ -13,6 +13,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from penstock.engine.plan import Region
 from penstock.errors import InvalidArgument
 from penstock.tensors import TensorSpec, datatype_of
 
@@ -56,6 +57,31 @@ class Runtime(Protocol):
 
     def close(self) -> None:
         """Give the weights back. Later calls raise Unavailable."""
+        ...
+
+
+class CompiledInstance(RuntimeInstance, Protocol):
+    """One worker's handle of a runtime that was made from a tactic."""
+
+    def views(self, inputs: Arrays) -> dict[str, Array]:
+        """As `execute`, but what comes back may be the library's own memory, which the next call overwrites.
+
+        For callers that make something smaller of an output at once.
+        """
+        ...
+
+
+class Compiled(Runtime, Protocol):
+    """A runtime that can be sealed: what `penstock.engine.runtimes.compile` gives."""
+
+    def instance(self) -> CompiledInstance: ...
+
+    def export(self) -> bytes:
+        """An artifact for `penstock.engine.runtimes.reopen`, good for this library version and this processor."""
+        ...
+
+    def regions(self, inputs: Arrays, repeats: int = 20) -> tuple[Region, ...]:
+        """What the library executes for these inputs, by its own profile."""
         ...
 
 

@@ -1,24 +1,31 @@
-"""OpenVINO on the CPU, FP32. One compiled model for all instances, with a stream and an infer request for each.
+"""OpenVINO on the CPU. One compiled model for all instances, with a stream and an infer request for each.
 
 FP32 is asked for by name: on CPUs with BF16 instructions the library uses them by default, and it may quantise the
-activations of compressed weights. Threads are divided by the library: N streams of INFERENCE_NUM_THREADS / N threads
-each. Threads are not pinned, since the data plane and other models run on the same cores.
+activations of compressed weights. Narrower types come with a tactic only; where the processor lacks one the library
+takes another without a word (FP16 becomes BF16), so what it took is compared with what was asked.
+
+Threads are divided by the library: N streams of INFERENCE_NUM_THREADS / N threads each. Threads are not pinned, since
+the data plane and other models run on the same cores.
 
 The library's CPU kernels compute INT64 and UINT64 in 32 bits, silently, and FP64 as FP32. Inputs beyond 32 bits
 are therefore refused; a model that makes such numbers inside, or needs FP64, belongs on ONNX Runtime.
 """
 
+import threading
 from collections import deque
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from statistics import median
+from typing import Any, Final
 
 import numpy as np
 import openvino
 
 from penstock.engine import cores
-from penstock.engine.runtimes import onnx_file
+from penstock.engine.plan import Region, Shapes, Tactic
+from penstock.engine.runtimes import onnx_file, profiles, settings
 from penstock.engine.runtimes.base import Array, Arrays, checked, library_message
-from penstock.errors import ExecutionError, InvalidArgument, ModelLoadError, Unavailable
+from penstock.errors import ExecutionError, InvalidArgument, ModelLoadError, Unavailable, Unsupported
 from penstock.tensors import TensorSpec
 
 # Element types as OpenVINO names them. Strings are left out: its CPU plug-in has next to no operator for them.
@@ -40,19 +47,43 @@ _DATATYPES = {
 
 _INT32 = np.iinfo(np.int32)
 
+_PRECISIONS: Final[Mapping[str, str]] = {"f32": "fp32", "bf16": "bf16", "f16": "fp16", "i8": "int8", "u8": "int8"}
+_CAPABILITIES: Final[Mapping[str, str]] = {"INT8": "int8", "FP16": "fp16", "BF16": "bf16", "FP32": "fp32"}
+# Layers that stand for data, not for work.
+_DATA: Final = frozenset({"Const", "Input", "Output"})
+
+PLAIN: Final = Tactic("openvino", "fp32")
+"""What an unbuilt model runs with."""
+
 # The binding sets up its NumPy conversion at the first use, and hangs the process when two threads are first at once:
 # one waits for the other's set-up with the GIL that the other needs. A module is imported by one thread.
 openvino.Tensor(np.zeros(1, np.float32)).data  # noqa: B018  the use is the point
 
 
+def features() -> tuple[str, ...]:
+    """Precisions that the library computes in on this processor, by its own word; narrow ones first."""
+    found = _core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    return tuple(name for capability, name in _CAPABILITIES.items() if capability in found)
+
+
 class OpenVinoRuntime:
-    """A compiled model and its signature. Make it with `load`."""
+    """A compiled model and its signature. Make it with `load`, `compile` or `reopen`."""
 
     name = "openvino"
 
-    def __init__(self, model: openvino.CompiledModel, path: Path, output_names: tuple[str, ...]) -> None:
+    def __init__(
+        self,
+        model: openvino.CompiledModel,
+        path: Path,
+        output_names: tuple[str, ...],
+        asked: Mapping[str, Any],
+        artifact: openvino.Tensor | None = None,
+    ) -> None:
         self._model: openvino.CompiledModel | None = model
         self._path = path
+        self._asked = asked
+        self._artifact = artifact
+        _check_precision(model, asked, path)
         self.inputs = tuple(_spec(port, port.any_name, path) for port in model.inputs)
         names = _output_names(model, output_names)
         self.outputs = tuple(_spec(port, name, path) for port, name in zip(model.outputs, names, strict=True))
@@ -61,32 +92,90 @@ class OpenVinoRuntime:
 
     @classmethod
     def load(cls, path: Path, *, instances: int, threads: int | None) -> "OpenVinoRuntime":
+        """A model as it is, in FP32, for any shapes."""
+        return cls.compile(path, PLAIN, shapes=None, instances=instances, threads=threads)
+
+    @classmethod
+    def compile(
+        cls, path: Path, tactic: Tactic, *, shapes: Shapes | None, instances: int, threads: int | None
+    ) -> "OpenVinoRuntime":
+        """Compile a file as the tactic says, for `shapes` alone where they are given."""
         # An ONNX output may lose its name among those of the nodes folded into it, so the file is asked.
         output_names = onnx_file.inspect(path).outputs if path.suffix == ".onnx" else ()
-        settings = {
-            "INFERENCE_PRECISION_HINT": "f32",
-            "EXECUTION_MODE_HINT": "ACCURACY",
-            "PERFORMANCE_HINT": "LATENCY",
-            "NUM_STREAMS": instances,
-            "INFERENCE_NUM_THREADS": instances * cores.per_instance(instances, threads),
-            "ENABLE_CPU_PINNING": False,
-        }
+        asked = _settings(tactic, instances, threads)
         try:
-            core = openvino.Core()
-            model = core.compile_model(core.read_model(str(path)), "CPU", settings)
+            core = _core()
+            source = core.read_model(str(path))
+            if shapes:
+                source.reshape({name: list(shape) for name, shape in shapes.items()})
+            model = core.compile_model(source, "CPU", asked)
         except Exception as error:  # the library raises RuntimeError and its own kinds
             raise ModelLoadError(f"{path.name} can't be loaded by OpenVINO: {library_message(error, path)}") from error
-        return cls(model, path, output_names)
+        return cls(model, path, output_names, asked)
+
+    @classmethod
+    def reopen(
+        cls,
+        artifact: memoryview,
+        tactic: Tactic,
+        output_names: tuple[str, ...],
+        name: str,
+        *,
+        instances: int,
+        threads: int | None,
+    ) -> "OpenVinoRuntime":
+        """What `export` gave, on a machine and with a library that are the same; `name` is for messages."""
+        path = Path(name)
+        asked = _settings(tactic, instances, threads)
+        try:
+            # The tensor holds a copy, and the library's weights are views of it.
+            blob = openvino.Tensor(np.frombuffer(artifact, np.uint8))
+            model = _core().import_model(blob, "CPU", asked)
+        except Exception as error:
+            raise ModelLoadError(f"{name} can't be loaded by OpenVINO: {library_message(error, path)}") from error
+        return cls(model, path, output_names, asked, blob)
+
+    def export(self) -> bytes:
+        """The compiled model as OpenVINO writes it: optimised graph and weights, good for this library and CPU."""
+        model = self._open()
+        if self._artifact is not None:  # what the library exports of an imported model can't be imported
+            return bytes(self._artifact.data)
+        try:
+            return bytes(model.export_model().getbuffer())
+        except RuntimeError as error:
+            raise ExecutionError(f"OpenVINO can't export: {library_message(error, self._path)}") from error
+
+    def regions(self, inputs: Arrays, repeats: int = 20) -> tuple[Region, ...]:
+        """What the library executes for these inputs, by its own counters: a second copy of the model, with them on.
+
+        Names of `nodes` are those of the compiled file; times are medians over the calls after the first.
+        """
+        blob = openvino.Tensor(np.frombuffer(self.export(), np.uint8))
+        counted = _core().import_model(blob, "CPU", {**self._asked, "PERF_COUNT": True})
+        instance = OpenVinoInstance(counted.create_infer_request(), self.inputs, self.outputs, self._path)
+        times: dict[str, list[float]] = {}
+        instance.views(inputs)  # kernels are made in the first call
+        for _ in range(max(1, repeats)):
+            instance.views(inputs)
+            for name, microseconds in instance.profile():
+                times.setdefault(name, []).append(microseconds)
+        # After the calls, in which kernels that depend on shapes are chosen.
+        layers = counted.get_runtime_model().get_ordered_ops()
+        found = [(each, times.get(each.get_friendly_name())) for each in layers]
+        names = profiles.node_names(self._path)
+        return tuple(_region(each, median(own), names) for each, own in found if own and _layer_type(each) not in _DATA)
 
     def instance(self) -> "OpenVinoInstance":
+        return OpenVinoInstance(self._open().create_infer_request(), self.inputs, self.outputs, self._path)
+
+    def _open(self) -> openvino.CompiledModel:
         if self._model is None:
             raise Unavailable(f"{self._path.name} is closed; load it again")
-        return OpenVinoInstance(self._model.create_infer_request(), self.inputs, self.outputs, self._path)
+        return self._model
 
     def __call__(self, **arrays: Any) -> dict[str, Array]:
         inputs = checked(self.inputs, arrays)
-        if self._model is None:
-            raise Unavailable(f"{self._path.name} is closed; load it again")
+        self._open()
         try:
             instance = self._idle.pop()
         except IndexError:
@@ -120,6 +209,10 @@ class OpenVinoInstance:
         self._path = path
 
     def execute(self, inputs: Arrays) -> dict[str, Array]:
+        return {name: array.copy() for name, array in self.views(inputs).items()}
+
+    def views(self, inputs: Arrays) -> dict[str, Array]:
+        """The request's own output tensors, which the next call overwrites."""
         request = self._request
         if request is None:
             raise Unavailable(f"{self._path.name} is closed; load it again")
@@ -132,16 +225,78 @@ class OpenVinoInstance:
                     tensor.shape = array.shape
                 np.copyto(tensor.data.view(dtype), array)
             request.infer(share_outputs=True)
-            # Views, for types that the library knows by another name (BF16); copies, as promised above.
-            return {
-                name: request.get_output_tensor(index).data.view(dtype).copy() for name, index, dtype in self._outputs
-            }
+            # Viewed, for types that the library knows by another name (BF16).
+            return {name: request.get_output_tensor(index).data.view(dtype) for name, index, dtype in self._outputs}
         except Exception as error:
             raise ExecutionError(f"OpenVINO failed: {library_message(error, self._path)}") from error
+
+    def profile(self) -> list[tuple[str, float]]:
+        """Microseconds of each layer that the last call executed; for models compiled to count them."""
+        assert self._request is not None
+        return [
+            (layer.node_name, layer.real_time.total_seconds() * 1e6)
+            for layer in self._request.profiling_info
+            if layer.status == openvino.ProfilingInfo.Status.EXECUTED
+        ]
 
     def close(self) -> None:
         self._request = None
         self._inputs = ()
+
+
+_CORE: dict[str, Any] = {}
+_CORE_LOCK = threading.Lock()
+
+
+def _core() -> Any:
+    """One for the process: making one reads the plug-ins' list, and compiled models keep it alive anyway."""
+    with _CORE_LOCK:
+        if "core" not in _CORE:
+            _CORE["core"] = openvino.Core()
+        return _CORE["core"]
+
+
+def _settings(tactic: Tactic, instances: int, threads: int | None) -> dict[str, Any]:
+    return {
+        "PERFORMANCE_HINT": "LATENCY",
+        "NUM_STREAMS": instances,
+        "INFERENCE_NUM_THREADS": instances * cores.per_instance(instances, threads or tactic.threads or None),
+        "ENABLE_CPU_PINNING": False,
+        **settings.openvino(tactic),
+    }
+
+
+def _check_precision(model: openvino.CompiledModel, asked: Mapping[str, Any], path: Path) -> None:
+    wanted = str(asked[settings.PRECISION_HINT])
+    taken = model.get_property(settings.PRECISION_HINT).get_type_name()
+    if taken != wanted:
+        raise Unsupported(
+            f"{path.name}: this processor has no {wanted} arithmetic and OpenVINO would take {taken} in its place; "
+            f"expected one of {', '.join(features())}"
+        )
+
+
+def _layer_type(node: Any) -> str:
+    return _information(node, "layerType")
+
+
+def _information(node: Any, key: str) -> str:
+    info = node.get_rt_info()
+    return str(info[key].value) if key in info else ""
+
+
+def _region(node: Any, microseconds: float, names: Mapping[str, str]) -> Region:
+    """One executed layer of the runtime model. The library calls a node that makes an output after that output."""
+    nodes = tuple(names.get(name, name) for name in _information(node, "originalLayersNames").split(",") if name)
+    return Region(
+        name=node.get_friendly_name(),
+        kind=_layer_type(node).lower(),
+        nodes=nodes,
+        # Integers that are no quantized values (shapes, indices) are no precision of the model.
+        precision=_PRECISIONS.get(_information(node, "runtimePrecision"), ""),
+        microseconds=microseconds,
+        tactic=_information(node, "primitiveType"),
+    )
 
 
 def _check_range(name: str, array: Array) -> None:

@@ -1,0 +1,280 @@
+"""A loaded engine: call it from any thread, with any batch and shape of its profiles.
+
+Weights exist once per program; each instance (a worker's handle) and each context holds what one batch in flight needs.
+Calls from users' threads borrow an instance and give it back. Made by `penstock.engine.load` and by the builder; the
+backend `engine` serves it.
+"""
+
+import logging
+import threading
+from collections import deque
+from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+
+from penstock.engine import cores, runtimes
+from penstock.engine.check import Verdict, check
+from penstock.engine.fitting import fitting
+from penstock.engine.plan import Manifest, Program, Shape
+from penstock.engine.reducing import reduced
+from penstock.engine.retuning import compiled_anew
+from penstock.engine.routing import Route, Step, batched, route
+from penstock.engine.runtimes.base import Array, Arrays, Compiled, CompiledInstance, checked
+from penstock.engine.sealed import Sealed
+from penstock.errors import ExecutionError, ModelLoadError, Unavailable
+
+_LOG = logging.getLogger(__name__)
+
+# Routes kept, one for each combination of shapes met; a server meets a few dozen.
+_ROUTES: Final = 4096
+
+
+def open_engine(
+    path: Path, *, instances: int = 1, threads: int | None = None, memory_bytes: int | None = None
+) -> "Engine":
+    """Load an engine file as `check` says: run it, compile it anew from the graphs inside, or refuse.
+
+    instances     calls that will run at once; they share the weights. More calls work and wait for each other.
+    threads       of each instance; None: as the programs were timed, else the cores divided among the instances.
+    memory_bytes  what the programs may hold together, by what they held when they were built: those that don't fit
+                  are left out while the others can answer everything; None: no limit.
+
+    Raises NotFound, ResourceExhausted (no set of programs fits), and ModelLoadError with the reasons of a refusal.
+    """
+    verdict = check(path)
+    if verdict.sealed is None or verdict.action == "refuse":
+        raise ModelLoadError("; ".join(verdict.reasons))
+    return from_sealed(verdict.sealed, verdict, instances=instances, threads=threads, memory_bytes=memory_bytes)
+
+
+def from_sealed(
+    sealed: Sealed,
+    verdict: Verdict,
+    *,
+    instances: int = 1,
+    threads: int | None = None,
+    memory_bytes: int | None = None,
+) -> "Engine":
+    """Programs of a file that was read; compiled anew where the verdict is `retune`."""
+    indices = fitting(sealed.manifest, memory_bytes)
+    if verdict.action == "retune":
+        _LOG.warning("%s is compiled anew: %s", sealed.name, "; ".join(verdict.reasons))
+        programs = compiled_anew(sealed, indices, instances=instances, threads=threads)
+    else:
+        programs = {at: _reopened(sealed, sealed.manifest.programs[at], instances, threads) for at in indices}
+    return Engine(sealed, programs, instances)
+
+
+def _reopened(sealed: Sealed, program: Program, instances: int, threads: int | None) -> Compiled:
+    return runtimes.reopen(
+        sealed.members[program.artifact],
+        program.tactic,
+        output_names=program.outputs,
+        name=sealed.name,
+        instances=instances,
+        threads=threads,
+    )
+
+
+class Engine:
+    """An engine in memory. Satisfies `penstock.engine.Runtime`."""
+
+    name = "engine"
+
+    def __init__(self, sealed: Sealed, programs: Mapping[int, Compiled], instances: int) -> None:
+        """`programs` by their place in the manifest; those that are missing are done without."""
+        self._sealed = sealed
+        self._programs = programs
+        self._available = frozenset(programs)
+        self._routes: dict[tuple[Shape, ...], Route] = {}
+        # Instances for calls from users' threads: taken and put back, made when none is idle. deque is thread-safe.
+        self._idle: deque[EngineInstance] = deque()
+        # What a call holds grows with its batch: calls beyond what the cores can run wait instead.
+        self._turns = threading.Semaphore(max(instances, cores.available()))
+        self._closed = False
+        self.inputs = sealed.manifest.inputs
+        self.outputs = sealed.manifest.outputs
+
+    @property
+    def manifest(self) -> Manifest:
+        """What was chosen, for which shapes, on which machine."""
+        return self._sealed.manifest
+
+    @property
+    def evidence(self) -> dict[str, Any]:
+        """What the build measured: timings, accuracy, what was lost and why."""
+        return self._sealed.evidence
+
+    @property
+    def content_hash(self) -> str:
+        """sha256 over everything in the file: two engines with the same are the same."""
+        return self._sealed.content_hash
+
+    @property
+    def max_batch_size(self) -> int:
+        """The most rows that run at once; 0 when the engine has no batch dimension. Calls with more rows are split."""
+        manifest = self.manifest
+        if not batched(manifest.inputs, manifest.outputs):
+            return 0
+        return max(min(shape[0] for shape in profile.maximum.values()) for profile in manifest.profiles)
+
+    def save(self, path: str | Path) -> None:
+        """Write the engine file; one that is there is replaced in one step. Raises OSError."""
+        self._sealed.save(Path(path))
+
+    def instance(self) -> "EngineInstance":
+        """A worker's handle, used by one call at a time."""
+        self._check_open()
+        return EngineInstance(self)
+
+    def context(self) -> "EngineContext":
+        """An execution context: buffers of its own, and a queue of calls that it runs in order."""
+        return EngineContext(self.instance())
+
+    def __call__(self, **arrays: Any) -> dict[str, Array]:
+        """Run on arrays whose shapes lie in one of the profiles; more rows than the largest batch are split.
+
+        Raises InvalidArgument (names, types, shapes) and ExecutionError (a library failed).
+        """
+        inputs = checked(self.inputs, arrays)
+        with self._turns:
+            try:
+                instance = self._idle.pop()
+            except IndexError:
+                instance = self.instance()
+            try:
+                return instance.execute(inputs)
+            finally:
+                self._idle.append(instance)
+                if self._closed:  # perhaps since this call began: nothing may be kept then
+                    self._idle.clear()
+
+    def close(self) -> None:
+        """Give the weights back. Later calls raise Unavailable."""
+        self._closed = True
+        self._idle.clear()
+        for program in self._programs.values():
+            program.close()
+
+    def route(self, inputs: Arrays) -> Route:
+        """How a call with these inputs is run."""
+        key = tuple(inputs[spec.name].shape for spec in self.inputs)
+        found = self._routes.get(key)
+        if found is None:
+            shapes = {spec.name: inputs[spec.name].shape for spec in self.inputs}
+            found = route(self.manifest, shapes, self._available)
+            if len(self._routes) >= _ROUTES:
+                self._routes.clear()
+            self._routes[key] = found
+        return found
+
+    def program(self, index: int) -> CompiledInstance:
+        """A new instance of one program."""
+        self._check_open()
+        return self._programs[index].instance()
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise Unavailable(f"{self._sealed.name} is closed; load it again")
+
+
+class EngineInstance:
+    """What one batch in flight needs: an instance of each program that it met."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._instances: dict[int, CompiledInstance] = {}
+        self._reductions = engine.manifest.reductions
+        self._beside = [bool(self._reductions) and program.beside for program in engine.manifest.programs]
+
+    def execute(self, inputs: Arrays) -> dict[str, Array]:
+        """Inputs that fit the signature in; outputs of the same rows out, which belong to the caller."""
+        found = self._engine.route(inputs)
+        if not found.batched:
+            return self._run(found.steps[0].program, inputs)
+        if len(found.steps) == 1:
+            step = found.steps[0]
+            count = step.last - step.first
+            if count == step.rows:
+                return self._run(step.program, inputs)
+        parts = [self._step(step, inputs) for step in found.steps]
+        if len(parts) == 1:
+            return parts[0]
+        return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+    def close(self) -> None:
+        for each in self._instances.values():
+            each.close()
+        self._instances.clear()
+
+    def _step(self, step: Step, inputs: Arrays) -> dict[str, Array]:
+        count = step.last - step.first
+        rows = {name: _padded(array[step.first : step.last], step.rows) for name, array in inputs.items()}
+        return {name: _cut(name, array, count, step.rows) for name, array in self._run(step.program, rows).items()}
+
+    def _run(self, program: int, inputs: Arrays) -> dict[str, Array]:
+        instance = self._instances.get(program)
+        if instance is None:
+            instance = self._instances[program] = self._engine.program(program)
+        if not self._beside[program]:
+            return instance.execute(inputs)
+        # What is reduced is huge and not needed afterwards: no copy of it is made.
+        outputs = instance.views(inputs)
+        found = reduced(outputs, self._reductions)
+        return {name: array.copy() if name in outputs else array for name, array in found.items()}
+
+
+class EngineContext:
+    """Calls run one after the other, in the order of `enqueue`, apart from those of other contexts.
+
+    Close it, or use it in `with`: calls under way are finished.
+    """
+
+    def __init__(self, instance: EngineInstance) -> None:
+        self._instance = instance
+        self._engine = instance._engine
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="penstock-context")
+        self._lock = threading.Lock()
+        self._open = True
+
+    def __enter__(self) -> "EngineContext":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def enqueue(self, **arrays: Any) -> "Future[dict[str, Array]]":
+        """Start a call; its `result()` is what calling the engine gives, or raises. The arrays must stay as they are.
+
+        Raises InvalidArgument at once, for arrays that do not fit.
+        """
+        inputs: Mapping[str, Array] = checked(self._engine.inputs, arrays)
+        with self._lock:
+            if not self._open:
+                raise Unavailable("the context is closed; make another with engine.context()")
+            return self._pool.submit(self._instance.execute, inputs)
+
+    def close(self) -> None:
+        with self._lock:
+            self._open = False
+        self._pool.shutdown(wait=True)
+        self._instance.close()
+
+
+def _padded(array: Array, rows: int) -> Array:
+    """More rows, all like the first: numbers that the model takes, whatever they mean."""
+    missing = rows - len(array)
+    return array if missing == 0 else np.concatenate([array, np.repeat(array[:1], missing, axis=0)])
+
+
+def _cut(name: str, array: Array, count: int, rows: int) -> Array:
+    """The rows that were asked for, of an output that may have several for each of the input."""
+    if count == rows:
+        return array
+    each, rest = divmod(len(array), rows)
+    if rest:
+        raise ExecutionError(f"output {name!r} has {len(array)} rows for a batch of {rows}: it can't be padded")
+    return array[: count * each]
