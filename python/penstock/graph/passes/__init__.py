@@ -1,0 +1,37 @@
+"""The passes in the order in which they run, one file for each rule.
+
+A pass takes an `Edit` and changes the main graph through it; what it computes must stay what it was, which each file
+argues for its own rule and a property test checks. Inner graphs of If, Loop and Scan are left as they are.
+"""
+
+from collections.abc import Callable
+from typing import Final
+
+from penstock.graph.editing import Edit
+from penstock.graph.passes.affine import fold_affine
+from penstock.graph.passes.auto_pad import make_pads_explicit
+from penstock.graph.passes.batch_norm import fold_batch_norm
+from penstock.graph.passes.constants import fold_constants
+from penstock.graph.passes.dead import remove_dead
+from penstock.graph.passes.duplicates import merge_duplicates
+from penstock.graph.passes.gemm import merge_bias
+from penstock.graph.passes.layout import merge_reshapes, merge_transposes
+from penstock.graph.passes.no_ops import remove_no_ops
+from penstock.graph.passes.pad import fold_pad
+from penstock.graph.patterns import recognise_patterns
+
+PASSES: Final[tuple[tuple[str, Callable[[Edit], None]], ...]] = (
+    ("fold-constants", fold_constants),
+    ("remove-no-ops", remove_no_ops),
+    ("merge-transposes", merge_transposes),
+    ("merge-reshapes", merge_reshapes),
+    ("remove-dead", remove_dead),
+    ("merge-duplicates", merge_duplicates),
+    # Before fold-affine, which would take the factors of a written-out GELU or hard-swish into its neighbours.
+    ("recognise-patterns", recognise_patterns),
+    ("make-pads-explicit", make_pads_explicit),
+    ("fold-pad", fold_pad),
+    ("fold-batch-norm", fold_batch_norm),
+    ("fold-affine", fold_affine),
+    ("merge-bias", merge_bias),
+)

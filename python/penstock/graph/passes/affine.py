@@ -1,0 +1,246 @@
+"""Factors and offsets per channel go into the weights and the bias of the layer before them, or of the one after.
+
+y = x * factor + offset along one axis is what Mul, Div, Add and Sub with a constant do, and BatchNormalization. With W
+the weights and b the bias of a layer (Conv, ConvTranspose, Gemm, MatMul with constant weights):
+
+* after the layer: (W*x + b) * f + t = (f W)*x + (f b + t), per output channel;
+* before the layer: W*(f x + t) + b = (W f)*x + (b + sum of W t), per input channel. The offset is exact only where no
+  padding brings in zeros that did not pass it, so a padded convolution takes the factor alone.
+
+A constant that would enlarge the tensor by broadcasting is left alone. Only FP32 and FP64: the new weights are computed
+in FP64 and rounded once, which differs from the two steps by a rounding, as any order of summation does.
+"""
+
+from dataclasses import dataclass, replace
+from typing import Final
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from penstock import limits
+from penstock.graph.editing import (
+    Edit,
+    constant,
+    exact_constant,
+    input_of,
+    integer,
+    integers,
+    is_operator,
+    number,
+    producer,
+    rank,
+    string,
+)
+from penstock.graph.sources import inherit
+
+Vector = NDArray[np.float64]
+
+_LAYERS: Final = ("Conv", "ConvTranspose", "Gemm", "MatMul")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Affine:
+    """x * factor + offset; both have one entry, or one for each channel along `axis` of x."""
+
+    x: ir.Value
+    factor: Vector
+    offset: Vector
+    axis: int
+    """Counts only where a vector has more than one entry."""
+
+    @classmethod
+    def of(cls, x: ir.Value, factor: Vector, offset: Vector, axis: int) -> "Affine | None":
+        """None where a number is no number, as folding would spread it."""
+        if not (np.isfinite(factor).all() and np.isfinite(offset).all()):
+            return None
+        return cls(x, factor.reshape(-1), offset.reshape(-1), axis)
+
+    @property
+    def channels(self) -> int:
+        return max(self.factor.size, self.offset.size)
+
+    def fits(self, axis: int, channels: int) -> bool:
+        return self.channels == 1 or (self.axis == axis and self.channels == channels)
+
+    def spread(self, channels: int) -> tuple[Vector, Vector]:
+        return np.broadcast_to(self.factor, channels), np.broadcast_to(self.offset, channels)
+
+
+def fold_affine(edit: Edit) -> None:
+    for node in edit.nodes("Mul", "Div", "Add", "Sub"):
+        affine = _affine(node)
+        if affine is not None and not after_layer(edit, node, affine):
+            before_layer(edit, node, affine)
+
+
+def _affine(node: ir.Node) -> Affine | None:
+    left, right = node.inputs
+    swapped = constant(left) is not None
+    x, values = (right, exact_constant(left)) if swapped else (left, exact_constant(right))
+    if x is None or values is None or constant(x) is not None or x.shape is None or values.size == 0:
+        return None
+    shape = (1,) * (len(x.shape) - values.ndim) + values.shape
+    axis = int(np.argmax(shape)) if shape else 0
+    if len(shape) > len(x.shape) or (values.size > 1 and (shape[axis] != values.size or x.shape[axis] != shape[axis])):
+        return None  # not along one axis, or it would enlarge x, or nobody knows
+    factor, offset = np.ones(1), np.zeros(1)
+    if node.op_type == "Mul":
+        factor = values
+    elif node.op_type == "Div":
+        with np.errstate(divide="ignore"):  # division by 0, and of a constant by x, is not affine
+            factor = np.full(1, np.nan) if swapped else 1 / values
+    elif node.op_type == "Add":
+        offset = values
+    else:
+        factor, offset = (-factor, values) if swapped else (factor, -values)
+    return Affine.of(x, factor, offset, axis)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Layer:
+    """A node with constant weights and bias: W has its channels in and out where the operator wants them."""
+
+    node: ir.Node
+    weights: Vector
+    bias: Vector | None
+    """In full, one for each output channel and with Gemm's beta; None where there is none."""
+    groups: int
+    channels_in: int
+    channels_out: int
+    in_axis: int
+    """Axis of the layer's input that holds the channels; of its output, too."""
+
+    def scaled(self, factors: Vector, side: str) -> Vector:
+        """The weights times a factor for each channel that comes `in` or goes `out`."""
+        shape, groups = self.weights.shape, self.groups
+        kernel = (1,) * (len(shape) - 2)
+        split = self.weights.reshape(groups, shape[0] // groups, *shape[1:])
+        if self.node.op_type == "Conv":  # (groups * out, in, kernel)
+            on_rows = side == "out"
+        elif self.node.op_type == "ConvTranspose":  # (groups * in, out, kernel)
+            on_rows = side == "in"
+        else:  # (in, out), or (out, in) when transposed
+            on_rows = (side == "out") == bool(integer(self.node, "transB", 0))
+        spread = factors.reshape(groups, -1, 1, *kernel) if on_rows else factors.reshape(groups, 1, -1, *kernel)
+        return (split * spread).reshape(shape)
+
+
+def _layer(node: ir.Node | None) -> _Layer | None:
+    if node is None or not is_operator(node, *_LAYERS):
+        return None
+    value, given = input_of(node, 1), input_of(node, 2)
+    weights, bias = exact_constant(value), exact_constant(given)
+    if weights is None or value is None or weights.size == 0 or (given is not None and bias is None):
+        return None
+    if len(value.uses()) > 1 and weights.size > limits.FOLDED_BYTES:
+        return None  # shared weights would be kept twice
+    found = (_convolution if node.op_type in ("Conv", "ConvTranspose") else _product)(node, weights)
+    if found is None or bias is None:
+        return found
+    channels = found.channels_out
+    if bias.size not in (1, channels) or (bias.ndim == 2 and bias.shape[0] != 1) or bias.ndim > 2:
+        return None
+    return replace(found, bias=np.broadcast_to(bias.reshape(-1) * number(node, "beta", 1.0), channels))
+
+
+def _convolution(node: ir.Node, weights: Vector) -> _Layer | None:
+    groups = integer(node, "group", 1)
+    if weights.ndim < 3 or groups < 1 or weights.shape[0] % groups:
+        return None
+    rows, columns = weights.shape[0], weights.shape[1] * groups
+    come, go = (columns, rows) if node.op_type == "Conv" else (rows, columns)
+    return _Layer(node, weights, None, groups, come, go, in_axis=1)
+
+
+def _product(node: ir.Node, weights: Vector) -> _Layer | None:
+    dims = rank(input_of(node, 0))
+    if weights.ndim != 2 or integer(node, "transA", 0) or dims is None or dims < 2:
+        return None
+    come, go = reversed(weights.shape) if integer(node, "transB", 0) else weights.shape
+    return _Layer(node, weights, None, 1, come, go, in_axis=dims - 1)
+
+
+def after_layer(edit: Edit, node: ir.Node, affine: Affine) -> bool:
+    """Fold `node`, which computes `affine`, into the layer that makes its input; False, and nothing changed, if not."""
+    layer = _layer(producer(affine.x, *_LAYERS))
+    if layer is None or edit.only_consumer(affine.x) is not node or not affine.fits(layer.in_axis, layer.channels_out):
+        return False
+    factor, offset = affine.spread(layer.channels_out)
+    bias = offset if layer.bias is None else layer.bias * factor + offset
+    weights = layer.scaled(factor, "out")
+    if not _applicable(layer, weights, bias) or not edit.forward(node.outputs[0], layer.node.outputs[0]):
+        return False
+    _apply(edit, layer, weights, bias)
+    inherit(layer.node, [layer.node, node])
+    edit.remove(node)
+    return True
+
+
+def before_layer(edit: Edit, node: ir.Node, affine: Affine) -> bool:
+    """Fold `node`, which computes `affine`, into the layer that alone reads it; False, and nothing changed, if not."""
+    layer = _layer(edit.only_consumer(node.outputs[0]))
+    if layer is None or layer.node.inputs[0] is not node.outputs[0]:
+        return False
+    if not affine.fits(layer.in_axis, layer.channels_in):
+        return False
+    factor, offset = affine.spread(layer.channels_in)
+    bias = np.zeros(layer.channels_out) if layer.bias is None else layer.bias
+    if offset.any():
+        if layer.node.op_type == "ConvTranspose" or (layer.node.op_type == "Conv" and not _unpadded(layer.node)):
+            return False
+        bias = bias + _response(layer, offset) * number(layer.node, "alpha", 1.0)
+    weights = layer.scaled(factor, "in")
+    if not _applicable(layer, weights, bias):
+        return False
+    edit.set_input(layer.node, 0, affine.x)
+    _apply(edit, layer, weights, bias)
+    inherit(layer.node, [node, layer.node])
+    edit.remove(node)
+    return True
+
+
+def _response(layer: _Layer, offset: Vector) -> Vector:
+    """What a constant input gives at each output channel, before the bias."""
+    if layer.node.op_type == "Conv":
+        by_row: Vector = layer.scaled(offset, "in").reshape(layer.channels_out, -1).sum(axis=1)
+        return by_row
+    response: Vector = offset @ (layer.weights.T if integer(layer.node, "transB", 0) else layer.weights)
+    return response
+
+
+def _unpadded(node: ir.Node) -> bool:
+    mode = string(node, "auto_pad", "NOTSET")
+    return mode == "VALID" or (mode == "NOTSET" and not any(integers(node, "pads") or ()))
+
+
+def _applicable(layer: _Layer, weights: Vector, bias: Vector) -> bool:
+    """A MatMul has room for a bias only as Gemm, of two dimensions; and numbers must stay finite in their own type."""
+    if layer.node.op_type == "MatMul" and bias.any() and layer.in_axis != 1:
+        return False
+    dtype = _dtype(layer)
+    with np.errstate(over="ignore"):
+        return bool(np.isfinite(weights.astype(dtype)).all() and np.isfinite(bias.astype(dtype)).all())
+
+
+def _apply(edit: Edit, layer: _Layer, weights: Vector, bias: Vector) -> None:
+    node, dtype = layer.node, _dtype(layer)
+    if not np.array_equal(weights, layer.weights):
+        edit.set_input(node, 1, edit.constant(_near(node, 1), weights.astype(dtype)))
+    if bias.any() or layer.bias is not None:
+        if node.op_type == "MatMul":
+            node.op_type = "Gemm"
+        edit.set_input(node, 2, edit.constant(_near(node, 2), bias.astype(dtype)))
+        edit.set_attributes(node, {"beta": None})
+
+
+def _dtype(layer: _Layer) -> "np.dtype[np.floating]":
+    value = layer.node.inputs[1]
+    assert value is not None
+    assert value.const_value is not None
+    return np.dtype(value.const_value.dtype.numpy())
+
+
+def _near(node: ir.Node, index: int) -> str:
+    value = input_of(node, index)
+    return value.name if value is not None and value.name else f"{node.name}_bias"
