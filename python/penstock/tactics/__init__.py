@@ -1,0 +1,53 @@
+"""Tactics: what could run a model on this machine, timed in child processes until the fastest is known.
+
+`race` compiles candidates in processes of their own and times them against each other; a candidate that crashes,
+hangs or fills the memory is lost, and nothing else is. Called by `build`, which decides what may be used.
+"""
+
+from penstock.tactics.cache import TimingCache
+from penstock.tactics.candidates import Form, candidates
+from penstock.tactics.child import CandidateLost, Child, Limits
+from penstock.tactics.confirming import confirm
+from penstock.tactics.programs import Exported, compiled, export, profile
+from penstock.tactics.race import race
+from penstock.tactics.results import (
+    Compiled,
+    Lost,
+    Measurement,
+    Paired,
+    Progress,
+    Race,
+    Skipped,
+    Trying,
+    best,
+    finalists,
+    merged,
+    ranked,
+)
+
+__all__ = [
+    "CandidateLost",
+    "Child",
+    "Compiled",
+    "Exported",
+    "Form",
+    "Limits",
+    "Lost",
+    "Measurement",
+    "Paired",
+    "Progress",
+    "Race",
+    "Skipped",
+    "TimingCache",
+    "Trying",
+    "best",
+    "candidates",
+    "compiled",
+    "confirm",
+    "export",
+    "finalists",
+    "merged",
+    "profile",
+    "race",
+    "ranked",
+]

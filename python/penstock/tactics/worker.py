@@ -1,0 +1,212 @@
+"""The child process: compiles one candidate and runs it when told to. `python -m penstock.tactics.worker`.
+
+Frames come on standard input and answers go to standard output; whatever a library prints lands on standard error. It
+answers every command with one frame, `error` where the command failed; it may also crash, hang or be killed, which is
+what it is for. It ends with its builder: the kernel kills it when the thread that started it is gone, and it leaves
+when its input ends. Started by `child`.
+"""
+
+import ctypes
+import gc
+import importlib
+import os
+import resource
+import signal
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+
+from penstock.engine.plan import Shapes, Tactic, tactic_from_json
+from penstock.engine.runtimes import LIBRARIES
+from penstock.engine.runtimes import compile as compile_runtime
+from penstock.engine.runtimes.base import Arrays, Compiled, RuntimeInstance
+from penstock.errors import PenstockError
+from penstock.tactics.frames import Decoder, Frame, encode
+from penstock.tactics.memory import resident
+
+_PR_SET_PDEATHSIG: Final = 1  # prctl(2)
+_READ_BYTES: Final = 1 << 20
+# The kernel's choice when memory runs out: this process before any other (proc_pid_oom_score_adj(5)).
+_OOM_FIRST: Final = "1000"
+
+Compile = Callable[[Path, Tactic, Shapes | None], Compiled]
+
+
+def compile_tactic(path: Path, tactic: Tactic, shapes: Shapes | None) -> Compiled:
+    """The one place where a tactic becomes something that runs."""
+    return compile_runtime(path, tactic, shapes=shapes, instances=1, threads=tactic.threads or None)
+
+
+def import_library(tactic: Tactic) -> None:
+    """Import what the tactic needs, so that neither time nor memory of that counts as the candidate's."""
+    if tactic.runtime in LIBRARIES:
+        # What can't be imported is said by the compilation that follows.
+        try:
+            importlib.import_module(f"penstock.engine.runtimes.{tactic.runtime}")
+        except ImportError:
+            return
+
+
+class Channel:
+    """The two pipes, out of reach of whatever a library prints or reads."""
+
+    def __init__(self) -> None:
+        self._source = os.dup(0)
+        self._target = os.dup(1)
+        nothing = os.open(os.devnull, os.O_RDONLY)
+        os.dup2(nothing, 0)
+        os.close(nothing)
+        os.dup2(2, 1)
+        self._decoder = Decoder()
+
+    def receive(self) -> Frame | None:
+        """The next command; None when the builder has closed the pipe."""
+        while (frame := self._decoder.next()) is None:
+            data = os.read(self._source, _READ_BYTES)
+            if not data:
+                return None
+            self._decoder.feed(data)
+        return frame
+
+    def send(self, frame: Frame) -> None:
+        for part in encode(frame):
+            view = memoryview(part)
+            while view:
+                view = view[os.write(self._target, view) :]
+
+
+class Worker:
+    """One candidate, from compilation to its last call."""
+
+    def __init__(self, compiler: Compile) -> None:
+        self._compile = compiler
+        self._runtime: Compiled | None = None
+        self._instance: RuntimeInstance | None = None
+        self._inputs: dict[int, Arrays] = {}
+        self._before = 0
+        self._commands: Mapping[str, Callable[[Frame], Frame]] = {
+            "compile": self._on_compile,
+            "load": self._on_load,
+            "time": self._on_time,
+            "run": self._on_run,
+            "regions": self._on_regions,
+            "export": self._on_export,
+        }
+
+    def answer(self, frame: Frame) -> Frame:
+        try:
+            return self._commands[frame.kind](frame)
+        except PenstockError as error:
+            return Frame("error", {"message": error.message})
+        except MemoryError:
+            return Frame("error", {"message": "no memory was left"})
+        except Exception as error:  # a library may raise anything
+            return Frame("error", {"message": f"{type(error).__name__}: {error}"})
+
+    def _on_compile(self, frame: Frame) -> Frame:
+        fields = frame.fields
+        tactic = tactic_from_json(fields["tactic"])
+        shapes = {name: tuple(shape) for name, shape in fields["shapes"].items()} if fields["shapes"] else None
+        import_library(tactic)
+        self._before = resident(os.getpid())
+        start = time.perf_counter()
+        self._runtime = self._compile(Path(fields["path"]), tactic, shapes)
+        self._instance = self._runtime.instance()
+        seconds = time.perf_counter() - start
+        fixed = all(size >= 0 for spec in self._runtime.inputs for size in spec.shape)
+        return Frame("ok", {"seconds": seconds, "bytes": self._gained(), "fixed": fixed})
+
+    def _on_load(self, frame: Frame) -> Frame:
+        self._inputs[int(frame.fields["bucket"])] = frame.tensors
+        return Frame("ok")
+
+    def _on_time(self, frame: Frame) -> Frame:
+        """Per-call times in nanoseconds, after `warm` calls that are not among them; one call at least."""
+        fields = frame.fields
+        inputs, instance = self._inputs[int(fields["bucket"])], self._ready()
+        calls, limit = int(fields["calls"]), int(fields["seconds"] * 1e9)
+        samples = np.empty(calls, np.int64)
+        clock = time.perf_counter_ns
+        gc.collect()
+        gc.disable()
+        try:
+            for _ in range(int(fields["warm"])):
+                instance.execute(inputs)
+            begun = now = clock()
+            made = 0
+            while made < calls and (made == 0 or now - begun < limit):
+                start = clock()
+                instance.execute(inputs)
+                now = clock()
+                samples[made] = now - start
+                made += 1
+        finally:
+            gc.enable()
+        return Frame("ok", {"bytes": self._gained()}, {"ns": samples[:made]})
+
+    def _on_run(self, frame: Frame) -> Frame:
+        return Frame("ok", {}, self._ready().execute(frame.tensors))
+
+    def _on_regions(self, frame: Frame) -> Frame:
+        inputs = self._inputs[int(frame.fields["bucket"])]
+        regions = self._compiled().regions(inputs, int(frame.fields["repeats"]))
+        return Frame("ok", {"regions": [asdict(each) for each in regions]})
+
+    def _on_export(self, frame: Frame) -> Frame:
+        data = self._compiled().export()
+        Path(frame.fields["path"]).write_bytes(data)
+        return Frame("ok", {"bytes": len(data)})
+
+    def _compiled(self) -> Compiled:
+        if self._runtime is None:
+            raise RuntimeError("nothing is compiled yet")
+        return self._runtime
+
+    def _ready(self) -> RuntimeInstance:
+        if self._instance is None:
+            raise RuntimeError("nothing is compiled yet")
+        return self._instance
+
+    def _gained(self) -> int:
+        _give_back_free_memory()
+        return max(0, resident(os.getpid()) - self._before)
+
+
+def _give_back_free_memory() -> None:
+    """What compilation needed for a moment is not what a program holds (malloc_trim(3); not in every C library)."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
+
+
+def guard(builder: int) -> None:
+    """Bind this process's life to the builder's, and keep its accidents small."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != builder:  # it ended before the line above
+        os._exit(1)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the builder's to handle
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a crash is expected here and leaves no dump
+    try:
+        Path("/proc/self/oom_score_adj").write_text(_OOM_FIRST)
+    except OSError:
+        return  # not allowed in some containers, and only a courtesy
+
+
+def serve(compiler: Compile) -> None:
+    """Take the pipes and answer commands until told to quit or until the builder is gone."""
+    channel = Channel()
+    guard(int(sys.argv[1]))
+    worker = Worker(compiler)
+    while (frame := channel.receive()) is not None and frame.kind != "quit":
+        channel.send(worker.answer(frame))
+    # Not through the libraries' own endings, some of which hang or crash.
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    serve(compile_tactic)
