@@ -1,7 +1,7 @@
 """Penstock: give it a model and it serves the model, at full pressure.
 
-The whole public face is listed in `__all__`. What needs a framework or the native data plane (`load`, `Server`) is
-imported when it is first used, so that `import penstock` stays fast.
+The whole public face is listed in `__all__`. What needs a framework or the native data plane (`load`, `build`,
+`Server`) is imported when it is first used, so that `import penstock` stays fast.
 """
 
 from importlib import import_module
@@ -13,7 +13,8 @@ from penstock.errors import PenstockError
 from penstock.tensors import BF16, F16, F32, F64, I8, I16, I32, I64, U8, U16, U32, U64, Bool, Bytes, TensorType
 
 if TYPE_CHECKING:
-    from penstock.engine import load
+    from penstock.build import Cosine, Metric, build
+    from penstock.engine import Engine, load
     from penstock.serve import Server
 
 __version__ = "0.1.0"
@@ -33,17 +34,28 @@ __all__ = [
     "U64",
     "Bool",
     "Bytes",
+    "Cosine",
     "DynamicBatching",
+    "Engine",
+    "Metric",
     "ModelFunction",
     "PenstockError",
     "QueuePolicy",
     "Server",
     "TensorType",
+    "build",
     "load",
     "model",
 ]
 
-_LAZY = {"load": "penstock.engine", "Server": "penstock.serve"}
+_LAZY = {
+    "Cosine": "penstock.build",
+    "Engine": "penstock.engine",
+    "Metric": "penstock.build",
+    "Server": "penstock.serve",
+    "build": "penstock.build",
+    "load": "penstock.engine",
+}
 
 
 def __getattr__(name: str) -> Any:

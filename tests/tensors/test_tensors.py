@@ -126,12 +126,16 @@ def test_importing_penstock_imports_no_framework() -> None:
 def test_the_public_names_are_pinned() -> None:
     types = set(ALL)
     assert set(ps.__all__) == types | {
+        "Cosine",
         "DynamicBatching",
+        "Engine",
+        "Metric",
         "ModelFunction",
         "PenstockError",
         "QueuePolicy",
         "Server",
         "TensorType",
+        "build",
         "load",
         "model",
     }

@@ -1,0 +1,454 @@
+"""The driver: a model in, a sealed engine out, inside an accuracy budget and a time budget.
+
+The order is in docs/decisions/0003: forms in FP32, race, gate; with calibration data INT8 forms, race, gate, and the
+search for layers to keep in a wider type; then the finalists are timed side by side, programs are selected and sealed,
+and the sealed engine itself is put through the gate once more. An engine that fails is never handed out.
+
+Libraries run in child processes until something is sealed. Called by `entry`.
+"""
+
+import itertools
+import logging
+import math
+import platform
+import statistics
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from datetime import UTC, datetime
+from functools import partial
+from importlib import metadata
+from pathlib import Path
+from typing import Any, Final
+
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from penstock import graph, quantize, tactics
+from penstock.build import evidence
+from penstock.build.evidence import CalibrationRecord, Evidence, SensitivityRecord
+from penstock.build.forms import BESIDE, beside, prepare
+from penstock.build.gate import Metric, Verdict
+from penstock.build.judging import REFERENCE, Run, margin, reducing
+from penstock.build.options import BuildOptions, allowed, buckets, profiles
+from penstock.build.progress import Progress
+from penstock.build.samples import Samples
+from penstock.build.sealing import Sealing
+from penstock.build.selection import Candidate, Selection, select
+from penstock.engine import Engine, fingerprint
+from penstock.engine.plan import OPTIMIZED, Shapes, Tactic
+from penstock.engine.reducing import reduced
+from penstock.engine.runtimes import LIBRARIES
+from penstock.errors import AccuracyError, InvalidArgument
+from penstock.quantize import Calibration, Recipe
+from penstock.tactics import Form, Race
+from penstock.tensors import TensorSpec
+
+_LOG = logging.getLogger(__name__)
+
+Arrays = Mapping[str, NDArray[Any]]
+
+# Inputs that outputs are compared on when the user gave none.
+_NOISE_SAMPLES: Final = 4
+_HELD_OUT_SAMPLES: Final = 32
+# Shares of the time budget: what a stage may take of what is left when it begins.
+_FLOAT_SHARE: Final = 0.5
+_CALIBRATE_SHARE: Final = 0.35
+_INT8_SHARE: Final = 0.5
+_REPAIR_SHARE: Final = 0.6
+_CONFIRM_SHARE: Final = 0.3
+# Tactics of a bucket that are timed side by side at the end.
+_MOST_FINALISTS: Final = 4
+_REDUCTION_CALLS: Final = 5
+_OPTIMUM: Final = 0  # its place among the buckets
+# A quantized form this close to the float model is left as it is; corrections take calibration's time again.
+_CLOSE: Final = 0.999
+# A narrower tactic that fails the gate is worth repairing when it is at least this much faster than what passed.
+_WORTH_REPAIRING: Final = 1.05
+
+
+class Build:
+    """One build: what is known so far, and the steps that add to it."""
+
+    def __init__(self, path: Path, folder: Path, options: BuildOptions, progress: Progress) -> None:
+        self._started = time.monotonic()
+        self._path = path
+        self._folder = folder
+        self._options = options
+        self._progress = progress
+        self._allowed = frozenset(allowed(options.precision))
+        self._machine = fingerprint.here(LIBRARIES)
+        self._cache = tactics.TimingCache(options.timing_cache, self._machine) if options.timing_cache else None
+        self._limits = tactics.Limits()
+        self._verdicts: dict[Tactic, Verdict] = {}
+        self._calibration: CalibrationRecord | None = None
+        self._sensitivity: SensitivityRecord | None = None
+        self._notes: list[str] = []
+
+    @property
+    def _left(self) -> float:
+        """Seconds of the budget that are left; never less than none."""
+        return max(0.0, self._options.budget_seconds - (time.monotonic() - self._started))
+
+    def run(self) -> Engine:
+        """All steps, in order."""
+        self._prepare()
+        self._race = self._raced(self._forms.files, _FLOAT_SHARE if self._quantizes else 1 - _CONFIRM_SHARE)
+        for bucket in range(len(self._buckets)):
+            tactics.best(self._race, bucket)  # raises with the reasons where no library runs the model
+        self._set_up_gate()
+        if self._quantizes:
+            self._add_quantized()
+        self._set_up_beside()
+        self._confirm()
+        for attempt in itertools.count():
+            selection = self._accepted()
+            self._progress.stage("seal", ", ".join(sorted({tactic.name for tactic in selection.tactics})))
+            folder = self._folder / f"sealing-{attempt}"
+            folder.mkdir()
+            draft = self._sealing.draft(selection, folder, self._race.bytes_of)
+            made = draft.seal(self._evidence(selection, self._verdict(selection.tactics[0])))
+            verdict = self._judge(partial(_call, made))
+            if verdict.passed:
+                made.close()
+                return draft.seal(self._evidence(selection, verdict))
+            # What passed alone and fails sealed was changed by sealing: it is not to be trusted.
+            _LOG.warning("sealed engine refused: %s", verdict.message)
+            self._verdicts |= {self._judged_as(tactic): verdict for tactic in selection.tactics}
+        raise AssertionError("every attempt strikes out a tactic")
+
+    # ---- preparation ----
+
+    def _prepare(self) -> None:
+        options = self._options
+        self._progress.stage("optimize", self._path.name)
+        inputs = self._inputs()
+        self._profiles = profiles(options, inputs)
+        # The shapes to be fastest at come first: that is where the race spends its time and drops who can't win.
+        self._buckets = _distinct(
+            [
+                *(each.optimum for each in self._profiles),
+                *(each for profile in self._profiles for each in buckets(options, inputs, profile)),
+            ]
+        )
+        fixed = self._profiles[0].minimum if len(self._profiles) == 1 and self._profiles[0].static else None
+        self._data = quantize.load(options.calibration, inputs) if options.calibration is not None else None
+        # What calibration sees and what candidates are judged on have no sample in common.
+        self._learned: Calibration | None = None
+        self._unseen: Calibration | None = None
+        if self._data is not None:
+            self._learned, self._unseen = self._data.split()
+        self._samples = Samples(inputs, list(self._unseen) if self._unseen is not None else None)
+        self._forms = prepare(
+            self._path, self._folder, preprocess=options.preprocess, reduce=options.reduce, static=fixed
+        )
+        self._sealing = Sealing(
+            self._path.stem, self._forms, self._profiles, self._buckets, self._samples, self._machine,
+            options.to_json(), self._limits,
+        )  # fmt: skip
+
+    def _inputs(self) -> tuple[TensorSpec, ...]:
+        model = graph.load(self._path)
+        for text in self._options.preprocess:
+            model = graph.boundary.preprocess(model, text)
+        return graph.signature(model)[0]
+
+    @property
+    def _quantizes(self) -> bool:
+        return self._data is not None and "int8" in self._allowed
+
+    # ---- timing ----
+
+    def _raced(self, forms: Mapping[str, Form], share: float) -> Race:
+        self._progress.stage("race", ", ".join(forms))
+        return tactics.race(
+            forms,
+            self._buckets,
+            self._samples.at,
+            machine=self._machine,
+            allowed=self._allowed,
+            budget_seconds=max(1.0, share * self._left),
+            cache=self._cache,
+            memory_limit=None,
+            on_progress=self._progress.racing,
+        )
+
+    def _confirm(self) -> None:
+        """Time the best few side by side, so that what is chosen is the best and not the luckiest."""
+        for bucket in range(len(self._buckets)):
+            few = [each for each in tactics.finalists(self._race, bucket) if not self._failed(each)][:_MOST_FINALISTS]
+            if len(few) < 2:
+                continue
+            self._progress.stage("confirm", evidence.label(self._buckets[bucket]))
+            self._race = tactics.confirm(
+                self._race,
+                few,
+                [bucket],
+                self._forms.files,
+                self._samples.at,
+                budget_seconds=max(1.0, _CONFIRM_SHARE * self._left / (len(self._buckets) - bucket)),
+                cache=self._cache,
+                on_progress=self._progress.racing,
+            )
+
+    # ---- accuracy ----
+
+    def _set_up_gate(self) -> None:
+        self._progress.stage("reference", self._options.gate.text)
+        count = _HELD_OUT_SAMPLES if self._samples.real else _NOISE_SAMPLES
+        self._held_out = list(self._samples.held_out(self._buckets, count))
+        with self._running(REFERENCE) as reference:
+            self._judge = self._options.gate.against(reference, self._held_out, self._forms.outputs)
+
+    @contextmanager
+    def _running(self, tactic: Tactic, form: Form | None = None) -> Iterator[Run]:
+        """A tactic in a child process, as a function of inputs, with what the engine would compute beside it."""
+        form = form or self._forms.files[tactic.form]
+        with tactics.compiled(tactic, form, limits=self._limits) as child:
+            yield reducing(child.run, self._forms.reductions if beside(tactic.form) else ())
+
+    def _judged_as(self, tactic: Tactic) -> Tactic:
+        """The dynamic program of the same kernels: it takes inputs of any shape, as metrics want."""
+        return replace(tactic, shapes="dynamic")
+
+    def _verdict(self, tactic: Tactic) -> Verdict:
+        wanted = self._judged_as(tactic)
+        if wanted not in self._verdicts:
+            self._progress.stage("gate", wanted.name)
+            try:
+                with self._running(wanted) as run:
+                    self._verdicts[wanted] = self._judge(run)
+            except tactics.CandidateLost as error:
+                self._verdicts[wanted] = Verdict(False, math.nan, math.nan, message=error.lost.reason)
+        return self._verdicts[wanted]
+
+    def _failed(self, tactic: Tactic) -> bool:
+        """Known to fail; what was not judged yet has not."""
+        verdict = self._verdicts.get(self._judged_as(tactic))
+        return verdict is not None and not verdict.passed
+
+    def _accepted(self) -> Selection:
+        """The fastest selection whose every tactic passes the gate; only what would be chosen is judged."""
+        while True:
+            selection = self._selected()
+            wanted = dict.fromkeys([*selection.tactics, *([selection.rest] if selection.rest else [])])
+            if all(self._verdict(tactic).passed for tactic in wanted):
+                return selection
+
+    def _selected(self) -> Selection:
+        known = dict.fromkeys(each.tactic for each in self._race.measurements)
+        candidates = [
+            Candidate(tactic, self._times(tactic), self._race.bytes_of(tactic))
+            for tactic in known if not self._failed(tactic)
+        ]  # fmt: skip
+        selection = select(
+            candidates, len(self._buckets), free_shapes=self._free_shapes,
+            workspace_bytes=self._options.workspace_bytes,
+        )  # fmt: skip
+        if selection is not None:
+            return selection
+        if candidates and self._options.workspace_bytes is not None:
+            raise InvalidArgument(
+                f"no set of programs fits into a workspace of {self._options.workspace_bytes} bytes; allow more"
+            )
+        worst = "; ".join(f"{tactic.name}: {each.message}" for tactic, each in self._verdicts.items())
+        raise AccuracyError(f"nothing that runs passes {self._options.gate.text}: {worst}")
+
+    def _times(self, tactic: Tactic) -> tuple[float | None, ...]:
+        found = [self._race.of(tactic, bucket) for bucket in range(len(self._buckets))]
+        extra = self._beside_microseconds if beside(tactic.form) else [0.0] * len(found)
+        return tuple(each.median_us + more if each else None for each, more in zip(found, extra, strict=True))
+
+    def _set_up_beside(self) -> None:
+        """What reductions cost when NumPy computes them, by bucket."""
+        self._beside_microseconds = [0.0] * len(self._buckets)
+        timed = [each.tactic for each in self._race.measurements if beside(each.tactic.form)]
+        if not timed:
+            return
+        with tactics.compiled(timed[0], self._forms.files[timed[0].form], limits=self._limits) as child:
+            for bucket, shapes in enumerate(self._buckets):
+                outputs = child.run(self._samples.at(shapes))
+                samples: list[float] = []
+                for _ in range(_REDUCTION_CALLS):
+                    start = time.perf_counter()
+                    reduced(outputs, self._forms.reductions)
+                    samples.append(time.perf_counter() - start)
+                self._beside_microseconds[bucket] = 1e6 * statistics.median(samples)
+
+    @property
+    def _free_shapes(self) -> bool:
+        """Whether calls come with shapes that padding the batch of a bucket can't reach."""
+        return any(
+            profile.minimum[name][1:] != profile.maximum[name][1:]
+            for profile in self._profiles for name in profile.minimum
+        )  # fmt: skip
+
+    # ---- INT8 ----
+
+    def _add_quantized(self) -> None:
+        """The best eight-bit form by calibration, raced; and repaired where it is fast and fails the gate."""
+        assert self._data is not None
+        assert self._learned is not None
+        assert self._unseen is not None
+        base = OPTIMIZED + BESIDE if self._forms.reductions else OPTIMIZED
+        self._progress.stage("calibrate", f"{len(self._learned)} samples")
+        try:
+            with tactics.compiled(
+                Tactic("onnxruntime", "fp32", base), self._forms.files[base], limits=self._limits
+            ) as child:
+                recipe = self._picked(child.run)
+        except InvalidArgument as error:  # nothing in the model can be quantized
+            self._notes.append(str(error))
+            return
+        self._race_quantized(recipe.name, recipe.model)
+        tactic = self._fastest_quantized(recipe.name)
+        if tactic is None or self._verdict(tactic).passed:
+            return
+        self._repair(recipe, tactic)
+
+    def _picked(self, reference: Run) -> Recipe:
+        """The recipe closest to the float model on unseen samples; corrected where that brings it closer still."""
+        assert self._data is not None
+        assert self._learned is not None
+        assert self._unseen is not None
+        deadline = time.monotonic() + _CALIBRATE_SHARE * self._left
+        features = self._machine.features
+        schemes = [quantize.suited(scheme, features) for scheme in quantize.SCHEMES.values()]
+        made = quantize.recipes(self._forms.plain, self._learned, schemes=schemes)
+        picked = quantize.pick(_until(deadline, made), self._unseen, reference)
+        cosines = dict(picked.cosines)
+        if picked.cosine < _CLOSE and time.monotonic() < deadline:
+            self._progress.stage("correct", f"{picked.recipe.name}, cosine {picked.cosine:.4f}")
+            better = quantize.improve(picked.recipe, self._forms.plain, self._learned)
+            picked = quantize.pick(itertools.chain([picked.recipe], _until(deadline, better)), self._unseen, reference)
+            cosines |= picked.cosines
+        self._calibration = CalibrationRecord(
+            self._data.digest, len(self._learned), tuple(cosines), picked.recipe.method
+        )
+        self._notes.append(
+            "least cosine on unseen samples: "
+            + ", ".join(f"{name} {value:.4f}" for name, value in sorted(cosines.items(), key=lambda each: -each[1]))
+        )
+        return picked.recipe
+
+    def _race_quantized(self, name: str, model: ir.Model) -> None:
+        """Add a form, with the reductions in the graph and beside it, and time every tactic for it."""
+        made: dict[str, Form] = {}
+        if self._forms.reductions:
+            made[name + BESIDE] = self._forms.add(name + BESIDE, model, precision="int8")
+            for text in self._options.reduce:
+                model, _ = graph.boundary.reduce(model, text, beside=False)
+        made[name] = self._forms.add(name, model, precision="int8")
+        tried = tactics.candidates(made, self._allowed, self._machine.features, self._buckets)
+        self._progress.stage("race", ", ".join(made))
+        self._race = tactics.race(
+            self._forms.files,
+            self._buckets,
+            self._samples.at,
+            machine=self._machine,
+            allowed=self._allowed,
+            budget_seconds=max(1.0, _INT8_SHARE * self._left),
+            cache=self._cache,
+            memory_limit=None,
+            on_progress=self._progress.racing,
+            optimum=_OPTIMUM,
+            tactics=tried,
+            known=self._race,
+        )
+
+    def _fastest_quantized(self, name: str) -> Tactic | None:
+        """The tactic of this form that is fastest at the optimum, where it is worth a gate's time."""
+        timed = self._race.at(_OPTIMUM)
+        ours = [each for each in timed if each.tactic.form.startswith(name)]
+        wide = [each for each in timed if each.tactic.precision != "int8"]
+        if not ours or (wide and ours[0].median_us * _WORTH_REPAIRING > wide[0].median_us):
+            return None
+        return ours[0].tactic
+
+    def _repair(self, recipe: Recipe, tactic: Tactic) -> None:
+        """Leave as few layers in float as the gate asks for, and race that."""
+        assert self._unseen is not None
+        names = [
+            each.layer
+            for each in quantize.rank_by_noise(recipe.base, recipe.ranges, self._unseen, scheme=recipe.scheme)
+        ]
+        self._progress.stage("sensitivity", f"{len(names)} layers")
+        found = quantize.search(
+            names,
+            lambda kept: self._margin(recipe.keeping(kept).model, tactic),
+            lambda margin: margin >= 0,
+            budget_seconds=_REPAIR_SHARE * self._left,
+        )
+        score = found.score if math.isfinite(found.score) else None
+        self._sensitivity = SensitivityRecord(tuple(sorted(found.layers)), len(names), score, found.evaluations)
+        if found.passed:
+            self._race_quantized(f"{recipe.name}-mixed", recipe.keeping(found.layers).model)
+
+    def _margin(self, model: ir.Model, tactic: Tactic) -> float:
+        """How far inside the gate a form is: below 0 it fails."""
+        name = "trial" + BESIDE if self._forms.reductions else "trial"
+        form = self._forms.add(name, model, precision="int8")
+        try:
+            with self._running(replace(self._judged_as(tactic), form=name), form) as run:
+                return margin(self._judge(run))
+        except tactics.CandidateLost:
+            return -math.inf
+        finally:
+            del self._forms.files[name]
+
+    # ---- evidence ----
+
+    def _evidence(self, selection: Selection, verdict: Verdict) -> Evidence:
+        timings, lost, skipped = evidence.of_race(self._race)
+        refused = tuple(
+            evidence.Refused(tactic, each.measured if math.isfinite(each.measured) else None, each.message)
+            for tactic, each in self._verdicts.items() if not each.passed
+        )  # fmt: skip
+        kind = (
+            "metric"
+            if isinstance(self._options.gate, Metric)
+            else "calibration data"
+            if self._samples.real
+            else "noise"
+        )
+        return Evidence(
+            buckets=self._buckets,
+            chosen=selection.tactics,
+            timings=timings,
+            accuracy=evidence.of_verdict(self._options.gate, verdict, inputs=kind, samples=len(self._held_out)),
+            environment=evidence.Environment(
+                self._machine, _version(), platform.python_version(), datetime.now(UTC).isoformat(timespec="seconds")
+            ),
+            seconds=time.monotonic() - self._started,
+            budget_seconds=self._options.budget_seconds,
+            lost=lost,
+            skipped=skipped,
+            refused=refused,
+            passes=self._forms.passes,
+            calibration=self._calibration,
+            sensitivity=self._sensitivity,
+            notes=(*self._forms.notes, *self._race.notes, *self._notes),
+        )
+
+
+def _call(made: Engine, inputs: Arrays) -> dict[str, NDArray[Any]]:
+    return made(**inputs)
+
+
+def _version() -> str:
+    return metadata.version("penstock")
+
+
+def _distinct(found: Iterable[Shapes]) -> tuple[dict[str, tuple[int, ...]], ...]:
+    """Each combination of shapes once, in order."""
+    kept = dict.fromkeys(tuple((name, tuple(shape)) for name, shape in each.items()) for each in found)
+    return tuple(dict(each) for each in kept)
+
+
+def _until(deadline: float, found: Iterable[Recipe]) -> Iterator[Recipe]:
+    """What comes before the deadline, and at least one."""
+    for each in found:
+        yield each
+        if time.monotonic() > deadline:
+            return

@@ -1,0 +1,111 @@
+"""The graphs that take part in a race, written to files: the source, and what passes make of it.
+
+The gate compares whatever wins with the source, so a pass that is wrong loses a form, never a build. Called by the
+driver.
+"""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import onnx_ir as ir
+
+from penstock import graph
+from penstock.engine.plan import OPTIMIZED, SOURCE, Reduction, Shapes
+from penstock.errors import Internal, ModelLoadError
+from penstock.graph.optimizing import PassRecord
+from penstock.tactics.candidates import Form
+from penstock.tensors import TensorSpec
+
+_LOG = logging.getLogger(__name__)
+
+# The suffix of forms that leave a reduction to be computed beside the library call.
+BESIDE = "-beside"
+
+
+@dataclass(slots=True)
+class Forms:
+    """Everything that was made, by name."""
+
+    folder: Path
+    source: ir.Model
+    """With preprocessing and reductions inside, and otherwise as the user's file."""
+
+    optimized: ir.Model
+    plain: ir.Model
+    """Optimised, without the reductions: the same as `optimized` where there are none."""
+
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    """What the engine answers: reductions applied."""
+
+    plain_outputs: tuple[TensorSpec, ...]
+    """What libraries answer where reductions are computed beside them."""
+
+    files: dict[str, Form] = field(default_factory=dict)
+    sources: dict[str, dict[str, tuple[str, ...]]] = field(default_factory=dict)
+    """By form: the names of its nodes, and the source model's nodes that each stands for."""
+
+    passes: tuple[PassRecord, ...] = ()
+    reductions: tuple[Reduction, ...] = ()
+    notes: tuple[str, ...] = ()
+    """What the evidence should say of them."""
+
+    def add(self, name: str, model: ir.Model, *, precision: Literal["fp32", "int8"] = "fp32") -> Form:
+        """Write a form; the same name again replaces it."""
+        path = self.folder / f"{name}.onnx"
+        graph.save(model, path)
+        self.sources[name] = {node.name or "": graph.sources(node) for node in model.graph}
+        made = Form(path, precision, precision == "int8")
+        self.files[name] = made
+        return made
+
+
+def prepare(
+    path: Path, folder: Path, *, preprocess: Sequence[str], reduce: Sequence[str], static: Shapes | None
+) -> Forms:
+    """Load, apply what changes the signature, optimise, and write the forms in FP32.
+
+    static  the shapes when there are no others: they are bound, and shape arithmetic becomes constants.
+
+    Raises NotFound, ModelLoadError, InvalidArgument (a preprocessing or reduction that does not fit the model).
+    """
+    model = graph.load(path)
+    for text in preprocess:
+        model = graph.boundary.preprocess(model, text)
+    plain = model
+    reductions: list[Reduction] = []
+    for text in reduce:
+        model, _ = graph.boundary.reduce(model, text, beside=False)
+        _, reduction = graph.boundary.reduce(plain, text, beside=True)
+        reductions.append(reduction)
+    notes: list[str] = []
+    done = _optimized(model, static, notes)
+    without = _optimized(plain, static, notes).model if reductions else done.model
+    inputs, outputs = graph.signature(model)
+    forms = Forms(
+        folder, model, done.model, without, inputs, outputs, graph.signature(plain)[1], passes=done.records,
+        reductions=tuple(reductions), notes=tuple(dict.fromkeys(notes)),
+    )  # fmt: skip
+    forms.add(SOURCE, model)
+    forms.add(OPTIMIZED, done.model)
+    if reductions:
+        forms.add(OPTIMIZED + BESIDE, without)
+    return forms
+
+
+def _optimized(model: ir.Model, static: Shapes | None, notes: list[str]) -> graph.Optimized:
+    """The graph as it is, with a note, where passes can't be applied: libraries run some invalid ONNX, too."""
+    try:
+        return graph.optimize(model, shapes=static)
+    except (ModelLoadError, Internal) as error:
+        _LOG.warning("%s", error.message)
+        notes.append(error.message)
+        return graph.Optimized(model, ())
+
+
+def beside(name: str) -> bool:
+    """Whether a form leaves the reductions to be computed after the library call."""
+    return name.endswith(BESIDE)

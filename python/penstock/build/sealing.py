@@ -1,0 +1,141 @@
+"""From chosen tactics to an engine: compile each once more in a child process, keep its artifact, and write the file.
+
+`Sealing.draft` compiles, `Draft.seal` writes and loads: the driver seals a draft, puts that engine through the gate,
+and seals it again with the verdict in its evidence. Called by the driver.
+"""
+
+import hashlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Final
+
+from penstock.build.evidence import Evidence
+from penstock.build.forms import Forms, beside
+from penstock.build.samples import Samples
+from penstock.build.selection import Selection
+from penstock.build.weights import shared
+from penstock.engine import Engine, check, sealed
+from penstock.engine.engine import from_sealed
+from penstock.engine.plan import (
+    PRECISIONS,
+    SOURCE,
+    Bucket,
+    Fingerprint,
+    Manifest,
+    Profile,
+    Program,
+    Region,
+    Shapes,
+    Tactic,
+)
+from penstock.engine.retuning import graph_member
+from penstock.errors import ModelLoadError
+from penstock.tactics import Child, Limits, compiled
+
+# Calls that a profile's times are taken over.
+_PROFILE_CALLS: Final = 10
+
+
+@dataclass(frozen=True, slots=True)
+class Draft:
+    """An engine but for its evidence."""
+
+    path: Path
+    manifest: Manifest
+    members: Mapping[str, bytes | Path]
+
+    def seal(self, found: Evidence) -> Engine:
+        """Write the file and load it."""
+        sealed.write(self.path, self.manifest, self.members, found.to_json())
+        verdict = check(self.path, self.manifest.fingerprint)
+        if verdict.sealed is None or verdict.action != "run":
+            raise ModelLoadError(f"the engine that was just sealed can't run: {'; '.join(verdict.reasons)}")
+        return from_sealed(verdict.sealed, verdict)
+
+
+@dataclass(frozen=True, slots=True)
+class Sealing:
+    """What all engines of one build have in common."""
+
+    name: str
+    forms: Forms
+    profiles: tuple[Profile, ...]
+    buckets: tuple[Shapes, ...]
+    samples: Samples
+    machine: Fingerprint
+    options: Mapping[str, Any]
+    limits: Limits
+
+    def draft(self, selection: Selection, folder: Path, sizes: Callable[[Tactic], int]) -> Draft:
+        """Compile every program; its files lie in `folder`. Raises CandidateLost when one can't be compiled again.
+
+        sizes  memory that a tactic's program takes, as the race measured it.
+        """
+        artifacts: dict[str, bytes | Path] = {}
+        programs: list[Program] = []
+        regions: tuple[Region, ...] = ()
+        index: dict[tuple[Tactic, int], int] = {}
+        for tactic, bucket in self._wanted(selection):
+            member = f"artifacts/{len(programs)}.{'onnx' if tactic.runtime == 'onnxruntime' else 'blob'}"
+            target = folder / Path(member).name
+            shapes = self.buckets[bucket] if bucket >= 0 else {}
+            with compiled(tactic, self.forms.files[tactic.form], shapes or None, limits=self.limits) as child:
+                child.export(target)
+                if not programs:
+                    regions = self._regions(child, tactic, max(bucket, 0))
+            index[tactic, bucket] = len(programs)
+            programs.append(
+                Program(tactic, member, dict(shapes), sizes(tactic), self._outputs(tactic), beside(tactic.form))
+            )
+            artifacts[member] = target
+        buckets = tuple(
+            Bucket(dict(self.buckets[at]), index[tactic, at if tactic.shapes == "static" else -1], time)
+            for at, (tactic, time) in enumerate(zip(selection.tactics, selection.microseconds, strict=True))
+        )
+        wanted = {SOURCE, *(program.tactic.form for program in programs)}
+        (folder / "graphs").mkdir()
+        graphs, weights = shared({name: self.forms.files[name].path for name in sorted(wanted)}, folder / "graphs")
+        artifacts |= {graph_member(name): path for name, path in graphs.items()}
+        artifacts[sealed.WEIGHTS] = weights
+        manifest = Manifest(
+            name=self.name,
+            inputs=self.forms.inputs,
+            outputs=self.forms.outputs,
+            profiles=self.profiles,
+            programs=tuple(programs),
+            buckets=buckets,
+            regions=regions,
+            fingerprint=self.machine,
+            precision=_narrowest(programs, regions),
+            source_hash=hashlib.sha256(self.forms.files[SOURCE].path.read_bytes()).hexdigest(),
+            reductions=self.forms.reductions,
+            options=self.options,
+        )
+        return Draft(folder / f"{self.name}.engine", manifest, artifacts)
+
+    def _wanted(self, selection: Selection) -> Iterable[tuple[Tactic, int]]:
+        """Every program once: a static tactic for each of its buckets, a dynamic one with bucket -1."""
+        found = [(tactic, at if tactic.shapes == "static" else -1) for at, tactic in enumerate(selection.tactics)]
+        return dict.fromkeys([*found, *([(selection.rest, -1)] if selection.rest else [])])
+
+    def _outputs(self, tactic: Tactic) -> tuple[str, ...]:
+        """Names in the order of the form: with `beside` those that reductions are computed from."""
+        specs = self.forms.plain_outputs if beside(tactic.form) else self.forms.outputs
+        return tuple(spec.name for spec in specs)
+
+    def _regions(self, child: Child, tactic: Tactic, bucket: int) -> tuple[Region, ...]:
+        """What the library executes, with the source model's node names in place of the form's."""
+        child.load(bucket, self.samples.at(self.buckets[bucket]))
+        names = self.forms.sources[tactic.form]
+        return tuple(
+            replace(region, nodes=tuple(dict.fromkeys(each for node in region.nodes for each in names.get(node, ()))))
+            for region in child.regions(bucket, _PROFILE_CALLS)
+        )
+
+
+def _narrowest(programs: Sequence[Program], regions: Sequence[Region]) -> str:
+    """The narrowest precision in a region, as far as libraries report it; else what was asked of them."""
+    reported = {region.precision for region in regions} & set(PRECISIONS)
+    asked = {program.tactic.precision for program in programs}
+    return min(reported or asked, key=PRECISIONS.index)

@@ -1,0 +1,49 @@
+"""A torch module becomes an ONNX file that computes the same."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import penstock as ps
+from penstock.build.torch_export import export, is_module
+from penstock.errors import InvalidArgument
+
+torch = pytest.importorskip("torch")
+pytestmark = pytest.mark.torch
+
+
+class Two(torch.nn.Module):  # type: ignore[misc, name-defined]  # torch may be absent
+    """Two inputs, dropout that must be off, a parameter."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = torch.nn.Linear(8, 4)
+        self.drop = torch.nn.Dropout(0.5)
+
+    def forward(self, left, right):  # type: ignore[no-untyped-def]
+        return self.drop(self.layer(left * right)).relu()
+
+
+@pytest.mark.parametrize("named", [False, True])
+def test_an_exported_module_computes_the_same_at_any_batch(tmp_path: Path, named: bool) -> None:
+    module = Two()
+    examples = {"left": torch.randn(2, 8), "right": torch.randn(2, 8)}
+    export(module, tmp_path / "m.onnx", examples if named else list(examples.values()), free_batch=True)
+    assert module.training
+    runtime = ps.load(tmp_path / "m.onnx")
+    assert [spec.name for spec in runtime.inputs] == ["left", "right"]
+    for batch in (1, 5):
+        left, right = torch.randn(batch, 8), torch.randn(batch, 8)
+        (found,) = runtime(left=left.numpy(), right=right.numpy()).values()
+        np.testing.assert_allclose(found, module.eval()(left, right).detach().numpy(), rtol=1e-5, atol=1e-6)
+
+
+def test_examples_are_needed(tmp_path: Path) -> None:
+    with pytest.raises(InvalidArgument, match="example_inputs"):
+        export(Two(), tmp_path / "m.onnx", None, free_batch=True)
+
+
+def test_what_is_a_module() -> None:
+    assert is_module(Two())
+    assert not is_module("model.onnx")
