@@ -8,7 +8,12 @@ import sys
 import typer
 
 import penstock
+from penstock.cli.build import build
+from penstock.cli.check import check
+from penstock.cli.compare import compare
+from penstock.cli.inspect import inspect
 from penstock.cli.serve import serve
+from penstock.cli.time import time
 from penstock.errors import PenstockError
 
 app = typer.Typer(
@@ -18,7 +23,8 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-app.command(name="serve")(serve)
+for verb in (serve, build, inspect, check, time, compare):
+    app.command(name=verb.__name__)(verb)
 
 
 def _version(wanted: bool) -> None:
