@@ -179,11 +179,28 @@ def test_links_within_the_repository_are_followed(root: Path) -> None:
 @pytest.mark.parametrize(
     ("files", "config", "message"),
     [
-        (["model.py"], "", "version 1 has model.py, expected model.onnx or model.xml; served are model.onnx"),
-        (["model.engine"], "", "has model.engine, expected"),
+        (
+            ["model.py"],
+            "",
+            "version 1 has model.py, expected model.engine or model.onnx or model.xml; served are model",
+        ),
+        (["model.engine"], "", "model.engine is no engine, or it is cut"),
+        (["model.engine", "model.onnx"], "", "model.engine is no engine, or it is cut"),
+        (["model.engine"], 'backend: "openvino"', "has model.engine, expected model.xml or model.onnx"),
+        (["model.onnx"], 'backend: "penstock_engine"', "has model.onnx, expected model.engine"),
+        (
+            ["model.onnx"],
+            'backend: "penstock_engine" default_model_filename: "model.onnx"',
+            "backend 'penstock_engine' does not run 'model.onnx'",
+        ),
+        (
+            ["model.engine"],
+            'backend: "openvino" default_model_filename: "model.engine"',
+            "backend 'openvino' does not run 'model.engine'",
+        ),
         (["model.pt2"], "", "has model.pt2, expected"),
         ([], "", "has no files, expected"),
-        (["model.onnx"], 'backend: "tensorrt"', "backend 'tensorrt' is not served, expected onnxruntime or openvino"),
+        (["model.onnx"], 'backend: "tensorrt"', "backend 'tensorrt' is not served, expected penstock_engine, onnx"),
         (["model.onnx"], 'backend: "python"', "backend 'python' is not served"),
         (["model.onnx"], 'platform: "pytorch_libtorch"', "backend 'pytorch_libtorch' is not served"),
         (["model.onnx"], 'default_model_filename: "../1/model.onnx"', "must be a plain name"),

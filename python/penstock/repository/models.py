@@ -11,19 +11,21 @@ from typing import Any, Final
 
 from penstock import engine
 from penstock.backends.base import Backend, check_model_name
+from penstock.backends.engine import NAME as ENGINE
+from penstock.backends.engine import BorrowedEngineBackend, EngineBackend
 from penstock.backends.function import FunctionBackend, ModelFunction
 from penstock.backends.runtime import BorrowedRuntimeBackend, RuntimeBackend
 from penstock.backends.settings import DynamicBatching, QueuePolicy
-from penstock.engine import Runtime
-from penstock.errors import InvalidArgument, ModelLoadError
+from penstock.engine import ENGINE_SUFFIX, Engine, Runtime
+from penstock.errors import ConfigError, InvalidArgument, ModelLoadError
 from penstock.repository import messages
 from penstock.repository.complete import BARE_FILE_MAX_BATCH, complete, reshaped
 from penstock.repository.config import Config, validated
 from penstock.tensors import to_triton
 
 # File name ending -> the runtime that reads it when the configuration names none.
-RUNTIME_OF_SUFFIX: Final = {".onnx": "onnxruntime", ".xml": "openvino"}
-SUPPORTED: Final = "model.onnx (onnxruntime, openvino) or model.xml (openvino)"
+RUNTIME_OF_SUFFIX: Final = {ENGINE_SUFFIX: ENGINE, ".onnx": "onnxruntime", ".xml": "openvino"}
+SUPPORTED: Final = f"model.engine ({ENGINE}), model.onnx (onnxruntime, openvino) or model.xml (openvino)"
 
 
 def _nothing() -> None:
@@ -57,9 +59,20 @@ def loaded(
 ) -> Model:
     """Load one file under a configuration as written, and finish the configuration from it."""
     runtime = config.message.backend or RUNTIME_OF_SUFFIX[path.suffix]
-    backend = RuntimeBackend(
-        engine.load(path, runtime=runtime, threads=config.threads, instances=config.instance_count)
-    )
+    if (runtime == ENGINE) != (path.suffix == ENGINE_SUFFIX):
+        raise ConfigError(
+            f"model {config.name!r}: backend {runtime!r} does not run {path.name!r}; {ENGINE} runs engines and nothing "
+            "else does; leave the backend out"
+        )
+    backend: RuntimeBackend | EngineBackend
+    if runtime == ENGINE:
+        opened = engine.open_engine(path, threads=config.threads, instances=config.instance_count)
+        backend = EngineBackend(opened)
+        default_max_batch = opened.max_batch_size
+    else:
+        backend = RuntimeBackend(
+            engine.load(path, runtime=runtime, threads=config.threads, instances=config.instance_count)
+        )
     try:
         config.message.default_model_filename = path.name
         finished = complete(config, backend, default_max_batch)
@@ -72,11 +85,14 @@ def loaded(
 def bare(path: str | Path, *, name: str | None = None, runtime: str | None = None, instances: int = 1) -> Model:
     """A model file without a repository: named after its stem, version 1, batches of up to 64 where it can.
 
-    Raises NotFound, ModelLoadError, InvalidArgument (a stem that is no model name: pass `name`).
+    An engine batches as it was built for. Raises NotFound, ModelLoadError, InvalidArgument (a stem that is no model
+    name: pass `name`).
     """
     path = Path(path)
     if path.suffix not in RUNTIME_OF_SUFFIX:
-        raise ModelLoadError(f"{path.name!r} is not a model file that can be served, expected *.onnx or *.xml")
+        raise ModelLoadError(
+            f"{path.name!r} is not a model file that can be served, expected *.engine, *.onnx or *.xml"
+        )
     message = messages.new()
     message.name = check_model_name(name if name is not None else path.stem)
     message.backend = runtime or RUNTIME_OF_SUFFIX[path.suffix]
@@ -87,13 +103,16 @@ def bare(path: str | Path, *, name: str | None = None, runtime: str | None = Non
 def from_runtime(
     runtime: Runtime, name: str, *, max_batch_size: int = BARE_FILE_MAX_BATCH, instances: int = 1
 ) -> Model:
-    """A runtime that a program loaded with `penstock.load`; its threads were divided there (`instances=`).
+    """A runtime or an engine that a program loaded with `penstock.load`; its threads were divided there (`instances=`).
 
-    Closing the model leaves the runtime open: it stays the program's.
+    Closing the model leaves the runtime open: it stays the program's. An engine batches as it was built for.
     """
     message = messages.new()
     message.name = check_model_name(name)
     _write_instances(message, instances)
+    if isinstance(runtime, Engine):
+        built = BorrowedEngineBackend(runtime)
+        return Model(name, 1, complete(validated(Config(message)), built, built.max_batch_size), built)
     backend = BorrowedRuntimeBackend(runtime)
     return Model(name, 1, complete(validated(Config(message)), backend, max_batch_size), backend)
 

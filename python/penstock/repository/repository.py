@@ -1,4 +1,4 @@
-"""Directories of models in Triton's layout: NAME/config.pbtxt (optional) and NAME/VERSION/model.onnx.
+"""Directories of models in Triton's layout: NAME/config.pbtxt (optional) and NAME/VERSION/model.onnx (or model.engine).
 
 Reads what is on disk at the moment of asking and keeps no state; what is loaded and ready is the serve layer's affair.
 Every path is resolved and must lie beneath its root: a symbolic link may point inside the repository, never out of it.
@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Final
 
 from penstock.backends.base import check_model_name
+from penstock.backends.engine import NAME as ENGINE
 from penstock.errors import ConfigError, InvalidArgument, ModelLoadError, NotFound, PenstockError
 from penstock.repository import overrides
 from penstock.repository.complete import DEFAULT_MAX_BATCH
@@ -21,11 +22,18 @@ from penstock.repository.models import RUNTIME_OF_SUFFIX, SUPPORTED, Model, load
 
 _CONFIG: Final = "config.pbtxt"
 # Backend or platform of a configuration -> runtime, and the file it looks for when none is named.
-_RUNTIMES: Final = {"onnxruntime": "onnxruntime", "onnxruntime_onnx": "onnxruntime", "openvino": "openvino"}
+_RUNTIMES: Final = {
+    "onnxruntime": "onnxruntime",
+    "onnxruntime_onnx": "onnxruntime",
+    "openvino": "openvino",
+    ENGINE: ENGINE,
+}
 _FILES: Final = {
     "onnxruntime": ("model.onnx",),
     "openvino": ("model.xml", "model.onnx"),
-    "": ("model.onnx", "model.xml"),
+    ENGINE: ("model.engine",),
+    # An engine goes before the model it was built from.
+    "": ("model.engine", "model.onnx", "model.xml"),
 }
 _MAX_FILES: Final = 65536  # entries of one model directory that a fingerprint looks at
 
@@ -217,12 +225,14 @@ def _model_file(config: Config, directory: Path, root: Path) -> Path:
     named = message.backend or message.platform
     runtime = _RUNTIMES.get(named, "")
     if named and not runtime:
-        raise ModelLoadError(f"{where}: backend {named!r} is not served, expected onnxruntime or openvino")
+        raise ModelLoadError(f"{where}: backend {named!r} is not served, expected {ENGINE}, onnxruntime or openvino")
     names: Sequence[str] = _FILES[runtime]
     if message.default_model_filename:
         names = (message.default_model_filename,)
         if "/" in names[0] or names[0] in (".", "..") or Path(names[0]).suffix not in RUNTIME_OF_SUFFIX:
-            raise ConfigError(f"{where}: default_model_filename {names[0]!r} must be a plain name of *.onnx or *.xml")
+            raise ConfigError(
+                f"{where}: default_model_filename {names[0]!r} must be a plain name of *.engine, *.onnx or *.xml"
+            )
     for name in names:
         if (directory / name).exists():
             message.backend = runtime or RUNTIME_OF_SUFFIX[Path(name).suffix]
