@@ -381,9 +381,10 @@ class Build:
             budget_seconds=_REPAIR_SHARE * self._left,
         )
         score = found.score if math.isfinite(found.score) else None
-        self._sensitivity = SensitivityRecord(tuple(sorted(found.layers)), len(names), score, found.evaluations)
+        form = f"{recipe.name}-mixed" if found.passed else ""
+        self._sensitivity = SensitivityRecord(tuple(sorted(found.layers)), len(names), score, found.evaluations, form)
         if found.passed:
-            self._race_quantized(f"{recipe.name}-mixed", recipe.keeping(found.layers).model)
+            self._race_quantized(form, recipe.keeping(found.layers).model)
 
     def _margin(self, model: ir.Model, tactic: Tactic) -> float:
         """How far inside the gate a form is: below 0 it fails."""

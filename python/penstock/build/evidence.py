@@ -109,6 +109,8 @@ class SensitivityRecord:
 
     score: float | None
     evaluations: int
+    form: str = ""
+    """The form that was made so; empty when no set of layers was found that passes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -270,7 +272,7 @@ def _verdict(evidence: Evidence, tactic: Tactic, timed: Mapping[int, float]) -> 
         return "chosen" if everywhere else "chosen at " + ", ".join(label(evidence.buckets[each]) for each in won)
     for refused in evidence.refused:
         if _kernels(refused.tactic) == _kernels(tactic):
-            return f"inaccurate: {refused.reason}"
+            return f"inaccurate: {refused.reason.partition(';')[0]}"  # without the advice, which is for errors
     lost = [each for each in evidence.lost if each.tactic == tactic]
     if lost and (not timed or lost[0].bucket is None):
         return f"lost: {lost[0].reason}"

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from penstock.cli.output import console, plain, print_json, read, say, table
+from penstock.cli.output import accuracy_text, console, plain, print_json, read, say, table
 from penstock.cli.progress import Shown
 from penstock.errors import InvalidArgument, NotFound
 
@@ -212,9 +212,12 @@ def race_table(found: "Evidence") -> Any:
 
 
 def _closing(found: "Evidence") -> list[str]:
-    lines = [f"accuracy on {found.accuracy.inputs}: {found.accuracy.message}"]
+    lines = [accuracy_text(found)]
     if found.calibration is None:
         lines.append("no calibration data, so INT8 was not tried")
-    if found.sensitivity is not None and found.sensitivity.kept:
-        lines.append(f"{len(found.sensitivity.kept)} of {found.sensitivity.layers} layers kept in floating point")
+    mixed = found.sensitivity
+    if mixed is not None and mixed.form:
+        lines.append(f"{mixed.form}: {len(mixed.kept)} of {mixed.layers} layers are left in floating point")
+    elif mixed is not None:
+        lines.append(f"no set of layers was found that lets INT8 pass, in {mixed.evaluations} trials")
     return [*lines, *found.notes]

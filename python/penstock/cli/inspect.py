@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from penstock.cli.output import console, plain, print_json, shapes_text, size_text, specs_json, table
+from penstock.cli.output import accuracy_text, console, plain, print_json, shapes_text, size_text, specs_json, table
 from penstock.errors import InvalidArgument, ModelLoadError
 
 if TYPE_CHECKING:
@@ -165,7 +165,7 @@ def _print(file: Path, found: "Sealed", seen: "Evidence", most: int | None) -> N
             f"profile: {shapes_text(each.minimum)} to {shapes_text(each.maximum)}, best at {shapes_text(each.optimum)}"
             for each in manifest.profiles
         ),
-        f"accuracy on {seen.accuracy.inputs}: {seen.accuracy.message}",
+        accuracy_text(seen),
         _calibration(seen),
     ]
     for line in lines:
@@ -197,5 +197,6 @@ def _calibration(seen: "Evidence") -> str:
     if seen.calibration is None:
         return "calibration: none, so INT8 was not tried"
     used = f", ranges by {seen.calibration.method}" if seen.calibration.method else ""
-    kept = f", {len(seen.sensitivity.kept)} layers kept in floating point" if seen.sensitivity else ""
+    mixed = seen.sensitivity if seen.sensitivity and seen.sensitivity.form else None
+    kept = f"; in {mixed.form} {len(mixed.kept)} layers are left in floating point" if mixed else ""
     return f"calibration: {seen.calibration.samples} samples, digest {seen.calibration.digest[:12]}{used}{kept}"

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
+    from penstock.build.evidence import Evidence
+
 # Where there is no terminal to fit, lines are as wide as they need to be.
 _WIDE = 240
 
@@ -92,3 +94,9 @@ def read(parser: Callable[[str], Any]) -> Callable[[str], Any]:
             raise typer.BadParameter(error.message) from None
 
     return reader
+
+
+def accuracy_text(found: "Evidence") -> str:
+    """One line: what was compared on what, and how it went."""
+    by = found.accuracy.inputs
+    return found.accuracy.message if by == "metric" else f"accuracy on {by}: {found.accuracy.message}"
