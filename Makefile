@@ -1,7 +1,7 @@
 # The manual of this repository. Every target starts from a bare checkout.
 #
 #   make setup   .venv with the built package, and what demo, tests and benches need
-#   make demo    the main job: serve a real text recogniser and read real lines through real clients
+#   make demo    the main job: serve a real text recogniser, as it is and as an engine built of it, and read real lines
 #   make test    all tests: Rust and Python
 #   make check   formatting, lints, types, layering
 #   make bench   side by side with the peers (installs them into .peers; needs apt-get and root for two load generators)

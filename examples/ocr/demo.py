@@ -1,96 +1,71 @@
-"""The demonstration: a server for `read_line`, 16 clients in flight, and how well and how fast it reads.
+"""The demonstration: two servers for `read_line`, one with the recogniser as it is and one with an engine built of it.
 
-Promises: the server is another process, spoken to only over the wire; the last line on stdout is one JSON object; the
-exit status is not 0 when a request failed, a broken picture hurt another request, or plain lines were read with more
-than MAX_CER. Writes `build/ocr-lines.png`. Run by `make demo`: `python -m examples.ocr.demo`.
+Promises: the servers are other processes, spoken to only over the wire and loaded one at a time, in turns; the last
+line on stdout is one JSON object, whose figures are the engine's unless they say `plain`; the exit status is not 0 when
+a request failed, a broken picture hurt another request, or either read plain lines with more than MAX_CER. Writes
+`build/ocr-lines.png`. Run by `make demo`: `python -m examples.ocr.demo`.
 """
 
-import contextlib
 import json
-import math
 import shutil
-import subprocess
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
-from examples.ocr.client import Batches, Protocol, Run, batches, read_lines
+from examples.ocr.client import Protocol, Run, read_lines
 from examples.ocr.contact_sheet import write_contact_sheet
+from examples.ocr.engine import Built, engine
 from examples.ocr.lines import Kind, Line, page_lines, rendered_lines
 from examples.ocr.metrics import character_error_rate
+from examples.ocr.servers import CHECKOUT, Measured, Server, in_turns, rounded, server
 from examples.ocr.terminal import picture_rows, style_of
 
-CHECKOUT = Path(__file__).resolve().parents[2]
 SHEET = CHECKOUT / "build" / "ocr-lines.png"
 IN_FLIGHT = 16
 ALONE = 120  # lines sent one at a time: enough for a rate, few enough to wait for
+WARM_UP = 2 * IN_FLIGHT
 SHOWN = {"plain": 3, "hard": 3, "page": 1}
 SHEET_LINES = 44
 MAX_CER = 0.005  # of plain lines; the recogniser makes about 0.15 %
-STOP_SECONDS = 35.0  # a server drains for at most 30
 BROKEN = b"\x89PNG\r\n\x1a\n and then nothing"
+PROTOCOLS: Mapping[Protocol, str] = {"grpc": "gRPC", "http": "HTTP"}
 
 
 @dataclass(frozen=True, slots=True)
-class Server:
-    http: str  # HOST:PORT
-    grpc: str
+class Result:
+    """Everything one server did."""
 
-    def address(self, protocol: Protocol) -> str:
-        return self.grpc if protocol == "grpc" else self.http
-
-
-@dataclass(frozen=True, slots=True)
-class Measured:
-    """One row of the table."""
-
-    protocol: Protocol
-    in_flight: int
-    run: Run
-    batches: Batches
+    together: tuple[Measured, ...]  # all lines, IN_FLIGHT at a time; gRPC, HTTP
+    alone: tuple[Measured, ...]  # the first lines, one at a time
+    cer: float
+    cer_hard: float
+    page_matched: int
+    isolated: bool  # a broken picture failed, and nothing else did
+    reason: str  # why it failed
+    rss_mb: float
 
     @property
-    def name(self) -> str:
-        return f"{self.protocol}_{self.in_flight}"
+    def rows(self) -> tuple[Measured, ...]:
+        return (*self.together, *self.alone)
 
-    def as_json(self) -> dict[str, float | None]:
-        figures = {
-            "throughput": self.run.lines_per_second,
-            "p50_ms": self.run.latency_ms(50),
-            "p95_ms": self.run.latency_ms(95),
-            "mean_batch": self.batches.mean,
+    @property
+    def errors(self) -> list[str]:
+        return [error for row in self.rows for error in row.run.errors]
+
+    @property
+    def good(self) -> bool:
+        return not self.errors and self.isolated and self.cer <= MAX_CER
+
+    def as_json(self) -> dict[str, object]:
+        return {
+            "cer": round(self.cer, 6),
+            "cer_hard": round(self.cer_hard, 6),
+            "page_lines_matched": self.page_matched,
+            **self.together[0].as_json(),
+            "failed_requests": len(self.errors),
+            "broken_picture_failed_alone": self.isolated,
+            "runs": {row.name: row.as_json() for row in self.rows},
         }
-        # JSON has no NaN, which is what nothing measured is.
-        return {name: None if math.isnan(value) else round(value, 2) for name, value in figures.items()}
-
-
-@contextlib.contextmanager
-def server() -> Iterator[Server]:
-    """The server as a child process; it ends when its standard input closes, also when this process dies."""
-    command = [sys.executable, "-m", "examples.ocr.serve"]
-    child = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=CHECKOUT)
-    assert child.stdin is not None
-    assert child.stdout is not None
-    try:
-        line = child.stdout.readline()
-        if not line:
-            raise SystemExit(f"demo: the server ended with status {child.wait()} before it was ready; see above")
-        ports = json.loads(line)
-        yield Server(f"127.0.0.1:{ports['http_port']}", f"127.0.0.1:{ports['grpc_port']}")
-    finally:
-        child.stdin.close()
-        try:
-            child.wait(STOP_SECONDS)
-        except subprocess.TimeoutExpired:
-            child.kill()
-            child.wait()
-
-
-def measure(where: Server, protocol: Protocol, lines: Sequence[Line], in_flight: int) -> Measured:
-    before = batches(where.http)
-    run = read_lines(protocol, where.address(protocol), [line.encoded for line in lines], in_flight)
-    return Measured(protocol, in_flight, run, batches(where.http).since(before))
 
 
 def broken_picture_fails_alone(where: Server, lines: Sequence[Line]) -> tuple[bool, str]:
@@ -100,6 +75,37 @@ def broken_picture_fails_alone(where: Server, lines: Sequence[Line]) -> tuple[bo
     answers = read_lines("grpc", where.grpc, images, IN_FLIGHT).answers
     failed = [index for index, answer in enumerate(answers) if answer.error]
     return failed == [IN_FLIGHT // 2], answers[IN_FLIGHT // 2].error
+
+
+def results(servers: Sequence[Server], lines: Sequence[Line]) -> list[Result]:
+    """All figures, of each server."""
+    for where in servers:
+        # A first look, so that buffers and connections' first times are not in the figures.
+        warm_up = read_lines("grpc", where.grpc, [line.encoded for line in lines[:WARM_UP]], IN_FLIGHT)
+        if warm_up.errors:
+            raise SystemExit(f"demo: the {where.name} server is up but cannot read: {warm_up.errors[0]}")
+    print(f"reading {len(lines)} lines, {IN_FLIGHT} in flight, gRPC then HTTP, in turns ...", file=sys.stderr)
+    together = [in_turns(servers, protocol, lines, IN_FLIGHT) for protocol in PROTOCOLS]
+    print(f"reading {ALONE} lines, one at a time, gRPC then HTTP, in turns ...", file=sys.stderr)
+    alone = [in_turns(servers, protocol, lines[:ALONE], 1) for protocol in PROTOCOLS]
+    found = []
+    for place, where in enumerate(servers):
+        mine = tuple(each[place] for each in together)
+        page = [pair for pair in zip(lines, mine[0].run.answers, strict=True) if pair[0].kind == "page"]
+        isolated, reason = broken_picture_fails_alone(where, lines)
+        found.append(
+            Result(
+                together=mine,
+                alone=tuple(each[place] for each in alone),
+                cer=error_rate("plain", lines, mine),
+                cer_hard=error_rate("hard", lines, mine),
+                page_matched=sum(answer.text == line.text for line, answer in page),
+                isolated=isolated,
+                reason=reason,
+                rss_mb=where.rss_mb(),
+            )
+        )
+    return found
 
 
 def error_rate(kind: Kind, lines: Sequence[Line], rows: Sequence[Measured]) -> float:
@@ -124,64 +130,86 @@ def show_lines(lines: Sequence[Line], run: Run) -> None:
     print()
 
 
-def print_table(rows: Sequence[Measured]) -> None:
-    names: Mapping[Protocol, str] = {"grpc": "gRPC", "http": "HTTP"}
-    print(f"{'':22}{'lines/s':>9}{'p50 ms':>9}{'p95 ms':>9}{'mean batch':>12}   batches: size x times")
-    for row in rows:
-        title = f"{names[row.protocol]}, {'one at a time' if row.in_flight == 1 else f'{row.in_flight} in flight'}"
-        sizes = " ".join(f"{size}x{count}" for size, count in row.batches.counts.items())
-        figures = f"{row.run.lines_per_second:9.1f}{row.run.latency_ms(50):9.1f}{row.run.latency_ms(95):9.1f}"
-        print(f"{title:22}{figures}{row.batches.mean:12.2f}   {sizes}")
+def print_table(plain: Result, built: Result) -> None:
+    figures = f"{'lines/s':>9}{'p50 ms':>9}{'p95 ms':>9}{'speed-up':>10}{'mean batch':>12}"
+    print(f"{'':30}{figures}   batches: size x times")
+    for before, after in zip(plain.rows, built.rows, strict=True):
+        together = f"{before.in_flight} in flight"
+        title = f"{PROTOCOLS[before.protocol]}, {'one at a time' if before.in_flight == 1 else together}"
+        for name, row in (("plain", before), ("engine", after)):
+            sizes = " ".join(f"{size}x{count}" for size, count in row.batches.counts.items())
+            figures = f"{row.run.lines_per_second:9.1f}{row.run.latency_ms(50):9.1f}{row.run.latency_ms(95):9.1f}"
+            ratio = f"{speedup(before, after):.2f} x" if row is after else ""
+            print(f"{title:22}{name:8}{figures}{ratio:>10}{row.batches.mean:12.2f}   {sizes}")
+            title = ""
     print()
 
 
-def main() -> int:
-    print("rendering lines and starting the server ...", file=sys.stderr)
-    lines = rendered_lines() + page_lines()
-    with server() as where:
-        # A first look, so that buffers and connections' first times are not in the figures.
-        warm_up = read_lines("grpc", where.grpc, [line.encoded for line in lines[: 2 * IN_FLIGHT]], IN_FLIGHT)
-        if warm_up.errors:
-            raise SystemExit(f"demo: the server is up but cannot read: {warm_up.errors[0]}")
-        print(f"reading {len(lines)} lines, {IN_FLIGHT} in flight, gRPC then HTTP ...", file=sys.stderr)
-        together = [measure(where, protocol, lines, IN_FLIGHT) for protocol in ("grpc", "http")]
-        print(f"reading {ALONE} lines, one at a time, gRPC then HTTP ...", file=sys.stderr)
-        alone = [measure(where, protocol, lines[:ALONE], 1) for protocol in ("grpc", "http")]
-        isolated, reason = broken_picture_fails_alone(where, lines)
+def print_accuracy(plain: Result, built: Result, page_lines: int) -> None:
+    print(f"{'':22}{'CER plain lines':>17}{'CER hard lines':>17}{'photographed page':>20}{'memory MB':>12}")
+    for name, each in (("plain", plain), ("engine", built)):
+        page = f"{each.page_matched} of {page_lines}"
+        print(f"{name:22}{each.cer:17.2%}{each.cer_hard:17.2%}{page:>20}{each.rss_mb:12.0f}")
+    isolated = plain.isolated and built.isolated
+    verdict = "failed alone" if isolated else "DID NOT FAIL ALONE"
+    print(f"a broken picture      {verdict}: {built.reason or plain.reason or 'no error'}\n")
 
-    first = together[0].run
-    show_lines(lines, first)
-    cer, cer_hard = error_rate("plain", lines, together), error_rate("hard", lines, together)
-    page = [(line, answer) for line, answer in zip(lines, first.answers, strict=True) if line.kind == "page"]
-    matched = sum(answer.text == line.text for line, answer in page)
-    print(f"character error rate  plain {cer:.2%}   hard {cer_hard:.2%}   photographed page {matched} of {len(page)}")
-    print(f"a broken picture      {'failed alone' if isolated else 'DID NOT FAIL ALONE'}: {reason or 'no error'}\n")
-    print_table([*together, *alone])
-    sample = [*lines[-len(page) :], *lines[: SHEET_LINES - len(page)]]
-    readings = {line.name: answer.text for line, answer in zip(lines, first.answers, strict=True)}
-    write_contact_sheet(sample, [readings[line.name] for line in sample], SHEET)
-    print(f"pictures and readings: {SHEET.relative_to(CHECKOUT)}")
 
-    errors = [error for row in (*together, *alone) for error in row.run.errors]
-    for error in errors[:5]:
-        print(f"demo: failed: {error}", file=sys.stderr)
-    good = not errors and isolated and cer <= MAX_CER
-    if cer > MAX_CER:
-        print(f"demo: plain lines read with CER {cer:.3%}, the limit is {MAX_CER:.1%}", file=sys.stderr)
-    summary = {
-        "cer": round(cer, 6),
-        "cer_hard": round(cer_hard, 6),
-        "page_lines": len(page),
-        "page_lines_matched": matched,
-        **together[0].as_json(),
+def speedup(before: Measured, after: Measured) -> float:
+    return after.run.lines_per_second / before.run.lines_per_second
+
+
+def complaints(name: str, result: Result) -> list[str]:
+    """Why the exit status is not 0, in words."""
+    said = [f"{name}: failed: {error}" for error in result.errors[:5]]
+    if not result.isolated:
+        said.append(f"{name}: a broken picture among good ones did not fail alone")
+    if result.cer > MAX_CER:
+        said.append(f"{name}: plain lines read with CER {result.cer:.3%}, the limit is {MAX_CER:.1%}")
+    return said
+
+
+def summary(plain: Result, built: Result, made: Built, lines: Sequence[Line]) -> dict[str, object]:
+    """The JSON object: the engine's figures, the plain recogniser's below `plain`."""
+    return {
+        **built.as_json(),
+        "speedup": rounded(speedup(plain.together[0], built.together[0])),
+        "speedups": {
+            after.name: rounded(speedup(before, after)) for before, after in zip(plain.rows, built.rows, strict=True)
+        },
+        "engine": made.summary,
+        "rss_mb": {"plain": rounded(plain.rss_mb), "engine": rounded(built.rss_mb)},
+        "plain": plain.as_json(),
         "in_flight": IN_FLIGHT,
         "lines": len(lines),
-        "failed_requests": len(errors),
-        "broken_picture_failed_alone": isolated,
-        "runs": {row.name: row.as_json() for row in (*together, *alone)},
+        "page_lines": sum(line.kind == "page" for line in lines),
     }
-    print(json.dumps(summary), flush=True)
-    return 0 if good else 1
+
+
+def main() -> int:
+    made = engine()
+    print(f"the engine was {made.origin}; rendering lines and starting two servers ...", file=sys.stderr)
+    lines = rendered_lines() + page_lines()
+    with server("plain") as before, server("engine", made.path) as after:
+        plain, built = results([before, after], lines)
+
+    first = built.together[0].run
+    show_lines(lines, first)
+    pages = [line for line in lines if line.kind == "page"]
+    print_accuracy(plain, built, len(pages))
+    print_table(plain, built)
+    print(f"the engine: {made.precision} on {', '.join(made.libraries)}, {made.file_bytes / 1e6:.0f} MB, {made.origin}")
+    print(f"            {'; '.join(made.tactics)}")
+    print(f"            {made.accuracy}")
+    sample = [*pages, *lines[: SHEET_LINES - len(pages)]]
+    readings = {line.name: answer.text for line, answer in zip(lines, first.answers, strict=True)}
+    write_contact_sheet(sample, [readings[line.name] for line in sample], SHEET)
+    print(f"pictures and the engine's readings: {SHEET.relative_to(CHECKOUT)}")
+
+    for said in (*complaints("plain", plain), *complaints("engine", built)):
+        print(f"demo: {said}", file=sys.stderr)
+    print(json.dumps(summary(plain, built, made, lines)), flush=True)
+    return 0 if plain.good and built.good else 1
 
 
 if __name__ == "__main__":

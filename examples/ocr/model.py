@@ -1,11 +1,13 @@
 """The model `read_line`: encoded pictures of text lines in, their text and how sure the reader is out.
 
 Promises: one row is one picture (PNG or JPEG) of any size, so lines of any length share a batch; answers are a few
-bytes a line, never the 3 MB of class scores behind them; a picture that cannot be used fails its own request only.
-Added to a server by `serve`.
+bytes a line, never the 3 MB of class scores behind them; a picture that cannot be used fails its own request only. The
+same with the plain recogniser and with an engine built of it. Added to a server by `serve`.
 """
 
 import importlib.util
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Annotated
@@ -15,16 +17,34 @@ import numpy.typing as npt
 import onnx
 
 import penstock as ps
-from examples.ocr.reader import Floats, Recognise, read
+from examples.ocr.reader import ANY_WIDTH, HEIGHT, Calls, Classes, Floats, Recognise, best_classes, read
 
 PACKAGE, FILE = "rapidocr", "models/PP-OCRv6_rec_small.onnx"
 
-# Two instances of one thread each beat one of two by a quarter on two cores: decoding and reading off, which use one
-# thread, run beside the other instance's model. README.md has the figures, and those behind the batch size.
-INSTANCES, THREADS, MAX_BATCH = 2, 1, 8
 
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """How a recogniser is served. README.md has the figures behind both of them."""
+
+    instances: int
+    threads: int
+    max_batch: int
+    calls: Calls
+
+
+# Two instances of one thread each beat one of two by a quarter on two cores: decoding and reading off, which use one
+# thread, run beside the other instance's model.
+PLAIN = Setting(instances=2, threads=1, max_batch=8, calls=ANY_WIDTH)
+# So with an engine. Its library makes kernels for each shape that it meets, in each instance, and keeps them: 13 MB a
+# shape. A line a call means few shapes, and costs no more than a batch does; widths in steps of 32 in place of 64 were
+# no faster and took 160 MB more.
+ENGINE = Setting(instances=2, threads=1, max_batch=8, calls=Calls(step=64, rows=1))
+
+# Lines up to here are prepared for when a model is loaded; wider ones are read as well, the first of a width slower.
+COMMON_WIDTH = 1088
 
 Pictures = Annotated[npt.NDArray[np.object_], ps.Bytes[1]]
+Texts = dict[str, npt.NDArray[np.object_] | Floats]
 
 
 def recogniser_path() -> Path:
@@ -45,28 +65,49 @@ def alphabet_of(path: Path) -> list[str]:
     return ["", *properties["character"].split("\n"), " "]
 
 
-@lru_cache(maxsize=1)
-def recogniser() -> tuple[Recognise, list[str]]:
-    """The loaded recogniser, shared by all instances, and its alphabet."""
+@lru_cache(maxsize=2)
+def recogniser(engine: Path | None = None) -> tuple[Recognise, list[str]]:
+    """The loaded recogniser, shared by all instances, and its alphabet. `engine`: one built of it; None: as it is."""
     path = recogniser_path()
-    runtime = ps.load(path, runtime="onnxruntime", threads=THREADS, instances=INSTANCES)
+    if engine is None:
+        runtime = ps.load(path, runtime="onnxruntime", threads=PLAIN.threads, instances=PLAIN.instances)
+    else:
+        runtime = ps.load(engine, threads=ENGINE.threads, instances=ENGINE.instances)
 
-    def recognise(pictures: Floats) -> Floats:
-        (scores,) = runtime(x=pictures).values()
-        return np.asarray(scores, dtype=np.float32)
+    def recognise(pictures: Floats) -> tuple[Classes, Floats]:
+        return best_classes(runtime(x=pictures))
 
     return recognise, alphabet_of(path)
 
 
-@ps.model(
-    name="read_line",
-    max_batch_size=MAX_BATCH,
-    instances=INSTANCES,
-    outputs={"text": ps.Bytes[1], "score": ps.F32[1]},
-)
-def read_line(image: Pictures) -> dict[str, npt.NDArray[np.object_] | Floats]:
-    """BYTES [n, 1] -> BYTES [n, 1] in UTF-8 and FP32 [n, 1]; raises UnreadableImageError for a bad picture."""
-    readings = read(image[:, 0].tolist(), *recogniser())
-    text = np.array([[reading.text.encode()] for reading in readings], dtype=object)
-    score = np.array([[reading.score] for reading in readings], dtype=np.float32)
-    return {"text": text, "score": score}
+def line_reader(engine: Path | None = None) -> ps.ModelFunction:
+    """The model to serve, its recogniser loaded."""
+    recognise, alphabet = recogniser(engine)
+    setting = ENGINE if engine else PLAIN
+    _prepare(recognise, setting)
+
+    @ps.model(
+        name="read_line",
+        max_batch_size=setting.max_batch,
+        instances=setting.instances,
+        outputs={"text": ps.Bytes[1], "score": ps.F32[1]},
+    )
+    def read_line(image: Pictures) -> Texts:
+        """BYTES [n, 1] -> BYTES [n, 1] in UTF-8 and FP32 [n, 1]; raises UnreadableImageError for a bad picture."""
+        readings = read(image[:, 0].tolist(), recognise, alphabet, setting.calls)
+        text = np.array([[reading.text.encode()] for reading in readings], dtype=object)
+        score = np.array([[reading.score] for reading in readings], dtype=np.float32)
+        return {"text": text, "score": score}
+
+    return read_line
+
+
+def _prepare(recognise: Recognise, setting: Setting) -> None:
+    """Meets every common width once in each instance: libraries make kernels for a shape when they first see it."""
+    if setting.calls == ANY_WIDTH:
+        return  # nothing is kept by width
+    widths = sorted({setting.calls.width(width) for width in range(1, COMMON_WIDTH + 1)})
+    blank = [np.zeros((1, 3, HEIGHT, width), np.float32) for width in widths]
+    with ThreadPoolExecutor(setting.instances) as pool:
+        for _ in pool.map(lambda _: [recognise(picture) for picture in blank], range(setting.instances)):
+            pass

@@ -15,8 +15,8 @@ from PIL import Image
 from examples.ocr import reader, texts
 from examples.ocr.client import Answer, Batches, Run
 from examples.ocr.lines import PAGE_LINES, Line, page_lines, rendered_lines
-from examples.ocr.metrics import character_accuracy, character_error_rate, edit_distance
-from examples.ocr.model import alphabet_of, read_line, recogniser, recogniser_path
+from examples.ocr.metrics import character_error_rate, edit_distance, line_accuracies
+from examples.ocr.model import alphabet_of, line_reader, recogniser, recogniser_path
 from examples.ocr.terminal import Style, picture_rows
 
 ALPHABET = ("", "a", "b", "c", " ")
@@ -88,8 +88,8 @@ def test_character_error_rate_divides_all_edits_by_all_characters() -> None:
         character_error_rate([""], ["a"])
 
 
-def test_character_accuracy_scores_each_line_and_stays_between_0_and_1() -> None:
-    assert character_accuracy(["abcd", "ab", ""], ["abxd", "uvwxyz", ""]).tolist() == [0.75, 0.0, 1.0]
+def test_each_line_is_scored_between_0_and_1() -> None:
+    assert line_accuracies(["abcd", "ab", ""], ["abxd", "uvwxyz", ""]).tolist() == [0.75, 0.0, 1.0]
 
 
 @pytest.mark.parametrize(
@@ -115,11 +115,25 @@ def test_lines_of_near_width_share_a_call_and_far_ones_do_not() -> None:
     assert reader.groups_of_near_width([800, 200, 808, 204]) == [[1, 3], [0, 2]]
 
 
+@pytest.mark.parametrize(("rows", "groups"), [(1, [[1], [2], [0]]), (2, [[1], [2, 0]]), (3, [[1, 2, 0]])], ids=str)
+def test_a_call_has_no_more_lines_than_its_runtime_likes(rows: int, groups: list[list[int]]) -> None:
+    assert reader.groups_of_near_width([500, 490, 499], reader.Calls(rows=rows)) == groups
+
+
+@pytest.mark.parametrize(
+    ("step", "widths"), [(8, [160, 160, 168, 400, 408]), (64, [192, 192, 192, 448, 448])], ids=["any", "few"]
+)
+def test_a_runtime_meets_only_widths_of_its_step_and_none_too_narrow(step: int, widths: list[int]) -> None:
+    calls = reader.Calls(step=step)
+    assert [calls.width(width) for width in (1, 160, 161, 400, 401)] == widths
+
+
 def test_no_grouping_by_cutting_the_sorted_widths_is_cheaper() -> None:
     def cost(groups: Sequence[Sequence[int]]) -> int:
-        widest = [max(reader.padded_width(widths[member]) for member in group) for group in groups]
-        return sum(reader.CALL_COLUMNS + len(group) * width for group, width in zip(groups, widest, strict=True))
+        widest = [max(calls.width(widths[member]) for member in group) for group in groups]
+        return sum(calls.overhead + len(group) * width for group, width in zip(groups, widest, strict=True))
 
+    calls = reader.ANY_WIDTH
     random = np.random.default_rng(0)
     for _ in range(20):
         widths = random.integers(100, 900, size=7).tolist()
@@ -137,16 +151,16 @@ def test_no_grouping_by_cutting_the_sorted_widths_is_cheaper() -> None:
         assert cost(found) == min(every)
 
 
-def test_answers_come_in_the_order_of_the_pictures_whatever_their_widths() -> None:
-    def width_as_text(pictures: reader.Floats) -> reader.Floats:
+@pytest.mark.parametrize("calls", [reader.ANY_WIDTH, reader.Calls(step=64, rows=1)], ids=["together", "alone"])
+def test_answers_come_in_the_order_of_the_pictures_whatever_their_widths(calls: reader.Calls) -> None:
+    def width_as_text(pictures: reader.Floats) -> tuple[reader.Classes, reader.Floats]:
         """Class 1 for wide pictures, 2 for narrow ones, told from the pixels of each row."""
-        scores = np.zeros((len(pictures), 3, 3), np.float32)
-        for row, picture in zip(scores, pictures, strict=True):
-            row[:, 1 if np.count_nonzero(picture[0, 0]) > 500 else 2] = 1
-        return scores
+        classes = [[1 if np.count_nonzero(picture[0, 0]) > 500 else 2] * 3 for picture in pictures]
+        return np.array(classes), np.ones((len(pictures), 3), np.float32)
 
     images = [png(width, 48) for width in (900, 100, 700, 120, 110, 950)]
-    assert [one.text for one in reader.read(images, width_as_text, ALPHABET)] == ["a", "b", "a", "b", "b", "a"]
+    readings = reader.read(images, width_as_text, ALPHABET, calls)
+    assert [one.text for one in readings] == ["a", "b", "a", "b", "b", "a"]
 
 
 def test_a_batch_is_centred_on_zero_and_padded_with_zero() -> None:
@@ -243,7 +257,7 @@ def test_page_boxes_lie_inside_the_page() -> None:
 def test_the_model_answers_text_and_score_for_every_row() -> None:
     page = page_lines()[:2]
     images = np.array([[line.encoded] for line in page], dtype=object)
-    answer = read_line(images)
+    answer = line_reader()(images)
     assert answer["text"].tolist() == [[line.text.encode()] for line in page]
     assert answer["score"].shape == (2, 1)
     assert answer["score"].dtype == np.float32
@@ -254,4 +268,4 @@ def test_the_model_answers_text_and_score_for_every_row() -> None:
 def test_the_model_refuses_a_batch_that_holds_a_broken_picture() -> None:
     images = np.array([[page_lines()[0].encoded], [b"broken"]], dtype=object)
     with pytest.raises(reader.UnreadableImageError, match="got 6 bytes"):
-        read_line(images)
+        line_reader()(images)
