@@ -117,8 +117,8 @@ def test_a_configuration_that_cannot_be_honoured_names_the_field(text: str, mess
     [
         ("instance_group [ { rate_limiter { priority: 1 } } ]", "rate_limiter has no effect"),
         (
-            'optimization { execution_accelerators { gpu_execution_accelerator [ { name: "tensorrt" } ] } }',
-            "execution_accelerators has no effect",
+            'optimization { execution_accelerators { gpu_execution_accelerator [ { name: "cuda" } ] } }',
+            "gpu_execution_accelerator cuda has no effect: models run on the CPU",
         ),
         ('output [ { name: "y" label_filename: "labels.txt" } ]', "label_filename has no effect"),
         (

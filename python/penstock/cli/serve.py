@@ -10,6 +10,7 @@ from typing import Annotated, Any, Final
 import typer
 
 from penstock import limits
+from penstock.cli.custom_ops import CustomOps
 from penstock.engine import RUNTIMES
 
 _BOOLEANS: Final = {"true": True, "1": True, "false": False, "0": False}
@@ -40,7 +41,7 @@ Port = Annotated[int, typer.Option(callback=_port, metavar="PORT", help="0 choos
 
 def serve(
     model: Annotated[
-        Path | None, typer.Argument(help="A model file to serve alone: model.onnx or model.xml.", show_default=False)
+        Path | None, typer.Argument(help="A model file to serve alone: .engine, .onnx or .xml.", show_default=False)
     ] = None,
     model_repository: Annotated[
         list[Path] | None, typer.Option("--model-repository", "--model-store", help="Directory of models; repeatable.")
@@ -67,6 +68,10 @@ def serve(
     instances: Annotated[int, typer.Option(help="Of a model file: batches that run side by side.")] = 1,
     max_body_bytes: Annotated[int, typer.Option(help="Larger requests are refused.")] = limits.BODY_BYTES,
     io_threads: Annotated[int | None, typer.Option(help="Threads of the data plane; default: cores / 4.")] = None,
+    engine_cache: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Keeps engines that configurations ask for.")
+    ] = None,
+    custom_ops: CustomOps = None,
     log_verbose: Annotated[int, typer.Option(help="0: problems, 1: events, 2: everything.")] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="Print the ports as one JSON document once ready.")] = False,
 ) -> None:
@@ -100,6 +105,7 @@ def serve(
         batching=batching,
         max_body_bytes=max_body_bytes,
         io_threads=io_threads,
+        engine_cache=engine_cache,
         admin_token=os.environ.get(_ADMIN),
     )
     if model is not None:

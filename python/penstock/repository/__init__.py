@@ -5,7 +5,17 @@ each gives `Model`s for the serve layer to run. The serve layer decides when to 
 """
 
 from penstock.repository.config import Config
-from penstock.repository.models import Model, bare, from_function, from_runtime
+from penstock.repository.models import Buildable, Model, accelerated, bare, from_function, from_runtime
 from penstock.repository.repository import IndexEntry, Repository
 
-__all__ = ["Config", "IndexEntry", "Model", "Repository", "bare", "from_function", "from_runtime"]
+__all__ = [
+    "Buildable",
+    "Config",
+    "IndexEntry",
+    "Model",
+    "Repository",
+    "accelerated",
+    "bare",
+    "from_function",
+    "from_runtime",
+]

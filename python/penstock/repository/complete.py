@@ -36,8 +36,12 @@ def complete(config: Config, backend: Backend, default_max_batch: int = DEFAULT_
     return finished
 
 
-def reshaped(config: Config, backend: Backend) -> Backend:
-    """The backend as clients see it: itself, or wrapped when the configuration reshapes tensors."""
+def reshaped(config: Config, backend: Backend, model: Backend | None = None) -> Backend:
+    """The backend as clients see it: itself, or wrapped when the configuration reshapes tensors.
+
+    model  whose shapes the configuration was completed from, when it was not this backend.
+    """
+    model = model or backend
     batch = (-1,) if config.max_batch_size > 0 else ()
 
     def pairs(items: Any, specs: Sequence[TensorSpec]) -> dict[str, Reshape]:
@@ -48,8 +52,8 @@ def reshaped(config: Config, backend: Backend) -> Backend:
             if item.HasField("reshape")
         }
 
-    inputs = pairs(config.message.input, backend.inputs)
-    outputs = pairs(config.message.output, backend.outputs)
+    inputs = pairs(config.message.input, model.inputs)
+    outputs = pairs(config.message.output, model.outputs)
     return ReshapedBackend(backend, inputs, outputs) if inputs or outputs else backend
 
 

@@ -13,7 +13,8 @@ from penstock import limits
 from penstock.backends.base import check_model_name
 from penstock.backends.settings import DynamicBatching, QueuePolicy
 from penstock.errors import ConfigError
-from penstock.repository import messages
+from penstock.repository import acceleration, messages
+from penstock.repository.acceleration import Acceleration
 from penstock.repository.padding import Padding
 from penstock.repository.padding import parse as parse_padding
 from penstock.repository.supported import notes, refuse_unsupported
@@ -138,6 +139,11 @@ class Config:
         return int(value) or None
 
     @cached_property
+    def acceleration(self) -> Acceleration | None:
+        """The engine that `optimization.execution_accelerators` asks for."""
+        return acceleration.parse(self.message, f"model {self.name!r}")
+
+    @cached_property
     def padding(self) -> Padding | None:
         """The parameter `padding`, checked against this configuration's tensors."""
         text = self.parameters.get("padding")
@@ -176,7 +182,7 @@ def parse(name: str, text: str | None, override: str | None = None) -> Config:
             "the name of its directory"
         )
     message.name = name
-    return validated(Config(message, written, notes(message)))
+    return validated(Config(message, written, (*notes(message), *acceleration.notes(message))))
 
 
 def validated(config: Config) -> Config:
@@ -192,7 +198,7 @@ def validated(config: Config) -> Config:
     _check_batching(message, where)
     if isinstance(policy := config.version_policy, Specific) and not policy.versions:
         raise ConfigError(f"{where}: version_policy specific names no versions")
-    _ = config.batching, config.threads
+    _ = config.batching, config.threads, config.acceleration
     return config
 
 

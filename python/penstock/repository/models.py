@@ -4,32 +4,60 @@ Every Model has a finished configuration and a backend that agree. Whoever holds
 """
 
 import json
+import logging
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
 from penstock import engine
+from penstock.backends.accelerated import AcceleratedBackend
 from penstock.backends.base import Backend, check_model_name
 from penstock.backends.engine import NAME as ENGINE
 from penstock.backends.engine import BorrowedEngineBackend, EngineBackend
 from penstock.backends.function import FunctionBackend, ModelFunction
+from penstock.backends.observed import ObservedBackend
 from penstock.backends.runtime import BorrowedRuntimeBackend, RuntimeBackend
 from penstock.backends.settings import DynamicBatching, QueuePolicy
 from penstock.engine import ENGINE_SUFFIX, Engine, Runtime
-from penstock.errors import ConfigError, InvalidArgument, ModelLoadError
+from penstock.errors import ConfigError, InvalidArgument, ModelLoadError, Unavailable
 from penstock.repository import messages
+from penstock.repository.acceleration import Acceleration, fixed_shapes
 from penstock.repository.complete import BARE_FILE_MAX_BATCH, complete, reshaped
 from penstock.repository.config import Config, validated
-from penstock.tensors import to_triton
+from penstock.tensors import TensorSpec, to_triton
+
+log = logging.getLogger("penstock")
 
 # File name ending -> the runtime that reads it when the configuration names none.
 RUNTIME_OF_SUFFIX: Final = {ENGINE_SUFFIX: ENGINE, ".onnx": "onnxruntime", ".xml": "openvino"}
+_BUILDABLE_SUFFIX: Final = ".onnx"
 SUPPORTED: Final = f"model.engine ({ENGINE}), model.onnx (onnxruntime, openvino) or model.xml (openvino)"
 
 
 def _nothing() -> None:
     """For models that hold no files of their own."""
+
+
+@dataclass(frozen=True, slots=True)
+class Buildable:
+    """What an engine for a model is built from, and compared with."""
+
+    path: Path
+    """The ONNX file."""
+
+    acceleration: Acceleration
+    calibration: Path | None
+    plain: ObservedBackend
+    """The model as it is; the Model that this belongs to is one of its owners."""
+
+    inputs: tuple[TensorSpec, ...]
+    """As the model takes them and the configuration limits them, without the batch dimension when it batches."""
+
+    @property
+    def complete(self) -> bool:
+        """Whether an engine can take every shape that the model may be asked."""
+        return fixed_shapes(self.inputs, 0) is not None and not self.acceleration.shape_flags
 
 
 @dataclass(slots=True)
@@ -42,6 +70,9 @@ class Model:
     backend: Backend
     release: Callable[[], None] = _nothing
     """Called once, after the backend was closed: gives back what the files lay in."""
+
+    buildable: Buildable | None = None
+    """For models whose configuration asks for an engine."""
 
     def close(self) -> None:
         """Close the backend; a second call does nothing."""
@@ -56,15 +87,19 @@ def loaded(
     path: Path,
     default_max_batch: int,
     release: Callable[[], None] = _nothing,
+    calibration: Path | None = None,
 ) -> Model:
-    """Load one file under a configuration as written, and finish the configuration from it."""
+    """Load one file under a configuration as written, and finish the configuration from it.
+
+    calibration  the file that the configuration's accelerator names, once it is certain where it lies.
+    """
     runtime = config.message.backend or RUNTIME_OF_SUFFIX[path.suffix]
     if (runtime == ENGINE) != (path.suffix == ENGINE_SUFFIX):
         raise ConfigError(
             f"model {config.name!r}: backend {runtime!r} does not run {path.name!r}; {ENGINE} runs engines and nothing "
             "else does; leave the backend out"
         )
-    backend: RuntimeBackend | EngineBackend
+    backend: RuntimeBackend | EngineBackend | ObservedBackend
     if runtime == ENGINE:
         opened = engine.open_engine(path, threads=config.threads, instances=config.instance_count)
         backend = EngineBackend(opened)
@@ -73,13 +108,60 @@ def loaded(
         backend = RuntimeBackend(
             engine.load(path, runtime=runtime, threads=config.threads, instances=config.instance_count)
         )
+        if config.acceleration is not None and path.suffix == _BUILDABLE_SUFFIX:
+            backend = ObservedBackend(backend)
+    if config.acceleration is not None and path.suffix != _BUILDABLE_SUFFIX:
+        log.info("model %r: execution_accelerators has no effect: engines are built from .onnx files", config.name)
     try:
         config.message.default_model_filename = path.name
         finished = complete(config, backend, default_max_batch)
-        return Model(config.name, version, finished, reshaped(finished, backend), release)
+        made = Model(config.name, version, finished, reshaped(finished, backend), release)
     except BaseException:
         backend.close()
         raise
+    if isinstance(backend, ObservedBackend) and config.acceleration is not None:
+        made.buildable = Buildable(path, config.acceleration, calibration, backend, _model_inputs(finished))
+    return made
+
+
+def _model_inputs(config: Config) -> tuple[TensorSpec, ...]:
+    """Of a finished configuration, on the model's side of any `reshape`."""
+    return tuple(
+        replace(spec, shape=tuple(item.reshape.shape)) if item.HasField("reshape") else spec
+        for item, spec in zip(config.message.input, config.inputs, strict=True)
+    )
+
+
+def accelerated(model: Model, built: Engine) -> Model:
+    """The same model version run by an engine that was built from it; owns the engine, also when this raises.
+
+    The given model stays as it is, to be closed by whoever replaces it. Raises ConfigError when the engine's tensors
+    are not the model's, Unavailable when the model was closed meanwhile.
+    """
+    backend = EngineBackend(built)
+    try:
+        buildable = model.buildable
+        if buildable is None:
+            raise ConfigError(f"model {model.name!r} asks for no engine")
+        plain = buildable.plain
+        if _tensors(backend) != _tensors(plain):
+            raise ConfigError(f"model {model.name!r}: the engine has other tensors than the model")
+        if not buildable.complete:
+            if not plain.hold():
+                raise Unavailable(f"model {model.name!r} is closed")
+            backend = AcceleratedBackend(built, plain)
+        return Model(model.name, model.version, model.config, reshaped(model.config, backend, plain))
+    except BaseException:
+        backend.close()
+        raise
+
+
+def _tensors(backend: Backend) -> tuple[list[tuple[str, str, int]], ...]:
+    """What must agree: sizes may be known better by one than by the other."""
+    return tuple(
+        sorted((spec.name, spec.datatype, len(spec.shape)) for spec in specs)
+        for specs in (backend.inputs, backend.outputs)
+    )
 
 
 def bare(path: str | Path, *, name: str | None = None, runtime: str | None = None, instances: int = 1) -> Model:

@@ -122,6 +122,7 @@ class Repository:
         self, name: str, directory: Path, root: Path, override: str | None, hold: Callable[[], Callable[[], None]]
     ) -> list[Model]:
         config = parse(name, _config_text(directory, root) if override is None else None, override)
+        calibration = _calibration(config, directory)
         models: list[Model] = []
         try:
             for version in _chosen(config, _versions(directory)):
@@ -130,7 +131,7 @@ class Repository:
                 path = _model_file(written, directory / str(version), root)
                 release = hold()
                 try:
-                    models.append(loaded(written, version, path, DEFAULT_MAX_BATCH, release))
+                    models.append(loaded(written, version, path, DEFAULT_MAX_BATCH, release, calibration))
                 except BaseException:
                     release()
                     raise
@@ -189,6 +190,17 @@ def _versions(directory: Path) -> list[int]:
     return sorted(
         int(name) for name in names if name.isascii() and name.isdigit() and name[0] != "0" and len(name) < 19
     )
+
+
+def _calibration(config: Config, directory: Path) -> Path | None:
+    """Of the accelerator, if it names one: a file of this model and of no other."""
+    if config.acceleration is None or config.acceleration.calibration is None:
+        return None
+    where = f"model {config.name!r}: calibration"
+    path = directory / config.acceleration.calibration
+    if not _inside(path, directory.resolve(), where).is_file():
+        raise ConfigError(f"{where}: {path.name!r} is not a file")
+    return path
 
 
 def _config_text(directory: Path, root: Path) -> str | None:

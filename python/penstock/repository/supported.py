@@ -73,11 +73,6 @@ _NOTED: Final[tuple[tuple[str, Test, str], ...]] = (
         lambda m: any(group.HasField("rate_limiter") for group in m.instance_group),
         "rate limiting is off, as is Triton's default",
     ),
-    (
-        "optimization.execution_accelerators",
-        lambda m: m.optimization.HasField("execution_accelerators"),
-        "the model runs in FP32 on its own runtime",
-    ),
     ("optimization.cuda", lambda m: m.optimization.HasField("cuda"), "models run on the CPU"),
     (
         "host_policy, profile or secondary_devices",

@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 from penstock import _core
 from penstock.errors import AlreadyExists, Internal, NotFound, PenstockError, Unavailable
 from penstock.repository import Model, Repository
+from penstock.serve.accelerator import Accelerator
+from penstock.serve.engine_cache import EngineCache
 from penstock.serve.hosting import Hosted, host
 from penstock.serve.options import Batching
 from penstock.serve.spec import specification
@@ -40,10 +42,13 @@ class _Entry:
 class Catalogue:
     """All models of one server."""
 
-    def __init__(self, front: _core.Front, repository: Repository | None, batching: Batching) -> None:
+    def __init__(
+        self, front: _core.Front, repository: Repository | None, batching: Batching, engines: EngineCache
+    ) -> None:
         self._front = front
         self._repository = repository
         self._batching = batching
+        self._accelerator = Accelerator(engines, self._swap)
         self._lock = threading.Lock()  # guards the two below
         self._entries: dict[str, _Entry] = {}
         self._retiring: list[threading.Thread] = []
@@ -84,7 +89,7 @@ class Catalogue:
         for name in sorted(entries.keys() | on_disk.keys()):
             entry = entries.get(name)
             hosted = list(entry.hosted) if entry else []
-            rows += [(name, str(version.version), "READY", "") for version in hosted]
+            rows += [(name, str(each.version), "READY", self._accelerator.reason(each)) for each in hosted]
             if hosted or ready_only:
                 continue
             versions = on_disk[name].versions if name in on_disk else ()
@@ -116,8 +121,13 @@ class Catalogue:
                 except PenstockError as error:
                     log.error("%s", error)
 
+    def stop_building(self) -> None:
+        """End what is built behind models in service: the machine is wanted for finishing."""
+        self._accelerator.close()
+
     def close(self, timeout_seconds: float) -> bool:
         """Retire everything; True when every instance ended in time."""
+        self.stop_building()
         with self._lock:
             self._closed = True
             entries = list(self._entries.values())
@@ -163,8 +173,24 @@ class Catalogue:
             self._front.publish(name, [version.core for version in hosted])
             replaced, entry.hosted, entry.failure, entry.unloaded = entry.hosted, hosted, None, False
             self._retire(replaced)
+            for version in hosted:
+                self._accelerator.consider(version)
         versions = ", ".join(str(version.version) for version in hosted)
         log.info("model %r, version %s, is ready after %.2f s", name, versions, time.perf_counter() - started)
+
+    def _swap(self, hosted: Hosted, model: Model) -> bool:
+        """Put another model in the place of one version in service; False, and closed, when that is gone."""
+        name = hosted.model.name
+        entry = self._entry(name)
+        with entry.lock:
+            if hosted not in entry.hosted:
+                model.close()
+                return False
+            (fresh,) = self._start([model], time.perf_counter())
+            entry.hosted = [fresh if each is hosted else each for each in entry.hosted]
+            self._front.publish(name, [version.core for version in entry.hosted])
+            self._retire([hosted])
+        return True
 
     def _start(self, models: list[Model], started: float) -> list[Hosted]:
         if self._closed:
@@ -174,6 +200,7 @@ class Catalogue:
         for model in models:
             for note in model.config.notes:
                 log.info("model %r: %s", model.name, note)
+        models = [self._accelerator.ready_made(model) for model in models]
         seconds = time.perf_counter() - started
         return host(models, [specification(model, self._batching, seconds) for model in models])
 
@@ -184,6 +211,7 @@ class Catalogue:
     def _retire(self, replaced: list[Hosted]) -> None:
         """Let them finish without holding up whoever replaced them."""
         for hosted in replaced:
+            self._accelerator.forget(hosted)
             hosted.core.close()
         if not replaced:
             return

@@ -29,6 +29,7 @@ from penstock.repository import Model, Repository, bare, from_function, from_run
 from penstock.serve import options
 from penstock.serve.catalogue import Catalogue
 from penstock.serve.control import Control
+from penstock.serve.engine_cache import EngineCache
 
 log = logging.getLogger("penstock")
 
@@ -54,6 +55,7 @@ class Server:
                           requests; for a client that does not read its answer.
     admin_token           load and unload then want it as a bearer token.
     io_threads            threads of the data plane; None: one for every four cores.
+    engine_cache          where engines that configurations ask for are kept; None: in this user's cache directory.
     """
 
     def __init__(
@@ -80,6 +82,7 @@ class Server:
         write_timeout_seconds: float = limits.WRITE_SECONDS,
         admin_token: str | None = None,
         io_threads: int | None = None,
+        engine_cache: str | Path | None = None,
         server_name: str = "penstock",
     ) -> None:
         self.http_port = options.port("http_port", http_port)
@@ -117,6 +120,7 @@ class Server:
         self._repository = (
             Repository(self._control_options.repositories) if self._control_options.repositories else None
         )
+        self._engines = EngineCache(Path(engine_cache) if engine_cache is not None else None)
         self._added: dict[str, _Source] = {}
         self._front: _core.Front | None = None
         self._catalogue: Catalogue | None = None
@@ -160,6 +164,8 @@ class Server:
         if front is None:
             return True
         deadline = time.monotonic() + self._control_options.exit_timeout_seconds
+        if catalogue is not None:
+            catalogue.stop_building()
         left = front.drain(self._control_options.exit_timeout_seconds)
         if control is not None:
             control.stop()
@@ -220,7 +226,7 @@ class Server:
         front = self._front = _core.Front(self._listeners)
         atexit.register(self.stop)
         self.http_port, self.grpc_port, self.metrics_port = front.http_port, front.grpc_port, front.metrics_port
-        catalogue = self._catalogue = Catalogue(front, self._repository, wanted.batching)
+        catalogue = self._catalogue = Catalogue(front, self._repository, wanted.batching, self._engines)
         poll = wanted.poll_seconds if wanted.mode == "poll" else None
         self._control = Control(front, catalogue, poll)
         self._control.start()

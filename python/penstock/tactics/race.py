@@ -64,8 +64,8 @@ def race(
 
     sample_inputs   gives the inputs used at a bucket's shapes, the same for every candidate.
     allowed         precisions that may be used, of plan.PRECISIONS.
-    budget_seconds  when it is over the race ends with what is known. Until the first tactic is timed at a bucket a
-                    minute more is given, so that there is a winner.
+    budget_seconds  when it is over the race ends with what is known. Until the first tactic is timed at a bucket, and
+                    for the winner of the optimum at the others, a minute more is given.
     cache           what is in it is not timed again; what is timed goes into it and is saved.
     memory_limit    bytes one candidate may take; None: a share of what is free.
     on_progress     told of every event, from this thread.
@@ -131,17 +131,21 @@ class _Race:
         try:
             self._qualify(tactic, bucket, self._ledger.best(bucket))
         except CandidateLost as error:
-            if error.out_of_time and self._left(bucket) <= 0:  # its own fault or not, nobody knows
+            if error.out_of_time and self._left(tactic, bucket) <= 0:  # its own fault or not, nobody knows
                 self._ledger.skipped(Skipped(tactic, "the budget ended while it was tried", bucket))
             else:
                 self._ledger.lost(replace(error.lost, bucket_index=bucket))
 
-    def _left(self, bucket: int) -> float:
-        return self._ledger.left() + (_EXTRA_SECONDS if self._ledger.best(bucket) is None else 0.0)
+    def _left(self, tactic: Tactic, bucket: int) -> float:
+        first, best = self._ledger.best(self._optimum), self._ledger.best(bucket)
+        # The winner where it matters most is timed elsewhere, too, before the budget may end: else a bucket would be
+        # left to whoever happened to be timed there.
+        owed = best is None or (first is not None and first.tactic == tactic and tactic.shapes == "dynamic")
+        return self._ledger.left() + (_EXTRA_SECONDS if owed else 0.0)
 
     def _why_not(self, tactic: Tactic, bucket: int) -> str:
         """Why a tactic is not worth its time here; empty when it is."""
-        if self._left(bucket) <= 0:
+        if self._left(tactic, bucket) <= 0:
             return "no time was left"
         if bucket != self._optimum:
             why = self._behind(tactic)
@@ -191,7 +195,7 @@ class _Race:
 
     def _ready(self, tactic: Tactic, bucket: int, best: Measurement | None) -> Contender:
         """Compiled, loaded and called once, within limits that follow from what the best takes."""
-        left = max(0.1, self._left(bucket))
+        left = max(0.1, self._left(tactic, bucket))
         call = self._limits.call_seconds
         if best is not None:
             usual = max(self._first_us.get(bucket, 0.0), best.median_us) / 1e6
@@ -212,7 +216,7 @@ class _Race:
         except CandidateLost as error:
             _LOG.warning("timed before, and now: %s", error)
             return False
-        compared = compare([champion, contender], QUALIFYING, lambda: self._left(bucket) > 0)
+        compared = compare([champion, contender], QUALIFYING, lambda: self._left(contender.tactic, bucket) > 0)
         for failure in compared.lost:
             if failure.lost.tactic == contender.tactic:
                 raise failure
@@ -222,7 +226,7 @@ class _Race:
         return True
 
     def _alone(self, contender: Contender, effort: Effort) -> None:
-        compared = compare([contender], effort, lambda: self._left(contender.bucket) > 0)
+        compared = compare([contender], effort, lambda: self._left(contender.tactic, contender.bucket) > 0)
         if compared.lost:
             raise compared.lost[0]
         self._record(contender, compared.measurements[0])
