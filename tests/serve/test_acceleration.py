@@ -127,7 +127,7 @@ def test_the_model_answers_until_the_engine_does_and_no_request_is_lost(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO, "penstock")
-    repository, cache = put(tmp_path / "models", batch=1, budget="8s"), tmp_path / "cache"
+    repository, cache = put(tmp_path / "models", batch=1, budget="15s"), tmp_path / "cache"
     with serving(model_repository=repository, engine_cache=cache) as server:
         assert platform(server) == PLAIN
         assert "serves as it is" in reason(server)
@@ -158,7 +158,7 @@ def test_the_model_answers_until_the_engine_does_and_no_request_is_lost(
 
 
 def test_shapes_are_learnt_from_what_is_served_and_others_are_answered_as_before(tmp_path: Path) -> None:
-    repository, cache = put(tmp_path / "models", size="size", batch=1, budget="8s"), tmp_path / "cache"
+    repository, cache = put(tmp_path / "models", size="size", batch=1, budget="15s"), tmp_path / "cache"
     with serving(model_repository=repository, engine_cache=cache) as server:
         assert "enough requests" in reason(server)
         with Client(server) as client:

@@ -19,6 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from penstock.engine import parts
+from penstock.engine.custom import Imports
 from penstock.engine.plan import Region, Shapes, Tactic, tactic_to_json
 from penstock.engine.runtimes.base import Array, Arrays, library_message
 from penstock.errors import ExecutionError
@@ -160,6 +162,7 @@ class Child:
             "path": str(path.resolve()),
             "tactic": tactic_to_json(self.tactic),
             "shapes": {name: list(shape) for name, shape in shapes.items()} if shapes else None,
+            "imports": Imports.of(parts.read(path).operators).to_json() if parts.beside(path) else None,
         }
         answer = self._command(Frame("compile", fields), limit, "compiling").fields
         return Made(float(answer["seconds"]), int(answer["bytes"]), bool(answer["fixed"]))

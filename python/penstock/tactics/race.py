@@ -140,7 +140,7 @@ class _Race:
         first, best = self._ledger.best(self._optimum), self._ledger.best(bucket)
         # The winner where it matters most is timed elsewhere, too, before the budget may end: else a bucket would be
         # left to whoever happened to be timed there.
-        owed = best is None or (first is not None and first.tactic == tactic and tactic.shapes == "dynamic")
+        owed = best is None or (first is not None and first.tactic == tactic)
         return self._ledger.left() + (_EXTRA_SECONDS if owed else 0.0)
 
     def _why_not(self, tactic: Tactic, bucket: int) -> str:

@@ -21,6 +21,7 @@ from typing import Final
 
 import numpy as np
 
+from penstock.engine.custom import Imports
 from penstock.engine.plan import Shapes, Tactic, tactic_from_json
 from penstock.engine.runtimes import LIBRARIES
 from penstock.engine.runtimes import compile as compile_runtime
@@ -113,6 +114,8 @@ class Worker:
         tactic = tactic_from_json(fields["tactic"])
         shapes = {name: tuple(shape) for name, shape in fields["shapes"].items()} if fields["shapes"] else None
         import_library(tactic)
+        if fields["imports"]:
+            Imports.from_json(fields["imports"]).carry_out()
         self._before = resident(os.getpid())
         start = time.perf_counter()
         self._runtime = self._compile(Path(fields["path"]), tactic, shapes)
