@@ -14,7 +14,7 @@ from penstock.tensors import BF16, F16, F32, F64, I8, I16, I32, I64, U8, U16, U3
 
 if TYPE_CHECKING:
     from penstock.build import Cosine, Metric, build
-    from penstock.engine import Engine, load
+    from penstock.engine import Engine, custom_op, load
     from penstock.serve import Server
 
 __version__ = "0.1.0"
@@ -44,6 +44,7 @@ __all__ = [
     "Server",
     "TensorType",
     "build",
+    "custom_op",
     "load",
     "model",
 ]
@@ -54,6 +55,7 @@ _LAZY = {
     "Metric": "penstock.build",
     "Server": "penstock.serve",
     "build": "penstock.build",
+    "custom_op": "penstock.engine",
     "load": "penstock.engine",
 }
 

@@ -126,6 +126,7 @@ def test_everything_asked_is_kept() -> None:
         "workspace_bytes": 2**30,
         "preprocess": ["x:uint8,nhwc"],
         "reduce": ["y:argmax@1"],
+        "custom_ops": [],
     }
     assert found.timing_cache == Path("cache.json")
     assert len(options.profiles(found, [IMAGE])) == 2

@@ -26,11 +26,11 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from penstock import graph, quantize, tactics
-from penstock.build import evidence
+from penstock.build import custom_ops, evidence
 from penstock.build.evidence import CalibrationRecord, Evidence, SensitivityRecord
 from penstock.build.forms import BESIDE, beside, prepare
 from penstock.build.gate import Metric, Verdict
-from penstock.build.judging import REFERENCE, Run, margin, reducing
+from penstock.build.judging import REFERENCE, Run, margin, reducing, within
 from penstock.build.options import BuildOptions, allowed, buckets, profiles
 from penstock.build.progress import Progress
 from penstock.build.samples import Samples
@@ -123,6 +123,12 @@ class Build:
     def _prepare(self) -> None:
         options = self._options
         self._progress.stage("optimize", self._path.name)
+        prepared = custom_ops.prepare(self._path, self._folder, options, self._limits)
+        self._path, self._custom_ops = prepared.path, prepared.operators
+        if self._custom_ops:
+            self._cache = None  # keys know graphs, and nothing of what a function does
+            if options.calibration is not None and "int8" in self._allowed:
+                self._notes.append("the model has custom operators, so INT8 was not tried")
         inputs = self._inputs()
         self._profiles = profiles(options, inputs)
         # The shapes to be fastest at come first: that is where the race spends its time and drops who can't win.
@@ -145,7 +151,7 @@ class Build:
         )
         self._sealing = Sealing(
             self._path.stem, self._forms, self._profiles, self._buckets, self._samples, self._machine,
-            options.to_json(), self._limits,
+            options.to_json(), self._limits, self._custom_ops,
         )  # fmt: skip
 
     def _inputs(self) -> tuple[TensorSpec, ...]:
@@ -156,7 +162,7 @@ class Build:
 
     @property
     def _quantizes(self) -> bool:
-        return self._data is not None and "int8" in self._allowed
+        return self._data is not None and "int8" in self._allowed and not self._custom_ops
 
     # ---- timing ----
 
@@ -199,7 +205,8 @@ class Build:
         count = _HELD_OUT_SAMPLES if self._samples.real else _NOISE_SAMPLES
         self._held_out = list(self._samples.held_out(self._buckets, count))
         with self._running(REFERENCE) as reference:
-            self._judge = self._options.gate.against(reference, self._held_out, self._forms.outputs)
+            run = within(self._profiles, reference)  # a metric brings inputs of its own: tell at once, not at the seal
+            self._judge = self._options.gate.against(run, self._held_out, self._forms.outputs)
 
     @contextmanager
     def _running(self, tactic: Tactic, form: Form | None = None) -> Iterator[Run]:
@@ -266,7 +273,8 @@ class Build:
         timed = [each.tactic for each in self._race.measurements if beside(each.tactic.form)]
         if not timed:
             return
-        with tactics.compiled(timed[0], self._forms.files[timed[0].form], limits=self._limits) as child:
+        tactic = self._judged_as(timed[0])
+        with tactics.compiled(tactic, self._forms.files[tactic.form], limits=self._limits) as child:
             for bucket, shapes in enumerate(self._buckets):
                 outputs = child.run(self._samples.at(shapes))
                 samples: list[float] = []
@@ -305,7 +313,8 @@ class Build:
         tactic = self._fastest_quantized(recipe.name)
         if tactic is None or self._verdict(tactic).passed:
             return
-        self._repair(recipe, tactic)
+        # With FP32 around INT8: what BF16 adds in noise is asked about afterwards, by the race and the gate.
+        self._repair(recipe, replace(tactic, options=()))
 
     def _picked(self, reference: Run) -> Recipe:
         """The recipe closest to the float model on unseen samples; corrected where that brings it closer still."""

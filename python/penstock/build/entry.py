@@ -38,6 +38,7 @@ def build(
     workspace_bytes: int | None = None,
     preprocess: str | Sequence[str] = (),
     reduce: str | Sequence[str] = (),
+    custom_ops: str | Sequence[str] = (),
     progress: Progress | None = None,
 ) -> Engine:
     """Build the fastest engine for this machine that stays inside an accuracy budget.
@@ -53,6 +54,7 @@ def build(
     timing_cache     file that keeps timings between builds.
     workspace_bytes  what the engine's programs may hold together.
     preprocess       as `--preprocess`, folded into the engine; reduce: as `--reduce`.
+    custom_ops       modules (or `module:function`) that register custom operators; not needed where they are imported.
 
     Raises NotFound, ModelLoadError (the model), InvalidArgument (the settings), Unsupported (this machine), and
     AccuracyError when nothing that runs passes the gate.
@@ -60,7 +62,7 @@ def build(
     options = BuildOptions.of(
         precision=precision, device=device, shapes=shapes, buckets=buckets, calibration=calibration, accuracy=accuracy,
         budget_seconds=budget_seconds, timing_cache=timing_cache, workspace_bytes=workspace_bytes,
-        preprocess=preprocess, reduce=reduce,
+        preprocess=preprocess, reduce=reduce, custom_ops=custom_ops,
     )  # fmt: skip
     if options.device not in ("auto", "cpu"):
         raise Unsupported(f"device {options.device}: this build makes CPU engines, expected auto or cpu")

@@ -13,6 +13,7 @@ from typing import Literal
 import onnx_ir as ir
 
 from penstock import graph
+from penstock.build.custom_ops import write_parts
 from penstock.engine.plan import OPTIMIZED, SOURCE, Reduction, Shapes
 from penstock.errors import Internal, ModelLoadError
 from penstock.graph.optimizing import PassRecord
@@ -57,6 +58,7 @@ class Forms:
         """Write a form; the same name again replaces it."""
         path = self.folder / f"{name}.onnx"
         graph.save(model, path)
+        write_parts(model, path)
         self.sources[name] = {node.name or "": graph.sources(node) for node in model.graph}
         made = Form(path, precision, precision == "int8")
         self.files[name] = made

@@ -11,8 +11,9 @@ from typing import Any, Final
 from numpy.typing import NDArray
 
 from penstock.build.gate import Verdict
-from penstock.engine.plan import SOURCE, Reduction, Tactic
+from penstock.engine.plan import SOURCE, Profile, Reduction, Shapes, Tactic
 from penstock.engine.reducing import reduced
+from penstock.errors import InvalidArgument
 
 Array = NDArray[Any]
 Arrays = Mapping[str, Array]
@@ -25,6 +26,34 @@ def reducing(run: Run, reductions: Iterable[Reduction]) -> Run:
     """`run` followed by what the engine computes beside the library call."""
     steps = tuple(reductions)
     return (lambda inputs: reduced(run(inputs), steps)) if steps else run
+
+
+def within(profiles: Iterable[Profile], run: Run) -> Run:
+    """`run` for inputs that an engine of these profiles takes; raises InvalidArgument for others.
+
+    Any number of rows is taken: an engine pads and splits batches.
+    """
+    known = tuple(profiles)
+
+    def checked(inputs: Arrays) -> Mapping[str, Array]:
+        shapes = {name: array.shape for name, array in inputs.items()}
+        if not any(each.contains(shapes) or each.contains(_of_most_rows(each, shapes)) for each in known):
+            limits = " or ".join(f"{_text(each.minimum)} to {_text(each.maximum)}" for each in known)
+            raise InvalidArgument(f"the metric asks for {_text(shapes)}, outside {limits}; widen --shapes")
+        return run(inputs)
+
+    return checked
+
+
+def _of_most_rows(profile: Profile, shapes: Shapes) -> Shapes:
+    return {
+        name: (*profile.maximum[name][:1], *shape[1:]) if name in profile.maximum else shape
+        for name, shape in shapes.items()
+    }
+
+
+def _text(shapes: Shapes) -> str:
+    return ";".join(f"{name}:{'x'.join(map(str, shape))}" for name, shape in shapes.items())
 
 
 def margin(verdict: Verdict) -> float:

@@ -18,6 +18,7 @@ from penstock.build.gate import Cosine, Gate
 from penstock.build.shapes import Asked
 from penstock.build.shapes import buckets as buckets_of
 from penstock.build.shapes import profiles as profiles_of
+from penstock.engine import import_ops
 from penstock.engine.plan import PRECISIONS, Profile, Shapes
 from penstock.errors import InvalidArgument
 from penstock.tensors import TensorSpec
@@ -63,6 +64,9 @@ class BuildOptions:
     reduce: tuple[str, ...] = ()
     """Read by penstock.graph, which knows the model they have to fit."""
 
+    custom_ops: tuple[str, ...] = ()
+    """Modules that register custom operators."""
+
     @classmethod
     def of(
         cls,
@@ -78,8 +82,12 @@ class BuildOptions:
         workspace_bytes: int | None = None,
         preprocess: str | Sequence[str] = (),
         reduce: str | Sequence[str] = (),
+        custom_ops: str | Sequence[str] = (),
     ) -> "BuildOptions":
-        """Check what was given; raises InvalidArgument. The accuracy metric's module is imported here."""
+        """Check what was given; raises InvalidArgument. Modules of the metric and of custom operators are imported."""
+        modules = (custom_ops,) if isinstance(custom_ops, str) else tuple(custom_ops)
+        for each in modules:
+            import_ops(each)
         if budget_seconds is not None and not 0 < budget_seconds < float("inf"):
             raise InvalidArgument(f"budget of {budget_seconds:g} seconds: expected more than none, as in --budget 5m")
         if workspace_bytes is not None and workspace_bytes < 1:
@@ -98,6 +106,7 @@ class BuildOptions:
             workspace_bytes=workspace_bytes,
             preprocess=(preprocess,) if isinstance(preprocess, str) else tuple(preprocess),
             reduce=(reduce,) if isinstance(reduce, str) else tuple(reduce),
+            custom_ops=modules,
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -113,6 +122,7 @@ class BuildOptions:
             "workspace_bytes": self.workspace_bytes,
             "preprocess": list(self.preprocess),
             "reduce": list(self.reduce),
+            "custom_ops": list(self.custom_ops),
         }
 
 

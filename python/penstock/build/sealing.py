@@ -15,12 +15,13 @@ from penstock.build.forms import Forms, beside
 from penstock.build.samples import Samples
 from penstock.build.selection import Selection
 from penstock.build.weights import shared
-from penstock.engine import Engine, check, sealed
+from penstock.engine import Engine, check, parts, sealed
 from penstock.engine.engine import from_sealed
 from penstock.engine.plan import (
     PRECISIONS,
     SOURCE,
     Bucket,
+    CustomOperator,
     Fingerprint,
     Manifest,
     Profile,
@@ -66,6 +67,7 @@ class Sealing:
     machine: Fingerprint
     options: Mapping[str, Any]
     limits: Limits
+    custom_ops: tuple[CustomOperator, ...] = ()
 
     def draft(self, selection: Selection, folder: Path, sizes: Callable[[Tactic], int]) -> Draft:
         """Compile every program; its files lie in `folder`. Raises CandidateLost when one can't be compiled again.
@@ -77,7 +79,7 @@ class Sealing:
         regions: tuple[Region, ...] = ()
         index: dict[tuple[Tactic, int], int] = {}
         for tactic, bucket in self._wanted(selection):
-            member = f"artifacts/{len(programs)}.{'onnx' if tactic.runtime == 'onnxruntime' else 'blob'}"
+            member = f"artifacts/{len(programs)}.{self._suffix(tactic)}"
             target = folder / Path(member).name
             shapes = self.buckets[bucket] if bucket >= 0 else {}
             with compiled(tactic, self.forms.files[tactic.form], shapes or None, limits=self.limits) as child:
@@ -95,8 +97,12 @@ class Sealing:
         )
         wanted = {SOURCE, *(program.tactic.form for program in programs)}
         (folder / "graphs").mkdir()
-        graphs, weights = shared({name: self.forms.files[name].path for name in sorted(wanted)}, folder / "graphs")
+        files = {name: self.forms.files[name].path for name in sorted(wanted)}
+        cut = {f"{name}.{part}": place for name, path in files.items() for part, place in parts.models(path).items()}
+        graphs, weights = shared({**files, **cut}, folder / "graphs")
         artifacts |= {graph_member(name): path for name, path in graphs.items()}
+        for name, path in files.items():
+            artifacts |= {f"{sealed.ARTIFACTS}{name}{suffix}": place for suffix, place in parts.files(path).items()}
         artifacts[sealed.WEIGHTS] = weights
         manifest = Manifest(
             name=self.name,
@@ -111,8 +117,14 @@ class Sealing:
             source_hash=hashlib.sha256(self.forms.files[SOURCE].path.read_bytes()).hexdigest(),
             reductions=self.forms.reductions,
             options=self.options,
+            custom_ops=self.custom_ops,
         )
         return Draft(folder / f"{self.name}.engine", manifest, artifacts)
+
+    def _suffix(self, tactic: Tactic) -> str:
+        if parts.beside(self.forms.files[tactic.form].path) is not None:
+            return "chain"
+        return "onnx" if tactic.runtime == "onnxruntime" else "blob"
 
     def _wanted(self, selection: Selection) -> Iterable[tuple[Tactic, int]]:
         """Every program once: a static tactic for each of its buckets, a dynamic one with bucket -1."""

@@ -101,6 +101,10 @@ def build(
     reduce: Annotated[
         Texts, typer.Option(metavar="TEXT", help="Ids and scores in place of a huge output: y:argmax@2; repeatable.")
     ] = None,
+    custom_ops: Annotated[
+        Texts,
+        typer.Option(metavar="MODULE", help="Registers Python functions for operators nobody knows; repeatable."),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> None:
     """Build the fastest engine that this machine can run inside an accuracy budget."""
@@ -126,6 +130,7 @@ def build(
             workspace_bytes=workspace,
             preprocess=preprocess or (),
             reduce=reduce or (),
+            custom_ops=custom_ops or (),
             progress=progress,
         )
     found = evidence.from_json(made.evidence)

@@ -5,6 +5,7 @@ from typing import Annotated, Final
 
 import typer
 
+from penstock.cli.custom_ops import CustomOps
 from penstock.cli.output import plain, print_json
 from penstock.engine import check as check_engine
 
@@ -13,6 +14,7 @@ EXIT: Final = {"run": 0, "retune": 3, "refuse": 4}
 
 def check(
     file: Annotated[Path, typer.Argument(help="An engine file.", show_default=False)],
+    custom_ops: CustomOps = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> None:
     """Say whether an engine runs on this machine, and why not: run (exit 0), retune (3) or refuse (4)."""

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from penstock.cli.custom_ops import CustomOps
 from penstock.cli.output import console, plain, print_json, read, say, shapes_text, table
 
 if TYPE_CHECKING:
@@ -44,6 +45,7 @@ def compare(
             help="'cosine>=0.999' or 'module:metric drop<=0.01'; exit 1 if it fails.",
         ),
     ] = None,
+    custom_ops: CustomOps = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> None:
     """Compare the outputs of two models, and judge them when told how."""

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from penstock.cli.custom_ops import CustomOps
 from penstock.cli.output import console, plain, print_json, read, say, shapes_text, table
 
 if TYPE_CHECKING:
@@ -50,6 +51,7 @@ def time(
         bool, typer.Option("--dumpProfile", help="Time each region, by the library's counters.")
     ] = False,
     runtime: Annotated[str | None, typer.Option(help="Of a model file: onnxruntime or openvino.")] = None,
+    custom_ops: CustomOps = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> None:
     """Time an engine or a model alone: throughput, latency, and where the time goes."""

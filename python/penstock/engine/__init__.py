@@ -4,10 +4,11 @@ The builder times these runtimes, backends run them; nothing here knows of reque
 Libraries are imported when one of their models is loaded, not before.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from penstock.engine.check import Verdict, check
+from penstock.engine.custom import custom_op, import_ops
 from penstock.engine.engine import Engine, EngineContext, open_engine
 from penstock.engine.runtimes.base import Runtime, RuntimeInstance
 from penstock.errors import InvalidArgument, ModelLoadError, NotFound
@@ -21,6 +22,8 @@ __all__ = [
     "RuntimeInstance",
     "Verdict",
     "check",
+    "custom_op",
+    "import_ops",
     "load",
     "open_engine",
 ]
@@ -50,6 +53,7 @@ def load(
     threads: int | None = None,
     instances: int = 1,
     memory_bytes: int | None = None,
+    custom_ops: str | Sequence[str] = (),
 ) -> Runtime:
     """Load an engine, or a model file into a bare runtime that computes in FP32: `load("m.onnx")(x=array)["y"]`.
 
@@ -59,6 +63,8 @@ def load(
     threads       threads of each instance; None divides the usable cores among the instances.
     instances     calls that will run at once; they share the weights. More calls work and share threads.
     memory_bytes  for engines: what the programs may hold together; those that don't fit are done without.
+    custom_ops    for engines: modules, or `module:function`, that register the custom operators in it. They are
+                  imported, their code runs; an engine never imports anything by itself.
 
     Raises NotFound (no such file), ModelLoadError (it can't be loaded), InvalidArgument (bad settings),
     ResourceExhausted (the engine needs more memory than it may have).
@@ -66,6 +72,8 @@ def load(
     path = Path(path)
     if path.suffix == ENGINE_SUFFIX and runtime is not None:
         raise InvalidArgument(f"{path.name} is an engine and brings its own libraries; leave runtime={runtime!r} out")
+    if path.suffix != ENGINE_SUFFIX and custom_ops:
+        raise InvalidArgument(f"{path.name} is no engine: libraries can't call Python functions; build one first")
     runtime = runtime or "onnxruntime"
     loader = RUNTIMES.get(runtime)
     if loader is None:
@@ -75,6 +83,8 @@ def load(
     if not path.is_file():
         raise NotFound(f"model file {path.name!r} does not exist")
     if path.suffix == ENGINE_SUFFIX:
+        for each in (custom_ops,) if isinstance(custom_ops, str) else custom_ops:
+            import_ops(each)
         return open_engine(path, instances=instances, threads=threads, memory_bytes=memory_bytes)
     try:
         return loader(path, instances, threads)

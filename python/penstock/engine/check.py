@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from penstock.engine import fingerprint, sealed
+from penstock.engine import custom, fingerprint, sealed
 from penstock.engine.plan import Fingerprint, Manifest
 from penstock.engine.runtimes import LIBRARIES
 from penstock.engine.sealed import Sealed, graph_member
@@ -62,6 +62,13 @@ def judge(manifest: Manifest, here: Fingerprint) -> tuple[Action, Sequence[str]]
     missing = [name for name in needed if name not in here.libraries]
     if missing:
         return "refuse", [f"{', '.join(missing)} is not installed here; pip install {' '.join(missing)}"]
+    absent = custom.lacking(manifest.custom_ops)
+    if absent:
+        modules = " ".join(sorted({each.module for each in absent}))
+        return "refuse", [
+            f"it needs custom operators that are not registered here: {', '.join(map(str, absent))} (of {modules}); "
+            "import the module that registers them, or give it with custom_ops= or --custom-ops"
+        ]
     reasons: list[str] = []
     lacking = sorted(set(built.features) - set(here.features))
     gained = sorted(set(here.features) - set(built.features))

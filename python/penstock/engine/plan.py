@@ -153,6 +153,19 @@ class Reduction:
 
 
 @dataclass(frozen=True, slots=True)
+class CustomOperator:
+    """An operator that a Python function stands in for: whoever loads the engine has it registered."""
+
+    domain: str
+    name: str
+    module: str
+    """What registered it when the engine was built. It is told to people, and never imported because a file says so."""
+
+    def __str__(self) -> str:
+        return f"{self.domain}::{self.name}"
+
+
+@dataclass(frozen=True, slots=True)
 class Manifest:
     """Everything about an engine but its weights and its evidence."""
 
@@ -171,6 +184,9 @@ class Manifest:
     reductions: tuple[Reduction, ...] = ()
     options: Mapping[str, Any] = field(default_factory=dict)
     """What the build was asked for, so that it can be built again."""
+
+    custom_ops: tuple[CustomOperator, ...] = ()
+    """Python functions that stand in the graph."""
 
 
 def tactic_to_json(tactic: Tactic) -> dict[str, Any]:

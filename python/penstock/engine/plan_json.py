@@ -10,6 +10,7 @@ from typing import Any, Final, TypeVar
 from penstock.engine.plan import (
     PRECISIONS,
     Bucket,
+    CustomOperator,
     Fingerprint,
     Manifest,
     Profile,
@@ -35,8 +36,8 @@ def manifest_to_json(manifest: Manifest) -> dict[str, Any]:
     return {
         "name": manifest.name,
         "precision": manifest.precision,
-        "inputs": [_spec_to_json(each) for each in manifest.inputs],
-        "outputs": [_spec_to_json(each) for each in manifest.outputs],
+        "inputs": [spec_to_json(each) for each in manifest.inputs],
+        "outputs": [spec_to_json(each) for each in manifest.outputs],
         "profiles": [
             {side: _shapes_to_json(getattr(each, side)) for side in ("minimum", "optimum", "maximum")}
             for each in manifest.profiles
@@ -62,6 +63,9 @@ def manifest_to_json(manifest: Manifest) -> dict[str, Any]:
         "fingerprint": fingerprint_to_json(manifest.fingerprint),
         "source_hash": manifest.source_hash,
         "options": dict(manifest.options),
+        "custom_ops": [
+            {"domain": each.domain, "name": each.name, "module": each.module} for each in manifest.custom_ops
+        ],
         "regions": [
             {
                 "name": each.name,
@@ -78,13 +82,13 @@ def manifest_to_json(manifest: Manifest) -> dict[str, Any]:
 
 def manifest_from_json(data: Any) -> Manifest:
     """Raises ModelLoadError for anything `manifest_to_json` can't have written."""
-    top = _Reader(data, "manifest")
+    top = Reader(data, "manifest")
     programs = top.items("programs", _program)
     buckets = top.items("buckets", _bucket)
     found = Manifest(
         name=top.text("name"),
-        inputs=top.items("inputs", _spec),
-        outputs=top.items("outputs", _spec),
+        inputs=top.items("inputs", spec_from_json),
+        outputs=top.items("outputs", spec_from_json),
         profiles=top.items("profiles", _profile),
         programs=programs,
         buckets=buckets,
@@ -94,6 +98,7 @@ def manifest_from_json(data: Any) -> Manifest:
         source_hash=top.text("source_hash"),
         reductions=top.items("reductions", _reduction),
         options=top.mapping("options"),
+        custom_ops=top.items("custom_ops", _custom_op) if "custom_ops" in top else (),  # later than the format
     )
     _check_together(found)
     return found
@@ -143,7 +148,7 @@ def fingerprint_to_json(fingerprint: Fingerprint) -> dict[str, Any]:
 
 def fingerprint_from_json(data: Any) -> Fingerprint:
     """Raises ModelLoadError."""
-    found = _Reader(data, "fingerprint")
+    found = Reader(data, "fingerprint")
     libraries = found.mapping("libraries")
     return Fingerprint(
         device=found.text("device"),
@@ -156,7 +161,7 @@ def fingerprint_from_json(data: Any) -> Fingerprint:
     )
 
 
-class _Reader:
+class Reader:
     """Fields of one JSON object, each with the type that is expected."""
 
     def __init__(self, data: Any, where: str) -> None:
@@ -164,6 +169,9 @@ class _Reader:
             raise ModelLoadError(f"{where}: expected an object, got {type(data).__name__}")
         self._data: Mapping[str, Any] = data
         self._where = where
+
+    def __contains__(self, key: str) -> bool:
+        return key in self._data
 
     def value(self, key: str) -> Any:
         if key not in self._data:
@@ -203,8 +211,8 @@ class _Reader:
             raise ModelLoadError(f"{self._where}.{key}: expected a list of at most {_MOST_ITEMS}")
         return value
 
-    def items(self, key: str, make: Callable[["_Reader"], T]) -> tuple[T, ...]:
-        return tuple(make(_Reader(each, f"{key}[{at}]")) for at, each in enumerate(self.sequence(key)))
+    def items(self, key: str, make: Callable[["Reader"], T]) -> tuple[T, ...]:
+        return tuple(make(Reader(each, f"{key}[{at}]")) for at, each in enumerate(self.sequence(key)))
 
     def shapes(self, key: str) -> dict[str, Shape]:
         found = self.mapping(key)
@@ -236,7 +244,7 @@ def _shapes_to_json(shapes: Mapping[str, Shape]) -> dict[str, list[int]]:
     return {name: list(shape) for name, shape in shapes.items()}
 
 
-def _spec_to_json(spec: TensorSpec) -> dict[str, Any]:
+def spec_to_json(spec: TensorSpec) -> dict[str, Any]:
     return {
         "name": spec.name,
         "datatype": spec.datatype,
@@ -246,7 +254,7 @@ def _spec_to_json(spec: TensorSpec) -> dict[str, Any]:
     }
 
 
-def _spec(data: _Reader) -> TensorSpec:
+def spec_from_json(data: Reader) -> TensorSpec:
     datatype = data.text("datatype")
     if datatype not in DATATYPES:
         raise ModelLoadError(f"manifest: datatype {datatype!r:.40} is not known")
@@ -255,7 +263,7 @@ def _spec(data: _Reader) -> TensorSpec:
     return TensorSpec(data.text("name"), datatype, shape, data.flag("optional"), axes)
 
 
-def _profile(data: _Reader) -> Profile:
+def _profile(data: Reader) -> Profile:
     found = Profile(data.shapes("minimum"), data.shapes("optimum"), data.shapes("maximum"))
     alike = found.minimum.keys() == found.optimum.keys() == found.maximum.keys()
     alike = alike and all(len(found.minimum[name]) == len(found.maximum[name]) for name in found.minimum)
@@ -266,7 +274,7 @@ def _profile(data: _Reader) -> Profile:
     return found
 
 
-def _program(data: _Reader) -> Program:
+def _program(data: Reader) -> Program:
     try:
         tactic = tactic_from_json(data.mapping("tactic"))
     except InvalidArgument as error:
@@ -279,11 +287,11 @@ def _program(data: _Reader) -> Program:
     )
 
 
-def _bucket(data: _Reader) -> Bucket:
+def _bucket(data: Reader) -> Bucket:
     return Bucket(data.shapes("shapes"), data.count("program"), data.number("microseconds"))
 
 
-def _region(data: _Reader) -> Region:
+def _region(data: Reader) -> Region:
     nodes = tuple(_checked(each, str, "nodes") for each in data.sequence("nodes"))
     return Region(
         data.text("name"),
@@ -295,5 +303,9 @@ def _region(data: _Reader) -> Region:
     )
 
 
-def _reduction(data: _Reader) -> Reduction:
+def _reduction(data: Reader) -> Reduction:
     return Reduction(data.text("output"), data.integer("axis"), data.flag("beside"))
+
+
+def _custom_op(data: Reader) -> CustomOperator:
+    return CustomOperator(data.text("domain"), data.text("name"), data.text("module"))

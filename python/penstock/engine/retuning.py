@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
-from penstock.engine import runtimes
+from penstock.engine import parts, runtimes
 from penstock.engine.plan import Program
 from penstock.engine.runtimes.base import Compiled
 from penstock.engine.sealed import WEIGHTS, Sealed, graph_member
@@ -23,10 +23,10 @@ _LOG = logging.getLogger(__name__)
 
 
 def unpack(sealed: Sealed, folder: Path) -> None:
-    """Write the graphs and their weights as files that any ONNX tool reads."""
+    """Write the graphs and their weights as files that any ONNX tool reads, and what lies beside cut graphs."""
     programs = {program.artifact for program in sealed.manifest.programs}
     for name in sealed.members:
-        if name == WEIGHTS or (name.endswith(".onnx") and name not in programs):
+        if name == WEIGHTS or (name.endswith((".onnx", parts.SUFFIX, parts.CONSTANTS)) and name not in programs):
             (folder / Path(name).name).write_bytes(sealed.members[name])
 
 

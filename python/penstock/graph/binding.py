@@ -58,7 +58,7 @@ def prepare(model: ir.Model) -> ir.Model:
 
 
 def _own(model: ir.Model) -> ir.Model:
-    _bound_functions(model)
+    bound_functions(model)
     copy = model.clone()
     mark(copy.graph)
     if copy.functions:
@@ -81,8 +81,11 @@ def _bound(name: str, known: ir.Shape | None, shape: Shape) -> ir.Shape:
     return ir.Shape(dims)
 
 
-def _bound_functions(model: ir.Model) -> None:
-    """Functions may call functions: count what putting them in place would make, before it is made."""
+def bound_functions(model: ir.Model) -> None:
+    """Functions may call functions: count what putting them in place would make, before it is made.
+
+    Raises ModelLoadError beyond the bounds.
+    """
     totals: dict[ir.OperatorIdentifier, int] = {}
 
     def total(identifier: ir.OperatorIdentifier, depth: int) -> int:

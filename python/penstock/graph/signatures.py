@@ -33,11 +33,12 @@ def signature(model: ir.Model) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec
     out. Raises ModelLoadError for sequences, maps, element types without a v2 name, and tensors of unknown rank.
     """
     graph = model.graph
-    inputs = tuple(_spec(value) for value in graph.inputs if value.name not in graph.initializers)
-    return inputs, tuple(_spec(value) for value in graph.outputs)
+    inputs = tuple(spec(value) for value in graph.inputs if value.name not in graph.initializers)
+    return inputs, tuple(spec(value) for value in graph.outputs)
 
 
-def _spec(value: ir.Value) -> TensorSpec:
+def spec(value: ir.Value) -> TensorSpec:
+    """One tensor. Raises as `signature` does."""
     name = value.name or ""
     datatype = _DATATYPES.get(value.dtype) if isinstance(value.type, ir.TensorType) and value.dtype else None
     if datatype is None:

@@ -1,7 +1,8 @@
 """One file per library that can execute a model; each is imported when a model of its kind is loaded.
 
-`compile` makes a runtime from a model file and a tactic, `reopen` from what its `export` wrote. Libraries are imported
-inside, so that importing this costs nothing.
+`compile` makes a runtime from a model file and a tactic, `reopen` from what its `export` wrote. A model that is cut
+around custom operators becomes a chain of such runtimes. Libraries are imported inside, so that importing this costs
+nothing.
 """
 
 import importlib
@@ -38,10 +39,19 @@ def compile(  # noqa: A001  the word for it
         raise InvalidArgument(f"{path.name}: tactic {tactic.name!r} is static; say for which shapes")
     if not path.is_file():
         raise NotFound(f"model file {path.name!r} does not exist")
-    made: Compiled = _class(tactic.runtime, path.name).compile(
-        path, tactic, shapes=shapes, instances=instances, threads=threads
-    )
-    return made
+    library = _class(tactic.runtime, path.name)
+
+    def one(file: Path, bound: Shapes | None) -> Compiled:
+        made: Compiled = library.compile(file, tactic, shapes=bound, instances=instances, threads=threads)
+        return made
+
+    # They know this package's base, so they come after it.
+    from penstock.engine import parts
+    from penstock.engine.runtimes import chained
+
+    if parts.beside(path) is not None:
+        return chained.compile(path, tactic, shapes, one)
+    return one(path, shapes)
 
 
 def reopen(
@@ -62,10 +72,17 @@ def reopen(
     Raises ModelLoadError and InvalidArgument as `compile` does. An artifact may hold native code: whoever calls has
     checked where it comes from.
     """
-    made: Compiled = _class(tactic.runtime, name).reopen(
-        artifact, tactic, output_names, name, instances=instances, threads=threads
-    )
-    return made
+    library = _class(tactic.runtime, name)
+
+    def one(data: memoryview, outputs: tuple[str, ...], title: str) -> Compiled:
+        made: Compiled = library.reopen(data, tactic, outputs, title, instances=instances, threads=threads)
+        return made
+
+    from penstock.engine.runtimes import chained
+
+    if chained.is_chain(artifact):
+        return chained.reopen(artifact, tactic, name, one)
+    return one(artifact, output_names, name)
 
 
 def features() -> Mapping[str, tuple[str, ...]]:

@@ -1,0 +1,418 @@
+"""A lowered graph: what a GPU engine executes, as data. Steps in order, values with shape, type and layout, weights.
+
+Promises: `from_json` believes nothing (every name is defined before it is read, every view lies inside its value,
+else InvalidArgument), and `to_json` loses nothing. No library is imported and nothing is computed. `graph.lowering`
+writes these, `engine.cuda` executes them, tactics name an implementation for each step.
+
+A value is a dense tensor and its shape is the stored one: a feature map has shape [N, H, W, C] and layout `nhwc`,
+everything else is `plain`. Steps read values (or weights) through operands; an operand may see its value through a
+`View`, which is how reshapes, transposes, slices and broadcasting cost nothing. A step's attributes speak of stored
+axes. Weights of convolutions are [out, kh, kw, in / groups], those of transposed ones [in, kh, kw, out / groups], those
+of matrix products [N, K]: out, in.
+"""
+
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Final, Literal
+
+from penstock.engine.plan import Shape
+from penstock.errors import InvalidArgument
+
+Layout = Literal["nhwc", "plain"]
+Number = int | float | bool
+Attribute = str | Number | tuple[Number, ...]
+
+FORMAT: Final = 1
+DATATYPES: Final = (
+    *("BOOL", "INT8", "INT16", "INT32", "INT64", "UINT8"),
+    *("FP16", "BF16", "FP32", "FP64"),
+)
+FLOATS: Final = ("FP16", "BF16", "FP32", "FP64")
+
+# Activation of an epilogue -> what it computes; alpha and beta are the step's attributes.
+ACTIVATIONS: Final = (
+    *("none", "relu", "relu6", "clip", "leaky_relu", "silu", "quick_gelu", "gelu", "gelu_tanh"),
+    *("sigmoid", "hard_sigmoid", "hard_swish", "tanh"),
+)
+# Instructions of a pointwise program with how many arguments they take.
+INSTRUCTIONS: Final[Mapping[str, int]] = {
+    **dict.fromkeys(
+        (
+            *("relu", "relu6", "silu", "quick_gelu", "gelu", "gelu_tanh", "sigmoid", "hard_swish", "tanh", "erf"),
+            *("exp", "log", "sqrt", "neg", "abs", "reciprocal", "sign", "floor", "ceil", "round", "softplus", "not"),
+            *("is_nan", "sin", "cos", "identity", "to_float", "to_int", "to_bool"),
+        ),
+        1,
+    ),
+    **dict.fromkeys(
+        (
+            *("add", "sub", "mul", "div", "pow", "min", "max", "leaky_relu", "elu"),
+            *("equal", "less", "less_equal", "greater", "greater_equal", "and", "or"),
+        ),
+        2,
+    ),
+    **dict.fromkeys(("where", "hard_sigmoid", "clip"), 3),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Value:
+    """A dense tensor that a step makes, or that comes in."""
+
+    shape: Shape
+    datatype: str
+    """Of DATATYPES."""
+
+    layout: Layout = "plain"
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """Strided access to a value, in elements; a stride of 0 repeats."""
+
+    shape: Shape
+    strides: tuple[int, ...]
+    offset: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Operand:
+    """What a step reads."""
+
+    value: str
+    """A value or a weight."""
+
+    role: str = ""
+    """`x`, `weight`, `bias`, `residual`, ...; empty where steps number their operands."""
+
+    view: View | None = None
+    """None: the value as it is."""
+
+
+@dataclass(frozen=True, slots=True)
+class Instruction:
+    """One operator of a pointwise program. Floats are computed in FP32."""
+
+    name: str
+    arguments: tuple[str | Number, ...]
+    """`i0` is the step's first operand, `t0` the first instruction's result; numbers are themselves."""
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """What one kernel, or a short fixed sequence, executes."""
+
+    name: str
+    kind: str
+    """`conv`, `gemm`, `attention`, `pointwise`, ...: a key of `engine.cuda`'s table of implementations."""
+
+    inputs: tuple[Operand, ...]
+    outputs: tuple[str, ...]
+    attributes: Mapping[str, Attribute] = field(default_factory=dict)
+    program: tuple[Instruction, ...] = ()
+    """Of pointwise steps; the last one's result is what is written."""
+
+    nodes: tuple[str, ...] = ()
+    """Names of the source model's nodes that went into it."""
+
+    implementation: str = ""
+    """Chosen by tactics; empty: the reference."""
+
+    def operand(self, role: str) -> Operand | None:
+        return next((operand for operand in self.inputs if operand.role == role), None)
+
+
+@dataclass(frozen=True, slots=True)
+class Input:
+    """What a caller gives, in the model's own layout; its value has the same name."""
+
+    name: str
+    shape: Shape
+    datatype: str
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    """What a caller gets: a value with the model's own shape, same elements in the same order."""
+
+    name: str
+    value: str
+    shape: Shape
+
+
+@dataclass(frozen=True, slots=True)
+class Weight:
+    """A constant tensor; its numbers are beside the graph, under its name."""
+
+    shape: Shape
+    datatype: str
+
+
+@dataclass(frozen=True, slots=True)
+class LoweredGraph:
+    inputs: tuple[Input, ...]
+    outputs: tuple[Output, ...]
+    values: Mapping[str, Value]
+    weights: Mapping[str, Weight]
+    steps: tuple[Step, ...]
+
+    def shape(self, operand: Operand) -> Shape:
+        """What the step sees."""
+        return operand.view.shape if operand.view is not None else self.stored(operand.value).shape
+
+    def stored(self, name: str) -> Value | Weight:
+        return self.values[name] if name in self.values else self.weights[name]
+
+    def readers(self) -> Mapping[str, tuple[int, ...]]:
+        """Value -> numbers of the steps that read it, ascending."""
+        found: dict[str, list[int]] = {}
+        for number, step in enumerate(self.steps):
+            for name in dict.fromkeys(operand.value for operand in step.inputs):
+                found.setdefault(name, []).append(number)
+        return {name: tuple(numbers) for name, numbers in found.items()}
+
+
+def contiguous(shape: Sequence[int]) -> tuple[int, ...]:
+    """Strides of a dense tensor, last axis fastest."""
+    strides: list[int] = []
+    step = 1
+    for size in reversed(shape):
+        strides.append(step)
+        step *= size
+    return tuple(reversed(strides))
+
+
+def narrowed(graph: LoweredGraph, datatype: str) -> LoweredGraph:
+    """The graph with its FP32 values in a 16-bit type; what comes in and goes out keeps its own.
+
+    A pointwise step with a number that FP16 can't hold (a mask of -3e38) keeps an FP32 result. Every step reads
+    whatever type its operands have and writes its outputs' type, but for the heavy ones, which get a cast.
+    """
+    if datatype == "FP32":
+        return graph
+    if datatype not in FLOATS:
+        raise InvalidArgument(f"values can't be {datatype}, expected one of {', '.join(FLOATS)}")
+    kept = {each.name for each in graph.inputs} | {each.value for each in graph.outputs}
+    kept |= {name for step in graph.steps if datatype == "FP16" and _is_wide(step) for name in step.outputs}
+    values = {
+        name: replace(value, datatype=datatype) if value.datatype == "FP32" and name not in kept else value
+        for name, value in graph.values.items()
+    }
+    steps: list[Step] = []
+    casts: dict[str, str] = {}
+    for step in graph.steps:
+        inputs: list[Operand] = []
+        for operand in step.inputs:
+            value = values.get(operand.value)
+            if value is None or value.datatype != "FP32" or step.kind in _READS_ANY or operand.role == "mask":
+                inputs.append(operand)
+                continue
+            if operand.value not in casts:
+                name = _fresh(f"{operand.value}.{datatype.lower()}", values.keys() | graph.weights.keys())
+                casts[operand.value] = name
+                values[name] = replace(value, datatype=datatype)
+                cast = (Instruction("identity", ("i0",)),)
+                steps.append(Step(f"{name}.cast", "pointwise", (Operand(operand.value),), (name,), program=cast))
+            inputs.append(replace(operand, value=casts[operand.value]))
+        steps.append(replace(step, inputs=tuple(inputs)))
+    return replace(graph, values=values, steps=tuple(steps))
+
+
+_READS_ANY: Final = ("pointwise", "copy", "gather")
+_FP16_MAX: Final = 65504.0
+
+
+def _is_wide(step: Step) -> bool:
+    numbers = (each for line in step.program for each in line.arguments if not isinstance(each, str))
+    return any(math.isfinite(each) and abs(each) > _FP16_MAX for each in numbers)
+
+
+def _fresh(hint: str, taken: Iterable[str]) -> str:
+    names, name, count = set(taken), hint, 0
+    while name in names:
+        count += 1
+        name = f"{hint}.{count}"
+    return name
+
+
+# ---- JSON ----
+
+
+def to_json(graph: LoweredGraph) -> str:
+    return json.dumps(
+        {
+            "format": FORMAT,
+            "inputs": [[each.name, list(each.shape), each.datatype] for each in graph.inputs],
+            "outputs": [[each.name, each.value, list(each.shape)] for each in graph.outputs],
+            "values": {name: [list(each.shape), each.datatype, each.layout] for name, each in graph.values.items()},
+            "weights": {name: [list(each.shape), each.datatype] for name, each in graph.weights.items()},
+            "steps": [_step_to_json(step) for step in graph.steps],
+        },
+        indent=None,
+        separators=(",", ":"),
+        allow_nan=True,
+    )
+
+
+def from_json(text: str | bytes) -> LoweredGraph:
+    """Raises InvalidArgument for anything `to_json` can't have written, or that could not be executed safely."""
+    try:
+        data = json.loads(text)
+        if data["format"] != FORMAT:
+            raise InvalidArgument(f"a lowered graph has format {data['format']!r}, this version reads {FORMAT}")
+        graph = LoweredGraph(
+            tuple(Input(_text(name), _shape(shape), _type(kind)) for name, shape, kind in data["inputs"]),
+            tuple(Output(_text(name), _text(value), _shape(shape)) for name, value, shape in data["outputs"]),
+            {
+                _text(name): Value(_shape(shape), _type(kind), _layout(layout))
+                for name, (shape, kind, layout) in data["values"].items()
+            },
+            {_text(name): Weight(_shape(shape), _type(kind)) for name, (shape, kind) in data["weights"].items()},
+            tuple(map(_step_from_json, data["steps"])),
+        )
+    except InvalidArgument:
+        raise
+    except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
+        raise InvalidArgument(f"a lowered graph can't be read: {error!r}") from None
+    validate(graph)
+    return graph
+
+
+def validate(graph: LoweredGraph) -> None:
+    """Names are defined once and before they are read, views stay inside what they look at; else InvalidArgument."""
+    if both := graph.values.keys() & graph.weights.keys():
+        raise InvalidArgument(f"{min(both)!r} is both a value and a weight")
+    made: set[str] = set(graph.weights)
+    for each in graph.inputs:
+        value = graph.values.get(each.name)
+        if value is None or value.shape != each.shape or value.datatype != each.datatype or each.name in made:
+            raise InvalidArgument(f"input {each.name!r} has no value of its shape {list(each.shape)}")
+        made.add(each.name)
+    for step in graph.steps:
+        for operand in step.inputs:
+            if operand.value not in made:
+                raise InvalidArgument(f"step {step.name!r} reads {operand.value!r} before anything made it")
+            if operand.view is not None:
+                _inside(step.name, operand.view, graph.stored(operand.value).shape)
+        for name in step.outputs:
+            if name not in graph.values or name in made:
+                raise InvalidArgument(f"step {step.name!r} makes {name!r}, which is unknown or there already")
+            made.add(name)
+        _check_program(step)
+    for output in graph.outputs:
+        if output.value not in made or math.prod(output.shape) != math.prod(graph.stored(output.value).shape):
+            raise InvalidArgument(f"output {output.name!r} has no value of its size")
+
+
+def _inside(name: str, view: View, shape: Shape) -> None:
+    sizes_fit = len(view.shape) == len(view.strides) and view.offset >= 0 and min(view.strides, default=0) >= 0
+    last = view.offset + sum((size - 1) * stride for size, stride in zip(view.shape, view.strides, strict=False))
+    if not sizes_fit or (math.prod(view.shape) and last >= math.prod(shape)):
+        raise InvalidArgument(f"step {name!r} looks beyond a value of shape {list(shape)}: {view}")
+
+
+def _check_program(step: Step) -> None:
+    if (step.kind == "pointwise") != bool(step.program):
+        raise InvalidArgument(f"step {step.name!r} of kind {step.kind!r}: only pointwise steps have programs")
+    known = {f"i{number}" for number in range(len(step.inputs))}
+    for number, line in enumerate(step.program):
+        if INSTRUCTIONS.get(line.name) != len(line.arguments):
+            raise InvalidArgument(f"step {step.name!r}: no instruction {line.name} of {len(line.arguments)} arguments")
+        if unknown := [each for each in line.arguments if isinstance(each, str) and each not in known]:
+            raise InvalidArgument(f"step {step.name!r} computes with {unknown[0]!r} before it is there")
+        known.add(f"t{number}")
+
+
+def _step_to_json(step: Step) -> dict[str, Any]:
+    data: dict[str, Any] = {
+        "name": step.name,
+        "kind": step.kind,
+        "inputs": [_operand_to_json(operand) for operand in step.inputs],
+        "outputs": list(step.outputs),
+        "nodes": list(step.nodes),
+    }
+    if step.attributes:
+        data["attributes"] = {
+            name: list(each) if isinstance(each, tuple) else each for name, each in step.attributes.items()
+        }
+    if step.program:
+        data["program"] = [[line.name, *line.arguments] for line in step.program]
+    if step.implementation:
+        data["implementation"] = step.implementation
+    return data
+
+
+def _operand_to_json(operand: Operand) -> list[Any]:
+    view = operand.view
+    seen = [] if view is None else [[list(view.shape), list(view.strides), view.offset]]
+    return [operand.value, operand.role, *seen]
+
+
+def _step_from_json(data: Mapping[str, Any]) -> Step:
+    return Step(
+        _text(data["name"]),
+        _text(data["kind"]),
+        tuple(map(_operand_from_json, data["inputs"])),
+        tuple(map(_text, data["outputs"])),
+        {_text(name): _attribute(each) for name, each in data.get("attributes", {}).items()},
+        tuple(
+            Instruction(_text(name), tuple(each if isinstance(each, str) else _number(each) for each in arguments))
+            for name, *arguments in data.get("program", [])
+        ),
+        tuple(map(_text, data["nodes"])),
+        _text(data.get("implementation", "")),
+    )
+
+
+def _operand_from_json(data: Sequence[Any]) -> Operand:
+    value, role, *seen = data
+    if not seen:
+        return Operand(_text(value), _text(role))
+    ((shape, strides, offset),) = seen
+    return Operand(_text(value), _text(role), View(_shape(shape), _shape(strides), _size(offset)))
+
+
+def _attribute(value: Any) -> Attribute:
+    if isinstance(value, str):
+        return value
+    return tuple(map(_number, value)) if isinstance(value, list) else _number(value)
+
+
+def _number(value: Any) -> Number:
+    if not isinstance(value, int | float):
+        raise TypeError(f"{value!r} is no number")
+    return value
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"{value!r} is no text")
+    return value
+
+
+def _size(value: Any) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 2**40:
+        raise ValueError(f"{value!r} is no size")
+    return value
+
+
+def _shape(value: Any) -> Shape:
+    if not isinstance(value, list) or len(value) > 16:
+        raise ValueError(f"{value!r} is no shape")
+    return tuple(map(_size, value))
+
+
+def _type(value: Any) -> str:
+    if value not in DATATYPES:
+        raise ValueError(f"{value!r} is no datatype, expected one of {', '.join(DATATYPES)}")
+    return str(value)
+
+
+def _layout(value: Any) -> Layout:
+    if value == "nhwc":
+        return "nhwc"
+    if value == "plain":
+        return "plain"
+    raise ValueError(f"{value!r} is no layout")
