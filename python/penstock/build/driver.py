@@ -138,7 +138,6 @@ class Build:
                 *(each for profile in self._profiles for each in buckets(options, inputs, profile)),
             ]
         )
-        fixed = self._profiles[0].minimum if len(self._profiles) == 1 and self._profiles[0].static else None
         self._data = quantize.load(options.calibration, inputs) if options.calibration is not None else None
         # What calibration sees and what candidates are judged on have no sample in common.
         self._learned: Calibration | None = None
@@ -147,7 +146,7 @@ class Build:
             self._learned, self._unseen = self._data.split()
         self._samples = Samples(inputs, list(self._unseen) if self._unseen is not None else None)
         self._forms = prepare(
-            self._path, self._folder, preprocess=options.preprocess, reduce=options.reduce, static=fixed
+            self._path, self._folder, preprocess=options.preprocess, reduce=options.reduce, profiles=self._profiles
         )
         self._sealing = Sealing(
             self._path.stem, self._forms, self._profiles, self._buckets, self._samples, self._machine,

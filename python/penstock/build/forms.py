@@ -14,7 +14,8 @@ import onnx_ir as ir
 
 from penstock import graph
 from penstock.build.custom_ops import write_parts
-from penstock.engine.plan import OPTIMIZED, SOURCE, Reduction, Shapes
+from penstock.engine.plan import OPTIMIZED, SOURCE, Profile, Reduction, Shapes
+from penstock.engine.routing import batched
 from penstock.errors import Internal, ModelLoadError
 from penstock.graph.optimizing import PassRecord
 from penstock.tactics.candidates import Form
@@ -66,11 +67,12 @@ class Forms:
 
 
 def prepare(
-    path: Path, folder: Path, *, preprocess: Sequence[str], reduce: Sequence[str], static: Shapes | None
+    path: Path, folder: Path, *, preprocess: Sequence[str], reduce: Sequence[str], profiles: Sequence[Profile]
 ) -> Forms:
     """Load, apply what changes the signature, optimise, and write the forms in FP32.
 
-    static  the shapes when there are no others: they are bound, and shape arithmetic becomes constants.
+    profiles  dimensions that have one size in all of them are bound, and shape arithmetic becomes constants; the batch
+              stays free, since calls may bring any number of rows.
 
     Raises NotFound, ModelLoadError, InvalidArgument (a preprocessing or reduction that does not fit the model).
     """
@@ -84,6 +86,7 @@ def prepare(
         _, reduction = graph.boundary.reduce(plain, text, beside=True)
         reductions.append(reduction)
     notes: list[str] = []
+    static = _fixed(profiles, free_rows=batched(*graph.signature(model)))
     done = _optimized(model, static, notes)
     without = _optimized(plain, static, notes).model if reductions else done.model
     inputs, outputs = graph.signature(model)
@@ -98,7 +101,17 @@ def prepare(
     return forms
 
 
-def _optimized(model: ir.Model, static: Shapes | None, notes: list[str]) -> graph.Optimized:
+def _fixed(profiles: Sequence[Profile], *, free_rows: bool) -> Shapes:
+    """The sizes that all profiles agree on; -1 elsewhere."""
+    found: dict[str, tuple[int, ...]] = {}
+    for name, first in profiles[0].minimum.items():
+        sides = [side[name] for each in profiles for side in (each.minimum, each.maximum)]
+        sizes = [size if all(other[at] == size for other in sides) else -1 for at, size in enumerate(first)]
+        found[name] = (-1, *sizes[1:]) if free_rows and sizes else tuple(sizes)
+    return found
+
+
+def _optimized(model: ir.Model, static: Shapes, notes: list[str]) -> graph.Optimized:
     """The graph as it is, with a note, where passes can't be applied: libraries run some invalid ONNX, too."""
     try:
         return graph.optimize(model, shapes=static)
