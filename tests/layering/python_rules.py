@@ -51,6 +51,13 @@ FRAMEWORKS: Final = frozenset(
     }
 )
 
+# Folders that are about a framework throughout: who is inside may import it, and its neighbours there; who is outside
+# imports them inside functions.
+FOLDERS_OF_FRAMEWORKS: Final[Mapping[str, str]] = {
+    "torch": f"{PACKAGE}engine/cuda/",
+    "triton": f"{PACKAGE}engine/cuda/kernels/",
+}
+
 # What belongs to one place, which may import it eagerly without being lazy itself; elsewhere inside functions only.
 _BUILDER: Final = tuple(f"{PACKAGE}{folder}/" for folder in ("graph", "quantize", "build"))
 OWNERS: Final[Mapping[str, str | tuple[str, ...]]] = {
@@ -178,7 +185,7 @@ def leaves(sources: Sources) -> list[str]:
 
 
 def frameworks(sources: Sources) -> list[str]:
-    """A framework is imported inside functions, or by the one module about it, which is itself imported lazily."""
+    """A framework is imported inside functions, or by the module or folder about it, which is imported lazily itself."""
     eager = [each for each in _all_imports(sources) if each.eager]
     carriers: dict[str, dict[str, Import]] = defaultdict(dict)
     for each in eager:
@@ -186,14 +193,17 @@ def frameworks(sources: Sources) -> list[str]:
             carriers[each.package].setdefault(each.path, each)
     complaints: list[str] = []
     for framework, by_path in carriers.items():
-        if len(by_path) > 1:
+        home = FOLDERS_OF_FRAMEWORKS.get(framework)
+        if len(by_path) > 1 and not (home and all(path.startswith(home) for path in by_path)):
             complaints += [each.complain(f"{framework} belongs to one module; import it inside a function")
                            for each in by_path.values()]  # fmt: skip
-    heavy = {".".join(_module(path)) for by_path in carriers.values() for path in by_path}
+    heavy = {".".join(_module(path)): path for by_path in carriers.values() for path in by_path}
+    homes = FOLDERS_OF_FRAMEWORKS.values()
     for each in eager:
-        for module in sorted(heavy):
+        for module, path in sorted(heavy.items()):
+            neighbours = any(each.path.startswith(home) and path.startswith(home) for home in homes)
             # `from a.b import c` is the name a.b.c, whether c is a module or something in it.
-            if each.target == module or each.target.startswith(f"{module}."):
+            if not neighbours and (each.target == module or each.target.startswith(f"{module}.")):
                 complaints.append(each.complain(f"{module} imports a framework; import it inside a function"))
     return complaints
 

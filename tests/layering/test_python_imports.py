@@ -90,6 +90,17 @@ def test_a_framework_imported_by_two_modules_is_found() -> None:
     assert rules.frameworks({RUNTIME: "import torch.cuda"}) == []
 
 
+def test_a_folder_about_a_framework_may_import_it_throughout() -> None:
+    inside = {
+        "python/penstock/engine/cuda/executor.py": "import torch\nfrom penstock.engine.cuda import steps",
+        "python/penstock/engine/cuda/steps.py": "import torch",
+    }
+    assert rules.frameworks(inside) == []
+    outside = inside | {"python/penstock/engine/engine.py": "from penstock.engine.cuda.steps import conv"}
+    assert len(rules.frameworks(outside)) == 1
+    assert len(rules.frameworks(inside | {"python/penstock/engine/other.py": "import torch"})) == 3
+
+
 @pytest.mark.parametrize(
     "text", ["from penstock.engine.runtimes.torch import Torch", "import penstock.engine.runtimes.torch",
              "from .runtimes import torch"],
