@@ -185,7 +185,7 @@ def leaves(sources: Sources) -> list[str]:
 
 
 def frameworks(sources: Sources) -> list[str]:
-    """A framework is imported inside functions, or by the module or folder about it, which is imported lazily itself."""
+    """A framework is imported inside functions, or by the module or folder about it, imported lazily itself."""
     eager = [each for each in _all_imports(sources) if each.eager]
     carriers: dict[str, dict[str, Import]] = defaultdict(dict)
     for each in eager:
