@@ -106,6 +106,15 @@ def test_a_load_may_bring_its_own_config(explicit_server: RunningServer, transpo
     assert method("http", server, "get_model_config", "first")["max_batch_size"] == 2
 
 
+def test_a_failed_load_of_a_name_that_nobody_knows_leaves_nothing_behind(explicit_server: RunningServer) -> None:
+    """Else anybody who may load could make a server unready for good, or fill its index."""
+    ready = raw.ask(explicit_server, "GET", "/v2/health/ready").status
+    rows = raw.ask(explicit_server, "POST", "/v2/repository/index").json()
+    assert raw.ask(explicit_server, "POST", "/v2/repository/models/absent/load").status >= 400
+    assert raw.ask(explicit_server, "GET", "/v2/health/ready").status == ready
+    assert raw.ask(explicit_server, "POST", "/v2/repository/index").json() == rows
+
+
 def test_unloaded_and_unknown_models_over_http(explicit_server: RunningServer) -> None:
     method("http", explicit_server, "load_model", "first")
     method("http", explicit_server, "unload_model", "first")
