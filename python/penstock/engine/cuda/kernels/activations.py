@@ -1,0 +1,62 @@
+"""Activations inside a kernel, on FP32 values. NaN in gives NaN out, which the hardware's own maximum would not.
+
+gelu is the exact one, with erf; `gelu_tanh` the approximation, which is another function. `alpha` is the slope of
+leaky_relu; hard_sigmoid is clamp(alpha x + beta) to 0 … 1 and hard_swish is x times it with alpha 1/6 and beta 1/2.
+"""
+
+# What Triton compiles has Triton's types, which are not Python's.
+# mypy: disable-error-code="no-untyped-def, untyped-decorator"
+
+from typing import Final
+
+import triton
+import triton.language as tl
+
+ACTIVATIONS: Final = (
+    *("none", "relu", "relu6", "leaky_relu", "silu", "sigmoid", "hard_sigmoid", "hard_swish", "gelu", "gelu_tanh"),
+    "tanh",
+)
+
+
+def expect_activation(name: str) -> None:
+    if name not in ACTIVATIONS:
+        raise ValueError(f"activation: expected one of {', '.join(ACTIVATIONS)}, got {name!r}")
+
+
+@triton.jit
+def clamp(x, low, high):
+    x = tl.maximum(x, low, propagate_nan=tl.PropagateNan.ALL)
+    return tl.minimum(x, high, propagate_nan=tl.PropagateNan.ALL)
+
+
+@triton.jit
+def activate(x, ACTIVATION: tl.constexpr, ALPHA: tl.constexpr, BETA: tl.constexpr):
+    if ACTIVATION == "relu":
+        x = tl.maximum(x, 0.0, propagate_nan=tl.PropagateNan.ALL)
+    elif ACTIVATION == "relu6":
+        x = clamp(x, 0.0, 6.0)
+    elif ACTIVATION == "leaky_relu":
+        x = tl.where(x < 0.0, x * ALPHA, x)
+    elif ACTIVATION == "silu":
+        x = x * tl.sigmoid(x)
+    elif ACTIVATION == "sigmoid":
+        x = tl.sigmoid(x)
+    elif ACTIVATION == "hard_sigmoid":
+        x = clamp(x * ALPHA + BETA, 0.0, 1.0)
+    elif ACTIVATION == "hard_swish":
+        x = x * clamp(x * 0.16666666666666666 + 0.5, 0.0, 1.0)
+    elif ACTIVATION == "gelu":
+        x = 0.5 * x * (1.0 + tl.erf(x * 0.7071067811865476))
+    elif ACTIVATION == "gelu_tanh":
+        # 0.5 (1 + tanh y) = sigmoid(2 y)
+        x = x * tl.sigmoid(1.5957691216057308 * (x + 0.044715 * x * x * x))
+    elif ACTIVATION == "tanh":
+        x = 2.0 * tl.sigmoid(2.0 * x) - 1.0
+    return x
+
+
+@triton.jit
+def round_to_int8(x):
+    """To the nearest, ties to even, saturating. Adding 1.5 x 2**23 leaves no bits for a fraction in FP32."""
+    x = tl.minimum(tl.maximum(x, -128.0), 127.0)
+    return ((x + 12582912.0) - 12582912.0).to(tl.int8)

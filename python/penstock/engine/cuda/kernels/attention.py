@@ -1,0 +1,185 @@
+"""Attention over short sequences, straight from the packed projection: softmax(QK^T · scale + mask) V.
+
+Queries, keys and values are views [B, T, H, D] of whatever holds them, typically slices of [B, T, 3, H, D]: nothing is
+split or transposed in memory. Sums and the softmax are FP32. A row whose keys are all masked with -inf is NaN, as in
+the frameworks.
+"""
+
+# What Triton compiles has Triton's types, which are not Python's.
+# mypy: disable-error-code="no-untyped-def, untyped-decorator"
+
+from dataclasses import dataclass
+
+import torch
+import triton
+import triton.language as tl
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
+
+from .launching import Launch
+from .rows import INDEX_LIMIT, expect_shape, power_of_two
+
+
+@dataclass(frozen=True, slots=True)
+class AttentionTile:
+    block_q: int
+    """Queries of one block; at least 16."""
+    block_t: int
+    """Keys of one step of its loop; at least 16."""
+    num_warps: int
+    num_stages: int = 2
+
+
+def attention_tiles(batch: int, heads: int, queries: int, keys: int) -> list[AttentionTile]:
+    """The cuts worth timing, most promising first. Few heads: more, smaller blocks; keys whole where they fit."""
+    small = batch * heads * triton.cdiv(queries, 64) < 132
+    whole = power_of_two(keys, 16)
+    found = [
+        AttentionTile(block_q, block_t, num_warps)
+        for block_q in ((16, 32, 64) if small else (64, 128, 32))
+        for block_t in dict.fromkeys((min(whole, 64), min(whole, 128), min(whole, 32)))
+        for num_warps in ((4,) if block_q <= 64 else (8, 4))
+        if block_q < 2 * power_of_two(queries, 16)
+    ]
+    return found[:12]
+
+
+def attention(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    *,
+    out: torch.Tensor,
+    config: AttentionTile,
+    scale: float,
+    mask: torch.Tensor | None = None,
+    pdl: bool = False,
+) -> None:
+    """q [B, T, H, D], k and v [B, S, H, D], out [B, T, H, D]: any strides but the last, which is 1.
+
+    mask   added to the scores after scaling; [B or 1, H or 1, T or 1, S].
+    """
+    attention_launch(q, k, v, out=out, config=config, scale=scale, mask=mask, pdl=pdl).run()
+
+
+def attention_launch(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    *,
+    out: torch.Tensor,
+    config: AttentionTile,
+    scale: float,
+    mask: torch.Tensor | None = None,
+    pdl: bool = False,
+) -> Launch:
+    batch, queries, heads, size = q.shape
+    keys = k.shape[1]
+    expect_shape(k, "k", batch, keys, heads, size)
+    expect_shape(v, "v", batch, keys, heads, size)
+    expect_shape(out, "out", *q.shape)
+    constants: dict[str, int | bool] = {}
+    for name, tensor in (("q", q), ("k", k), ("v", v), ("out", out)):
+        if tensor.stride(3) != 1 or tensor.stride(0) * batch >= INDEX_LIMIT:
+            raise ValueError(f"{name}: expected a contiguous last dimension, below 2**31 elements")
+        for dimension, letter in ((0, "B"), (1, "T"), (2, "H")):
+            constants[f"{name.upper()}_{letter}"] = tensor.stride(dimension)
+    seen = mask if mask is None else mask.expand(batch, heads, queries, keys)
+    for dimension, letter in ((0, "B"), (1, "H"), (2, "T"), (3, "S")):
+        constants[f"MASK_{letter}"] = 0 if seen is None else seen.stride(dimension)
+    return Launch(
+        attention_kernel,
+        (triton.cdiv(queries, config.block_q), heads, batch),
+        (q, k, v, mask, out, scale),
+        {
+            "QUERIES": queries,
+            "KEYS": keys,
+            "SIZE": size,
+            **constants,
+            "BLOCK_Q": config.block_q,
+            "BLOCK_T": config.block_t,
+            "BLOCK_D": power_of_two(size, 16),
+            "PDL": pdl,
+        },
+        config.num_warps,
+        config.num_stages,
+        pdl,
+    )
+
+
+@triton.jit
+def attention_kernel(
+    q,
+    k,
+    v,
+    mask,
+    out,
+    scale,
+    QUERIES: tl.constexpr,
+    KEYS: tl.constexpr,
+    SIZE: tl.constexpr,
+    Q_B: tl.constexpr,
+    Q_T: tl.constexpr,
+    Q_H: tl.constexpr,
+    K_B: tl.constexpr,
+    K_T: tl.constexpr,
+    K_H: tl.constexpr,
+    V_B: tl.constexpr,
+    V_T: tl.constexpr,
+    V_H: tl.constexpr,
+    OUT_B: tl.constexpr,
+    OUT_T: tl.constexpr,
+    OUT_H: tl.constexpr,
+    MASK_B: tl.constexpr,
+    MASK_H: tl.constexpr,
+    MASK_T: tl.constexpr,
+    MASK_S: tl.constexpr,
+    BLOCK_Q: tl.constexpr,
+    BLOCK_T: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    PDL: tl.constexpr,
+):
+    """Grid: (blocks of queries, heads, batch)."""
+    LOG2_E: tl.constexpr = 1.4426950408889634
+    head = tl.program_id(1)
+    batch = tl.program_id(2)
+    rows = tl.program_id(0) * BLOCK_Q + tl.arange(0, BLOCK_Q)
+    d = tl.arange(0, BLOCK_D)
+    rows_inside = rows < QUERIES
+    if PDL:
+        gdc_wait()
+        gdc_launch_dependents()
+    query = tl.load(
+        q + batch * Q_B + head * Q_H + rows[:, None] * Q_T + d[None, :],
+        mask=rows_inside[:, None] & (d < SIZE)[None, :],
+        other=0.0,
+    )
+    highest = tl.full((BLOCK_Q,), float("-inf"), dtype=tl.float32)
+    weight = tl.zeros((BLOCK_Q,), dtype=tl.float32)
+    total = tl.zeros((BLOCK_Q, BLOCK_D), dtype=tl.float32)
+    for start in range(0, KEYS, BLOCK_T):
+        columns = start + tl.arange(0, BLOCK_T)
+        inside = (columns < KEYS)[:, None] & (d < SIZE)[None, :]
+        key = tl.load(k + batch * K_B + head * K_H + columns[:, None] * K_T + d[None, :], mask=inside, other=0.0)
+        scores = tl.dot(query, key.T, input_precision="ieee") * (scale * LOG2_E)
+        if mask is not None:
+            added = tl.load(
+                mask + batch * MASK_B + head * MASK_H + rows[:, None] * MASK_T + columns[None, :] * MASK_S,
+                mask=rows_inside[:, None] & (columns < KEYS)[None, :],
+                other=0.0,
+            )
+            scores += added.to(tl.float32) * LOG2_E
+        scores = tl.where((columns < KEYS)[None, :], scores, float("-inf"))
+        raised = tl.maximum(highest, tl.max(scores, axis=1))
+        # A block of keys that are all masked has no maximum to subtract: its terms are 0, not NaN.
+        safe = tl.where(raised == float("-inf"), 0.0, raised)
+        terms = tl.exp2(scores - safe[:, None])
+        shrink = tl.exp2(highest - safe)
+        weight = weight * shrink + tl.sum(terms, axis=1)
+        value = tl.load(v + batch * V_B + head * V_H + columns[:, None] * V_T + d[None, :], mask=inside, other=0.0)
+        total = tl.dot(terms.to(value.dtype), value, total * shrink[:, None], input_precision="ieee")
+        highest = raised
+    tl.store(
+        out + batch * OUT_B + head * OUT_H + rows[:, None] * OUT_T + d[None, :],
+        (total / weight[:, None]).to(out.dtype.element_ty),
+        mask=rows_inside[:, None] & (d < SIZE)[None, :],
+    )

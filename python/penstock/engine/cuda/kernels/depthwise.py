@@ -1,0 +1,271 @@
+"""Depthwise convolution over NHWC: every channel with its own small filter, bound by memory when it is done well.
+
+Each thread keeps eight or so channels of a few neighbouring output columns in registers, so that an input pixel is
+loaded and widened once for all the taps that look at it. `sums` takes, for a squeeze-and-excite that follows, the sum
+of every channel over each block of pixels, before rounding: a later kernel adds the blocks in order.
+"""
+
+# What Triton compiles has Triton's types, which are not Python's.
+# mypy: disable-error-code="no-untyped-def, untyped-decorator, assignment, var-annotated"
+# ruff: noqa: RUF005  (Triton knows no unpacking)
+
+from dataclasses import dataclass
+from typing import Final
+
+import torch
+import triton
+import triton.language as tl
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
+
+from .activations import activate
+from .epilogue import Epilogue
+from .launching import Launch
+from .rows import expect_shape, pitch, power_of_two
+from .tiles import H200_MULTIPROCESSORS
+
+_VECTOR: Final = 8  # FP16 channels in one 16-byte access
+_WIDEST: Final = 128  # channels of a block: 256 bytes in a row are as good as more
+
+
+@dataclass(frozen=True, slots=True)
+class DepthwiseTile:
+    """A block makes `block_spots` runs of `columns` output pixels of one image, `block_channels` wide."""
+
+    block_spots: int
+    block_channels: int
+    columns: int
+    num_warps: int
+
+    def blocks(self, out_high: int, out_wide: int) -> int:
+        """Blocks that one image is cut into: the second dimension of `sums`."""
+        return int(triton.cdiv(out_high * triton.cdiv(out_wide, self.columns), self.block_spots))
+
+
+def depthwise_tiles(
+    out_shape: tuple[int, int, int, int],
+    taps_wide: int,
+    stride_wide: int,
+    multiprocessors: int = H200_MULTIPROCESSORS,
+) -> list[DepthwiseTile]:
+    """The cuts worth timing, at most 12, most promising first: wide runs where there is work enough for all."""
+    images, high, wide, channels = out_shape
+    block_channels = min(_WIDEST, power_of_two(channels, _VECTOR))
+    found: list[tuple[float, DepthwiseTile]] = []
+    for columns in (1, 2, 4, 8):
+        if columns > wide or (columns == 8 and (taps_wide > 3 or stride_wide > 1)):
+            continue  # more than the registers of a thread can hold, as compiled for Hopper
+        for num_warps in (1, 2, 4):
+            # One 16-byte vector of channels for each thread.
+            tile = DepthwiseTile(max(1, num_warps * 32 * _VECTOR // block_channels), block_channels, columns, num_warps)
+            blocks = images * triton.cdiv(channels, block_channels) * tile.blocks(high, wide)
+            waste = triton.cdiv(wide, columns) * columns / wide * triton.cdiv(channels, block_channels)
+            loads = ((columns - 1) * stride_wide + taps_wide) / columns
+            # Threads beyond what hides the latency (half of 2048 a multiprocessor) are better spent on longer runs.
+            idle = max(1.0, multiprocessors * 1024 / (blocks * num_warps * 32))
+            found.append((waste * loads * idle**0.7, tile))
+    found.sort(key=lambda each: each[0])
+    return [tile for _, tile in found[:12]]
+
+
+def depthwise_conv2d_nhwc(
+    x: torch.Tensor,
+    w: torch.Tensor,
+    *,
+    out: torch.Tensor,
+    config: DepthwiseTile,
+    bias: torch.Tensor | None = None,
+    residual: torch.Tensor | None = None,
+    sums: torch.Tensor | None = None,
+    epilogue: Epilogue | None = None,
+    stride: tuple[int, int] = (1, 1),
+    padding: tuple[int, int] = (0, 0),
+    dilation: tuple[int, int] = (1, 1),
+    pdl: bool = False,
+) -> None:
+    """Convolve x [N, H, W, C] with w [R, S, C], channel by channel, into out [N, P, Q, C].
+
+    padding   rows above and columns to the left; what is missing below and to the right follows from out's shape.
+    sums      FP32 [N, config.blocks(P, Q), C], of what is stored in out before it is rounded.
+    """
+    depthwise_conv2d_nhwc_launch(
+        x, w, out=out, config=config, bias=bias, residual=residual, sums=sums, epilogue=epilogue, stride=stride,
+        padding=padding, dilation=dilation, pdl=pdl,
+    ).run()  # fmt: skip
+
+
+def depthwise_conv2d_nhwc_launch(
+    x: torch.Tensor,
+    w: torch.Tensor,
+    *,
+    out: torch.Tensor,
+    config: DepthwiseTile,
+    bias: torch.Tensor | None = None,
+    residual: torch.Tensor | None = None,
+    sums: torch.Tensor | None = None,
+    epilogue: Epilogue | None = None,
+    stride: tuple[int, int] = (1, 1),
+    padding: tuple[int, int] = (0, 0),
+    dilation: tuple[int, int] = (1, 1),
+    pdl: bool = False,
+) -> Launch:
+    images, height, width, channels = x.shape
+    expect_shape(w, "w", w.shape[0], w.shape[1], channels)
+    expect_shape(out, "out", images, out.shape[1], out.shape[2], channels)
+    out_high, out_wide = out.shape[1:3]
+    blocks = config.blocks(out_high, out_wide)
+    if not w.is_contiguous():
+        raise ValueError(f"w: expected contiguous weights [R, S, C], got strides {w.stride()}")
+    if bias is not None:
+        expect_shape(bias, "bias", channels)
+    if residual is not None:
+        expect_shape(residual, "residual", *out.shape)
+    if sums is not None:
+        expect_shape(sums, "sums", images, blocks, channels)
+    epilogue = epilogue or Epilogue()
+    return Launch(
+        depthwise_kernel,
+        (blocks, triton.cdiv(channels, config.block_channels), images),
+        (x, w, bias, residual, out, sums),
+        {
+            "CHANNELS": channels,
+            "HEIGHT": height,
+            "WIDTH": width,
+            "OUT_HEIGHT": out_high,
+            "OUT_WIDTH": out_wide,
+            "TAPS_HIGH": w.shape[0],
+            "TAPS_WIDE": w.shape[1],
+            "STRIDE_HIGH": stride[0],
+            "STRIDE_WIDE": stride[1],
+            "PAD_TOP": padding[0],
+            "PAD_LEFT": padding[1],
+            "DILATION_HIGH": dilation[0],
+            "DILATION_WIDE": dilation[1],
+            "X_PITCH": pitch(x, "x"),
+            "RESIDUAL_PITCH": 0 if residual is None else pitch(residual, "residual"),
+            "OUT_PITCH": pitch(out, "out"),
+            "ACTIVATION": epilogue.activation,
+            "ALPHA": epilogue.alpha,
+            "BETA": epilogue.beta,
+            "RESIDUAL_LAST": epilogue.residual_last,
+            "BLOCK_SPOTS": config.block_spots,
+            "BLOCK_CHANNELS": config.block_channels,
+            "COLUMNS": config.columns,
+            "PDL": pdl,
+        },
+        config.num_warps,
+        pdl=pdl,
+    )
+
+
+@triton.jit
+def depthwise_kernel(
+    x,
+    w,
+    bias,
+    residual,
+    out,
+    sums,
+    CHANNELS: tl.constexpr,
+    HEIGHT: tl.constexpr,
+    WIDTH: tl.constexpr,
+    OUT_HEIGHT: tl.constexpr,
+    OUT_WIDTH: tl.constexpr,
+    TAPS_HIGH: tl.constexpr,
+    TAPS_WIDE: tl.constexpr,
+    STRIDE_HIGH: tl.constexpr,
+    STRIDE_WIDE: tl.constexpr,
+    PAD_TOP: tl.constexpr,
+    PAD_LEFT: tl.constexpr,
+    DILATION_HIGH: tl.constexpr,
+    DILATION_WIDE: tl.constexpr,
+    X_PITCH: tl.constexpr,
+    RESIDUAL_PITCH: tl.constexpr,
+    OUT_PITCH: tl.constexpr,
+    ACTIVATION: tl.constexpr,
+    ALPHA: tl.constexpr,
+    BETA: tl.constexpr,
+    RESIDUAL_LAST: tl.constexpr,
+    BLOCK_SPOTS: tl.constexpr,
+    BLOCK_CHANNELS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    PDL: tl.constexpr,
+):
+    """Grid: (blocks of an image, blocks of channels, images)."""
+    RUNS: tl.constexpr = (OUT_WIDTH + COLUMNS - 1) // COLUMNS
+    # Input columns that one run of outputs looks at.
+    REACH: tl.constexpr = (COLUMNS - 1) * STRIDE_WIDE + (TAPS_WIDE - 1) * DILATION_WIDE + 1
+
+    block = tl.program_id(0)
+    image = tl.program_id(2)
+    spots = block * BLOCK_SPOTS + tl.arange(0, BLOCK_SPOTS)
+    channels = tl.program_id(1) * BLOCK_CHANNELS + tl.arange(0, BLOCK_CHANNELS)
+    exists = channels < CHANNELS
+    nothing = spots * 0
+    p = spots // RUNS
+    q = (spots % RUNS) * COLUMNS
+    top = p * STRIDE_HIGH - PAD_TOP
+    left = q * STRIDE_WIDE - PAD_LEFT
+    # Spots past the end are as far outside the picture as the padding is.
+    top = tl.where(p < OUT_HEIGHT, top, -(1 << 20))
+    first = ((image * HEIGHT + p * STRIDE_HIGH - PAD_TOP) * WIDTH + left) * X_PITCH
+
+    if bias is None:
+        start = tl.zeros((BLOCK_CHANNELS,), dtype=tl.float32)
+    else:
+        start = tl.load(bias + channels, mask=exists, other=0.0).to(tl.float32)
+    if PDL:
+        gdc_wait()
+        gdc_launch_dependents()
+
+    totals = ()
+    for _column in tl.static_range(COLUMNS):
+        totals = totals + (tl.zeros((BLOCK_SPOTS, BLOCK_CHANNELS), dtype=tl.float32) + start[None, :],)
+    for r in tl.static_range(TAPS_HIGH):
+        high_inside = (top + r * DILATION_HIGH).to(tl.uint32, bitcast=True) < HEIGHT
+        filters = ()
+        for s in tl.static_range(TAPS_WIDE):
+            # A whole tile, all rows alike: each thread then has its own channels' weights, and none are exchanged.
+            tap = tl.load(
+                w + (r * TAPS_WIDE + s) * CHANNELS + channels[None, :] + nothing[:, None],
+                mask=tl.broadcast_to(exists[None, :], (BLOCK_SPOTS, BLOCK_CHANNELS)),
+                other=0.0,
+            )
+            filters = filters + (tap.to(tl.float32),)
+        for j in tl.static_range(REACH):
+            seen = high_inside & ((left + j).to(tl.uint32, bitcast=True) < WIDTH)
+            pixels = tl.load(
+                x + first[:, None] + ((r * DILATION_HIGH * WIDTH + j) * X_PITCH + channels)[None, :],
+                mask=seen[:, None] & exists[None, :],
+                other=0.0,
+            ).to(tl.float32)
+            changed = ()
+            for column in tl.static_range(COLUMNS):
+                if (
+                    j >= column * STRIDE_WIDE
+                    and (j - column * STRIDE_WIDE) % DILATION_WIDE == 0
+                    and (j - column * STRIDE_WIDE) // DILATION_WIDE < TAPS_WIDE
+                ):
+                    filtered = pixels * filters[(j - column * STRIDE_WIDE) // DILATION_WIDE]
+                    changed = changed + (totals[column] + filtered,)
+                else:
+                    changed = changed + (totals[column],)
+            totals = changed
+
+    summed = tl.zeros((BLOCK_SPOTS, BLOCK_CHANNELS), dtype=tl.float32)
+    for column in tl.static_range(COLUMNS):
+        kept = ((p < OUT_HEIGHT) & (q + column < OUT_WIDTH))[:, None] & exists[None, :]
+        at = (image * OUT_HEIGHT + p) * OUT_WIDTH + q + column
+        y = totals[column]
+        if residual is None:
+            y = activate(y, ACTIVATION, ALPHA, BETA)
+        else:
+            added = tl.load(residual + (at * RESIDUAL_PITCH)[:, None] + channels[None, :], mask=kept, other=0.0)
+            if RESIDUAL_LAST:
+                y = activate(y, ACTIVATION, ALPHA, BETA) + added.to(tl.float32)
+            else:
+                y = activate(y + added.to(tl.float32), ACTIVATION, ALPHA, BETA)
+        tl.store(out + (at * OUT_PITCH)[:, None] + channels[None, :], y.to(out.dtype.element_ty), mask=kept)
+        summed += tl.where(kept, y, 0.0)
+    if sums is not None:
+        blocks = tl.num_programs(0)
+        tl.store(sums + (image * blocks + block) * CHANNELS + channels, tl.sum(summed, axis=0), mask=exists)

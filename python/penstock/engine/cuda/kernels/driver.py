@@ -1,0 +1,109 @@
+"""Compiled kernels launched through the CUDA driver alone: neither Triton nor a C compiler has a part in it.
+
+`Launch.seal` turns a launch into a `SealedKernel`, which is data and can be kept in a file; `LoadedKernel` puts it on
+the GPU and launches it on a stream, also while that is being captured. The thread needs a current CUDA context, which
+torch makes with its first tensor. Machine code for one architecture (9.0a) does not run on another.
+"""
+
+import ctypes
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Any, Final
+
+# Of cuda.h.
+_MAX_DYNAMIC_SHARED: Final = 8
+_PROGRAMMATIC_SERIALIZATION: Final = 6
+_WITHOUT_ASKING: Final = 48 * 1024  # more dynamic shared memory than this has to be asked for
+
+
+class DriverError(RuntimeError):
+    """The driver refused: no GPU, code for another one, or more shared memory than there is."""
+
+
+@dataclass(frozen=True, slots=True)
+class SealedKernel:
+    cubin: bytes
+    symbol: str
+    grid: tuple[int, int, int]
+    threads: int
+    shared_bytes: int
+    parameters: str
+    """One letter each, in order: p for an address, f for an FP32 number."""
+    pdl: bool = False
+
+
+class _Attribute(ctypes.Structure):
+    """CUlaunchAttribute: what is meant, padding to 8 bytes, and a union of 64."""
+
+    _fields_ = [("id", ctypes.c_int), ("pad", ctypes.c_char * 4), ("value", ctypes.c_int), ("rest", ctypes.c_char * 60)]
+
+
+class _Config(ctypes.Structure):
+    """CUlaunchConfig."""
+
+    _fields_ = [
+        ("grid", ctypes.c_uint * 3),
+        ("block", ctypes.c_uint * 3),
+        ("shared", ctypes.c_uint),
+        ("stream", ctypes.c_void_p),
+        ("attributes", ctypes.POINTER(_Attribute)),
+        ("count", ctypes.c_uint),
+    ]
+
+
+@cache
+def _library() -> ctypes.CDLL:
+    try:
+        return ctypes.CDLL("libcuda.so.1")
+    except OSError as error:
+        raise DriverError("expected NVIDIA's driver on this machine, found no libcuda.so.1") from error
+
+
+def _call(name: str, *arguments: Any) -> None:
+    status = getattr(_library(), name)(*arguments)
+    if status != 0:
+        text = ctypes.c_char_p()
+        _library().cuGetErrorString(status, ctypes.byref(text))
+        raise DriverError(f"{name}: error {status}, {(text.value or b'unknown').decode()}")
+
+
+class LoadedKernel:
+    """A kernel on the GPU. `close` frees its code; nothing that was captured with it may be replayed after that."""
+
+    def __init__(self, sealed: SealedKernel) -> None:
+        self.sealed = sealed
+        self._module = ctypes.c_void_p()
+        self._function = ctypes.c_void_p()
+        _call("cuModuleLoadData", ctypes.byref(self._module), sealed.cubin)
+        _call("cuModuleGetFunction", ctypes.byref(self._function), self._module, sealed.symbol.encode())
+        if sealed.shared_bytes > _WITHOUT_ASKING:
+            _call("cuFuncSetAttribute", self._function, _MAX_DYNAMIC_SHARED, sealed.shared_bytes)
+
+    def launch(self, arguments: Sequence[int | float], stream: int) -> None:
+        """Enqueue it on `stream` (torch's `cuda_stream`), with addresses and numbers as `parameters` has them."""
+        sealed = self.sealed
+        if len(arguments) != len(sealed.parameters):
+            raise ValueError(f"{sealed.symbol}: expected {len(sealed.parameters)} arguments, got {len(arguments)}")
+        values: list[ctypes.c_void_p | ctypes.c_float] = [
+            ctypes.c_float(value) if kind == "f" else ctypes.c_void_p(int(value))
+            for kind, value in zip(sealed.parameters, arguments, strict=True)
+        ]
+        # Every kernel of Triton 3.6 ends with two addresses for memory it may ask of its launcher; none of ours asks.
+        values += [ctypes.c_void_p(), ctypes.c_void_p()]
+        pointers = (ctypes.c_void_p * len(values))(*(ctypes.addressof(value) for value in values))
+        attribute = _Attribute(id=_PROGRAMMATIC_SERIALIZATION, value=1)
+        config = _Config(
+            grid=(ctypes.c_uint * 3)(*sealed.grid),
+            block=(ctypes.c_uint * 3)(sealed.threads, 1, 1),
+            shared=sealed.shared_bytes,
+            stream=stream,
+            attributes=ctypes.pointer(attribute),
+            count=1 if sealed.pdl else 0,
+        )
+        _call("cuLaunchKernelEx", ctypes.byref(config), self._function, pointers, None)
+
+    def close(self) -> None:
+        if self._module:
+            _call("cuModuleUnload", self._module)
+            self._module = ctypes.c_void_p()

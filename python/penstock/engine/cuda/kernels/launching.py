@@ -1,0 +1,130 @@
+"""A kernel launch as data: which kernel, over which grid, with which arguments and constants.
+
+`run` launches it on the current stream. `compile` builds the same machine code for a GPU that need not be there and
+says what it takes; the result lands in Triton's cache, where `run` finds it. `seal` makes it data that `driver` can
+launch without Triton. The functions of this package make these.
+"""
+
+import re
+import subprocess
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from .driver import SealedKernel
+
+HOPPER: Final = 90  # compute capability 9.0
+
+_TYPES: Final[Mapping[torch.dtype, str]] = {
+    torch.float16: "fp16",
+    torch.bfloat16: "bf16",
+    torch.float32: "fp32",
+    torch.float8_e4m3fn: "fp8e4nv",
+    torch.int8: "i8",
+    torch.int32: "i32",
+}
+# What Triton assumes of an address it is handed, if it is so; it must be said again to compile without the address.
+_ALIGNED: Final = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Resources:
+    """What one block of a compiled kernel takes of a multiprocessor."""
+
+    registers: int
+    """Of each thread; at most 255."""
+    spilled_bytes: int
+    """Local memory of each thread: anything but 0 is slow."""
+    shared_bytes: int
+    uses_wgmma: bool
+    """Whether matrix products run on Hopper's warpgroup units; the older ones reach about 60 % of their rate."""
+
+
+@dataclass(frozen=True, slots=True)
+class Launch:
+    kernel: Any
+    """A `triton.jit` function whose parameters are `arguments`, in order, and then `constants`."""
+    grid: tuple[int, int, int]
+    arguments: tuple[torch.Tensor | float | None, ...]
+    constants: Mapping[str, int | float | str | bool]
+    num_warps: int
+    num_stages: int = 1
+    pdl: bool = False
+    """Launch before the kernel ahead has ended (programmatic dependent launch); every kernel here waits for it before
+    it touches memory that another may write."""
+
+    def run(self) -> None:
+        self.kernel[self.grid](*self.arguments, **self.constants, **self._options())
+
+    def compile(self, capability: int = HOPPER) -> Resources:
+        """Build it for a GPU that need not be there. Raises whatever the compiler does."""
+        compiled = self._compiled(capability)
+        registers, spilled = _usage(compiled.asm["cubin"])
+        return Resources(registers, spilled, int(compiled.metadata.shared), "wgmma" in compiled.asm["ptx"])
+
+    def seal(self, capability: int = HOPPER) -> SealedKernel:
+        """Its machine code and all that launching it takes, but for `bound`, which holds where the tensors are now."""
+        compiled = self._compiled(capability)
+        metadata = compiled.metadata
+        if metadata.global_scratch_size or metadata.profile_scratch_size or metadata.num_ctas != 1:
+            raise ValueError(f"{metadata.name}: expected a kernel that needs neither scratch nor clusters")
+        kinds = ("p" if isinstance(value, torch.Tensor) else "f" for value in self.arguments if value is not None)
+        threads = 32 * self.num_warps
+        return SealedKernel(
+            compiled.asm["cubin"], metadata.name, self.grid, threads, metadata.shared, "".join(kinds), self.pdl
+        )
+
+    def bound(self) -> list[int | float]:
+        """The arguments of a `driver.LoadedKernel.launch`. They do not keep the tensors alive."""
+        present = (value for value in self.arguments if value is not None)
+        return [value.data_ptr() if isinstance(value, torch.Tensor) else value for value in present]
+
+    def _compiled(self, capability: int) -> Any:
+        names = self.kernel.arg_names
+        signature = dict.fromkeys(names, "constexpr")
+        constants: dict[str, Any] = dict(self.constants)
+        attributes: dict[tuple[int], list[list[str | int]]] = {}
+        for position, (name, value) in enumerate(zip(names, self.arguments, strict=False)):
+            if value is None:
+                constants[name] = None
+            elif isinstance(value, torch.Tensor):
+                signature[name] = "*" + _TYPES[value.dtype]
+                if value.data_ptr() % _ALIGNED == 0:
+                    attributes[position,] = [["tt.divisibility", _ALIGNED]]
+            else:
+                signature[name] = "fp32"
+        # Order and spelling as the launcher's own: the key of Triton's cache is made of the text of these mappings, and
+        # a text among the constants leaves an empty attribute there.
+        for position, name in enumerate(names):
+            if isinstance(constants.get(name), str):
+                attributes[position,] = []
+        ordered = {name: constants[name] for name in names if name in constants}
+        source = ASTSource(self.kernel, signature, ordered, attributes)
+        return triton.compile(source, target=GPUTarget("cuda", capability, 32), options=self._options())
+
+    def _options(self) -> dict[str, int | bool]:
+        options: dict[str, int | bool] = {"num_warps": self.num_warps, "num_stages": self.num_stages}
+        if self.pdl:
+            options["launch_pdl"] = True
+        return options
+
+
+def _usage(cubin: bytes) -> tuple[int, int]:
+    """Registers and bytes of local memory of each thread, as the disassembler that Triton brings reports them."""
+    tool = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        command = [str(tool), "-res-usage", file.name]
+        text = subprocess.run(command, check=True, capture_output=True, text=True).stdout  # noqa: S603
+    found = re.search(r"REG:(\d+) STACK:(\d+)", text)
+    if found is None:
+        raise ValueError(f"expected cuobjdump to report REG and STACK, got {text[:200]!r}")
+    return int(found[1]), int(found[2])

@@ -1,0 +1,245 @@
+"""Sums over rows and over pictures, in FP32 whatever the data: layer norm, channel sums, global average pool."""
+
+# What Triton compiles has Triton's types, which are not Python's.
+# mypy: disable-error-code="no-untyped-def, untyped-decorator"
+
+import torch
+import triton
+import triton.language as tl
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
+
+from .epilogue import Scratch
+from .launching import Launch
+from .rows import expect_shape, pitch, power_of_two
+
+
+def layer_norm(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    *,
+    out: torch.Tensor,
+    epsilon: float,
+    residual: torch.Tensor | None = None,
+    total: torch.Tensor | None = None,
+    pdl: bool = False,
+) -> None:
+    """out = (t - mean) / sqrt(variance + epsilon) · weight + bias over the last dimension, t = x + residual.
+
+    total   takes t, rounded to its own type; the statistics are those of t before rounding.
+    """
+    layer_norm_launch(x, weight, bias, out=out, epsilon=epsilon, residual=residual, total=total, pdl=pdl).run()
+
+
+def layer_norm_launch(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    *,
+    out: torch.Tensor,
+    epsilon: float,
+    residual: torch.Tensor | None = None,
+    total: torch.Tensor | None = None,
+    pdl: bool = False,
+) -> Launch:
+    size = x.shape[-1]
+    rows = x.numel() // size
+    expect_shape(weight, "weight", size)
+    for name, each in (("out", out), ("residual", residual), ("total", total)):
+        if each is not None:
+            expect_shape(each, name, *x.shape)
+    if bias is not None:
+        expect_shape(bias, "bias", size)
+    block = power_of_two(size, 16)
+    # Several short rows share a block only where there are more than the chip can hold at once.
+    together = 1
+    while together * block < 2048 and rows >= 1024 * together:
+        together *= 2
+    return Launch(
+        layer_norm_kernel,
+        (triton.cdiv(rows, together), 1, 1),
+        (x, weight, bias, residual, out, total, epsilon),
+        {
+            "ROWS": rows,
+            "SIZE": size,
+            "X_PITCH": pitch(x, "x"),
+            "RESIDUAL_PITCH": 0 if residual is None else pitch(residual, "residual"),
+            "OUT_PITCH": pitch(out, "out"),
+            "TOTAL_PITCH": 0 if total is None else pitch(total, "total"),
+            "BLOCK_ROWS": together,
+            "BLOCK": block,
+            "PDL": pdl,
+        },
+        num_warps=max(1, min(8, together * block // 256)),
+        pdl=pdl,
+    )
+
+
+@triton.jit
+def layer_norm_kernel(
+    x,
+    weight,
+    bias,
+    residual,
+    out,
+    total,
+    epsilon,
+    ROWS: tl.constexpr,
+    SIZE: tl.constexpr,
+    X_PITCH: tl.constexpr,
+    RESIDUAL_PITCH: tl.constexpr,
+    OUT_PITCH: tl.constexpr,
+    TOTAL_PITCH: tl.constexpr,
+    BLOCK_ROWS: tl.constexpr,
+    BLOCK: tl.constexpr,
+    PDL: tl.constexpr,
+):
+    """Grid: (blocks of rows,)."""
+    rows = tl.program_id(0) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
+    columns = tl.arange(0, BLOCK)
+    exists = columns < SIZE
+    inside = (rows < ROWS)[:, None] & exists[None, :]
+    scale = tl.load(weight + columns, mask=exists, other=0.0).to(tl.float32)
+    shift = tl.zeros((BLOCK,), dtype=tl.float32)
+    if bias is not None:
+        shift = tl.load(bias + columns, mask=exists, other=0.0).to(tl.float32)
+    if PDL:
+        gdc_wait()
+        gdc_launch_dependents()
+    t = tl.load(x + rows[:, None] * X_PITCH + columns[None, :], mask=inside, other=0.0).to(tl.float32)
+    if residual is not None:
+        t += tl.load(residual + rows[:, None] * RESIDUAL_PITCH + columns[None, :], mask=inside, other=0.0).to(
+            tl.float32
+        )
+    if total is not None:
+        tl.store(total + rows[:, None] * TOTAL_PITCH + columns[None, :], t.to(total.dtype.element_ty), mask=inside)
+    # Two passes over registers: the one-pass formula cancels where the mean is large.
+    mean = tl.sum(t, axis=1) / SIZE
+    centred = tl.where(inside, t - mean[:, None], 0.0)
+    variance = tl.sum(centred * centred, axis=1) / SIZE
+    y = centred * tl.rsqrt(variance + epsilon)[:, None] * scale[None, :] + shift[None, :]
+    tl.store(out + rows[:, None] * OUT_PITCH + columns[None, :], y.to(out.dtype.element_ty), mask=inside)
+
+
+def channel_sums(x: torch.Tensor, *, out: torch.Tensor, pdl: bool = False) -> None:
+    """Sum x [N, H, W, C] over the pixels of each of `blocks` parts of an image, into out FP32 [N, blocks, C].
+
+    The blocks are about alike; how many there are is the caller's choice, by the shape of out.
+    """
+    channel_sums_launch(x, out=out, pdl=pdl).run()
+
+
+def channel_sums_launch(x: torch.Tensor, *, out: torch.Tensor, pdl: bool = False) -> Launch:
+    images, _, _, channels = x.shape
+    expect_shape(out, "out", images, out.shape[1], channels)
+    if not out.is_contiguous() or out.dtype != torch.float32:
+        raise ValueError(f"out: expected contiguous FP32, got {out.dtype} with strides {out.stride()}")
+    return _pool_launch(x, out, None, None, out.shape[1], pdl)
+
+
+def global_average_pool(
+    x: torch.Tensor, *, out: torch.Tensor, splits: int = 1, scratch: Scratch | None = None, pdl: bool = False
+) -> None:
+    """Mean of x [N, H, W, C] over its pixels, into out [N, C].
+
+    splits   blocks that share an image, for few large images; above 1 it needs scratch: N · splits · C floats and
+             N · ceil(C / 16) counters at least.
+    """
+    global_average_pool_launch(x, out=out, splits=splits, scratch=scratch, pdl=pdl).run()
+
+
+def global_average_pool_launch(
+    x: torch.Tensor, *, out: torch.Tensor, splits: int = 1, scratch: Scratch | None = None, pdl: bool = False
+) -> Launch:
+    images, _, _, channels = x.shape
+    expect_shape(out, "out", images, channels)
+    if splits == 1:
+        return _pool_launch(x, None, out, None, 1, pdl)
+    floats, counters = images * splits * channels, images * triton.cdiv(channels, 16)
+    if scratch is None or scratch.partial_sums.numel() < floats or scratch.counters.numel() < counters:
+        raise ValueError(f"scratch: expected {floats} floats and {counters} counters for {splits} splits")
+    return _pool_launch(x, scratch.partial_sums, out, scratch.counters, splits, pdl)
+
+
+def _pool_launch(
+    x: torch.Tensor,
+    sums: torch.Tensor | None,
+    mean: torch.Tensor | None,
+    counters: torch.Tensor | None,
+    splits: int,
+    pdl: bool,
+) -> Launch:
+    images, height, width, channels = x.shape
+    # Narrow blocks of channels where there are few images, so that there are blocks enough.
+    block_channels = min(power_of_two(channels, 16), 64)
+    while block_channels > 16 and images * splits * triton.cdiv(channels, block_channels) < 132:
+        block_channels //= 2
+    return Launch(
+        pool_kernel,
+        (splits, triton.cdiv(channels, block_channels), images),
+        (x, sums, mean, counters),
+        {
+            "PIXELS": height * width,
+            "CHANNELS": channels,
+            "X_PITCH": pitch(x, "x"),
+            "MEAN_PITCH": 0 if mean is None else pitch(mean, "out"),
+            "SPLITS": splits,
+            "BLOCK_PIXELS": min(4096 // block_channels, power_of_two(triton.cdiv(height * width, splits))),
+            "BLOCK_CHANNELS": block_channels,
+            "PDL": pdl,
+        },
+        num_warps=4,
+        pdl=pdl,
+    )
+
+
+@triton.jit
+def pool_kernel(
+    x,
+    sums,
+    mean,
+    counters,
+    PIXELS: tl.constexpr,
+    CHANNELS: tl.constexpr,
+    X_PITCH: tl.constexpr,
+    MEAN_PITCH: tl.constexpr,
+    SPLITS: tl.constexpr,
+    BLOCK_PIXELS: tl.constexpr,
+    BLOCK_CHANNELS: tl.constexpr,
+    PDL: tl.constexpr,
+):
+    """Grid: (splits, blocks of channels, images). With counters, the last block of an image makes the mean."""
+    EACH: tl.constexpr = (PIXELS + SPLITS - 1) // SPLITS
+    split = tl.program_id(0)
+    image = tl.program_id(2)
+    channels = tl.program_id(1) * BLOCK_CHANNELS + tl.arange(0, BLOCK_CHANNELS)
+    exists = channels < CHANNELS
+    if PDL:
+        gdc_wait()
+        gdc_launch_dependents()
+    end = tl.minimum((split + 1) * EACH, PIXELS)
+    parts = tl.zeros((BLOCK_PIXELS, BLOCK_CHANNELS), dtype=tl.float32)
+    for start in range(split * EACH, end, BLOCK_PIXELS):
+        pixels = start + tl.arange(0, BLOCK_PIXELS)
+        parts += tl.load(
+            x + (image * PIXELS + pixels)[:, None] * X_PITCH + channels[None, :],
+            mask=(pixels < end)[:, None] & exists[None, :],
+            other=0.0,
+        ).to(tl.float32)
+    total = tl.sum(parts, axis=0)
+    if sums is not None:
+        at = sums + image * (SPLITS * CHANNELS) + channels
+        tl.store(at + split * CHANNELS, total, mask=exists)
+    if counters is not None:
+        counter = counters + image * tl.num_programs(1) + tl.program_id(1)
+        tl.debug_barrier()
+        if tl.atomic_add(counter, 1, sem="acq_rel") == SPLITS - 1:
+            tl.store(counter, 0)
+            everything = tl.zeros((BLOCK_CHANNELS,), dtype=tl.float32)
+            for part in range(SPLITS):
+                everything += tl.load(
+                    sums + (image * SPLITS + part) * CHANNELS + channels, mask=exists, other=0.0, cache_modifier=".cg"
+                )
+            tl.store(mean + image * MEAN_PITCH + channels, (everything / PIXELS).to(mean.dtype.element_ty), mask=exists)
+    elif mean is not None:
+        tl.store(mean + image * MEAN_PITCH + channels, (total / PIXELS).to(mean.dtype.element_ty), mask=exists)

@@ -1,0 +1,79 @@
+"""Kernels compile for Hopper on a machine without a GPU: no spills, wide accesses, warpgroup matrix units."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("torch")
+triton = pytest.importorskip("triton")
+
+pytestmark = [pytest.mark.torch, pytest.mark.slow]
+
+# In a process of its own: this one may have defined the kernels for the interpreter.
+PROGRAM = """
+import torch
+from penstock.engine.cuda.kernels.attention import AttentionTile, attention_launch
+from penstock.engine.cuda.kernels.depthwise import DepthwiseTile, depthwise_conv2d_nhwc_launch
+from penstock.engine.cuda.kernels.epilogue import Epilogue, Scratch
+from penstock.engine.cuda.kernels.implicit_gemm import conv2d_nhwc_launch, gemm_launch
+from penstock.engine.cuda.kernels.reductions import global_average_pool_launch, layer_norm_launch
+from penstock.engine.cuda.kernels.squeeze_excite import apply_gate_launch, squeeze_excite_gate_launch
+from penstock.engine.cuda.kernels.tiles import Tile
+
+def t(*shape, dtype=torch.float16):
+    return torch.empty(shape, dtype=dtype, device="meta")
+
+scratch = Scratch(t(1 << 20, dtype=torch.float32), t(1 << 12, dtype=torch.int32))
+x, b = t(8, 28, 28, 128), t(128, dtype=torch.float32)
+q, k, v = t(8, 50, 3, 12, 64).unbind(2)
+launches = {
+    "conv": conv2d_nhwc_launch(
+        x, t(128, 3, 3, 128), out=t(8, 28, 28, 128), config=Tile(128, 128, 64, 8, 3), bias=b, residual=x,
+        padding=(1, 1), epilogue=Epilogue("relu")),
+    "conv ahead": conv2d_nhwc_launch(
+        x, t(128, 3, 3, 128), out=t(8, 28, 28, 128), config=Tile(64, 64, 64, 4, 3), padding=(1, 1), pdl=True),
+    "conv int8": conv2d_nhwc_launch(
+        t(8, 28, 28, 128, dtype=torch.int8), t(128, 3, 3, 128, dtype=torch.int8), bias=b, scale=b, padding=(1, 1),
+        out=t(8, 28, 28, 128, dtype=torch.int8), config=Tile(128, 64, 64, 4, 3), epilogue=Epilogue("relu")),
+    "gemm bfloat16": gemm_launch(
+        t(50, 768, dtype=torch.bfloat16), t(3072, 768, dtype=torch.bfloat16), config=Tile(64, 64, 64, 4, 4),
+        out=t(50, 3072, dtype=torch.bfloat16), epilogue=Epilogue("gelu")),
+    "gemm split": gemm_launch(
+        t(50, 3072), t(768, 3072), out=t(50, 768), config=Tile(64, 32, 64, 4, 4, 4), scratch=scratch),
+    "depthwise": depthwise_conv2d_nhwc_launch(
+        x, t(3, 3, 128), out=t(8, 28, 28, 128), config=DepthwiseTile(8, 128, 4, 4), bias=b, padding=(1, 1)),
+    "attention": attention_launch(q, k, v, out=t(8, 50, 12, 64), config=AttentionTile(64, 64, 4), scale=0.125),
+    "layer norm": layer_norm_launch(t(400, 768), t(768), t(768), out=t(400, 768), epsilon=1e-5, residual=t(400, 768)),
+    "pool": global_average_pool_launch(x, out=t(8, 128), splits=4, scratch=scratch),
+    "gate": squeeze_excite_gate_launch(
+        t(8, 7, 128, dtype=torch.float32), t(32, 128), t(32), t(32, 128), t(128), pixels=784, out=t(8, 128),
+        inner=Epilogue("relu"), outer=Epilogue("sigmoid")),
+    "gating": apply_gate_launch(x, t(8, 128), out=t(8, 28, 28, 128), residual=x),
+}
+for name, launch in launches.items():
+    took = launch.compile()
+    sealed = launch.seal()
+    assert sealed.cubin[:4] == b"\\x7fELF"
+    assert sealed.symbol.encode() in sealed.cubin
+    assert len(sealed.parameters) == len(launch.bound())
+    assert sealed.shared_bytes == took.shared_bytes
+    print(name, took.registers, took.spilled_bytes, took.shared_bytes, int(took.uses_wgmma), sep=",")
+"""
+MATRIX = {"conv", "conv ahead", "conv int8", "gemm bfloat16", "gemm split", "attention"}
+
+
+def test_every_kernel_compiles_for_hopper_without_spilling(tmp_path: Path) -> None:
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    environment |= {"TRITON_CACHE_DIR": str(tmp_path), "PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run([sys.executable, "-c", PROGRAM], env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    rows = [line.split(",") for line in done.stdout.splitlines()]
+    assert len(rows) == 11
+    for name, registers, spilled, shared, wgmma in rows:
+        assert int(spilled) == 0, name
+        assert int(registers) <= 255, name
+        assert int(shared) <= 227 * 1024, name
+        assert bool(int(wgmma)) == (name in MATRIX), name

@@ -1,0 +1,140 @@
+"""Norms, pools, gates and attention against torch in float64."""
+
+import pytest
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("triton")
+
+from penstock.engine.cuda.kernels.attention import AttentionTile, attention, attention_tiles  # noqa: E402
+from penstock.engine.cuda.kernels.epilogue import Epilogue, Scratch  # noqa: E402
+from penstock.engine.cuda.kernels.gated_mlp import MlpTile, gated_mlp, mlp_tiles  # noqa: E402
+from penstock.engine.cuda.kernels.reductions import channel_sums, global_average_pool, layer_norm  # noqa: E402
+from penstock.engine.cuda.kernels.squeeze_excite import apply_gate, squeeze_excite_gate  # noqa: E402
+
+pytestmark = pytest.mark.torch
+
+
+@pytest.mark.parametrize("size", [120, 256, 7])
+@pytest.mark.parametrize("with_residual", [True, False])
+def test_layer_norm(size: int, with_residual: bool, device: str) -> None:
+    # A mean far above the deviation is what the one-pass variance gets wrong.
+    x = (torch.randn(2, 3, size, device=device) + 30).half()
+    residual = torch.randn(2, 3, size, device=device).half() if with_residual else None
+    weight, bias = torch.randn(size, device=device), torch.randn(size, device=device)
+    out, total = torch.full_like(x, float("nan")), torch.full_like(x, float("nan"))
+    layer_norm(x, weight, bias, out=out, epsilon=1e-5, residual=residual, total=total)
+    summed = x.double() + (0 if residual is None else residual.double())
+    right = torch.nn.functional.layer_norm(summed, (size,), weight.double(), bias.double(), 1e-5)
+    assert (out.double() - right).abs().max() < 8e-3
+    assert torch.equal(total, summed.half())
+
+
+@pytest.mark.parametrize("splits", [1, 4])
+def test_a_pool_sums_wide_values_without_overflow(splits: int, device: str) -> None:
+    x = torch.randn(2, 9, 11, 40, device=device).half() + 30000  # FP16 ends at 65504, and steps by 16 here
+    out = torch.full((2, 40), float("nan"), device=device, dtype=torch.float16)
+    scratch = Scratch(
+        torch.full((2 * splits * 40,), float("nan"), device=device),
+        torch.zeros(8, dtype=torch.int32, device=device),
+    )
+    for _ in range(2):
+        global_average_pool(x, out=out, splits=splits, scratch=scratch)
+        assert torch.equal(out, x.double().mean((1, 2)).half())
+        assert not scratch.counters.any()
+
+
+def test_channel_sums_cover_each_pixel_once(device: str) -> None:
+    x = torch.randn(2, 5, 7, 24, device=device).half()
+    out = torch.full((2, 3, 24), float("nan"), device=device)
+    channel_sums(x, out=out)
+    assert (out.double().sum(1) - x.double().sum((1, 2))).abs().max() < 1e-5
+
+
+def test_a_gate_is_two_small_layers_of_the_mean(device: str) -> None:
+    sums = torch.randn(2, 5, 40, device=device) * 50
+    squeeze, excite = torch.randn(10, 40, device=device).half(), torch.randn(10, 40, device=device).half()
+    squeeze_bias, excite_bias = torch.randn(10, device=device), torch.randn(40, device=device)
+    out = torch.full((2, 40), float("nan"), device=device, dtype=torch.float16)
+    squeeze_excite_gate(
+        sums, squeeze, squeeze_bias, excite, excite_bias, pixels=99, out=out, inner=Epilogue("relu"),
+        outer=Epilogue("hard_sigmoid", 0.2, 0.5),
+    )  # fmt: skip
+    mean = sums.double().sum(1) / 99
+    hidden = torch.relu(mean @ squeeze.double().T + squeeze_bias.double())
+    right = (0.2 * (hidden @ excite.double() + excite_bias.double()) + 0.5).clamp(0, 1)
+    assert (out.double() - right).abs().max() < 1e-3
+
+
+@pytest.mark.parametrize("residual_last", [True, False])
+def test_a_gate_is_applied_to_each_pixel(residual_last: bool, device: str) -> None:
+    x, residual = (torch.randn(2, 5, 7, 24, device=device).half() for _ in range(2))
+    gate = torch.rand(2, 24, device=device).half()
+    out = torch.full_like(x, float("nan"))
+    apply_gate(x, gate, out=out, residual=residual, epilogue=Epilogue("relu", residual_last=residual_last))
+    gated = x.double() * gate.double()[:, None, None]
+    right = torch.relu(gated) + residual.double() if residual_last else torch.relu(gated + residual.double())
+    assert (out.double() - right).abs().max() < 4e-3
+
+
+# (batch, tokens, heads, size, tile)
+ATTENTIONS = {
+    "15 wide": (2, 10, 2, 15, AttentionTile(16, 16, 4)),
+    "50 tokens in one step": (1, 50, 2, 64, AttentionTile(64, 64, 4)),
+    "40 tokens in steps of 16": (1, 40, 1, 32, AttentionTile(16, 16, 4)),
+    "257 tokens": (1, 257, 1, 16, AttentionTile(128, 128, 4)),
+}
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("name", ATTENTIONS)
+def test_attention_of_packed_projections(name: str, masked: bool, device: str) -> None:
+    batch, tokens, heads, size, tile = ATTENTIONS[name]
+    q, k, v = torch.randn(batch, tokens, 3, heads, size, device=device).half().unbind(2)
+    mask = None
+    if masked:
+        # All of the first step's keys may be hidden, but never all keys.
+        mask = torch.zeros(batch, 1, 1, tokens, device=device)
+        mask[..., : tokens - 3] = float("-inf")
+    out = torch.full((batch, tokens, heads, size), float("nan"), device=device, dtype=torch.float16)
+    attention(q, k, v, out=out, config=tile, scale=size**-0.5, mask=mask)
+    wide = (each.double().transpose(1, 2) for each in (q, k, v))
+    right = torch.nn.functional.scaled_dot_product_attention(*wide, attn_mask=None if mask is None else mask.double())
+    assert (out.double() - right.transpose(1, 2)).abs().max() < 4e-3
+
+
+@pytest.mark.filterwarnings("ignore:invalid value encountered:RuntimeWarning")  # numpy, behind the interpreter
+def test_a_row_that_sees_no_key_is_nan(device: str) -> None:
+    q, k, v = torch.randn(1, 5, 3, 1, 16, device=device).half().unbind(2)
+    mask = torch.zeros(1, 1, 5, 5, device=device)
+    mask[..., 2, :] = float("-inf")
+    out = torch.full((1, 5, 1, 16), 77.0, device=device, dtype=torch.float16)
+    attention(q, k, v, out=out, config=AttentionTile(16, 16, 4), scale=0.25, mask=mask)
+    assert torch.equal(out.isnan().all(-1).flatten(), torch.tensor([False, False, True, False, False], device=device))
+
+
+def test_some_cuts_are_offered_for_every_size() -> None:
+    for tokens in (1, 40, 50, 128, 257):
+        assert 1 <= len(attention_tiles(1, 8, tokens, tokens)) <= 12
+
+
+@pytest.mark.parametrize("gated", [True, False])
+def test_two_layers_in_one(gated: bool, device: str) -> None:
+    x, residual = (torch.randn(3, 3, 5, 24, device=device).half() for _ in range(2))
+    first = (torch.randn(40, 24, device=device) / 5).half()
+    second = (torch.randn(24, 40, device=device) / 6).half()
+    first_bias, second_bias = torch.randn(40, device=device), torch.randn(24, device=device)
+    gate = torch.rand(3, 24, device=device).half() if gated else None
+    out = torch.full_like(x, float("nan"))
+    gated_mlp(
+        x, first, first_bias, second, second_bias, out=out, config=MlpTile(16, 32, 4, 2), activation="gelu", gate=gate,
+        residual=residual, epilogue=Epilogue("relu", residual_last=True),
+    )  # fmt: skip
+    scaled = x.double() if gate is None else x.double() * gate.double()[:, None, None]
+    hidden = torch.nn.functional.gelu(scaled @ first.double().T + first_bias.double())
+    right = torch.relu(hidden @ second.double().T + second_bias.double()) + residual.double()
+    assert (out.double() - right).abs().max() < 8e-3
+
+
+@pytest.mark.parametrize("width", [24, 96, 192, 384])
+def test_every_width_has_cuts_for_two_layers_in_one(width: int) -> None:
+    assert 1 <= len(mlp_tiles(1000, width, 2 * width)) <= 12
