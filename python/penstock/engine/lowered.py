@@ -25,6 +25,32 @@ Number = int | float | bool
 Attribute = str | Number | tuple[Number, ...]
 
 FORMAT: Final = 1
+
+KINDS: Final[Mapping[str, tuple[str, ...]]] = {
+    # kind -> roles of the operands it can't do without. Axes, pads and kernels are those of the stored shape; pads are
+    # top, left, bottom, right. Layers may have `bias` and `residual`, and the attributes `activation`, `alpha`, `beta`
+    # and `residual` (`before` or `after` the activation).
+    "conv": ("x", "weight"),  # kernel, strides, pads, dilations, groups
+    "conv_transpose": ("x", "weight"),  # and output_padding
+    "gemm": ("x", "weight"),
+    "matmul": ("a", "b"),
+    "attention": ("q", "k", "v"),  # [B, H, T, D] each, mask [B, H, T, T]; scale; written as [B, T, H, D]
+    "lstm": ("x", "weight", "recurrence"),  # bias, recurrence_bias, hidden, cell; gates i, f, c, o; writes [T, B, D, H]
+    "layer_norm": ("x",),  # weight, bias; over the last `axes`; epsilon
+    "softmax": ("x",),  # axis
+    "log_softmax": ("x",),
+    "max_pool": ("x",),  # kernel, strides, pads, dilations
+    "average_pool": ("x",),  # and count_pads
+    "reduce": ("x",),  # how: mean, sum, max, min, l2; axes, which stay with size 1
+    "arg_max": ("x",),  # axis, how: max or min
+    "resize": ("x",),  # mode, coordinates, nearest, scales: as in ONNX
+    "pad": ("x",),  # begin, end, value
+    "gather": ("x", "indices"),  # axis
+    "concat": (),  # axis
+    "copy": (),  # the operand's view, made dense
+    "pointwise": (),  # the step's program
+}
+
 DATATYPES: Final = (
     *("BOOL", "INT8", "INT16", "INT32", "INT64", "UINT8"),
     *("FP16", "BF16", "FP32", "FP64"),
@@ -291,6 +317,7 @@ def validate(graph: LoweredGraph) -> None:
             raise InvalidArgument(f"input {each.name!r} has no value of its shape {list(each.shape)}")
         made.add(each.name)
     for step in graph.steps:
+        _check_roles(step)
         for operand in step.inputs:
             if operand.value not in made:
                 raise InvalidArgument(f"step {step.name!r} reads {operand.value!r} before anything made it")
@@ -307,10 +334,19 @@ def validate(graph: LoweredGraph) -> None:
 
 
 def _inside(name: str, view: View, shape: Shape) -> None:
-    sizes_fit = len(view.shape) == len(view.strides) and view.offset >= 0 and min(view.strides, default=0) >= 0
+    fits = len(view.shape) == len(view.strides) and view.offset >= 0 and min(view.strides, default=0) >= 0
     last = view.offset + sum((size - 1) * stride for size, stride in zip(view.shape, view.strides, strict=False))
-    if not sizes_fit or (math.prod(view.shape) and last >= math.prod(shape)):
+    if not fits or (0 not in view.shape and last >= math.prod(shape)):
         raise InvalidArgument(f"step {name!r} looks beyond a value of shape {list(shape)}: {view}")
+
+
+def _check_roles(step: Step) -> None:
+    if step.kind not in KINDS:
+        raise InvalidArgument(f"step {step.name!r} has kind {step.kind!r}, expected one of {', '.join(KINDS)}")
+    if missing := [role for role in KINDS[step.kind] if step.operand(role) is None]:
+        raise InvalidArgument(f"step {step.name!r} of kind {step.kind!r} has no operand {missing[0]!r}")
+    if not step.inputs or not step.outputs:
+        raise InvalidArgument(f"step {step.name!r} reads or writes nothing")
 
 
 def _check_program(step: Step) -> None:
