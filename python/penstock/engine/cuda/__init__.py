@@ -1,0 +1,12 @@
+"""Executes lowered graphs (`engine.lowered`) on an NVIDIA GPU, or for tests on the CPU, with torch.
+
+    sites            a step with its weights on a device: what an implementation is bound to
+    expressions      pointwise programs and activations
+    layers           convolutions, matrix products, attention, LSTM: torch and cuDNN
+    shapes           pooling, norms, reductions, and everything that moves numbers
+    implementations  the table: kind of step -> name -> implementation; tuners and kernels of our own add to it
+    executor         all steps bound: eager, as one CUDA graph, or as a module for torch.compile
+    kernels/         our own kernels, in Triton
+
+This module imports neither torch nor anything else, so that naming the package costs nothing.
+"""

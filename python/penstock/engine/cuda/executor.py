@@ -1,0 +1,227 @@
+"""All steps of a lowered graph bound to a device: run eagerly, captured as CUDA graphs, or handed to torch.compile.
+
+An `Executor` holds the weights once; every `capture` has its own stream, static inputs and outputs, and memory pool, so
+that captures replay side by side. Nothing synchronises the device. FP32 means FP32: TF32 is used only where it was
+asked for. Called by runtimes and tuners.
+"""
+
+import gc
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from threading import Lock
+from typing import Any, Final
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from penstock.engine.cuda.implementations import chosen
+from penstock.engine.cuda.sites import DTYPES, Run, Site, narrow, seen
+from penstock.engine.lowered import LoweredGraph, Operand, narrowed
+from penstock.errors import InvalidArgument
+
+PRECISIONS: Final[Mapping[str, str]] = {"fp32": "FP32", "tf32": "FP32", "fp16": "FP16", "bf16": "BF16"}
+"""Precision -> type of the values between the steps."""
+
+Tensors = dict[str, torch.Tensor]
+Compute = Callable[[Sequence[torch.Tensor]], Sequence[torch.Tensor]]
+
+_capturing = Lock()  # CUDA allows one capture at a time to be begun and ended in peace
+_WARM_RUNS: Final = 3  # libraries choose algorithms and allocate workspaces in the first; two more settle the pool
+
+
+@dataclass(frozen=True, slots=True)
+class Bound:
+    """One step ready to run."""
+
+    name: str
+    kind: str
+    implementation: str
+    run: Run
+    reads: tuple[tuple[int, Operand], ...]
+    """Slot of each operand's value, and how it is seen."""
+
+    writes: tuple[int, ...]
+    frees: tuple[int, ...]
+    """Slots that nothing reads after this step."""
+
+
+class Executor:
+    """A lowered graph on one device in one precision."""
+
+    def __init__(
+        self,
+        lowered: LoweredGraph,
+        weights: Mapping[str, NDArray[Any] | torch.Tensor],
+        device: str | torch.device = "cpu",
+        precision: str = "fp32",
+        preferred: Sequence[str] = (),
+    ) -> None:
+        """`preferred`: implementations to take where a step names none and they fit, most wanted first."""
+        if precision not in PRECISIONS:
+            raise InvalidArgument(f"no precision {precision!r}, expected one of {', '.join(PRECISIONS)}")
+        self.device, self.precision = torch.device(device), precision
+        datatype = PRECISIONS[precision]
+        self.graph = narrowed(lowered, datatype)
+        self.weights = upload(lowered, weights, self.device, DTYPES[datatype])
+        self._slots = {name: number for number, name in enumerate((*self.graph.values, *self.weights))}
+        self._constant = {self._slots[name]: tensor for name, tensor in self.weights.items()}
+        with torch.no_grad():
+            self.program = self._bind(tuple(preferred))
+
+    def run(self, inputs: Mapping[str, torch.Tensor]) -> Tensors:
+        """Once, on the current stream; inputs lie on the device and have the declared shapes and types."""
+        self._check(inputs)
+        with torch.no_grad(), self.arithmetic():
+            outputs = self.compute([inputs[each.name] for each in self.graph.inputs])
+        return dict(zip((each.name for each in self.graph.outputs), outputs, strict=True))
+
+    def compute(self, inputs: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
+        """A plain function of tensors, in the order of the graph's inputs and outputs; nothing is checked."""
+        slots: dict[int, torch.Tensor] = dict(self._constant)
+        for each, tensor in zip(self.graph.inputs, inputs, strict=True):
+            slots[self._slots[each.name]] = tensor
+        for bound in self.program:
+            outputs = bound.run([seen(slots[slot], operand) for slot, operand in bound.reads])
+            for slot, output in zip(bound.writes, outputs, strict=True):
+                slots[slot] = output
+            for slot in bound.frees:
+                slots.pop(slot, None)
+        return tuple(slots[self._slots[each.value]].reshape(each.shape) for each in self.graph.outputs)
+
+    def capture(self, compute: Compute | None = None, *, search: bool = True) -> "Captured":
+        """One CUDA graph of everything; `search` lets cuDNN try its algorithms first.
+
+        `compute`: the same function in another form (what torch.compile made of `module`).
+        """
+        return Captured(self, compute or self.compute, search)
+
+    def module(self) -> torch.nn.Module:
+        """The same function for torch.compile: forward(*inputs) -> tuple of outputs.
+
+        Traced to ATen operators on blank inputs: Dynamo would guard on every closure of the steps, and give up.
+        """
+        from torch.fx.experimental.proxy_tensor import make_fx
+
+        given = list(self.blank_inputs().values())
+        with torch.no_grad(), self.arithmetic():
+            traced: torch.nn.Module = make_fx(lambda *inputs: self.compute(inputs))(*given)
+        return traced
+
+    @contextmanager
+    def arithmetic(self, search: bool = False) -> Iterator[None]:
+        """TF32 where it was asked for and nowhere else. Process-wide in torch, so put back at the end."""
+        if self.device.type != "cuda":
+            yield
+            return
+        allowed, matmul = self.precision == "tf32", torch.backends.cuda.matmul
+        before = matmul.allow_tf32
+        matmul.allow_tf32 = allowed
+        try:
+            with torch.backends.cudnn.flags(enabled=True, benchmark=search, allow_tf32=allowed):
+                yield
+        finally:
+            matmul.allow_tf32 = before
+
+    def blank_inputs(self) -> Tensors:
+        """Zeros of the declared shapes on the device."""
+        return {
+            each.name: torch.zeros(each.shape, dtype=DTYPES[each.datatype], device=self.device)
+            for each in self.graph.inputs
+        }
+
+    def _bind(self, preferred: tuple[str, ...]) -> tuple[Bound, ...]:
+        last: dict[int, int] = {}
+        for number, step in enumerate(self.graph.steps):
+            for operand in step.inputs:
+                last[self._slots[operand.value]] = number
+            for name in step.outputs:
+                last.setdefault(self._slots[name], number)
+        kept = {self._slots[each.value] for each in self.graph.outputs} | self._constant.keys()
+        program: list[Bound] = []
+        for number, step in enumerate(self.graph.steps):
+            site = Site(step, self.graph, self.weights, self.device, self.precision)
+            name, implementation = chosen(site, preferred)
+            touched = [self._slots[each.value] for each in step.inputs] + [self._slots[each] for each in step.outputs]
+            program.append(
+                Bound(
+                    step.name,
+                    step.kind,
+                    name,
+                    implementation.bind(site),
+                    tuple((self._slots[operand.value], operand) for operand in step.inputs),
+                    tuple(self._slots[each] for each in step.outputs),
+                    tuple(slot for slot in dict.fromkeys(touched) if last[slot] == number and slot not in kept),
+                )
+            )
+        return tuple(program)
+
+    def _check(self, inputs: Mapping[str, torch.Tensor]) -> None:
+        for each in self.graph.inputs:
+            tensor = inputs.get(each.name)
+            if tensor is None:
+                raise InvalidArgument(f"input {each.name!r} is missing")
+            if tuple(tensor.shape) != each.shape or tensor.dtype != DTYPES[each.datatype]:
+                raise InvalidArgument(
+                    f"input {each.name!r} is {each.datatype} {list(each.shape)}, "
+                    f"got {tensor.dtype} {list(tensor.shape)}"
+                )
+            if tensor.device.type != self.device.type or not tensor.is_contiguous():
+                raise InvalidArgument(f"input {each.name!r} must be contiguous and on {self.device}")
+
+
+class Captured:
+    """A captured graph: write into `inputs`, `replay`, read `outputs`. Used by one call at a time."""
+
+    def __init__(self, executor: Executor, compute: Compute, search: bool) -> None:
+        self.stream = torch.cuda.Stream(executor.device)
+        self.inputs = executor.blank_inputs()
+        self._graph = torch.cuda.CUDAGraph()
+        given = [self.inputs[each.name] for each in executor.graph.inputs]
+        self.stream.wait_stream(torch.cuda.current_stream(executor.device))
+        with _capturing, torch.no_grad(), torch.cuda.stream(self.stream), executor.arithmetic(search):
+            for _ in range(_WARM_RUNS):
+                compute(given)
+            self.stream.synchronize()
+            collects = gc.isenabled()
+            gc.collect()
+            gc.disable()  # a collection that frees device memory while capturing breaks the capture
+            # Not torch.cuda.graph, which waits for the whole device and empties everyone's cache.
+            self._graph.capture_begin(capture_error_mode="thread_local")
+            try:
+                answers = compute(given)
+            finally:
+                self._graph.capture_end()
+                if collects:
+                    gc.enable()
+        self.outputs: Tensors = dict(zip((each.name for each in executor.graph.outputs), answers, strict=True))
+
+    def replay(self) -> None:
+        """On the context's own stream; whoever reads the outputs waits for it."""
+        with torch.cuda.stream(self.stream):
+            self._graph.replay()
+
+
+def upload(
+    graph: LoweredGraph,
+    weights: Mapping[str, NDArray[Any] | torch.Tensor],
+    device: torch.device,
+    dtype: torch.dtype,
+) -> Tensors:
+    """The weights on the device: floats in this type, but for those that FP16 can't hold (masks with -3e38).
+
+    Raises InvalidArgument where one is missing or has another shape.
+    """
+    found: Tensors = {}
+    for name, expected in graph.weights.items():
+        given = weights.get(name)
+        if given is None or tuple(given.shape) != expected.shape:
+            shape = "nothing" if given is None else list(given.shape)
+            raise InvalidArgument(f"weight {name!r} has shape {list(expected.shape)}, got {shape}")
+        tensor = given if isinstance(given, torch.Tensor) else torch.from_numpy(np.array(given, order="C"))
+        if tensor.is_floating_point():
+            wide = narrow(dtype) and bool((tensor.float().abs() > torch.finfo(dtype).max).any())
+            tensor = tensor.to(torch.float32 if wide else dtype)
+        found[name] = tensor.to(device).contiguous()
+    return found

@@ -1,0 +1,111 @@
+"""The table of implementations: kind of step -> name -> what executes it.
+
+A step's name says what, an implementation how; tactics time those that fit and write the winner into the step. The
+first of each kind is the reference: torch's own operators, on every device and in every precision. `register` adds to
+the table. Called by the executor and by tuners.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import torch
+
+from penstock.engine.cuda import expressions, layers, shapes
+from penstock.engine.cuda.sites import Run, RunInto, Site
+from penstock.errors import AlreadyExists, Unsupported
+
+
+def _anywhere(site: Site) -> bool:
+    del site
+    return True
+
+
+@dataclass(frozen=True, slots=True)
+class Implementation:
+    """One way to execute a kind of step."""
+
+    bind: Callable[[Site], Run]
+    """Prepare what can be prepared; the function that runs."""
+
+    fits: Callable[[Site], bool] = _anywhere
+    """Whether it can execute this step here."""
+
+
+IMPLEMENTATIONS: Final[dict[str, dict[str, Implementation]]] = {
+    "conv": {
+        "cudnn": Implementation(layers.conv),
+        "cudnn_fused": Implementation(layers.conv_fused, layers.fits_conv_fused),
+    },
+    "conv_transpose": {"cudnn": Implementation(layers.conv_transpose)},
+    "gemm": {
+        "cublas": Implementation(layers.gemm),
+        "cublas_residual": Implementation(layers.gemm_residual, layers.fits_gemm_residual),
+    },
+    "matmul": {"cublas": Implementation(layers.matmul)},
+    "attention": {"sdpa": Implementation(layers.attention)},
+    "lstm": {"cudnn": Implementation(layers.lstm)},
+    "pointwise": {
+        "torch": Implementation(expressions.pointwise),
+        "torch_narrow": Implementation(expressions.pointwise_narrow),
+    },
+    "layer_norm": {"torch": Implementation(shapes.layer_norm)},
+    "max_pool": {"torch": Implementation(shapes.max_pool)},
+    "average_pool": {"torch": Implementation(shapes.average_pool)},
+    "reduce": {"torch": Implementation(shapes.reduce)},
+    "arg_max": {"torch": Implementation(shapes.arg_max)},
+    "softmax": {"torch": Implementation(shapes.softmax)},
+    "log_softmax": {"torch": Implementation(shapes.log_softmax)},
+    "copy": {"torch": Implementation(shapes.copy)},
+    "concat": {"torch": Implementation(shapes.concat)},
+    "gather": {"torch": Implementation(shapes.gather)},
+    "pad": {"torch": Implementation(shapes.pad)},
+    "resize": {"torch": Implementation(shapes.resize)},
+}
+
+
+def register(kind: str, name: str, implementation: Implementation) -> None:
+    """Another way; raises AlreadyExists for a name that is taken."""
+    if name in (named := IMPLEMENTATIONS.setdefault(kind, {})):
+        raise AlreadyExists(f"{kind} has an implementation {name!r} already")
+    named[name] = implementation
+
+
+def writing(bind: Callable[[Site], RunInto]) -> Callable[[Site], Run]:
+    """For kernels that take the tensors to write: they get new ones, which a capture's pool reuses by liveness."""
+
+    def bound(site: Site) -> Run:
+        into = bind(site)
+        wanted = [(site.out_shape(index), site.out_dtype(index)) for index in range(len(site.step.outputs))]
+
+        def run(operands: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
+            outputs = tuple(torch.empty(shape, dtype=dtype, device=site.device) for shape, dtype in wanted)
+            into(operands, outputs)
+            return outputs
+
+        return run
+
+    return bound
+
+
+def fitting(site: Site) -> Mapping[str, Implementation]:
+    """Those that can execute a step, the reference first. Raises Unsupported for a kind without any."""
+    named = IMPLEMENTATIONS.get(site.step.kind, {})
+    found = {name: each for name, each in named.items() if each.fits(site)}
+    if not found:
+        raise Unsupported(f"step {site.step.name!r} is of kind {site.step.kind!r}, which nothing executes")
+    return found
+
+
+def chosen(site: Site, preferred: tuple[str, ...] = ()) -> tuple[str, Implementation]:
+    """The step's own choice, else the first of `preferred` that fits, else the reference.
+
+    Raises Unsupported when the step names one that does not fit here.
+    """
+    found = fitting(site)
+    if name := site.step.implementation:
+        if name not in found:
+            raise Unsupported(f"step {site.step.name!r} wants {name!r}, here there are {', '.join(found)}")
+        return name, found[name]
+    name = next((each for each in preferred if each in found), next(iter(found)))
+    return name, found[name]

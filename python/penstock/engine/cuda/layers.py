@@ -1,0 +1,185 @@
+"""Layers with weights, and attention, by torch's own operators and cuDNN's fused convolutions.
+
+A feature map [N, H, W, C] is handed to torch as the channels-last view of [N, C, H, W] that it is; no number moves.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch.nn import functional
+
+from penstock.engine.cuda.expressions import epilogue
+from penstock.engine.cuda.sites import Run, Site, narrow
+
+_TO_TORCH = (0, 3, 1, 2)
+_TO_OURS = (0, 2, 3, 1)
+
+
+def conv(site: Site) -> Run:
+    """cuDNN's (on the CPU oneDNN's) convolution with its bias, the rest of the epilogue behind it."""
+    weight, bias = _convolution_weight(site), site.weight("bias")
+    strides, dilations, groups = site.integers("strides"), site.integers("dilations"), site.integer("groups")
+    around, padding = _padding(site)
+    finish = epilogue(site)
+
+    def run(operands: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
+        x = functional.pad(operands[0], around) if around else operands[0]
+        y = functional.conv2d(x.permute(_TO_TORCH), weight, bias, strides, padding, dilations, groups)
+        return (finish(y.permute(_TO_OURS), operands),)
+
+    return run
+
+
+def conv_fused(site: Site) -> Run:
+    """cuDNN's convolution with bias, residual and ReLU in one kernel."""
+    weight, bias = _convolution_weight(site), site.weight("bias")
+    strides, dilations, groups = site.integers("strides"), site.integers("dilations"), site.integer("groups")
+    around, padding = _padding(site)
+    residual = site.index("residual")
+
+    def run(operands: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
+        x = (functional.pad(operands[0], around) if around else operands[0]).permute(_TO_TORCH)
+        if residual is None:
+            y = torch.cudnn_convolution_relu(x, weight, bias, strides, padding, dilations, groups)
+        else:
+            z = operands[residual].permute(_TO_TORCH)
+            y = torch.cudnn_convolution_add_relu(x, weight, z, 1.0, bias, strides, padding, dilations, groups)
+        return (y.permute(_TO_OURS).contiguous(),)
+
+    return run
+
+
+def fits_conv_fused(site: Site) -> bool:
+    """On a GPU, in 16 bits, with ReLU as its activation and the residual before it."""
+    fits = site.device.type == "cuda" and narrow(site.out_dtype()) and site.text("activation") == "relu"
+    return fits and site.text("residual", "before") == "before" and site.integer("groups") == 1
+
+
+def _convolution_weight(site: Site) -> torch.Tensor:
+    weight = site.weight("weight")
+    assert weight is not None
+    return weight.permute(_TO_TORCH)
+
+
+def _padding(site: Site) -> tuple[tuple[int, ...], tuple[int, int]]:
+    """What torch.pad adds to a stored map where the sides differ, and what the convolution adds itself."""
+    top, left, bottom, right = site.integers("pads")
+    if (top, left) == (bottom, right):
+        return (), (top, left)
+    return (0, 0, left, right, top, bottom), (0, 0)
+
+
+def conv_transpose(site: Site) -> Run:
+    weight, bias = _convolution_weight(site), site.weight("bias")
+    strides, dilations, groups = site.integers("strides"), site.integers("dilations"), site.integer("groups")
+    top, left, bottom, right = site.integers("pads")
+    even = (top, left) == (bottom, right)
+    padding = (top, left) if even else (0, 0)
+    more = site.integers("output_padding")
+    height, width = site.out_shape()[1:3]
+    finish = epilogue(site)
+
+    def run(operands: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
+        x = operands[0].permute(_TO_TORCH)
+        y = functional.conv_transpose2d(x, weight, bias, strides, padding, more, groups, dilations)
+        if not even:
+            y = y[:, :, top : top + height, left : left + width]
+        return (finish(y.permute(_TO_OURS), operands),)
+
+    return run
+
+
+def gemm(site: Site) -> Run:
+    """x [.., K] times weight [N, K], by cuBLAS with its bias."""
+    weight, bias = site.weight("weight"), site.weight("bias")
+    assert weight is not None
+    finish = epilogue(site)
+
+    def run(operands: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
+        return (finish(functional.linear(operands[0], weight, bias), operands),)
+
+    return run
+
+
+def gemm_residual(site: Site) -> Run:
+    """addmm: cuBLAS adds the residual itself; the bias is added to nothing but what is left, one kernel later."""
+    weight, bias, residual = site.weight("weight"), site.weight("bias"), site.index("residual")
+    assert weight is not None
+    assert residual is not None
+    dtype, place = site.out_dtype(), residual
+
+    def run(operands: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
+        rows = operands[place].reshape(-1, weight.shape[0])
+        if bias is not None:
+            rows = rows + bias
+        y = torch.addmm(rows, operands[0].reshape(-1, weight.shape[1]), weight.t())
+        return (y.reshape(operands[place].shape).to(dtype),)
+
+    return run
+
+
+def fits_gemm_residual(site: Site) -> bool:
+    return site.index("residual") is not None and site.text("activation", "none") == "none"
+
+
+def matmul(site: Site) -> Run:
+    dtype = site.out_dtype()
+
+    def run(operands: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
+        return (torch.matmul(operands[0], operands[1]).to(dtype).contiguous(),)
+
+    return run
+
+
+def attention(site: Site) -> Run:
+    """q, k, v [batch, heads, T, D] from wherever they lie; the answer is stored [batch, T, heads, D]."""
+    scale, mask = site.number("scale"), site.index("mask")
+    dtype = site.out_dtype()
+
+    def run(operands: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
+        q, k, v = operands[:3]
+        added = None
+        if mask is not None:
+            limit = torch.finfo(q.dtype).max
+            added = operands[mask].clamp(-limit, limit).to(q.dtype)
+        y = functional.scaled_dot_product_attention(q, k, v, attn_mask=added, scale=scale)
+        return (y.transpose(1, 2).to(dtype).contiguous(),)
+
+    return run
+
+
+def lstm(site: Site) -> Run:
+    """One layer by torch.nn.LSTM (cuDNN's on a GPU). Stored [T, batch, directions, hidden]."""
+    weight, recurrence = site.weight("weight"), site.weight("recurrence")
+    bias, recurrence_bias = site.weight("bias"), site.weight("recurrence_bias")
+    assert weight is not None
+    assert recurrence is not None
+    directions, _, hidden = recurrence.shape  # gates i, f, c, o are torch's i, f, g, o
+    both = directions == 2
+    # The module's only use is to lay its parameters out in the one block that cuDNN wants.
+    module = torch.nn.LSTM(weight.shape[2], hidden, bias=bias is not None, bidirectional=both)
+    module = module.to(site.device, weight.dtype)
+    with torch.no_grad():
+        for direction, suffix in enumerate(("", "_reverse")[:directions]):
+            module.get_parameter(f"weight_ih_l0{suffix}").copy_(weight[direction])
+            module.get_parameter(f"weight_hh_l0{suffix}").copy_(recurrence[direction])
+            if bias is not None and recurrence_bias is not None:
+                module.get_parameter(f"bias_ih_l0{suffix}").copy_(bias[direction])
+                module.get_parameter(f"bias_hh_l0{suffix}").copy_(recurrence_bias[direction])
+    module.requires_grad_(False)
+    module.eval()
+    module.flatten_parameters()
+    first, cell = site.index("hidden"), site.index("cell")
+    shape, dtype = site.out_shape(0), site.out_dtype()
+    batch = shape[1]
+
+    def run(operands: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
+        x = operands[0]
+        state = None
+        if first is not None or cell is not None:
+            zero = x.new_zeros((directions, batch, hidden))
+            state = (operands[first] if first is not None else zero, operands[cell] if cell is not None else zero)
+        y, (h, c) = module(x.contiguous(), state)
+        return y.reshape(shape).to(dtype), h.to(site.out_dtype(1)), c.to(site.out_dtype(2))
+
+    return run

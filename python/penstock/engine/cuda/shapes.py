@@ -1,0 +1,263 @@
+"""Steps without weights: pooling, norms, reductions, softmax, resizing, and what moves numbers, in torch operators."""
+
+from collections.abc import Callable, Sequence
+from typing import Final
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.nn import functional
+
+from penstock.engine.cuda.sites import Run, Site
+from penstock.errors import Unsupported
+
+Positions = NDArray[np.float64]
+
+_TO_TORCH = (0, 3, 1, 2)
+_TO_OURS = (0, 2, 3, 1)
+
+
+def max_pool(site: Site) -> Run:
+    kernel, strides, dilations = (site.integers(name) for name in ("kernel", "strides", "dilations"))
+    around = _around(site)
+    dtype = site.out_dtype()
+
+    def run(operands: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
+        x = operands[0]
+        if any(around):
+            x = functional.pad(x, around, value=float("-inf"))
+        y = functional.max_pool2d(x.permute(_TO_TORCH), kernel, strides, 0, dilations)
+        return (y.permute(_TO_OURS).to(dtype).contiguous(),)
+
+    top, left, bottom, right = site.integers("pads")
+    fits = 2 * top <= kernel[0] and 2 * left <= kernel[1] and around == (0, 0, left, right, top, bottom)
+    if not fits or (top, left) != (bottom, right):
+        return run
+
+    def direct(operands: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
+        y = functional.max_pool2d(operands[0].permute(_TO_TORCH), kernel, strides, (top, left), dilations)
+        return (y.permute(_TO_OURS).to(dtype).contiguous(),)
+
+    return direct
+
+
+def average_pool(site: Site) -> Run:
+    kernel, strides, dilations = (site.integers(name) for name in ("kernel", "strides", "dilations"))
+    around, dtype = _around(site), site.out_dtype()
+    x_shape = site.shape("x")
+    if dilations != (1, 1):
+        raise Unsupported(f"average pooling with dilations {dilations} in step {site.step.name!r}")
+    # How many numbers each mean is of: all of the kernel, or those that are not padding.
+    inside = torch.ones((1, 1, *x_shape[1:3]))
+    whole = bool(site.number("count_pads"))
+    top, left, bottom, right = site.integers("pads")
+    counted = functional.pad(inside, (left, right, top, bottom), value=1.0 if whole else 0.0)
+    more = (around[3] - right, around[5] - bottom)  # what ceil_mode reaches beyond; never counted
+    counted = functional.pad(counted, (0, more[0], 0, more[1]))
+    share = functional.avg_pool2d(counted, kernel, strides)
+    correction = (1.0 / share).permute(_TO_OURS).to(site.device)
+    exact = bool((share == 1).all())
+
+    def run(operands: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
+        x = functional.pad(operands[0], around) if any(around) else operands[0]
+        y = functional.avg_pool2d(x.permute(_TO_TORCH), kernel, strides).permute(_TO_OURS)
+        return ((y if exact else y * correction).to(dtype).contiguous(),)
+
+    return run
+
+
+def _around(site: Site) -> tuple[int, ...]:
+    """Padding of a stored map so that the windows of the output fit exactly; a negative one cuts off."""
+    kernel, strides, dilations = (site.integers(name) for name in ("kernel", "strides", "dilations"))
+    top, left, _, _ = site.integers("pads")
+    ends = []
+    for axis, begin in enumerate((top, left)):
+        size, out = site.shape("x")[1 + axis], site.out_shape()[1 + axis]
+        ends.append((out - 1) * strides[axis] + dilations[axis] * (kernel[axis] - 1) + 1 - size - begin)
+    return (0, 0, left, ends[1], top, ends[0])
+
+
+def layer_norm(site: Site) -> Run:
+    weight, bias = site.weight("weight"), site.weight("bias")
+    size, epsilon, dtype = site.shape("x")[-site.integer("axes") :], site.number("epsilon"), site.out_dtype()
+
+    def run(operands: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
+        return (functional.layer_norm(operands[0], size, weight, bias, epsilon).to(dtype).contiguous(),)
+
+    return run
+
+
+_REDUCE: Final[dict[str, Callable[[torch.Tensor, tuple[int, ...]], torch.Tensor]]] = {
+    "mean": lambda x, axes: x.mean(axes, keepdim=True),
+    "sum": lambda x, axes: x.sum(axes, keepdim=True),
+    "max": lambda x, axes: x.amax(axes, keepdim=True),
+    "min": lambda x, axes: x.amin(axes, keepdim=True),
+    "l2": lambda x, axes: x.float().square().sum(axes, keepdim=True).sqrt(),
+}
+
+
+def reduce(site: Site) -> Run:
+    function, axes, dtype = _REDUCE[site.text("how")], site.integers("axes"), site.out_dtype()
+
+    def run(operands: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
+        x = operands[0]
+        return ((function(x, axes) if axes else x).to(dtype).contiguous(),)
+
+    return run
+
+
+def arg_max(site: Site) -> Run:
+    axis, function = site.integer("axis"), torch.argmax if site.text("how") == "max" else torch.argmin
+
+    def run(operands: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
+        return (function(operands[0], dim=axis, keepdim=True),)
+
+    return run
+
+
+def softmax(site: Site) -> Run:
+    axis, dtype = site.integer("axis"), site.out_dtype()
+
+    def run(operands: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
+        return (torch.softmax(operands[0], axis, dtype=_wide(dtype)).to(dtype),)
+
+    return run
+
+
+def log_softmax(site: Site) -> Run:
+    axis, dtype = site.integer("axis"), site.out_dtype()
+
+    def run(operands: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
+        return (torch.log_softmax(operands[0], axis, dtype=_wide(dtype)).to(dtype),)
+
+    return run
+
+
+def _wide(dtype: torch.dtype) -> torch.dtype | None:
+    """torch's kernels sum 16-bit numbers in FP32 by themselves; they write FP32 only if told to."""
+    return torch.float32 if dtype == torch.float32 else None
+
+
+def copy(site: Site) -> Run:
+    dtype = site.out_dtype()
+
+    def run(operands: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
+        return (operands[0].to(dtype, memory_format=torch.contiguous_format).contiguous(),)
+
+    return run
+
+
+def concat(site: Site) -> Run:
+    axis, dtype = site.integer("axis"), site.out_dtype()
+
+    def run(operands: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
+        return (torch.cat(list(operands), axis).to(dtype).contiguous(),)
+
+    return run
+
+
+def gather(site: Site) -> Run:
+    """Indices count from the end where negative; any index stays inside."""
+    axis, shape, dtype = site.integer("axis"), site.out_shape(), site.out_dtype()
+
+    def run(operands: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
+        x, indices = operands
+        picked = x.index_select(axis, indices.reshape(-1) % x.shape[axis])
+        return (picked.reshape(shape).to(dtype),)
+
+    return run
+
+
+def pad(site: Site) -> Run:
+    begin, end, value = site.integers("begin"), site.integers("end"), site.number("value")
+    around = [size for pair in reversed(list(zip(begin, end, strict=True))) for size in pair]
+    dtype = site.out_dtype()
+
+    def run(operands: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
+        return (functional.pad(operands[0], around, value=value).to(dtype).contiguous(),)
+
+    return run
+
+
+# ---- resizing ----
+
+
+def resize(site: Site) -> Run:
+    """Nearest by repeating where the factors are whole, else by index; linear between two rows and two columns."""
+    batch, height, width, channels = site.shape("x")
+    out_height, out_width = site.out_shape()[1:3]
+    dtype = site.out_dtype()
+    if site.text("mode") == "nearest":
+        rows, columns = (_nearest(site, axis) for axis in (0, 1))
+        tall, wide = out_height // height, out_width // width
+        repeats = np.array_equal(rows, np.arange(height).repeat(max(tall, 1))) and np.array_equal(
+            columns, np.arange(width).repeat(max(wide, 1))
+        )
+
+        def repeat(operands: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
+            x = operands[0].reshape(batch, height, 1, width, 1, channels)
+            y = x.expand(batch, height, tall, width, wide, channels)
+            return (y.reshape(batch, out_height, out_width, channels).to(dtype),)
+
+        if repeats:
+            return repeat
+        at_rows, at_columns = (torch.from_numpy(each).to(site.device) for each in (rows, columns))
+
+        def pick(operands: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
+            return (operands[0].index_select(1, at_rows).index_select(2, at_columns).to(dtype),)
+
+        return pick
+    taps = [_linear(site, axis) for axis in (0, 1)]
+    (low, high, part), (left, right, share) = (
+        (torch.from_numpy(a).to(site.device), torch.from_numpy(b).to(site.device), torch.from_numpy(c).to(site.device))
+        for a, b, c in taps
+    )
+    part, share = part.reshape(1, -1, 1, 1), share.reshape(1, 1, -1, 1)
+
+    def between(operands: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
+        x = operands[0].float()
+        x = x.index_select(1, low) * (1 - part) + x.index_select(1, high) * part
+        x = x.index_select(2, left) * (1 - share) + x.index_select(2, right) * share
+        return (x.to(dtype).contiguous(),)
+
+    return between
+
+
+def _positions(site: Site, axis: int) -> Positions:
+    """Where each output pixel lies in the input, as ONNX's Resize defines it."""
+    size, out, scale = site.shape("x")[1 + axis], site.out_shape()[1 + axis], site.numbers("scales")[axis]
+    x = np.arange(out, dtype=np.float64)
+    coordinates = site.text("coordinates")
+    if coordinates == "asymmetric":
+        return x / scale
+    if coordinates == "align_corners":
+        return x * (size - 1) / (out - 1) if out > 1 else np.zeros(1)
+    if coordinates == "pytorch_half_pixel" and out == 1:
+        return np.zeros(1)
+    if coordinates == "half_pixel_symmetric":
+        offset = size / 2 * (1 - out / (scale * size))
+        return offset + (x + 0.5) / scale - 0.5
+    return (x + 0.5) / scale - 0.5
+
+
+def _nearest(site: Site, axis: int) -> NDArray[np.int64]:
+    positions, size = _positions(site, axis), site.shape("x")[1 + axis]
+    rounded = _ROUND[site.text("nearest")](positions)
+    picked: NDArray[np.int64] = np.clip(rounded, 0, size - 1).astype(np.int64)
+    return picked
+
+
+_ROUND: Final[dict[str, Callable[[Positions], Positions]]] = {
+    "floor": np.floor,
+    "ceil": np.ceil,
+    "round_prefer_floor": lambda x: np.ceil(x - 0.5),
+    "round_prefer_ceil": lambda x: np.floor(x + 0.5),
+}
+
+
+def _linear(site: Site, axis: int) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float32]]:
+    """The two neighbours of each output pixel and the second one's share."""
+    size = site.shape("x")[1 + axis]
+    positions = np.clip(_positions(site, axis), 0, size - 1)
+    low = np.floor(positions).astype(np.int64)
+    return low, np.minimum(low + 1, size - 1), (positions - low).astype(np.float32)

@@ -1,0 +1,109 @@
+"""A step on a device: what an implementation is bound to, and what it answers.
+
+An implementation looks at a `Site` once, prepares weights and numbers, and gives a function of tensors. That function
+gets every operand in the step's order, views applied, and gives the outputs, dense and of the stored shape and type. It
+never synchronises, so that it can be captured. Used by every module of this package.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import torch
+
+from penstock.engine.lowered import LoweredGraph, Operand, Step
+from penstock.engine.plan import Shape
+from penstock.errors import Internal
+
+DTYPES: Final[Mapping[str, torch.dtype]] = {
+    "BOOL": torch.bool,
+    "INT8": torch.int8,
+    "INT16": torch.int16,
+    "INT32": torch.int32,
+    "INT64": torch.int64,
+    "UINT8": torch.uint8,
+    "FP16": torch.float16,
+    "BF16": torch.bfloat16,
+    "FP32": torch.float32,
+    "FP64": torch.float64,
+}
+
+Run = Callable[[Sequence[torch.Tensor]], tuple[torch.Tensor, ...]]
+RunInto = Callable[[Sequence[torch.Tensor], Sequence[torch.Tensor]], None]
+"""For kernels that write where they are told: operands, outputs."""
+
+
+@dataclass(frozen=True, slots=True)
+class Site:
+    """Where a step is to run."""
+
+    step: Step
+    graph: LoweredGraph
+    weights: Mapping[str, torch.Tensor]
+    """On the device, in the type they are computed in."""
+
+    device: torch.device
+    precision: str
+    """Of `executor.PRECISIONS`."""
+
+    def index(self, role: str) -> int | None:
+        """Which operand plays this role."""
+        return next((number for number, each in enumerate(self.step.inputs) if each.role == role), None)
+
+    def weight(self, role: str) -> torch.Tensor | None:
+        """The tensor of a role that is constant; None where there is none."""
+        operand = self.step.operand(role)
+        if operand is None:
+            return None
+        if operand.value not in self.weights:
+            raise Internal(f"step {self.step.name!r}: {role} is no weight")
+        return seen(self.weights[operand.value], operand)
+
+    def shape(self, role: str) -> Shape:
+        operand = self.step.operand(role)
+        assert operand is not None, role
+        return self.graph.shape(operand)
+
+    def out_shape(self, index: int = 0) -> Shape:
+        return self.graph.values[self.step.outputs[index]].shape
+
+    def out_dtype(self, index: int = 0) -> torch.dtype:
+        return DTYPES[self.graph.values[self.step.outputs[index]].datatype]
+
+    # Attributes, by type; Internal where the lowering wrote another.
+
+    def text(self, name: str, default: str = "") -> str:
+        value = self.step.attributes.get(name, default)
+        if not isinstance(value, str):
+            raise Internal(f"step {self.step.name!r}: attribute {name} is {value!r}, expected text")
+        return value
+
+    def number(self, name: str, default: float = 0.0) -> float:
+        value = self.step.attributes.get(name, default)
+        if not isinstance(value, int | float):
+            raise Internal(f"step {self.step.name!r}: attribute {name} is {value!r}, expected a number")
+        return float(value)
+
+    def numbers(self, name: str) -> tuple[float, ...]:
+        value = self.step.attributes.get(name)
+        if not isinstance(value, tuple):
+            raise Internal(f"step {self.step.name!r}: attribute {name} is {value!r}, expected numbers")
+        return tuple(float(each) for each in value)
+
+    def integers(self, name: str) -> tuple[int, ...]:
+        return tuple(int(each) for each in self.numbers(name))
+
+    def integer(self, name: str) -> int:
+        return int(self.number(name))
+
+
+def seen(tensor: torch.Tensor, operand: Operand) -> torch.Tensor:
+    """The operand's view of a stored tensor."""
+    view = operand.view
+    if view is None:
+        return tensor
+    return torch.as_strided(tensor, view.shape, view.strides, tensor.storage_offset() + view.offset)
+
+
+def narrow(dtype: torch.dtype) -> bool:
+    return dtype in (torch.float16, torch.bfloat16)

@@ -1,0 +1,96 @@
+"""Turns a graph whose shapes are bound into steps for GPU kernels (`engine.lowered`).
+
+`lower` takes what `graph.optimize(model, shapes=...)` made. Feature maps become NHWC, weights are laid out as kernels
+want them, reshapes and transposes become views, and layers take in their bias, activation and residual. An operator
+that is not in the table raises Unsupported, which names it and its node. Nothing else of the package knows both ONNX
+and steps. Called by build.
+"""
+
+from collections.abc import Callable
+from typing import Final
+
+import numpy as np
+import onnx_ir as ir
+
+from penstock.engine.lowered import LoweredGraph
+from penstock.errors import Unsupported
+from penstock.graph.editing import Array, is_operator
+from penstock.graph.lowering import attention, layers, moves, reductions
+from penstock.graph.lowering.builder import Builder
+from penstock.graph.lowering.fusing import fuse
+from penstock.graph.lowering.pointwise import POINTWISE, pointwise
+
+_Lower = Callable[[Builder, ir.Node], None]
+
+_OPERATORS: Final[dict[str, _Lower]] = {
+    "Conv": layers.conv,
+    "ConvTranspose": layers.conv_transpose,
+    "Gemm": layers.gemm,
+    "MatMul": layers.matmul,
+    "LSTM": layers.lstm,
+    "LayerNormalization": reductions.layer_norm,
+    "Softmax": reductions.softmax,
+    "LogSoftmax": reductions.softmax,
+    "MaxPool": reductions.pool,
+    "AveragePool": reductions.pool,
+    "ArgMax": reductions.arg_max,
+    "ArgMin": reductions.arg_max,
+    "Transpose": moves.transpose,
+    "Expand": moves.expand,
+    "Tile": moves.tile,
+    "Slice": moves.slice_,
+    "Split": moves.split,
+    "Gather": moves.gather,
+    "Concat": moves.concat,
+    "Pad": moves.pad,
+    "Resize": moves.resize,
+    "Upsample": moves.resize,
+    **dict.fromkeys(("Reshape", "Flatten", "Squeeze", "Unsqueeze", "Identity", "Dropout"), moves.reshape),
+    **dict.fromkeys(reductions.REDUCTIONS, reductions.reduce),
+    **dict.fromkeys(POINTWISE, pointwise),
+}
+
+SUPPORTED: Final = frozenset(_OPERATORS)
+"""ONNX operators that can be lowered."""
+
+Weights = dict[str, Array]
+
+__all__ = ["SUPPORTED", "Weights", "lower"]
+
+
+def lower(model: ir.Model) -> tuple[LoweredGraph, Weights]:
+    """Steps and weights, by name. Raises Unsupported for what has no step, and for sizes that depend on the data."""
+    builder = Builder(model)
+    graph = model.graph
+    for value in graph.inputs:
+        if value.name not in graph.initializers:
+            builder.add_input(value)
+    attentions = attention.find(graph)
+    node: ir.Node | None = None
+    for node in graph:
+        if node in attentions:
+            whole = attentions[node]
+            if whole is not None:
+                attention.lower(builder, whole)
+            continue
+        _one(builder, node)
+    for value in graph.outputs:
+        builder.add_output(value, value.producer() or node or ir.node("Identity", [value], name=f"{value.name}.output"))
+    lowered = fuse(builder.finish())
+    return lowered, {name: builder.weights[name] for name in lowered.weights}
+
+
+def _one(builder: Builder, node: ir.Node) -> None:
+    if is_operator(node, "Constant"):
+        tensor = ir.convenience.get_const_tensor(node.outputs[0])
+        if tensor is None:
+            raise Unsupported(f"the constant of node {node.name!r} is no tensor")
+        builder.fold(node.outputs[0], np.asarray(tensor.numpy()))
+        return
+    function = _OPERATORS.get(node.op_type) if is_operator(node, node.op_type) else None
+    if function is None:
+        domain = f"{node.domain}::" if node.domain not in ("", "ai.onnx") else ""
+        raise Unsupported(
+            f"operator {domain}{node.op_type} of node {node.name!r} has no GPU step; run it on another runtime"
+        )
+    function(builder, node)

@@ -1,0 +1,220 @@
+"""Joins steps: activations written in two, epilogues of layers, chains of elementwise steps.
+
+A step takes in the pointwise step behind it when that is its result's only reader, sees it as it is stored, and makes a
+value of the same shape. The joined step stands where the later one stood, so that everything it reads is there. Called
+by `lower` on the finished graph; what it can't join is left as it is.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Final
+
+from penstock.engine.lowered import Attribute, Instruction, LoweredGraph, Number, Operand, Step, contiguous
+
+_HEAVY: Final = ("conv", "conv_transpose", "gemm")
+# Instructions that an epilogue knows; those with numbers give alpha and beta.
+_ACTIVATIONS: Final = (
+    *("relu", "relu6", "silu", "quick_gelu", "gelu", "gelu_tanh", "sigmoid", "hard_swish", "tanh"),
+    *("clip", "hard_sigmoid", "leaky_relu"),
+)
+# A program longer than this spills registers, and names nothing.
+_LONGEST: Final = 16
+_QUICK_GELU: Final = 1.702
+
+
+def fuse(graph: LoweredGraph) -> LoweredGraph:
+    fusing = _Fusing(graph)
+    fusing.name_activations()
+    fusing.add_epilogues()
+    fusing.join_chains()
+    return fusing.result()
+
+
+class _Fusing:
+    def __init__(self, graph: LoweredGraph) -> None:
+        self._graph = graph
+        self._steps: list[Step | None] = list(graph.steps)
+        self._kept = {output.value for output in graph.outputs}
+
+    def name_activations(self) -> None:
+        """x * sigmoid(x), in two steps, is silu."""
+        for number, step in enumerate(self._steps):
+            if step is None or [line.name for line in step.program] != ["mul"] or len(step.inputs) != 2:
+                continue
+            for x, gate in (step.inputs, tuple(reversed(step.inputs))):
+                if (joined := self._silu(step, x, gate)) is not None:
+                    makers, self._steps[number] = joined
+                    for maker in makers:
+                        self._steps[maker] = None
+                    break
+
+    def _silu(self, step: Step, x: Operand, gate: Operand) -> tuple[tuple[int, ...], Step] | None:
+        """The steps that go, and the one in place of `step`; None where it is no product of x and its gate."""
+        sigmoid = self._only_for(gate)
+        if sigmoid is None or sigmoid[1].program != (Instruction("sigmoid", ("i0",)),):
+            return None
+        (inner,), nodes = sigmoid[1].inputs, (*sigmoid[1].nodes, *step.nodes)
+        if inner == x:
+            return (sigmoid[0],), replace(step, inputs=(x,), program=(Instruction("silu", ("i0",)),), nodes=nodes)
+        scaled = self._only_for(inner)
+        if scaled is None or scaled[1].inputs != (x,) or not _is_quick(scaled[1]):
+            return None
+        program, nodes = (Instruction("quick_gelu", ("i0",)),), (*scaled[1].nodes, *nodes)
+        return (scaled[0], sigmoid[0]), replace(step, inputs=(x,), program=program, nodes=nodes)
+
+    def _only_for(self, operand: Operand) -> tuple[int, Step] | None:
+        """The pointwise step that makes an operand which nothing else reads."""
+        number = self._maker(operand.value) if operand.view is None and operand.value not in self._kept else None
+        step = self._steps[number] if number is not None else None
+        if number is None or step is None or step.kind != "pointwise" or len(self._readers(operand.value)) != 1:
+            return None
+        return number, step
+
+    def add_epilogues(self) -> None:
+        """Of two layers that meet in an addition the later one takes it."""
+        for number in reversed(range(len(self._steps))):
+            place = number
+            while (step := self._steps[place]) is not None and step.kind in _HEAVY:
+                follower = self._follower(place)
+                joined = self._with_epilogue(step, *follower) if follower is not None else None
+                if follower is None or joined is None or not self._plain_residual(joined):
+                    break
+                self._steps[place], place = None, follower[0]
+                self._steps[place] = joined
+
+    def join_chains(self) -> None:
+        for number, step in enumerate(self._steps):
+            follower = self._follower(number) if step is not None and step.kind == "pointwise" else None
+            if step is None or follower is None or len(step.program) + len(follower[1].program) > _LONGEST:
+                continue
+            self._steps[number], self._steps[follower[0]] = None, _joined(step, follower[1], follower[2])
+
+    def result(self) -> LoweredGraph:
+        steps = tuple(step for step in self._steps if step is not None)
+        steps = self._without_dead(steps)
+        read = {operand.value for step in steps for operand in step.inputs} | self._kept
+        made = {name for step in steps for name in step.outputs} | {each.name for each in self._graph.inputs}
+        return replace(
+            self._graph,
+            steps=steps,
+            values={name: value for name, value in self._graph.values.items() if name in made},
+            weights={name: weight for name, weight in self._graph.weights.items() if name in read},
+        )
+
+    def _without_dead(self, steps: Sequence[Step]) -> tuple[Step, ...]:
+        needed = set(self._kept)
+        alive: list[Step] = []
+        for step in reversed(steps):
+            if needed & set(step.outputs):
+                alive.append(step)
+                needed |= {operand.value for operand in step.inputs}
+        return tuple(reversed(alive))
+
+    def _maker(self, value: str) -> int | None:
+        return next(
+            (number for number, step in enumerate(self._steps) if step is not None and value in step.outputs), None
+        )
+
+    def _readers(self, value: str) -> list[int]:
+        return [
+            number
+            for number, step in enumerate(self._steps)
+            if step is not None and any(operand.value == value for operand in step.inputs)
+        ]
+
+    def _follower(self, number: int) -> tuple[int, Step, int] | None:
+        """The pointwise step that alone reads what this one makes, as it is stored; and which operand it is."""
+        step = self._steps[number]
+        if step is None or len(step.outputs) != 1 or step.outputs[0] in self._kept:
+            return None
+        (value,) = step.outputs
+        readers = self._readers(value)
+        if len(readers) != 1:
+            return None
+        follower = self._steps[readers[0]]
+        if follower is None or follower.kind != "pointwise":
+            return None
+        uses = [index for index, operand in enumerate(follower.inputs) if operand.value == value]
+        same = self._graph.values[follower.outputs[0]].shape == self._graph.values[value].shape
+        if len(uses) != 1 or follower.inputs[uses[0]].view is not None or not same:
+            return None
+        before, after = (self._graph.values[each.outputs[0]].datatype for each in (step, follower))
+        floats = before == after or step.kind == "pointwise"
+        return (readers[0], follower, uses[0]) if floats and before != "BOOL" else None
+
+    def _plain_residual(self, step: Step) -> bool:
+        """Whether what is added lies in memory just as what is computed."""
+        residual = step.operand("residual")
+        if residual is None:
+            return True
+        shape = self._graph.values[step.outputs[0]].shape
+        stored = residual.value in self._graph.values
+        if residual.view is not None:
+            return stored and residual.view.shape == shape and residual.view.strides == contiguous(shape)
+        return stored and self._graph.values[residual.value].shape == shape
+
+    def _with_epilogue(self, step: Step, _: int, follower: Step, operand: int) -> Step | None:
+        """The layer with a bias, an activation or a residual more; None where its epilogue can't say it."""
+        if len(follower.program) != 1:
+            return None
+        line = follower.program[0]
+        attributes: dict[str, Attribute] = dict(step.attributes)
+        has_activation, has_residual = "activation" in attributes, step.operand("residual") is not None
+        inputs = list(step.inputs)
+        current = f"i{operand}"
+        if line.name in _ACTIVATIONS and line.arguments[0] == current and not has_activation:
+            numbers = [each for each in line.arguments[1:] if not isinstance(each, str)]
+            if len(numbers) != len(line.arguments) - 1 or (has_residual and attributes.get("residual") == "after"):
+                return None
+            attributes["activation"] = line.name
+            attributes.update(dict(zip(("alpha", "beta"), map(float, numbers), strict=False)))
+        elif line.name == "add" and sorted(map(str, line.arguments)) == ["i0", "i1"]:
+            other = follower.inputs[1 - operand]
+            row = other.value in self._graph.weights and _is_row(other)
+            if row and step.operand("bias") is None and not has_activation and not has_residual:
+                inputs.append(Operand(other.value, "bias"))
+            elif not row and not has_residual:
+                inputs.append(Operand(other.value, "residual", other.view))
+                attributes["residual"] = "after" if has_activation else "before"
+            else:
+                return None
+        else:
+            return None
+        nodes = (*step.nodes, *follower.nodes)
+        return replace(
+            step, name=follower.name, inputs=tuple(inputs), outputs=follower.outputs, attributes=attributes, nodes=nodes
+        )
+
+
+def _is_row(operand: Operand) -> bool:
+    """One number for each channel; the last axis is theirs."""
+    view = operand.view
+    if view is None or view.offset or view.strides[-1:] != (1,):
+        return False
+    return not any(stride for size, stride in zip(view.shape[:-1], view.strides[:-1], strict=True) if size != 1)
+
+
+def _is_quick(step: Step) -> bool:
+    """A multiplication with 1.702, as FP32 or FP16 write it."""
+    line = step.program[0]
+    numbers = [each for each in line.arguments if not isinstance(each, str)]
+    return len(step.program) == 1 and line.name == "mul" and len(numbers) == 1 and abs(numbers[0] - _QUICK_GELU) < 1e-3
+
+
+def _joined(step: Step, after: Step, taken: int) -> Step:
+    """The later program with the earlier one in front."""
+    inputs = list(step.inputs)
+    names: dict[str, str] = {f"i{taken}": f"t{len(step.program) - 1}"}
+    for index, operand in enumerate(after.inputs):
+        if index == taken:
+            continue
+        if operand not in inputs:
+            inputs.append(operand)
+        names[f"i{index}"] = f"i{inputs.index(operand)}"
+    names |= {f"t{index}": f"t{index + len(step.program)}" for index in range(len(after.program))}
+    lines = [Instruction(line.name, _renamed(line.arguments, names)) for line in after.program]
+    return replace(after, inputs=tuple(inputs), program=(*step.program, *lines), nodes=(*step.nodes, *after.nodes))
+
+
+def _renamed(arguments: Sequence[str | Number], names: Mapping[str, str]) -> tuple[str | Number, ...]:
+    return tuple(names[each] if isinstance(each, str) else each for each in arguments)

@@ -1,0 +1,269 @@
+"""Layers with weights: convolutions, matrix products, recurrent ones. Weights are laid out as `engine.lowered` says."""
+
+from typing import Final
+
+import numpy as np
+import onnx_ir as ir
+
+from penstock.engine.lowered import Attribute, Operand
+from penstock.errors import Unsupported
+from penstock.graph.editing import Array, input_of, integer, integers, number, string
+from penstock.graph.lowering.builder import Builder
+from penstock.graph.lowering.views import NHWC, Ref, expanded, identity, permuted, reshaped
+
+
+def conv(builder: Builder, node: ir.Node) -> None:
+    """2-D convolution, of one dimension too (as an image of one row)."""
+    weight = _weight(builder, node, 1)
+    bias = _bias(builder, node, 2)
+    x, output = builder.ref(node.inputs[0]), node.outputs[0]
+    shape = builder.shape(output)
+    flat = len(x.shape) == 3
+    if flat:
+        x, weight, shape = _row(x), weight[:, :, None, :], (shape[0], shape[1], 1, shape[2])
+    _expect_images(node, x)
+    x = builder.stored_as(x, NHWC, node)
+    kernel = weight.shape[2:]
+    operands = [
+        builder.operand(x, "x", NHWC),
+        _as("weight", builder.formed(_origin(builder, node, 1), "krsc", weight.transpose(0, 2, 3, 1), _name(node, 1))),
+    ]
+    if bias is not None:
+        operands.append(_as("bias", builder.formed(bias, "", bias, _name(node, 2))))
+    attributes: dict[str, Attribute] = {
+        "kernel": tuple(kernel),
+        "strides": _spatial(node, "strides", 1, flat),
+        "pads": _pads(node, flat),
+        "dilations": _spatial(node, "dilations", 1, flat),
+        "groups": integer(node, "group", 1),
+    }
+    result = builder.emit(node, "conv", operands, shape, builder.datatype(output), NHWC, attributes, name=output.name)
+    builder.forward(output, _without_row(result) if flat else result)
+
+
+def conv_transpose(builder: Builder, node: ir.Node) -> None:
+    weight = _weight(builder, node, 1)
+    bias = _bias(builder, node, 2)
+    x, output = builder.ref(node.inputs[0]), node.outputs[0]
+    _expect_images(node, x)
+    if string(node, "auto_pad", "NOTSET") not in ("NOTSET", "VALID") or integers(node, "output_shape") is not None:
+        raise Unsupported(f"ConvTranspose of node {node.name!r} asks for a shape; only explicit pads can be lowered")
+    x = builder.stored_as(x, NHWC, node)
+    operands = [
+        builder.operand(x, "x", NHWC),
+        _as("weight", builder.formed(_origin(builder, node, 1), "crsk", weight.transpose(0, 2, 3, 1), _name(node, 1))),
+    ]
+    if bias is not None:
+        operands.append(_as("bias", builder.formed(bias, "", bias, _name(node, 2))))
+    attributes: dict[str, Attribute] = {
+        "kernel": tuple(weight.shape[2:]),
+        "strides": _spatial(node, "strides", 1, flat=False),
+        "pads": _pads(node, flat=False),
+        "dilations": _spatial(node, "dilations", 1, flat=False),
+        "output_padding": _spatial(node, "output_padding", 0, flat=False),
+        "groups": integer(node, "group", 1),
+    }
+    shape, datatype = builder.shape(output), builder.datatype(output)
+    builder.forward(
+        output, builder.emit(node, "conv_transpose", operands, shape, datatype, NHWC, attributes, name=output.name)
+    )
+
+
+def gemm(builder: Builder, node: ir.Node) -> None:
+    a = builder.ref(node.inputs[0])
+    weight, c = builder.constant(node.inputs[1]), input_of(node, 2)
+    bias = builder.constant(c)
+    if weight is None or (c is not None and bias is None):
+        raise Unsupported(f"Gemm of node {node.name!r} has operands that are computed; use MatMul and Add")
+    if integer(node, "transA", 0):
+        a = permuted(a, (1, 0))
+    alpha, beta = number(node, "alpha", 1.0), number(node, "beta", 1.0)
+    rows = weight if integer(node, "transB", 0) else weight.T
+    form = "nk" if integer(node, "transB", 0) == 0 else ""
+    if alpha != 1.0:
+        rows, form = rows * np.asarray(alpha, rows.dtype), f"{form}.times{alpha:g}"
+    operand = builder.formed(weight, form, rows, _name(node, 1))
+    result = _product(builder, node, a, operand, rows.shape[0])
+    if bias is not None and np.any(bias):
+        whole = np.broadcast_to(bias, result.shape) if bias.size != rows.shape[0] or bias.ndim == 2 else bias
+        if whole.ndim == 2 and whole.strides[0] == 0:
+            whole = whole[0]
+        if whole.ndim != 1 or whole.size != rows.shape[0]:
+            raise Unsupported(f"Gemm of node {node.name!r} adds a matrix of shape {list(bias.shape)}, expected a row")
+        scaled = whole if beta == 1.0 else whole * np.asarray(beta, whole.dtype)
+        result = _with_bias(builder, result, bias, scaled, "" if beta == 1.0 else f"times{beta:g}", _name(node, 2))
+    builder.forward(node.outputs[0], result)
+
+
+def matmul(builder: Builder, node: ir.Node) -> None:
+    """With a constant right matrix a `gemm`; otherwise a `matmul`, batched, its operands read as they lie."""
+    weight = builder.constant(node.inputs[1])
+    output = node.outputs[0]
+    if weight is not None and weight.ndim == 2:
+        operand = builder.formed(weight, "nk", weight.T, _name(node, 1))
+        builder.forward(output, _product(builder, node, builder.ref(node.inputs[0]), operand, weight.shape[1]))
+        return
+    a, b = builder.ref(node.inputs[0]), builder.ref(node.inputs[1])
+    if min(len(a.shape), len(b.shape)) < 2:
+        raise Unsupported(f"MatMul of node {node.name!r} multiplies a vector; reshape it to a matrix")
+    shape = builder.shape(output)
+    a, b = expanded(a, (*shape[:-2], *a.shape[-2:])), expanded(b, (*shape[:-2], *b.shape[-2:]))
+    operands = [builder.operand(a, "a"), builder.operand(b, "b")]
+    builder.forward(output, builder.emit(node, "matmul", operands, shape, builder.datatype(output), name=output.name))
+
+
+def _product(builder: Builder, node: ir.Node, a: Ref, weight: Operand, columns: int) -> Ref:
+    """a [.., K] with rows in any order, so long as the numbers of a row lie together."""
+    rank = len(a.shape)
+    order = builder.order_of(a)
+    if rank == 4 and order is not None and order[-1] != 3:
+        order = None
+    if order is None or order[-1] != rank - 1:
+        a, order = builder.stored_as(a, identity(rank), node), identity(rank)
+    operands = [builder.operand(a, "x", order), _as("weight", weight)]
+    shape = (*a.shape[:-1], columns)
+    output = node.outputs[0]
+    return builder.emit(node, "gemm", operands, shape, builder.datatype(output), order, name=output.name)
+
+
+def _with_bias(builder: Builder, result: Ref, origin: Array, bias: Array, form: str, name: str) -> Ref:
+    step = builder.steps.pop()
+    operand = _as("bias", builder.formed(origin, form or "row", np.ascontiguousarray(bias), name))
+    builder.steps.append(
+        type(step)(
+            step.name, step.kind, (*step.inputs, operand), step.outputs, step.attributes, step.program, step.nodes
+        )
+    )
+    return result
+
+
+# ---- LSTM ----
+
+_GATES: Final = (0, 2, 3, 1)  # ONNX: input, output, forget, cell; as libraries for GPUs want it: i, f, c, o
+
+
+def lstm(builder: Builder, node: ir.Node) -> None:
+    """One layer, one or two directions. Weights: [directions, 4 hidden, inputs], gates in the order i, f, c, o."""
+    _expect_plain_lstm(node)
+    x = builder.stored_as(builder.ref(node.inputs[0]), identity(3), node)
+    w, r = _weight(builder, node, 1), _weight(builder, node, 2)
+    b = builder.constant(input_of(node, 3))
+    directions, _, hidden = r.shape
+    time, batch = x.shape[0], x.shape[1]
+    datatype = builder.datatype(node.outputs[0]) if node.outputs[0].dtype else x.datatype
+    operands = [
+        builder.operand(x, "x"),
+        _as("weight", builder.formed(_origin(builder, node, 1), "ifco", _gates(w), _name(node, 1))),
+        _as("recurrence", builder.formed(_origin(builder, node, 2), "ifco", _gates(r), _name(node, 2))),
+    ]
+    if b is not None:
+        half = 4 * hidden
+        operands += [
+            _as("bias", builder.formed(b, "ifco", _gates(b[:, :half]), _name(node, 3))),
+            _as("recurrence_bias", builder.formed(b, "ifco.recurrence", _gates(b[:, half:]), _name(node, 3))),
+        ]
+    for index, role in ((5, "hidden"), (6, "cell")):
+        value = input_of(node, index)
+        array = builder.constant(value)
+        if value is not None and (array is None or np.any(array)):
+            state = builder.stored_as(builder.ref(value), identity(3), node)
+            operands.append(builder.operand(state, role))
+    names = [value.name or f"{node.name}.{index}" for index, value in enumerate(node.outputs)]
+    names += [f"{node.name}.{index}" for index in range(len(names), 3)]
+    shape = (time, directions, batch, hidden)
+    y = builder.value(names[0] or f"{node.name}.y", shape, datatype, (0, 2, 1, 3))
+    states = [
+        builder.value(name or f"{node.name}.state", (directions, batch, hidden), datatype, identity(3))
+        for name in names[1:]
+    ]
+    builder.append(node, "lstm", operands, [y.value, *(state.value for state in states)], {"hidden": hidden})
+    for value, ref in zip(node.outputs, (y, *states), strict=False):
+        builder.forward(value, ref)
+
+
+def _gates(array: Array) -> Array:
+    return np.concatenate([np.split(array, 4, axis=1)[gate] for gate in _GATES], axis=1)
+
+
+def _expect_plain_lstm(node: ir.Node) -> None:
+    direction = string(node, "direction", "forward")
+    odd = [name for name in ("activations", "activation_alpha", "activation_beta", "clip") if name in node.attributes]
+    if "activations" in odd and tuple(node.attributes["activations"].as_strings()) in (
+        ("Sigmoid", "Tanh", "Tanh"),
+        ("Sigmoid", "Tanh", "Tanh") * 2,
+    ):
+        odd.remove("activations")
+    odd += [f"direction {direction}"] if direction == "reverse" else []
+    odd += [name for name in ("input_forget", "layout") if integer(node, name, 0)]
+    odd += [name for index, name in ((4, "sequence_lens"), (7, "peepholes")) if input_of(node, index) is not None]
+    if odd:
+        raise Unsupported(f"LSTM of node {node.name!r} uses {', '.join(odd)}, which can't be lowered")
+
+
+# ---- shared ----
+
+
+def _weight(builder: Builder, node: ir.Node, index: int) -> Array:
+    array = builder.constant(input_of(node, index))
+    if array is None:
+        raise Unsupported(f"{node.op_type} of node {node.name!r} has weights that are computed; they must be constant")
+    return array
+
+
+def _origin(builder: Builder, node: ir.Node, index: int) -> Array:
+    array = builder.constant(input_of(node, index))
+    assert array is not None
+    return array
+
+
+def _bias(builder: Builder, node: ir.Node, index: int) -> Array | None:
+    value = input_of(node, index)
+    array = builder.constant(value)
+    if value is not None and array is None:
+        raise Unsupported(f"{node.op_type} of node {node.name!r} has a bias that is computed; it must be constant")
+    return array if array is not None and np.any(array) else None
+
+
+def _name(node: ir.Node, index: int) -> str:
+    value = input_of(node, index)
+    return (value.name if value is not None else None) or f"{node.name}.{index}"
+
+
+def _as(role: str, operand: Operand) -> Operand:
+    return Operand(operand.value, role, operand.view)
+
+
+def _expect_images(node: ir.Node, x: Ref) -> None:
+    if len(x.shape) != 4:
+        raise Unsupported(
+            f"{node.op_type} of node {node.name!r} works on {len(x.shape) - 2} dimensions, those on 2 can be lowered"
+        )
+
+
+def _row(x: Ref) -> Ref:
+    batch, channels, size = x.shape
+    row = reshaped(x, (batch, channels, 1, size))
+    assert row is not None  # an axis of one can be put anywhere
+    return row
+
+
+def _without_row(result: Ref) -> Ref:
+    keep = permuted(result, (0, 1, 3, 2))
+    return Ref(keep.value, keep.shape[:3], keep.strides[:3], keep.datatype, keep.offset)
+
+
+def _spatial(node: ir.Node, name: str, default: int, flat: bool) -> tuple[int, ...]:
+    found = integers(node, name)
+    if flat:
+        return (1 if name != "output_padding" else 0, *(found or (default,)))
+    return found or (default, default)
+
+
+def _pads(node: ir.Node, flat: bool) -> tuple[int, ...]:
+    """Top, left, bottom, right."""
+    if string(node, "auto_pad", "NOTSET") in ("SAME_UPPER", "SAME_LOWER"):
+        raise Unsupported(f"{node.op_type} of node {node.name!r} pads by itself; optimize the model before lowering it")
+    found = integers(node, "pads")
+    if flat:
+        return (0, found[0], 0, found[1]) if found else (0, 0, 0, 0)
+    return found or (0, 0, 0, 0)

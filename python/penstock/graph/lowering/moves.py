@@ -1,0 +1,192 @@
+"""Operators that move numbers: most become views, which cost nothing; what is left is copied once."""
+
+import math
+from typing import Final
+
+import numpy as np
+import onnx_ir as ir
+
+from penstock.engine.lowered import Attribute
+from penstock.errors import Unsupported
+from penstock.graph.editing import Array, input_of, integer, integers, number, string
+from penstock.graph.lowering.builder import Builder
+from penstock.graph.lowering.views import NHWC, expanded, identity, permuted, reshaped, selected, sliced
+
+
+def transpose(builder: Builder, node: ir.Node) -> None:
+    x = builder.ref(node.inputs[0])
+    order = integers(node, "perm") or tuple(reversed(range(len(x.shape))))
+    builder.forward(node.outputs[0], permuted(x, order))
+
+
+def reshape(builder: Builder, node: ir.Node) -> None:
+    """Reshape, Flatten, Squeeze, Unsqueeze, Identity: the new shape is known, so that they are one operator."""
+    _expect_known(builder, node)
+    x, shape = builder.ref(node.inputs[0]), builder.shape(node.outputs[0])
+    seen = reshaped(x, shape)
+    if seen is None:
+        seen = reshaped(builder.stored_as(x, identity(len(x.shape)), node), shape)
+    assert seen is not None
+    builder.forward(node.outputs[0], seen)
+
+
+def expand(builder: Builder, node: ir.Node) -> None:
+    _expect_known(builder, node)
+    builder.forward(node.outputs[0], expanded(builder.ref(node.inputs[0]), builder.shape(node.outputs[0])))
+
+
+def tile(builder: Builder, node: ir.Node) -> None:
+    _expect_known(builder, node)
+    x, shape = builder.ref(node.inputs[0]), builder.shape(node.outputs[0])
+    apart = reshaped(x, [size for each in x.shape for size in (1, each)])
+    assert apart is not None
+    repeated = expanded(
+        apart, [size for each, whole in zip(x.shape, shape, strict=True) for size in (whole // each, each)]
+    )
+    seen = reshaped(repeated, shape)
+    if seen is None:
+        seen = reshaped(builder.stored_as(repeated, identity(len(repeated.shape)), node), shape)
+    assert seen is not None
+    builder.forward(node.outputs[0], seen)
+
+
+def slice_(builder: Builder, node: ir.Node) -> None:
+    x = builder.ref(node.inputs[0])
+    starts, ends, axes, steps = (_numbers(builder, node, index, name) for index, name in enumerate(_SLICE, 1))
+    if starts is None or ends is None:
+        raise Unsupported(f"Slice of node {node.name!r} has bounds that are computed")
+    axes = axes if axes is not None else tuple(range(len(starts)))
+    for axis, start, end, step in zip(axes, starts, ends, steps or (1,) * len(starts), strict=True):
+        if step < 1:
+            raise Unsupported(f"Slice of node {node.name!r} goes backwards (step {step}), which can't be lowered")
+        first, last, _ = slice(start, end, step).indices(x.shape[axis])
+        x = sliced(x, axis % len(x.shape), first, max(0, math.ceil((last - first) / step)), step)
+    builder.forward(node.outputs[0], x)
+
+
+_SLICE: Final = ("starts", "ends", "axes", "steps")
+
+
+def split(builder: Builder, node: ir.Node) -> None:
+    x = builder.ref(node.inputs[0])
+    axis = integer(node, "axis", 0) % len(x.shape)
+    start = 0
+    for value in node.outputs:
+        size = builder.shape(value)[axis]
+        builder.forward(value, sliced(x, axis, start, size))
+        start += size
+
+
+def gather(builder: Builder, node: ir.Node) -> None:
+    """One constant index is a view; anything else picks rows."""
+    x, output = builder.ref(node.inputs[0]), node.outputs[0]
+    axis = integer(node, "axis", 0) % len(x.shape)
+    indices = builder.constant(node.inputs[1])
+    if indices is not None and indices.size == 1:
+        picked = selected(x, axis, int(indices.reshape(-1)[0]) % x.shape[axis])
+        shaped = reshaped(picked, builder.shape(output))
+        assert shaped is not None  # axes of one are added anywhere
+        builder.forward(output, shaped)
+        return
+    where = builder.ref(node.inputs[1])
+    source = builder.stored_as(x, identity(len(x.shape)), node)
+    order = identity(len(where.shape))
+    operands = [builder.operand(source, "x"), builder.operand(builder.stored_as(where, order, node), "indices")]
+    shape, datatype = builder.shape(output), builder.datatype(output)
+    builder.forward(
+        output, builder.emit(node, "gather", operands, shape, datatype, attributes={"axis": axis}, name=output.name)
+    )
+
+
+def concat(builder: Builder, node: ir.Node) -> None:
+    output = node.outputs[0]
+    shape = builder.shape(output)
+    axis = integer(node, "axis", 0) % len(shape)
+    refs = [builder.ref(value) for value in node.inputs]
+    orders = [builder.order_of(ref) for ref in refs if ref.value in builder.values]
+    orders.sort(key=lambda order: order != NHWC)  # one feature map among them decides
+    order = next((each for each in orders if each is not None), identity(len(shape)))
+    operands = [builder.operand(ref, "", order) for ref in refs]
+    attributes: dict[str, Attribute] = {"axis": order.index(axis)}
+    builder.forward(
+        output,
+        builder.emit(node, "concat", operands, shape, builder.datatype(output), order, attributes, name=output.name),
+    )
+
+
+def pad(builder: Builder, node: ir.Node) -> None:
+    x, output = builder.ref(node.inputs[0]), node.outputs[0]
+    mode = string(node, "mode", "constant")
+    pads = _numbers(builder, node, 1, "pads")
+    if mode != "constant" or pads is None:
+        raise Unsupported(f"Pad of node {node.name!r} with mode {mode!r}; only constant pads can be lowered")
+    fill = builder.constant(input_of(node, 2))
+    amount = float(fill.reshape(-1)[0]) if fill is not None and fill.size else number(node, "value", 0.0)
+    rank = len(x.shape)
+    axes = _numbers(builder, node, 3, "axes") or identity(rank)
+    begin, end = [0] * rank, [0] * rank
+    for axis, before, after in zip(axes, pads[: len(axes)], pads[len(axes) :], strict=True):
+        begin[axis], end[axis] = before, after
+    for axis in range(rank):  # a negative pad cuts off
+        if begin[axis] < 0 or end[axis] < 0:
+            first = max(0, -begin[axis])
+            x = sliced(x, axis, first, x.shape[axis] - first - max(0, -end[axis]))
+            begin[axis], end[axis] = max(0, begin[axis]), max(0, end[axis])
+    x, order = builder.dense(x, node)
+    attributes: dict[str, Attribute] = {
+        "begin": tuple(begin[axis] for axis in order),
+        "end": tuple(end[axis] for axis in order),
+        "value": amount,
+    }
+    operands = [builder.operand(x, "x", order)]
+    builder.forward(
+        output,
+        builder.emit(node, "pad", operands, builder.shape(output), x.datatype, order, attributes, name=output.name),
+    )
+
+
+def resize(builder: Builder, node: ir.Node) -> None:
+    """Images, by repeating pixels or between four of them. Attributes are ONNX's own; `scales` are height and width."""
+    _expect_known(builder, node)
+    x, output = builder.ref(node.inputs[0]), node.outputs[0]
+    shape, mode = builder.shape(output), string(node, "mode", "nearest")
+    if len(x.shape) != 4 or shape[:2] != x.shape[:2] or mode not in ("nearest", "linear"):
+        raise Unsupported(f"Resize of node {node.name!r}: mode {mode!r} from {list(x.shape)} to {list(shape)}")
+    old = builder.opset < 11  # no modes yet: pixels begin where they begin
+    coordinates = "asymmetric" if old else string(node, "coordinate_transformation_mode", "half_pixel")
+    if coordinates == "tf_crop_and_resize" or integer(node, "antialias", 0) or integer(node, "exclude_outside", 0):
+        raise Unsupported(f"Resize of node {node.name!r} with {coordinates}, antialias or exclude_outside")
+    scales = _scales(builder, node) or tuple(out / size for out, size in zip(shape[2:], x.shape[2:], strict=True))
+    attributes: dict[str, Attribute] = {
+        "mode": mode,
+        "coordinates": coordinates,
+        "nearest": "floor" if old else string(node, "nearest_mode", "round_prefer_floor"),
+        "scales": scales,
+    }
+    operands = [builder.operand(builder.stored_as(x, NHWC, node), "x", NHWC)]
+    builder.forward(
+        output, builder.emit(node, "resize", operands, shape, x.datatype, NHWC, attributes, name=output.name)
+    )
+
+
+def _expect_known(builder: Builder, node: ir.Node) -> None:
+    """Sizes must be constants: shape inference may take a size that a call decides for one that does nothing."""
+    if any(value is not None and builder.constant(value) is None for value in node.inputs[1:]):
+        raise Unsupported(f"{node.op_type} of node {node.name!r} has sizes that are not known before the model runs")
+
+
+def _scales(builder: Builder, node: ir.Node) -> tuple[float, ...] | None:
+    """Those written in the model, of height and width: where it gives sizes instead, they follow from the shapes."""
+    array = builder.constant(input_of(node, 1 if builder.opset < 11 else 2))
+    if array is None or array.size == 0 or "axes" in node.attributes:
+        return None
+    return tuple(float(scale) for scale in array[-2:])
+
+
+def _numbers(builder: Builder, node: ir.Node, index: int, name: str) -> tuple[int, ...] | None:
+    """A list of integers, as an input or (in older operator sets) an attribute."""
+    value = input_of(node, index)
+    if value is None:
+        return integers(node, name)
+    array: Array | None = builder.constant(value)
+    return None if array is None else tuple(int(each) for each in np.asarray(array).reshape(-1))

@@ -1,0 +1,266 @@
+"""Every operator that can be lowered, alone, against ONNX Runtime in FP32 on the CPU."""
+
+from dataclasses import dataclass, field
+from zlib import crc32
+
+import numpy as np
+import pytest
+
+pytest.importorskip("torch")
+
+from penstock.graph.lowering import SUPPORTED
+from tests.engine.cuda.reference import Array, assert_agrees
+from tests.graph.small import graph
+
+pytestmark = pytest.mark.torch
+
+# Sums of a few thousand products in another order; transcendental functions of two libraries.
+TOLERANCE = 2e-6
+
+
+@dataclass(frozen=True)
+class Case:
+    """`Operator(x, weights...)` on inputs and weights of these shapes; tuples are drawn, arrays are as they are."""
+
+    text: str
+    """The node, as ONNX's text form has it."""
+
+    inputs: dict[str, tuple[int, ...] | Array]
+    out: tuple[int, ...] | None
+    """None: whatever shape inference says; the rank is `rank`."""
+
+    weights: dict[str, tuple[int, ...] | Array] = field(default_factory=dict)
+    outputs: str = "float[{}] y"
+    opset: int = 20
+    kinds: tuple[str, ...] = ()
+    """The steps it becomes; empty where that is not the point."""
+
+
+def ints(*values: int) -> Array:
+    return np.array(values, np.int64)
+
+
+X4 = {"x": (2, 6, 9, 7)}
+CASES = [
+    # convolutions
+    Case("y = Conv <kernel_shape=[3,3], pads=[1,1,1,1]> (x, w, b)", X4, (2, 8, 9, 7), {"w": (8, 6, 3, 3), "b": (8,)}),
+    Case("y = Conv <strides=[2,3]> (x, w)", X4, (2, 8, 4, 2), {"w": (8, 6, 3, 2)}),
+    Case("y = Conv <pads=[0,1,2,0]> (x, w, b)", X4, (2, 4, 9, 7), {"w": (4, 6, 3, 2), "b": (4,)}),
+    Case("y = Conv <dilations=[2,1], pads=[2,0,2,0]> (x, w)", X4, (2, 4, 9, 7), {"w": (4, 6, 3, 1)}),
+    Case("y = Conv <group=6, pads=[1,1,1,1]> (x, w, b)", X4, (2, 6, 9, 7), {"w": (6, 1, 3, 3), "b": (6,)}),
+    Case("y = Conv <group=2> (x, w, b)", X4, (2, 8, 7, 5), {"w": (8, 3, 3, 3), "b": (8,)}),
+    Case("y = Conv <group=6> (x, w)", X4, (2, 12, 8, 6), {"w": (12, 1, 2, 2)}),
+    Case("y = Conv (x, w)", {"x": (2, 1, 9, 7)}, (2, 4, 7, 5), {"w": (4, 1, 3, 3)}, kinds=("conv", "copy")),
+    Case("y = Conv <pads=[1,1]> (x, w, b)", {"x": (2, 6, 9)}, (2, 4, 9), {"w": (4, 6, 3), "b": (4,)}),
+    Case("y = ConvTranspose <strides=[2,2]> (x, w, b)", X4, (2, 5, 18, 14), {"w": (6, 5, 2, 2), "b": (5,)}),
+    Case(
+        "y = ConvTranspose <strides=[2,2], pads=[1,1,1,1], output_padding=[1,1]> (x, w)",
+        X4,
+        (2, 5, 18, 14),
+        {"w": (6, 5, 3, 3)},
+    ),
+    Case("y = ConvTranspose <pads=[1,0,0,2], group=2> (x, w)", X4, (2, 6, 10, 7), {"w": (6, 3, 3, 3)}),
+    # products
+    Case("y = Gemm <transB=1> (x, w, b)", {"x": (3, 10)}, (3, 7), {"w": (7, 10), "b": (7,)}, kinds=("gemm",)),
+    Case("y = Gemm <alpha=0.5, beta=2.0> (x, w, b)", {"x": (3, 10)}, (3, 7), {"w": (10, 7), "b": (1, 7)}),
+    Case("y = Gemm <transA=1> (x, w)", {"x": (10, 3)}, (3, 7), {"w": (10, 7)}),
+    Case("y = MatMul (x, w)", {"x": (2, 5, 10)}, (2, 5, 7), {"w": (10, 7)}, kinds=("gemm",)),
+    Case("y = MatMul (x, w)", {"x": (2, 3, 5, 10)}, (2, 3, 5, 7), {"w": (10, 7)}),
+    Case("y = MatMul (x, z)", {"x": (2, 3, 5, 10), "z": (2, 3, 10, 4)}, (2, 3, 5, 4), kinds=("matmul",)),
+    Case("y = MatMul (x, z)", {"x": (2, 3, 5, 10), "z": (10, 4)}, (2, 3, 5, 4)),
+    Case("y = MatMul (w, x)", {"x": (2, 10, 5)}, (2, 4, 5), {"w": (4, 10)}),
+    # elementwise, with broadcasting
+    *(Case(f"y = {name} (x, z)", {"x": (2, 3, 4), "z": (3, 1)}, (2, 3, 4)) for name in ("Add", "Sub", "Mul", "Div")),
+    *(
+        Case(f"y = {name} (x, z)", {"x": (2, 3, 4), "z": (2, 1, 4)}, (2, 3, 4))
+        for name in ("Min", "Max", "Sum", "Mean")
+    ),
+    *(
+        Case(f"y = {name} (x)", {"x": (2, 3, 40)}, (2, 3, 40))
+        for name in (
+            *(
+                "Relu",
+                "Sigmoid",
+                "HardSwish",
+                "Tanh",
+                "Erf",
+                "Exp",
+                "Neg",
+                "Abs",
+                "Reciprocal",
+                "Sign",
+                "Floor",
+                "Ceil",
+            ),
+            *("Round", "Softplus", "Sin", "Cos", "Gelu", "HardSigmoid", "LeakyRelu", "Elu", "Mish", "Identity"),
+            *("Dropout",),
+        )
+    ),
+    Case('y = Gelu <approximate="tanh"> (x)', {"x": (2, 3, 40)}, (2, 3, 40)),
+    Case("y = Swish (x)", {"x": (2, 3, 40)}, (2, 3, 40), opset=24),
+    Case("y = HardSigmoid <alpha=0.3, beta=0.6> (x)", {"x": (2, 3, 40)}, (2, 3, 40)),
+    Case("y = PRelu (x, w)", {"x": (2, 3, 4)}, (2, 3, 4), {"w": (3, 1)}),
+    Case("y = Clip (x, l, h)", {"x": (2, 30)}, (2, 30), {"l": np.float32(-0.5), "h": np.float32(0.25)}),
+    Case("y = Clip (x, l)", {"x": (2, 30)}, (2, 30), {"l": np.float32(0.1)}),
+    Case("a = Abs(x) y = Sqrt (a)", {"x": (2, 30)}, (2, 30)),
+    Case("a = Abs(x) y = Log (a)", {"x": (2, 30)}, (2, 30)),
+    Case("a = Abs(x) y = Pow (a, w)", {"x": (2, 30)}, (2, 30), {"w": np.float32(1.7)}),
+    Case(
+        "y = BatchNormalization (x, s, o, m, v)",
+        X4,
+        (2, 6, 9, 7),
+        {"s": (6,), "o": (6,), "m": (6,), "v": np.linspace(0.5, 2, 6, dtype=np.float32)},
+    ),
+    # masks
+    *(
+        Case(f"c = {name} (x, z) y = Where (c, x, z)", {"x": (2, 3, 4), "z": (3, 4)}, (2, 3, 4))
+        for name in ("Less", "LessOrEqual", "Greater", "GreaterOrEqual", "Equal")
+    ),
+    Case(
+        "a = Less(x, z) b = Greater(x, w) c = And(a, b) d = Not(c) e = Or(d, b) y = Where(e, w, x)",
+        {"x": (2, 3), "z": (3,)},
+        (2, 3),
+        {"w": np.float32(0.1)},
+    ),
+    Case("a = Log(x) c = IsNaN(a) y = Where(c, w, a)", {"x": (2, 30)}, (2, 30), {"w": np.float32(0.0)}),
+    Case(
+        "i = Cast <to=7> (x) j = Mul(i, w) y = Cast <to=1> (j)",
+        {"x": np.linspace(-9, 9, 20, dtype=np.float32)},
+        (20,),
+        {"w": ints(3)},
+    ),
+    Case(
+        "i = Cast <to=7> (x) y = Div(i, w)",
+        {"x": np.linspace(-9, 9, 20, dtype=np.float32)},
+        (20,),
+        {"w": ints(4)},
+        "int64[{}] y",
+    ),
+    # over axes
+    *(
+        Case(f"y = {name} <axis={axis}> (x)", {"x": (2, 5, 7)}, (2, 5, 7))
+        for name in ("Softmax", "LogSoftmax")
+        for axis in (-1, 1)
+    ),
+    Case(
+        "y = LayerNormalization <axis=-1, epsilon=0.001> (x, w, b)",
+        {"x": (2, 5, 16)},
+        (2, 5, 16),
+        {"w": (16,), "b": (16,)},
+        kinds=("layer_norm",),
+    ),
+    Case("y = LayerNormalization <axis=1> (x, w)", {"x": (2, 5, 16)}, (2, 5, 16), {"w": (5, 16)}),
+    *(
+        Case(f"y = {name} <keepdims={keep}> (x, w)", {"x": (2, 5, 7)}, (2, 1, 7) if keep else (2, 7), {"w": ints(1)})
+        for name in ("ReduceMean", "ReduceSum", "ReduceMax", "ReduceMin", "ReduceL2")
+        for keep in (0, 1)
+    ),
+    Case("y = ReduceMean (x)", {"x": (2, 5, 7)}, (1, 1, 1)),
+    Case("y = ArgMax <axis=1, keepdims=0> (x)", {"x": (2, 5, 7)}, (2, 7), outputs="int64[{}] y"),
+    Case("y = ArgMin <axis=-1> (x)", {"x": (2, 5, 7)}, (2, 5, 1), outputs="int64[{}] y"),
+    Case("y = GlobalAveragePool (x)", X4, (2, 6, 1, 1)),
+    Case("y = GlobalMaxPool (x)", X4, (2, 6, 1, 1)),
+    Case("y = MaxPool <kernel_shape=[3,3], strides=[2,2], pads=[1,1,1,1]> (x)", X4, (2, 6, 5, 4)),
+    Case("y = MaxPool <kernel_shape=[2,2], strides=[2,1], pads=[0,1,0,1]> (x)", X4, (2, 6, 4, 8)),
+    Case("y = MaxPool <kernel_shape=[2,2], pads=[0,0,1,1]> (x)", X4, (2, 6, 9, 7)),
+    Case("y = MaxPool <kernel_shape=[2,2], strides=[2,2], ceil_mode=1> (x)", X4, (2, 6, 5, 4)),
+    Case("y = MaxPool <kernel_shape=[2,2], dilations=[2,2]> (x)", X4, (2, 6, 7, 5)),
+    Case("y = AveragePool <kernel_shape=[3,2], strides=[3,2]> (x)", X4, (2, 6, 3, 3)),
+    Case("y = AveragePool <kernel_shape=[3,3], pads=[1,1,1,1]> (x)", X4, (2, 6, 9, 7)),
+    Case("y = AveragePool <kernel_shape=[3,3], pads=[1,0,1,1], count_include_pad=1> (x)", X4, (2, 6, 9, 6)),
+    # moves
+    Case("y = Transpose <perm=[2,0,1]> (x)", {"x": (2, 3, 4)}, (4, 2, 3), kinds=("copy",)),
+    Case("y = Reshape (x, w)", {"x": (2, 3, 4)}, (6, 4), {"w": ints(-1, 4)}),
+    Case("t = Transpose <perm=[0,2,1]> (x) y = Reshape (t, w)", {"x": (2, 3, 4)}, (2, 12), {"w": ints(2, -1)}),
+    Case("y = Flatten <axis=2> (x)", {"x": (2, 3, 4, 5)}, (6, 20)),
+    Case("y = Squeeze (x, w)", {"x": (2, 1, 4)}, (2, 4), {"w": ints(1)}),
+    Case("y = Unsqueeze (x, w)", {"x": (2, 4)}, (1, 2, 1, 4), {"w": ints(0, 2)}),
+    Case("y = Expand (x, w)", {"x": (3, 1)}, (2, 3, 4), {"w": ints(2, 1, 4)}),
+    Case("y = Tile (x, w)", {"x": (3, 2)}, (6, 6), {"w": ints(2, 3)}),
+    Case("y = Slice (x, a, b, c, d)", {"x": (4, 9)}, (4, 3), {"a": ints(1), "b": ints(-2), "c": ints(1), "d": ints(2)}),
+    Case("y = Slice (x, a, b)", {"x": (4, 9)}, (2, 4), {"a": ints(-3, 5), "b": ints(-1, 1000)}),
+    Case("y, z = Split <axis=1> (x, w)", {"x": (2, 7)}, (2, 3), {"w": ints(3, 4)}, "float[{}] y, float[2,4] z"),
+    Case("y = Concat <axis=1> (x, z)", {"x": (2, 3, 4), "z": (2, 2, 4)}, (2, 5, 4), kinds=("concat",)),
+    Case("y = Concat <axis=-1> (x, w)", {"x": (2, 3)}, (2, 5), {"w": (2, 2)}),
+    Case("y = Gather <axis=1> (x, w)", {"x": (2, 3, 4)}, (2, 4), {"w": np.array(-1, np.int64)}),
+    Case("y = Gather <axis=1> (x, w)", {"x": (2, 3, 4)}, (2, 2, 2, 4), {"w": np.array([[0, 2], [1, -1]])}),
+    Case("y = Gather (w, i)", {"i": np.array([[3, 0], [-1, 2]])}, (2, 2, 5), {"w": (4, 5)}, kinds=("gather",)),
+    Case("y = Pad (x, w)", X4, (2, 6, 12, 8), {"w": ints(0, 0, 1, 0, 0, 0, 2, 1)}, kinds=("pad",)),
+    Case("y = Pad (x, w, v)", {"x": (2, 5)}, (3, 4), {"w": ints(1, -2, 0, 1), "v": np.float32(0.5)}),
+    # resizing
+    Case(
+        'y = Resize <mode="nearest", coordinate_transformation_mode="asymmetric", nearest_mode="floor"> (x, , w)',
+        X4,
+        (2, 6, 18, 21),
+        {"w": np.array([1, 1, 2, 3], np.float32)},
+        kinds=("copy", "resize", "copy"),
+    ),
+    *(
+        Case(
+            f'y = Resize <mode="nearest", nearest_mode="{how}"> (x, , , w)', X4, (2, 6, 13, 5), {"w": ints(2, 6, 13, 5)}
+        )
+        for how in ("round_prefer_floor", "round_prefer_ceil", "floor", "ceil")
+    ),
+    *(
+        Case(
+            f'y = Resize <mode="linear", coordinate_transformation_mode="{how}"> (x, , w)',
+            X4,
+            (2, 6, 18, 10),
+            {"w": np.array([1, 1, 2, 1.5], np.float32)},
+        )
+        for how in ("half_pixel", "align_corners", "asymmetric", "pytorch_half_pixel", "half_pixel_symmetric")
+    ),
+    Case(
+        'y = Upsample <mode="nearest"> (x, w)', X4, (2, 6, 18, 21), {"w": np.array([1, 1, 2, 3], np.float32)}, opset=9
+    ),
+    Case(
+        'y = Resize <mode="nearest"> (x, w)', X4, (2, 6, 12, 9), {"w": np.array([1, 1, 1.4, 1.3], np.float32)}, opset=10
+    ),
+    # recurrent
+    *(
+        Case(
+            f'y, h, c = LSTM <hidden_size=4, direction="{direction}"> (x, w, r, b)',
+            {"x": (5, 2, 3)},
+            (5, count, 2, 4),
+            {"w": (count, 16, 3), "r": (count, 16, 4), "b": (count, 32)},
+            f"float[{{}}] y, float[{count},2,4] h, float[{count},2,4] c",
+            kinds=("lstm", "copy") if count == 2 else ("lstm",),
+        )
+        for direction, count in (("forward", 1), ("bidirectional", 2))
+    ),
+    Case(
+        "y = LSTM <hidden_size=4> (x, w, r, , , h, c)",
+        {"x": (5, 2, 3), "h": (1, 2, 4), "c": (1, 2, 4)},
+        (5, 1, 2, 4),
+        {"w": (1, 16, 3), "r": (1, 16, 4)},
+    ),
+]
+
+
+def drawn(name: str, given: tuple[int, ...] | Array) -> Array:
+    if not isinstance(given, tuple):
+        return np.asarray(given)
+    return np.random.default_rng(crc32(name.encode())).standard_normal(given).astype(np.float32)
+
+
+def declared(name: str, array: Array) -> str:
+    kind = {"float32": "float", "int64": "int64"}[array.dtype.name]
+    return f"{kind}[{','.join(map(str, array.shape))}] {name}"
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case.text} {next(iter(case.inputs.values()))}"[:90])
+def test_an_operator_agrees_with_onnx_runtime(case: Case) -> None:
+    inputs = {name: drawn(name, given) for name, given in case.inputs.items()}
+    weights = {name: drawn(name, given) for name, given in case.weights.items()}
+    outputs = case.outputs.format(",".join(map(str, case.out or ())))
+    given = ", ".join(declared(name, array) for name, array in inputs.items())
+    model = graph(f"({given}) => ({outputs}) {{ {case.text} }}", weights, case.opset)
+    lowered = assert_agrees(model, model, inputs, TOLERANCE)
+    if case.kinds:
+        assert tuple(step.kind for step in lowered.steps) == case.kinds
+
+
+def test_every_supported_operator_has_a_case() -> None:
+    tested = " ".join(case.text for case in CASES)
+    missing = {name for name in SUPPORTED if f"= {name} " not in tested and f"= {name}(" not in tested}
+    assert not missing
