@@ -1,0 +1,54 @@
+"""The max pool kernel against torch, for windows, strides, padding, channel slices and NaN."""
+
+import pytest
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("triton")
+
+from penstock.engine.cuda.kernels.max_pool import max_pool2d_nhwc  # noqa: E402
+
+pytestmark = pytest.mark.torch
+
+CASES = [
+    # batch, height, width, channels, window, stride, padding, dilation
+    (2, 9, 11, 5, (3, 3), (2, 2), (1, 1), (1, 1)),
+    (1, 8, 8, 40, (2, 2), (2, 2), (0, 0), (1, 1)),
+    (1, 6, 7, 16, (5, 5), (1, 1), (2, 2), (1, 1)),
+    (1, 8, 10, 8, (2, 1), (2, 1), (0, 0), (1, 1)),
+    (1, 9, 9, 3, (3, 3), (1, 1), (1, 1), (2, 2)),
+]
+
+
+def expected(x: "torch.Tensor", window, stride, padding, dilation) -> "torch.Tensor":  # type: ignore[no-untyped-def]
+    found = torch.nn.functional.max_pool2d(x.permute(0, 3, 1, 2).float(), window, stride, padding, dilation)
+    return found.permute(0, 2, 3, 1).contiguous()
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32], ids=["fp16", "fp32"])
+def test_it_is_the_largest_of_each_window(case, dtype, device: str) -> None:  # type: ignore[no-untyped-def]
+    batch, height, width, channels, *how = case
+    x = torch.randn(batch, height, width, channels).to(dtype)
+    wanted = expected(x, *how)
+    out = torch.full(wanted.shape, 7.0, dtype=dtype, device=device)
+    window, stride, padding, dilation = how
+    max_pool2d_nhwc(x.to(device), window=window, stride=stride, padding=padding, dilation=dilation, out=out)
+    assert torch.equal(out.float().cpu(), wanted)
+
+
+def test_it_reads_and_writes_slices_of_channels(device: str) -> None:
+    wide, into = torch.randn(1, 6, 6, 24).to(device), torch.zeros(1, 3, 3, 40).to(device)
+    x, out = wide[..., 8:16], into[..., 32:40]
+    max_pool2d_nhwc(x, window=(2, 2), stride=(2, 2), padding=(0, 0), out=out)
+    assert torch.equal(out.cpu(), expected(x.cpu(), (2, 2), (2, 2), (0, 0), (1, 1)))
+    assert not into[..., :32].any()
+
+
+def test_nan_and_infinity_come_through(device: str) -> None:
+    x = torch.zeros(1, 4, 4, 2)
+    x[0, 0, 0, 0], x[0, 3, 3, 1] = float("nan"), float("-inf")
+    out = torch.zeros(1, 2, 2, 2).to(device)
+    max_pool2d_nhwc(x.to(device), window=(2, 2), stride=(2, 2), padding=(0, 0), out=out)
+    assert torch.isnan(out[0, 0, 0, 0]).item()
+    assert out.isnan().sum().item() == 1
+    assert out[0, 1, 1, 1].item() == 0
