@@ -11,7 +11,7 @@ from typing import Final
 
 import torch
 
-from penstock.engine.cuda import expressions, layers, shapes
+from penstock.engine.cuda import expressions, layers, patches, shapes
 from penstock.engine.cuda.sites import Run, RunInto, Site
 from penstock.errors import AlreadyExists, Unsupported
 
@@ -36,8 +36,12 @@ IMPLEMENTATIONS: Final[dict[str, dict[str, Implementation]]] = {
     "conv": {
         "cudnn": Implementation(layers.conv),
         "cudnn_fused": Implementation(layers.conv_fused, layers.fits_conv_fused),
+        "patches": Implementation(patches.conv, patches.fits),
     },
-    "conv_transpose": {"cudnn": Implementation(layers.conv_transpose)},
+    "conv_transpose": {
+        "cudnn": Implementation(layers.conv_transpose),
+        "patches": Implementation(patches.conv_transpose, patches.fits_transposed),
+    },
     "gemm": {
         "cublas": Implementation(layers.gemm),
         "cublas_residual": Implementation(layers.gemm_residual, layers.fits_gemm_residual),
