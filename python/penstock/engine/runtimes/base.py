@@ -98,11 +98,14 @@ def checked(specs: Sequence[TensorSpec], arrays: Mapping[str, Any]) -> dict[str,
                 continue
             raise InvalidArgument(f"input {spec.name!r} is missing, the model has {', '.join(map(str, specs))}")
         array = np.asarray(arrays[spec.name])
-        if array.dtype.kind in "SU" and spec.datatype == "BYTES":
-            array = array.astype(object)
-        if array.dtype.name == "bfloat16":
-            array = array.view(np.uint16)
-        if array.dtype != spec.dtype:
+        wanted = spec.dtype
+        if array.dtype != wanted:
+            # Names of types are slow to ask for, and nearly every array is of the right one.
+            if array.dtype.kind in "SU" and spec.datatype == "BYTES":
+                array = array.astype(object)
+            elif array.dtype.name == "bfloat16":
+                array = array.view(np.uint16)
+        if array.dtype != wanted:
             raise InvalidArgument(f"input {spec.name!r} is {spec.datatype}, got an array of {_kind(array)}; convert it")
         if not spec.accepts(array.shape):
             raise InvalidArgument(f"input {spec.name!r} has shape {list(spec.shape)}, got {list(array.shape)}")
