@@ -265,11 +265,16 @@ def test_ctrl_c_in_the_middle_of_a_call_leaves_no_process(
         bred.append(int(note.read_text()))  # waits for the writer
         os.kill(os.getpid(), signal.SIGINT)
 
-    thread = threading.Thread(target=once_it_runs)
-    thread.start()
-    with pytest.raises(KeyboardInterrupt):
-        run(fault("breed"), sleeps(PATIENCE * 1000))
-    thread.join()
+    # Whoever started the tests in the background may have left the signal ignored.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        thread = threading.Thread(target=once_it_runs)
+        thread.start()
+        with pytest.raises(KeyboardInterrupt):
+            run(fault("breed"), sleeps(PATIENCE * 1000))
+        thread.join()
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert ended(bred[0])
 
 

@@ -136,6 +136,7 @@ def test_the_public_names_are_pinned() -> None:
         "Server",
         "TensorType",
         "build",
+        "custom_op",
         "load",
         "model",
     }
