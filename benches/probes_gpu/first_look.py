@@ -7,15 +7,22 @@
 smaller batch has already); `--no-weights` leaves them out, for models that are too large to carry. `measure` needs
 torch, numpy, safetensors and the package's `engine` folder, nothing of ONNX and no native module. Times are medians
 of single replays by CUDA events; the error is norm-relative against the same steps in FP32 without TF32 on the same
-device. With `--device cpu` everything but CUDA graphs runs, to try the script itself.
+device. `tuned` is the CUDA graph with the fastest implementation of each step, ours in Triton among them; `early` lets
+our kernels be launched before the one ahead has ended. With `--device cpu` everything but CUDA graphs runs, to try the
+script itself. With $OUT set, all of it goes to $OUT/first_look.json too, and the choices beside it.
 """
 
 import argparse
+import json
+import os
 import statistics
 import sys
 import time
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Final
 
@@ -105,28 +112,106 @@ def measure(arguments: argparse.Namespace) -> None:
     print(f"{'model':24} {'batch':>5} {'way':38} {'ms':>9} {'error':>9}  note")
     weights: dict[str, NDArray[Any]] = {}
     model = ""
-    for path in files:
-        if _model(path) != model:
-            model, weights = _model(path), {}
-        if path.with_suffix(".safetensors").exists():
-            from safetensors.numpy import load_file
+    records: list[Record] = []
+    with _compilers(arguments) as compilers:
+        for path in files:
+            if _model(path) != model:
+                model, weights = _model(path), {}
+            if path.with_suffix(".safetensors").exists():
+                from safetensors.numpy import load_file
 
-            weights.update(load_file(path.with_suffix(".safetensors")))
-        if (wanted and model not in wanted) or (batches and _batch(path) not in batches):
-            continue
-        graph = from_json(path.read_text())
-        numbers = made_weights(graph) if arguments.random_weights else weights
-        try:
-            Look(model, _batch(path), graph, numbers, arguments).take()
-        except Exception:
-            traceback.print_exc()
+                weights.update(load_file(path.with_suffix(".safetensors")))
+            if (wanted and model not in wanted) or (batches and _batch(path) not in batches):
+                continue
+            graph = from_json(path.read_text())
+            numbers = made_weights(graph) if arguments.random_weights else weights
+            try:
+                Look(model, _batch(path), graph, numbers, arguments, compilers, records).take()
+            except Exception:
+                traceback.print_exc()
+
+
+@contextmanager
+def _compilers(arguments: argparse.Namespace) -> Iterator[Any]:
+    """Processes that compile, where there is a GPU and Triton; else None."""
+    if not arguments.device.startswith("cuda") or not find_spec("triton") or not arguments.tune_seconds:
+        yield None
+        return
+    import torch
+
+    # torch.compile moves the cache unless it is said where it is, and then the processes fill another one.
+    os.environ.setdefault("TRITON_CACHE_DIR", str(Path.home() / ".triton/cache"))
+    from penstock.engine.cuda.precompile import Compilers
+
+    major, minor = torch.cuda.get_device_capability()
+    with Compilers(arguments.jobs, 10 * major + minor) as compilers:
+        yield compilers
+
+
+@dataclass(frozen=True)
+class StepTime:
+    """What the tuner found for one kind of step."""
+
+    kind: str
+    name: str
+    count: int
+    shapes: str
+    activation: str
+    chosen: str
+    microseconds: float
+    all: dict[str, float]
+    failed: dict[str, str]
+
+    def __str__(self) -> str:
+        rivals = {choice: us for choice, us in self.all.items() if " " not in choice and choice != self.chosen}
+        others = "  ".join(f"{choice} {us:.1f}" for choice, us in rivals.items())
+        return (
+            f"{self.count:3} x {self.microseconds:8.2f} µs  {self.kind} {self.activation} {self.shapes}  "
+            f"{self.chosen}  ({others})"
+        )
+
+
+@dataclass(frozen=True)
+class Record:
+    """One line of the table; no time: it failed, and the note says how."""
+
+    model: str
+    batch: int
+    way: str
+    ms: float | None
+    error: float | None
+    note: str
+    steps: list[StepTime]
+
+
+def _step_time(row: Any) -> StepTime:
+    step, graph = row.site.step, row.site.graph
+    shapes = " ".join("x".join(map(str, graph.shape(each))) for each in step.inputs[:2])
+    return StepTime(
+        step.kind,
+        step.name,
+        len(row.steps),
+        shapes,
+        str(step.attributes.get("activation", "")),
+        str(row.best),
+        row.microseconds,
+        {str(choice): us for choice, us in row.times.items()},
+        {str(choice): why for choice, why in row.failed.items()},
+    )
 
 
 class Look:
     """All ways of one model at one batch."""
 
     def __init__(
-        self, model: str, batch: int, graph: LoweredGraph, weights: Arrays, arguments: argparse.Namespace
+        self,
+        model: str,
+        batch: int,
+        graph: LoweredGraph,
+        weights: Arrays,
+        arguments: argparse.Namespace,
+        compilers: Any,
+        records: list["Record"],
     ) -> None:
         import torch
 
@@ -135,6 +220,9 @@ class Look:
 
         self.torch, self.model, self.batch, self.arguments = torch, model, batch, arguments
         self.graph, self.weights, self.device = graph, weights, arguments.device
+        self.compilers, self.records = compilers, records
+        self.choices: Any = None
+        self.found: list[StepTime] = []
         generator = torch.Generator().manual_seed(7)
         self.inputs = {}
         for each in graph.inputs:
@@ -153,27 +241,42 @@ class Look:
             self._way("CUDA graph, cudnn", lambda: self._graph(()))
             self._way("CUDA graph, cudnn_fused", lambda: self._graph(("cudnn_fused", "torch_narrow")))
             self._way("CUDA graph, cudnn_fused + addmm", lambda: self._graph(_MOST))
+        if self.arguments.tune_seconds:
+            self._way("tuned", self._tuned)
+            if self.device.startswith("cuda") and self.choices:
+                self._way("tuned, early", self._early)
         for mode in filter(None, self.arguments.compile.split(",")):
             self._way(f"torch.compile {mode}, CUDA graph", lambda mode=mode: self._compiled(mode))
         if self.arguments.steps:
             self._steps()
 
-    def _executor(self, preferred: Sequence[str]) -> Any:
+    def _executor(self, preferred: Sequence[str], choices: Any = None, *, early_launch: bool = False) -> Any:
         from penstock.engine.cuda.executor import Executor
 
-        return Executor(self.graph, self.weights, self.device, self.arguments.precision, preferred)
+        given = (self.graph, self.weights, self.device, self.arguments.precision)
+        return Executor(*given, preferred, choices, early_launch=early_launch)
+
+    def _record(self, record: "Record") -> None:
+        self.records.append(record)
+        if out := os.environ.get("OUT"):
+            import torch
+
+            about = {"torch": torch.__version__, "device": _device_name(self.device)}
+            rows = [asdict(each) for each in self.records]
+            (Path(out) / "first_look.json").write_text(json.dumps(about | {"rows": rows}, indent=1))
 
     def _way(self, name: str, function: Callable[[], tuple[float, Any, str]]) -> None:
+        self.found = []
         try:
             milliseconds, outputs, note = function()
+            error = self._error(outputs)
+            print(f"{self.model:24} {self.batch:5} {name:38} {milliseconds:9.4f} {error:9.1e}  {note}", flush=True)
+            self._record(Record(self.model, self.batch, name, milliseconds, error, note, self.found))
+        except Exception as failure:
+            line = f"{type(failure).__name__}: {' '.join(str(failure).split())[:200]}"
+            self._record(Record(self.model, self.batch, name, None, None, line, []))
             print(
-                f"{self.model:24} {self.batch:5} {name:38} {milliseconds:9.4f} {self._error(outputs):9.1e}  {note}",
-                flush=True,
-            )
-        except Exception as error:
-            line = " ".join(str(error).split())[:200]
-            print(
-                f"{self.model:24} {self.batch:5} {name:38} {'failed':>9} {'':9}  {type(error).__name__}: {line}",
+                f"{self.model:24} {self.batch:5} {name:38} {'failed':>9} {'':9}  {line}",
                 flush=True,
             )
             if self.arguments.verbose:
@@ -192,6 +295,42 @@ class Look:
     def _graph(self, preferred: Sequence[str]) -> tuple[float, Any, str]:
         executor = self._executor(preferred)
         return self._captured(executor, None, self._used(executor))
+
+    def _tuned(self) -> tuple[float, Any, str]:
+        from penstock.engine.cuda.choices import to_json
+        from penstock.engine.cuda.tuner import tune
+
+        limits = {"seconds": self.arguments.tune_seconds, "limit": self.arguments.limit}
+        result = tune(self._executor(()), self.inputs, compilers=self.compilers, **limits)
+        self.choices = result.choices
+        if out := os.environ.get("OUT"):
+            (Path(out) / f"{self.model}.b{self.batch}.choices.json").write_text(to_json(result.choices))
+        self.found = [_step_time(row) for row in result.rows]
+        lost = sum(len(row.failed) for row in result.rows)
+        total = sum(each.microseconds * each.count for each in self.found)
+        for each in self.found[:TOP]:
+            print(f"    {each.microseconds * each.count / total:6.1%}  {each}", flush=True)
+        for row in result.rows:
+            for choice, why in list(row.failed.items())[:1]:
+                print(f"    lost: {row.site.step.kind} {choice}: {' '.join(why.split())[:160]}", flush=True)
+        executor = self._executor((), self.choices)
+        note = (
+            f"tuned in {result.seconds:.0f} s, {lost} lost, {result.untimed} untimed, steps' sum {total / 1e3:.4f} ms"
+        )
+        note = f"{note}; {self._used(executor)}"
+        if not self.device.startswith("cuda"):
+            return self._median(lambda: executor.run(self.inputs)), executor.run(self.inputs), note
+        return self._captured(executor, None, note)
+
+    def _early(self) -> tuple[float, Any, str]:
+        executor = self._executor((), self.choices, early_launch=True)
+        if self.compilers is not None:
+            from penstock.engine.cuda.triton_steps import launches
+
+            names = [bound.implementation for bound in executor.program]
+            self.compilers.build(launches(executor.sites, names), 60.0)
+        early = sum(site.early for site in executor.sites)
+        return self._captured(executor, None, f"{early} of {len(executor.sites)} steps launched early")
 
     def _compiled(self, mode: str) -> tuple[float, Any, str]:
         torch = self.torch
@@ -329,7 +468,10 @@ def main() -> None:
     look.add_argument("--batches", default="")
     look.add_argument("--precision", default="fp16")
     look.add_argument("--device", default="cuda")
-    look.add_argument("--compile", default="default,max-autotune-no-cudagraphs", help="modes, or nothing")
+    look.add_argument("--compile", default="default", help="modes, or nothing")
+    look.add_argument("--tune-seconds", type=float, default=60.0, help="for each model and batch; 0: no tuning")
+    look.add_argument("--limit", type=int, default=8, help="configurations of one kernel that are timed")
+    look.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes that compile")
     look.add_argument("--random-weights", action="store_true")
     look.add_argument("--steps", action="store_true", help="time of each step's kernels, the ten longest")
     look.add_argument("--verbose", action="store_true")

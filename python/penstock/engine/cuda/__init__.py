@@ -5,7 +5,11 @@
     layers           convolutions, matrix products, attention, LSTM: torch and cuDNN
     shapes           pooling, norms, reductions, and everything that moves numbers
     implementations  the table: kind of step -> name -> implementation; tuners and kernels of our own add to it
+    workspace        memory through which a kernel's blocks share sums
+    triton_steps     our own kernels as implementations; imported only where Triton is wanted
+    choices          what executes each step, as data
     executor         all steps bound: eager, as one CUDA graph, or as a module for torch.compile
+    tuner            choices by time; precompile gives it kernels compiled in other processes
     kernels/         our own kernels, in Triton
 
 This module imports neither torch nor anything else, so that naming the package costs nothing.

@@ -8,7 +8,7 @@ asked for. Called by runtimes and tuners.
 import gc
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from threading import Lock
 from typing import Any, Final
 
@@ -16,8 +16,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from penstock.engine.cuda.implementations import chosen
+from penstock.engine.cuda.choices import Choices
+from penstock.engine.cuda.implementations import OURS, chosen
 from penstock.engine.cuda.sites import DTYPES, Run, Site, narrow, seen
+from penstock.engine.cuda.workspace import Needs, working_in
 from penstock.engine.lowered import LoweredGraph, Operand, narrowed
 from penstock.errors import InvalidArgument
 
@@ -26,6 +28,8 @@ PRECISIONS: Final[Mapping[str, str]] = {"fp32": "FP32", "tf32": "FP32", "fp16": 
 
 Tensors = dict[str, torch.Tensor]
 Compute = Callable[[Sequence[torch.Tensor]], Sequence[torch.Tensor]]
+Watch = Callable[[int, Sequence[torch.Tensor]], None]
+"""Told each step's number and operands, before it runs."""
 
 _capturing = Lock()  # CUDA allows one capture at a time to be begun and ended in peace
 _WARM_RUNS: Final = 3  # libraries choose algorithms and allocate workspaces in the first; two more settle the pool
@@ -57,8 +61,14 @@ class Executor:
         device: str | torch.device = "cpu",
         precision: str = "fp32",
         preferred: Sequence[str] = (),
+        choices: Choices | None = None,
+        *,
+        early_launch: bool = False,
     ) -> None:
-        """`preferred`: implementations to take where a step names none and they fit, most wanted first."""
+        """`choices`: what executes the steps named there; else what the step names itself, else the first of
+        `preferred` that fits, else the reference. `early_launch`: of two of our kernels in a row, the second is
+        launched while the first still runs, and waits for it on the device.
+        """
         if precision not in PRECISIONS:
             raise InvalidArgument(f"no precision {precision!r}, expected one of {', '.join(PRECISIONS)}")
         self.device, self.precision = torch.device(device), precision
@@ -67,23 +77,33 @@ class Executor:
         self.weights = upload(lowered, weights, self.device, DTYPES[datatype])
         self._slots = {name: number for number, name in enumerate((*self.graph.values, *self.weights))}
         self._constant = {self._slots[name]: tensor for name, tensor in self.weights.items()}
+        self.sites: list[Site] = []
+        """Of the steps, in order."""
+        self.needs = Needs()
         with torch.no_grad():
-            self.program = self._bind(tuple(preferred))
+            self.program = self._bind(tuple(preferred), choices or {}, early_launch)
+        self._workspace = self.needs.workspace(self.device)
 
-    def run(self, inputs: Mapping[str, torch.Tensor]) -> Tensors:
-        """Once, on the current stream; inputs lie on the device and have the declared shapes and types."""
+    def run(self, inputs: Mapping[str, torch.Tensor], watch: Watch | None = None) -> Tensors:
+        """Once, on the current stream; inputs lie on the device and have the declared shapes and types.
+
+        Two runs of one executor may not overlap; captures may.
+        """
         self._check(inputs)
-        with torch.no_grad(), self.arithmetic():
-            outputs = self.compute([inputs[each.name] for each in self.graph.inputs])
+        with torch.no_grad(), self.arithmetic(), working_in(self._workspace):
+            outputs = self.compute([inputs[each.name] for each in self.graph.inputs], watch)
         return dict(zip((each.name for each in self.graph.outputs), outputs, strict=True))
 
-    def compute(self, inputs: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
+    def compute(self, inputs: Sequence[torch.Tensor], watch: Watch | None = None) -> tuple[torch.Tensor, ...]:
         """A plain function of tensors, in the order of the graph's inputs and outputs; nothing is checked."""
         slots: dict[int, torch.Tensor] = dict(self._constant)
         for each, tensor in zip(self.graph.inputs, inputs, strict=True):
             slots[self._slots[each.name]] = tensor
-        for bound in self.program:
-            outputs = bound.run([seen(slots[slot], operand) for slot, operand in bound.reads])
+        for number, bound in enumerate(self.program):
+            operands = [seen(slots[slot], operand) for slot, operand in bound.reads]
+            if watch is not None:
+                watch(number, operands)
+            outputs = bound.run(operands)
             for slot, output in zip(bound.writes, outputs, strict=True):
                 slots[slot] = output
             for slot in bound.frees:
@@ -131,7 +151,7 @@ class Executor:
             for each in self.graph.inputs
         }
 
-    def _bind(self, preferred: tuple[str, ...]) -> tuple[Bound, ...]:
+    def _bind(self, preferred: tuple[str, ...], choices: Choices, early_launch: bool) -> tuple[Bound, ...]:
         last: dict[int, int] = {}
         for number, step in enumerate(self.graph.steps):
             for operand in step.inputs:
@@ -141,8 +161,14 @@ class Executor:
         kept = {self._slots[each.value] for each in self.graph.outputs} | self._constant.keys()
         program: list[Bound] = []
         for number, step in enumerate(self.graph.steps):
-            site = Site(step, self.graph, self.weights, self.device, self.precision)
+            site = Site(step, self.graph, self.weights, self.device, self.precision, needs=self.needs)
+            if choice := choices.get(step.name):
+                named = replace(step, implementation=choice.implementation)
+                site = replace(site, step=named, config=choice.config)
             name, implementation = chosen(site, preferred)
+            behind = bool(program) and program[-1].implementation.startswith(OURS)
+            site = replace(site, early=early_launch and behind)
+            self.sites.append(site)
             touched = [self._slots[each.value] for each in step.inputs] + [self._slots[each] for each in step.outputs]
             program.append(
                 Bound(
@@ -179,8 +205,15 @@ class Captured:
         self.inputs = executor.blank_inputs()
         self._graph = torch.cuda.CUDAGraph()
         given = [self.inputs[each.name] for each in executor.graph.inputs]
+        self._workspace = executor.needs.workspace(executor.device)  # this stream's alone, and as old as the graph
         self.stream.wait_stream(torch.cuda.current_stream(executor.device))
-        with _capturing, torch.no_grad(), torch.cuda.stream(self.stream), executor.arithmetic(search):
+        with (
+            _capturing,
+            torch.no_grad(),
+            torch.cuda.stream(self.stream),
+            executor.arithmetic(search),
+            working_in(self._workspace),
+        ):
             for _ in range(_WARM_RUNS):
                 compute(given)
             self.stream.synchronize()

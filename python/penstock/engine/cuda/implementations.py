@@ -5,6 +5,7 @@ first of each kind is the reference: torch's own operators, on every device and 
 the table. Called by the executor and by tuners.
 """
 
+import importlib.util
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -15,10 +16,18 @@ from penstock.engine.cuda import expressions, layers, patches, shapes
 from penstock.engine.cuda.sites import Run, RunInto, Site
 from penstock.errors import AlreadyExists, Unsupported
 
+OURS: Final = "triton"
+"""What the names of our own kernels begin with; they are loaded when one is asked for."""
+
 
 def _anywhere(site: Site) -> bool:
     del site
     return True
+
+
+def _as_it_is(site: Site) -> Sequence[tuple[int, ...]]:
+    del site
+    return ((),)
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +39,9 @@ class Implementation:
 
     fits: Callable[[Site], bool] = _anywhere
     """Whether it can execute this step here."""
+
+    configs: Callable[[Site], Sequence[tuple[int, ...]]] = _as_it_is
+    """The ways to do it, most promising first; one of them is the bound site's `config`."""
 
 
 IMPLEMENTATIONS: Final[dict[str, dict[str, Implementation]]] = {
@@ -92,6 +104,16 @@ def writing(bind: Callable[[Site], RunInto]) -> Callable[[Site], Run]:
     return bound
 
 
+def add_triton() -> bool:
+    """Our own kernels are in the table from here on; False where there is no Triton."""
+    if importlib.util.find_spec("triton") is None:
+        return False
+    from penstock.engine.cuda import triton_steps
+
+    triton_steps.add()
+    return True
+
+
 def fitting(site: Site) -> Mapping[str, Implementation]:
     """Those that can execute a step, the reference first. Raises Unsupported for a kind without any."""
     named = IMPLEMENTATIONS.get(site.step.kind, {})
@@ -106,6 +128,8 @@ def chosen(site: Site, preferred: tuple[str, ...] = ()) -> tuple[str, Implementa
 
     Raises Unsupported when the step names one that does not fit here.
     """
+    if any(each.startswith(OURS) for each in (site.step.implementation, *preferred)):
+        add_triton()
     found = fitting(site)
     if name := site.step.implementation:
         if name not in found:

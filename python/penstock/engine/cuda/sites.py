@@ -6,11 +6,12 @@ never synchronises, so that it can be captured. Used by every module of this pac
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 import torch
 
+from penstock.engine.cuda.workspace import Needs
 from penstock.engine.lowered import LoweredGraph, Operand, Step
 from penstock.engine.plan import Shape
 from penstock.errors import Internal
@@ -45,6 +46,15 @@ class Site:
     device: torch.device
     precision: str
     """Of `executor.PRECISIONS`."""
+
+    config: tuple[int, ...] = ()
+    """How a parametrised implementation is to do it; empty: its own first idea."""
+
+    early: bool = False
+    """Whether the step's first kernel may be launched before the one ahead has ended, which is one of ours too."""
+
+    needs: Needs = field(default_factory=Needs)
+    """Asked while binding for what a workspace must hold."""
 
     def index(self, role: str) -> int | None:
         """Which operand plays this role."""

@@ -45,6 +45,8 @@ def activated(x: "torch.Tensor", name: str, alpha: float = 0.0, beta: float = 0.
         "gelu": lambda: functional.gelu(x),
         "gelu_tanh": lambda: functional.gelu(x, approximate="tanh"),
         "tanh": lambda: torch.tanh(x),
+        "clip": lambda: x.clamp(alpha, beta),
+        "quick_gelu": lambda: x * torch.sigmoid(1.702 * x),
     }
     return table[name]()
 

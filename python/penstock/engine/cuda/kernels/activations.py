@@ -1,7 +1,8 @@
 """Activations inside a kernel, on FP32 values. NaN in gives NaN out, which the hardware's own maximum would not.
 
 gelu is the exact one, with erf; `gelu_tanh` the approximation, which is another function. `alpha` is the slope of
-leaky_relu; hard_sigmoid is clamp(alpha x + beta) to 0 … 1 and hard_swish is x times it with alpha 1/6 and beta 1/2.
+leaky_relu; hard_sigmoid is clamp(alpha x + beta) to 0 … 1 and hard_swish is x times it with alpha 1/6 and beta 1/2;
+clip is clamp(x) to alpha … beta, and quick_gelu is x times the sigmoid of 1.702 x.
 """
 
 # What Triton compiles has Triton's types, which are not Python's.
@@ -14,7 +15,7 @@ import triton.language as tl
 
 ACTIVATIONS: Final = (
     *("none", "relu", "relu6", "leaky_relu", "silu", "sigmoid", "hard_sigmoid", "hard_swish", "gelu", "gelu_tanh"),
-    "tanh",
+    *("tanh", "clip", "quick_gelu"),
 )
 
 
@@ -35,6 +36,10 @@ def activate(x, ACTIVATION: tl.constexpr, ALPHA: tl.constexpr, BETA: tl.constexp
         x = tl.maximum(x, 0.0, propagate_nan=tl.PropagateNan.ALL)
     elif ACTIVATION == "relu6":
         x = clamp(x, 0.0, 6.0)
+    elif ACTIVATION == "clip":
+        x = clamp(x, ALPHA, BETA)
+    elif ACTIVATION == "quick_gelu":
+        x = x * tl.sigmoid(1.702 * x)
     elif ACTIVATION == "leaky_relu":
         x = tl.where(x < 0.0, x * ALPHA, x)
     elif ACTIVATION == "silu":

@@ -167,7 +167,9 @@ def attention_kernel(
                 mask=rows_inside[:, None] & (columns < KEYS)[None, :],
                 other=0.0,
             )
-            scores += added.to(tl.float32) * LOG2_E
+            # The lowest of FP32 is a usual mask; times LOG2_E it would be infinite, and a row of nothing else NaN.
+            added = added.to(tl.float32)
+            scores += tl.where(added > float("-inf"), tl.maximum(added, -2.0e38), added) * LOG2_E
         scores = tl.where((columns < KEYS)[None, :], scores, float("-inf"))
         raised = tl.maximum(highest, tl.max(scores, axis=1))
         # A block of keys that are all masked has no maximum to subtract: its terms are 0, not NaN.

@@ -69,6 +69,10 @@ class Launch:
         registers, spilled = _usage(compiled.asm["cubin"])
         return Resources(registers, spilled, int(compiled.metadata.shared), "wgmma" in compiled.asm["ptx"])
 
+    def build(self, capability: int = HOPPER) -> None:
+        """The same for its place in Triton's cache alone."""
+        self._compiled(capability)
+
     def seal(self, capability: int = HOPPER) -> SealedKernel:
         """Its machine code and all that launching it takes, but for `bound`, which holds where the tensors are now."""
         compiled = self._compiled(capability)
@@ -114,6 +118,11 @@ class Launch:
         if self.pdl:
             options["launch_pdl"] = True
         return options
+
+
+def interpreted(kernel: object) -> bool:
+    """Whether a kernel was defined for Triton's interpreter, which runs it on the CPU and nowhere else."""
+    return not isinstance(kernel, triton.runtime.JITFunction)
 
 
 def _usage(cubin: bytes) -> tuple[int, int]:

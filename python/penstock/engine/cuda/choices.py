@@ -1,0 +1,47 @@
+"""What a tuner chose for each step: an implementation's name and its configuration, as data.
+
+Promises: what `to_json` wrote `from_json` reads, and nothing else (InvalidArgument). Imports no torch. Tuners write
+these, executors take them.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from penstock.errors import InvalidArgument
+
+LARGEST = 1 << 20  # of a number of a configuration
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    implementation: str
+    config: tuple[int, ...] = ()
+
+    def __str__(self) -> str:
+        return " ".join((self.implementation, "x".join(map(str, self.config)))).strip()
+
+
+Choices = Mapping[str, Choice]
+"""Step's name -> how it is executed."""
+
+
+def to_json(choices: Choices) -> str:
+    return json.dumps({name: [each.implementation, list(each.config)] for name, each in choices.items()})
+
+
+def from_json(text: str | bytes) -> dict[str, Choice]:
+    try:
+        data = json.loads(text)
+        return {name: _choice(*each) for name, each in data.items()}
+    except (ValueError, TypeError, AttributeError, RecursionError) as error:
+        raise InvalidArgument(f"choices can't be read: {error}") from None
+
+
+def _choice(implementation: object, config: object) -> Choice:
+    if not isinstance(implementation, str) or not isinstance(config, list) or len(config) > 16:
+        raise ValueError(f"expected an implementation and its numbers, got {implementation!r}, {config!r}")
+    for each in config:
+        if not isinstance(each, int) or isinstance(each, bool) or not 0 <= each <= LARGEST:
+            raise ValueError(f"expected a number up to {LARGEST}, got {each!r}")
+    return Choice(implementation, tuple(config))

@@ -1,0 +1,490 @@
+"""Our kernels as implementations of steps: `triton` and `triton_depthwise`, each with the cuts worth timing.
+
+A step fits where the kernel itself accepts its tensors: the launch is built on tensors without memory, and whatever
+the kernel refuses (strides, types, shapes) does not fit. The same launches, for a configuration, are what a tuner
+compiles ahead. Biases and norms' weights are kept in FP32. Imported where Triton is wanted, never before.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import astuple, dataclass
+from functools import cache
+from typing import Final
+
+import torch
+
+from penstock.engine.cuda import workspace
+from penstock.engine.cuda.implementations import IMPLEMENTATIONS, Implementation, register, writing
+from penstock.engine.cuda.kernels.activations import ACTIVATIONS
+from penstock.engine.cuda.kernels.attention import AttentionTile, attention_launch, attention_tiles
+from penstock.engine.cuda.kernels.depthwise import DepthwiseTile, depthwise_conv2d_nhwc_launch, depthwise_tiles
+from penstock.engine.cuda.kernels.epilogue import Epilogue, Scratch
+from penstock.engine.cuda.kernels.implicit_gemm import conv2d_nhwc_launch, gemm_launch
+from penstock.engine.cuda.kernels.implicit_gemm_kernel import implicit_gemm_kernel
+from penstock.engine.cuda.kernels.launching import Launch, interpreted
+from penstock.engine.cuda.kernels.max_pool import max_pool2d_nhwc_launch
+from penstock.engine.cuda.kernels.reductions import global_average_pool_launch, layer_norm_launch
+from penstock.engine.cuda.kernels.squeeze_excite import apply_gate_launch
+from penstock.engine.cuda.kernels.tiles import H200_MULTIPROCESSORS, Product, Tile, tiles
+from penstock.engine.cuda.sites import DTYPES, RunInto, Site, narrow, seen
+from penstock.errors import InvalidArgument
+
+Config = tuple[int, ...]
+Tensors = Sequence[torch.Tensor]
+
+_WIDEST_NORM: Final = 16384  # a row is kept in registers
+_WIDEST_HEAD: Final = 256
+_LARGEST: Final = torch.finfo(torch.float32).max
+
+
+@dataclass(frozen=True, slots=True)
+class Ready:
+    """What a step's launches are made of, besides its tensors."""
+
+    site: Site
+    config: Config
+    weight: torch.Tensor | None
+    bias: torch.Tensor | None
+
+    @property
+    def epilogue(self) -> Epilogue:
+        site = self.site
+        # An open end of a clip is an infinity, which has no name in a kernel's source.
+        alpha, beta = (max(-_LARGEST, min(site.number(name), _LARGEST)) for name in ("alpha", "beta"))
+        return Epilogue(site.text("activation", "none"), alpha, beta, site.text("residual") == "after")
+
+    def residual(self, operands: Tensors) -> torch.Tensor | None:
+        index = self.site.index("residual")
+        return None if index is None else operands[index]
+
+
+Build = Callable[[Ready, Tensors, Tensors, Scratch | None], Launch]
+
+
+@dataclass(frozen=True, slots=True)
+class Way:
+    """A kernel as an implementation."""
+
+    build: Build
+    configs: Callable[[Site], Sequence[Config]]
+    scratch: Callable[[Site, Config], tuple[int, int]]
+    """Floats and counters that a configuration needs."""
+
+    weight: Callable[[torch.Tensor], torch.Tensor]
+    """The weight as the kernel wants it."""
+
+    suits: Callable[[Site], bool]
+    """What can be told from the step alone."""
+
+
+# ---- products ----
+
+
+def _product(site: Site) -> Product:
+    weight = site.shape("weight")
+    if site.step.kind == "gemm":
+        n, k = weight
+        size = site.shape("x")
+        return Product(_count(size) // k, n, k)
+    out = site.out_shape()
+    return Product(_count(out[:3]), out[3], weight[3], weight[1] * weight[2])
+
+
+def _count(shape: Sequence[int]) -> int:
+    total = 1
+    for size in shape:
+        total *= size
+    return total
+
+
+def _tiles(site: Site) -> tuple[Config, ...]:
+    return _tiles_of(_product(site), _multiprocessors(site.device))
+
+
+@cache
+def _tiles_of(product: Product, multiprocessors: int) -> tuple[Config, ...]:
+    return tuple(astuple(tile) for tile in tiles(product, multiprocessors))
+
+
+def _tile_scratch(site: Site, config: Config) -> tuple[int, int]:
+    tile, product = Tile(*config), _product(site)
+    return tile.partial_sums(product), tile.counters(product)
+
+
+def _conv(ready: Ready, operands: Tensors, outputs: Tensors, scratch: Scratch | None) -> Launch:
+    site = ready.site
+    strides, pads, dilations = (site.integers(name) for name in ("strides", "pads", "dilations"))
+    assert ready.weight is not None
+    return conv2d_nhwc_launch(
+        operands[0],
+        ready.weight,
+        out=outputs[0],
+        config=Tile(*ready.config),
+        bias=ready.bias,
+        residual=ready.residual(operands),
+        epilogue=ready.epilogue,
+        stride=_pair(strides),
+        padding=_pair(pads),
+        dilation=_pair(dilations),
+        scratch=scratch,
+        pdl=site.early,
+    )
+
+
+def _gemm(ready: Ready, operands: Tensors, outputs: Tensors, scratch: Scratch | None) -> Launch:
+    assert ready.weight is not None
+    n, k = ready.weight.shape
+    residual = ready.residual(operands)
+    if residual is not None and residual.shape != outputs[0].shape:
+        raise ValueError("residual: expected the result's shape")
+    return gemm_launch(
+        operands[0].view(-1, k),
+        ready.weight,
+        out=outputs[0].view(-1, n),
+        config=Tile(*ready.config),
+        bias=ready.bias,
+        residual=None if residual is None else residual.view(-1, n),
+        epilogue=ready.epilogue,
+        scratch=scratch,
+        pdl=ready.site.early,
+    )
+
+
+# ---- one channel at a time, one row, one head ----
+
+
+def _depthwise(ready: Ready, operands: Tensors, outputs: Tensors, scratch: Scratch | None) -> Launch:
+    del scratch
+    site = ready.site
+    strides, pads, dilations = (site.integers(name) for name in ("strides", "pads", "dilations"))
+    assert ready.weight is not None
+    return depthwise_conv2d_nhwc_launch(
+        operands[0],
+        ready.weight,
+        out=outputs[0],
+        config=DepthwiseTile(*ready.config),
+        bias=ready.bias,
+        residual=ready.residual(operands),
+        epilogue=ready.epilogue,
+        stride=_pair(strides),
+        padding=_pair(pads),
+        dilation=_pair(dilations),
+        pdl=site.early,
+    )
+
+
+def _depthwise_tiles(site: Site) -> list[Config]:
+    batch, height, width, channels = site.out_shape()
+    wide, stride = site.shape("weight")[2], site.integers("strides")[1]
+    found = depthwise_tiles((batch, height, width, channels), wide, stride, _multiprocessors(site.device))
+    return [astuple(tile) for tile in found]
+
+
+def _attention(ready: Ready, operands: Tensors, outputs: Tensors, scratch: Scratch | None) -> Launch:
+    del scratch
+    q, k, v = (operands[_at(ready.site, role)].transpose(1, 2) for role in ("q", "k", "v"))
+    mask = ready.site.index("mask")
+    return attention_launch(
+        q,
+        k,
+        v,
+        out=outputs[0],
+        config=AttentionTile(*ready.config),
+        scale=ready.site.number("scale"),
+        mask=None if mask is None else operands[mask],
+        pdl=ready.site.early,
+    )
+
+
+def _attention_tiles(site: Site) -> list[Config]:
+    batch, heads, queries, _ = site.shape("q")
+    return [astuple(tile) for tile in attention_tiles(batch, heads, queries, site.shape("k")[2])]
+
+
+def _suits_attention(site: Site) -> bool:
+    mask = site.step.operand("mask")
+    floats = mask is None or _dtype(site, site.step.inputs.index(mask)).is_floating_point
+    return len(site.shape("q")) == 4 and site.shape("q")[3] <= _WIDEST_HEAD and floats
+
+
+def _layer_norm(ready: Ready, operands: Tensors, outputs: Tensors, scratch: Scratch | None) -> Launch:
+    del scratch
+    site = ready.site
+    x, weight = operands[0], ready.weight
+    assert weight is not None
+    return layer_norm_launch(x, weight, ready.bias, out=outputs[0], epsilon=site.number("epsilon"), pdl=site.early)
+
+
+def _suits_layer_norm(site: Site) -> bool:
+    return site.integer("axes") == 1 and "weight" in _roles(site) and site.shape("x")[-1] <= _WIDEST_NORM
+
+
+def _pool(ready: Ready, operands: Tensors, outputs: Tensors, scratch: Scratch | None) -> Launch:
+    x, (splits,) = operands[0], ready.config
+    out = outputs[0].view(x.shape[0], x.shape[3])
+    return global_average_pool_launch(x, out=out, splits=splits, scratch=scratch, pdl=ready.site.early)
+
+
+def _pool_splits(site: Site) -> list[Config]:
+    pixels = _count(site.shape("x")[1:3])
+    return [(splits,) for splits in (1, 4, 8, 16, 32) if splits == 1 or splits * 16 <= pixels]
+
+
+def _pool_scratch(site: Site, config: Config) -> tuple[int, int]:
+    batch, _, _, channels = site.shape("x")
+    return (0, 0) if config[0] == 1 else (batch * config[0] * channels, batch * -(-channels // 16))
+
+
+def _suits_pool(site: Site) -> bool:
+    axes = site.step.attributes.get("axes")
+    return site.text("how") == "mean" and len(site.shape("x")) == 4 and axes == (1, 2)
+
+
+def _max_pool(ready: Ready, operands: Tensors, outputs: Tensors, scratch: Scratch | None) -> Launch:
+    del scratch
+    site = ready.site
+    kernel, strides, pads, dilations = (site.integers(name) for name in ("kernel", "strides", "pads", "dilations"))
+    return max_pool2d_nhwc_launch(
+        operands[0],
+        window=_pair(kernel),
+        stride=_pair(strides),
+        padding=_pair(pads),
+        out=outputs[0],
+        dilation=_pair(dilations),
+        pdl=site.early,
+    )
+
+
+# ---- the gate of a squeeze-and-excite, applied ----
+
+
+def _gate(ready: Ready, operands: Tensors, outputs: Tensors, scratch: Scratch | None) -> Launch:
+    del scratch
+    gated = _gated(ready.site)
+    assert gated is not None
+    residual = None if gated.residual is None else operands[gated.residual]
+    gate = operands[gated.gate][:, 0, 0, :]
+    return apply_gate_launch(operands[gated.x], gate, out=outputs[0], residual=residual, pdl=ready.site.early)
+
+
+@dataclass(frozen=True, slots=True)
+class _Gated:
+    """Which operands of a pointwise step play which part."""
+
+    x: int
+    gate: int
+    residual: int | None
+
+
+def _gated(site: Site) -> _Gated | None:
+    """x times one number for each image and channel, maybe plus one of the operands; None for other programs."""
+    out, program = site.out_shape(), site.step.program
+    if len(out) != 4 or len(program) not in (1, 2) or program[0].name != "mul":
+        return None
+    factors = [_operand(each) for each in program[0].arguments]
+    gates = [each for each in factors if each is not None and _is_gate(site, each)]
+    if None in factors or len(gates) != 1:
+        return None
+    x = next(each for each in factors if each is not None and each != gates[0])
+    if len(program) == 1:
+        return _Gated(x, gates[0], None)
+    added = [each for each in program[1].arguments if each != "t0"]
+    residual = _operand(added[0]) if len(added) == 1 else None
+    if program[1].name != "add" or residual is None:
+        return None
+    return _Gated(x, gates[0], residual)
+
+
+def _operand(argument: object) -> int | None:
+    return int(argument[1:]) if isinstance(argument, str) and argument.startswith("i") else None
+
+
+def _is_gate(site: Site, index: int) -> bool:
+    operand, out = site.step.inputs[index], site.out_shape()
+    if operand.view is None:
+        return site.graph.shape(operand) == (out[0], 1, 1, out[3])
+    repeats = operand.view.strides[1:3] == (0, 0) and operand.view.strides[3] == 1
+    return operand.view.shape == out and repeats and out[1] * out[2] > 1
+
+
+def _suits_gate(site: Site) -> bool:
+    return _gated(site) is not None
+
+
+# ---- all of them ----
+
+
+def _no_scratch(site: Site, config: Config) -> tuple[int, int]:
+    del site, config
+    return 0, 0
+
+
+def _one(site: Site) -> Sequence[Config]:
+    del site
+    return ((),)
+
+
+def _same(weight: torch.Tensor) -> torch.Tensor:
+    return weight
+
+
+def _wide(weight: torch.Tensor) -> torch.Tensor:
+    return weight.float().contiguous()
+
+
+def _taps_first(weight: torch.Tensor) -> torch.Tensor:
+    return weight[..., 0].permute(1, 2, 0).contiguous()
+
+
+def _suits_conv(site: Site) -> bool:
+    return site.integer("groups") == 1
+
+
+def _suits_depthwise(site: Site) -> bool:
+    channels = site.shape("x")[3]
+    return site.integer("groups") == channels == site.out_shape()[3] and channels > 1
+
+
+def _always(site: Site) -> bool:
+    del site
+    return True
+
+
+WAYS: Final[dict[tuple[str, str], Way]] = {
+    ("conv", "triton"): Way(_conv, _tiles, _tile_scratch, _same, _suits_conv),
+    ("conv", "triton_depthwise"): Way(_depthwise, _depthwise_tiles, _no_scratch, _taps_first, _suits_depthwise),
+    ("gemm", "triton"): Way(_gemm, _tiles, _tile_scratch, _same, _always),
+    ("attention", "triton"): Way(_attention, _attention_tiles, _no_scratch, _same, _suits_attention),
+    ("layer_norm", "triton"): Way(_layer_norm, _one, _no_scratch, _wide, _suits_layer_norm),
+    ("reduce", "triton"): Way(_pool, _pool_splits, _pool_scratch, _same, _suits_pool),
+    ("max_pool", "triton"): Way(_max_pool, _one, _no_scratch, _same, _always),
+    ("pointwise", "triton_gate"): Way(_gate, _one, _no_scratch, _same, _suits_gate),
+}
+"""Kind and name -> kernel."""
+
+
+def add() -> None:
+    """Into the table of implementations, once."""
+    for (kind, name), way in WAYS.items():
+        if name not in IMPLEMENTATIONS[kind]:
+            register(kind, name, Implementation(writing(_binding(way)), _fitting(name, way), way.configs))
+
+
+def launch(site: Site, name: str, config: Config) -> Launch:
+    """What the step would launch, on tensors without memory but with the addresses' alignment: for compiling ahead.
+
+    `Launch.run` of it is senseless. ValueError or RuntimeError where the kernel refuses the step's tensors.
+    """
+    way = WAYS[site.step.kind, name]
+    floats, counters = way.scratch(site, config)
+    scratch = None
+    if floats:
+        scratch = Scratch(_meta((floats,), torch.float32), _meta((counters,), torch.int32))
+    outputs = [_meta(site.out_shape(index), site.out_dtype(index)) for index in range(len(site.step.outputs))]
+    return way.build(_ready(way, site, config, on_meta=True), _operands_on_meta(site), outputs, scratch)
+
+
+def launches(sites: Sequence[Site], names: Sequence[str]) -> list[Launch]:
+    """What steps with these implementations would launch, for those of them that are ours."""
+    pairs = ((site, name) for site, name in zip(sites, names, strict=True) if (site.step.kind, name) in WAYS)
+    return [launch(site, name, site.config or WAYS[site.step.kind, name].configs(site)[0]) for site, name in pairs]
+
+
+def _binding(way: Way) -> Callable[[Site], RunInto]:
+    def bind(site: Site) -> RunInto:
+        config = site.config or way.configs(site)[0]
+        try:
+            floats, counters = way.scratch(site, config)
+            ready = _ready(way, site, config)
+        except (TypeError, ValueError, ArithmeticError) as error:
+            raise InvalidArgument(f"step {site.step.name!r} can't have the configuration {config}: {error}") from None
+        site.needs.ask(floats, counters)
+
+        def run(operands: Tensors, outputs: Tensors) -> None:
+            scratch = None
+            if floats:
+                shared = workspace.current()
+                scratch = Scratch(shared.partial_sums, shared.counters)
+            way.build(ready, operands, outputs, scratch).run()
+
+        return run
+
+    return bind
+
+
+def _fitting(name: str, way: Way) -> Callable[[Site], bool]:
+    def fits(site: Site) -> bool:
+        # Kernels made for Triton's interpreter run on the CPU, compiled ones do not.
+        if (site.device.type == "cuda") == interpreted(implicit_gemm_kernel) or not site.step.inputs:
+            return False
+        if site.text("activation", "none") not in ACTIVATIONS or not _narrow_everywhere(site):
+            return False
+        try:
+            if not way.suits(site):
+                return False
+            config = next(iter(way.configs(site)), None)
+            if config is None:
+                return False
+            launch(site, name, config)  # to see whether the kernel takes these tensors
+        except (ValueError, RuntimeError, IndexError):
+            return False
+        return True
+
+    return fits
+
+
+def _ready(way: Way, site: Site, config: Config, *, on_meta: bool = False) -> Ready:
+    weight, bias = (site.weight(role) if role in _roles(site) else None for role in ("weight", "bias"))
+    if on_meta:
+        weight, bias = (each if each is None else _without_memory(each) for each in (weight, bias))
+    if weight is not None:
+        weight = way.weight(weight)
+    if bias is not None:
+        bias = bias.reshape(-1).float().contiguous()
+    return Ready(site, config, weight, bias)
+
+
+def _operands_on_meta(site: Site) -> list[torch.Tensor]:
+    found = []
+    for index, operand in enumerate(site.step.inputs):
+        stored = site.graph.stored(operand.value)
+        found.append(seen(_meta(stored.shape, _dtype(site, index)), operand))
+    return found
+
+
+def _dtype(site: Site, index: int) -> torch.dtype:
+    name = site.step.inputs[index].value
+    return site.weights[name].dtype if name in site.weights else DTYPES[site.graph.values[name].datatype]
+
+
+def _narrow_everywhere(site: Site) -> bool:
+    """Sixteen bits in; the result may be wider."""
+    first = _dtype(site, 0)
+    return narrow(first) and (narrow(site.out_dtype()) or site.out_dtype() == torch.float32)
+
+
+def _without_memory(tensor: torch.Tensor) -> torch.Tensor:
+    return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="meta")
+
+
+def _meta(shape: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
+    return torch.empty(tuple(shape), dtype=dtype, device="meta")
+
+
+def _roles(site: Site) -> set[str]:
+    return {each.role for each in site.step.inputs}
+
+
+def _at(site: Site, role: str) -> int:
+    index = site.index(role)
+    assert index is not None, role
+    return index
+
+
+def _pair(numbers: tuple[int, ...]) -> tuple[int, int]:
+    return numbers[0], numbers[1]
+
+
+def _multiprocessors(device: torch.device) -> int:
+    if device.type != "cuda":
+        return H200_MULTIPROCESSORS
+    return int(torch.cuda.get_device_properties(device).multi_processor_count)

@@ -1,0 +1,271 @@
+"""Our kernels as implementations of steps: where they fit, that they compute the step, and compiling ahead."""
+
+import os
+import subprocess
+import sys
+from concurrent.futures import Future
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+pytest.importorskip("torch")
+pytest.importorskip("triton")
+
+import torch
+
+from penstock.engine.cuda.choices import Choice
+from penstock.engine.cuda.executor import Executor
+from penstock.engine.cuda.implementations import IMPLEMENTATIONS, add_triton, fitting
+from penstock.engine.cuda.kernels.launching import Launch
+from penstock.engine.cuda.precompile import Compilers
+from penstock.engine.cuda.tuner import tune
+from penstock.errors import InvalidArgument
+from tests.engine.cuda.reference import Arrays, error, lowered
+from tests.graph.small import graph, normal, run
+
+pytestmark = pytest.mark.torch
+
+OURS = ("triton", "triton_depthwise", "triton_gate")
+
+CONV = "(float[1,16,6,6] x) => (float[1,16,6,6] y) {{ a = Conv <pads=[1,1,1,1]> (x, w, b) {rest} }}"
+WIDE = {"w": normal(16, 16, 3, 3, seed=1) / 12, "b": normal(16, seed=2)}
+X = {"x": normal(1, 16, 6, 6)}
+
+# name: text, weights, inputs, kind of the step that is ours
+MODELS: dict[str, tuple[str, Arrays, Arrays, str]] = {
+    "relu": (CONV.format(rest="y = Relu(a)"), WIDE, X, "conv"),
+    "clip": (
+        CONV.format(rest="y = Clip(a, low, high)"),
+        WIDE | {"low": np.float32(-0.25), "high": np.float32(0.5)},
+        X,
+        "conv",
+    ),
+    "quick gelu": (
+        CONV.format(rest="m = Mul(a, c) s = Sigmoid(m) y = Mul(a, s)"),
+        WIDE | {"c": np.float32(1.702)},
+        X,
+        "conv",
+    ),
+    "residual": (CONV.format(rest="r = Add(a, x) y = Relu(r)"), WIDE, X, "conv"),
+    "residual after": (CONV.format(rest="r = Relu(a) y = Add(r, x)"), WIDE, X, "conv"),
+    "uneven pads and strides": (
+        "(float[1,16,7,6] x) => (float[1,16,4,3] y) { y = Conv <pads=[1,0,1,1], strides=[2,2]> (x, w, b) }",
+        WIDE,
+        {"x": normal(1, 16, 7, 6)},
+        "conv",
+    ),
+    "depthwise": (
+        "(float[1,16,6,6] x) => (float[1,16,6,6] y) { a = Conv <pads=[1,1,1,1], group=16> (x, w, b) y = Relu(a) }",
+        {"w": normal(16, 1, 3, 3, seed=1) / 3, "b": normal(16, seed=2)},
+        X,
+        "conv",
+    ),
+    "gemm": (
+        "(float[2,5,16] x) => (float[2,5,24] y) { a = MatMul(x, w) y = Add(a, b) }",
+        {"w": normal(16, 24, seed=1) / 4, "b": normal(24, seed=2)},
+        {"x": normal(2, 5, 16)},
+        "gemm",
+    ),
+    "layer norm": (
+        "(float[3,40] x) => (float[3,40] y) { y = LayerNormalization <axis=-1, epsilon=1e-5> (x, w, b) }",
+        {"w": normal(40, seed=1), "b": normal(40, seed=2)},
+        {"x": normal(3, 40)},
+        "layer_norm",
+    ),
+    "pool": (
+        "(float[2,16,6,6] x) => (float[2,16,1,1] y) { a = Conv <pads=[1,1,1,1]> (x, w, b) y = GlobalAveragePool(a) }",
+        WIDE, {"x": normal(2, 16, 6, 6)}, "reduce",
+    ),
+    "max pool": (
+        "(float[1,16,6,6] x) => (float[1,16,3,3] y) { y = MaxPool <kernel_shape=[3,3], strides=[2,2], pads=[1,1,1,1]> "
+        "(x) }", {}, X, "max_pool",
+    ),
+    "gate": (
+        """(float[2,16,6,6] x) => (float[2,16,6,6] y) { a = Conv <pads=[1,1,1,1]> (x, w, b) p = GlobalAveragePool(a)
+        c = Conv(p, v) d = Conv(x, v) g = Sigmoid(c) m = Mul(a, g) y = Add(m, d) }""",
+        WIDE | {"v": normal(16, 16, 1, 1, seed=3) / 4}, {"x": normal(2, 16, 6, 6)}, "pointwise",
+    ),
+    "attention": (
+        """(float[2,5,32] x) => (float[2,5,32] y) {
+        q = Reshape(x, s) a = Transpose<perm=[0,2,1,3]>(q) b = Transpose<perm=[0,2,3,1]>(q)
+        m = MatMul(a, b) t = Mul(m, c) p = Softmax<axis=-1>(t) o = MatMul(p, a) r = Transpose<perm=[0,2,1,3]>(o)
+        y = Reshape(r, f) }""",
+        {"s": np.array([2, 5, 2, 16]), "f": np.array([2, 5, 32]), "c": np.float32(0.25)},
+        {"x": normal(2, 5, 32)},
+        "attention",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_step_of_ours_computes_what_the_model_does(name: str, device: str) -> None:
+    text, weights, inputs, kind = MODELS[name]
+    model = graph(text, weights)
+    executor = Executor(*lowered(model, inputs), device, "fp16", OURS)
+    ours = [bound for bound in executor.program if bound.implementation in OURS]
+    assert kind in {bound.kind for bound in ours}, [(bound.kind, bound.implementation) for bound in executor.program]
+    found = executor.run({key: torch.from_numpy(each).to(device) for key, each in inputs.items()})["y"]
+    assert error(found.cpu().numpy(), run(model, inputs)["y"]) < 2e-3
+
+
+def test_a_split_sum_is_shared_in_the_executors_workspace(device: str) -> None:
+    model = graph(MODELS["residual"][0], WIDE)
+    lowered_, weights = lowered(model, X)
+    name = next(step.name for step in lowered_.steps if step.kind == "conv")
+    split = Choice("triton", (16, 16, 16, 4, 2, 3, 8))
+    executor = Executor(lowered_, weights, device, "fp16", choices={name: split})
+    assert executor.needs.counters > 0
+    x = {"x": torch.from_numpy(X["x"]).to(device)}
+    for _ in range(2):  # the counters are left as they were found
+        assert error(executor.run(x)["y"].cpu().numpy(), run(model, X)["y"]) < 2e-3
+
+
+def test_a_configuration_of_the_wrong_length_is_refused(device: str) -> None:
+    lowered_, weights = lowered(graph(MODELS["relu"][0], WIDE), X)
+    name = next(step.name for step in lowered_.steps if step.kind == "conv")
+    with pytest.raises(InvalidArgument, match=r"can't have the configuration \(1, 2\)"):
+        Executor(lowered_, weights, device, "fp16", choices={name: Choice("triton", (1, 2))})
+
+
+def test_ours_do_not_fit_what_they_cannot_compute(device: str) -> None:
+    add_triton()
+    lowered_, weights = lowered(graph(MODELS["relu"][0], WIDE), X)
+    for precision, there in (("fp32", False), ("fp16", True), ("bf16", True)):
+        executor = Executor(lowered_, weights, device, precision)
+        (site,) = (site for site in executor.sites if site.step.kind == "conv")
+        assert ("triton" in fitting(site)) is there
+        assert "triton_depthwise" not in fitting(site)
+
+
+def test_a_launch_is_early_only_behind_another_of_ours(device: str) -> None:
+    lowered_, weights = lowered(graph(MODELS["relu"][0], WIDE), X)
+    executor = Executor(lowered_, weights, device, "fp16", OURS, early_launch=True)
+    names = [bound.implementation.startswith("triton") for bound in executor.program]
+    assert [site.early for site in executor.sites] == [
+        index > 0 and names[index - 1] for index in range(len(names))
+    ]  # fmt: skip
+
+
+def test_the_tuner_times_ours_among_the_others(device: str) -> None:
+    lowered_, weights = lowered(graph(MODELS["gemm"][0], MODELS["gemm"][1]), MODELS["gemm"][2])
+    costs = iter(range(1000, 0, -1))  # whatever is timed later is faster, and ours come last
+    result = tune(Executor(lowered_, weights, device, "fp16"), timer=lambda call: float(next(costs)), limit=2)
+    row = next(row for row in result.rows if row.site.step.kind == "gemm")
+    assert row.best is not None
+    assert row.best.implementation == "triton", row.failed
+    assert next(iter(row.times)).implementation == next(iter(IMPLEMENTATIONS["gemm"]))
+
+
+class Answers:
+    """Compilers that say of every launch what they are told to say of its number of warps."""
+
+    def __init__(self, failing: int) -> None:
+        self.failing = failing
+
+    def submit(self, launch: Launch, /) -> Future[str]:
+        future: Future[str] = Future()
+        if launch.num_warps != NEVER:
+            future.set_result("no registers left" if launch.num_warps == self.failing else "")
+        return future
+
+
+NEVER = 2
+
+
+def test_what_does_not_compile_is_lost_and_what_is_not_compiled_in_time_is_not_timed(device: str) -> None:
+    # Depthwise cuts have 1, 2 and 4 warps.
+    lowered_, weights = lowered(graph(MODELS["depthwise"][0], MODELS["depthwise"][1]), X)
+    result = tune(
+        Executor(lowered_, weights, device, "fp16"), timer=lambda call: 1.0, compilers=Answers(4), seconds=2.0
+    )
+    row = next(row for row in result.rows if row.site.step.kind == "conv")
+    assert {choice.config[-1] for choice in row.failed} == {4}
+    assert set(row.failed.values()) == {"no registers left"}
+    assert {choice.config[-1] for choice in row.times if choice.implementation == "triton_depthwise"} == {1}
+    assert result.untimed > 0
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
+@pytest.mark.parametrize("early_launch", [False, True])
+def test_captures_with_a_split_sum_replay_side_by_side(early_launch: bool) -> None:
+    model = graph(
+        "(float[1,16,6,6] x) => (float[1,16,6,6] y) "
+        "{ a = Conv <pads=[1,1,1,1]> (x, w, b) r = Relu(a) y = Conv <pads=[1,1,1,1]> (r, w, b) }",
+        WIDE,
+    )
+    lowered_, weights = lowered(model, X)
+    split = Choice("triton", (16, 16, 16, 4, 2, 3, 8))
+    choices = {step.name: split for step in lowered_.steps if step.kind == "conv"}
+    executor = Executor(lowered_, weights, "cuda", "fp16", choices=choices, early_launch=early_launch)
+    assert sum(site.early for site in executor.sites) == (1 if early_launch else 0)
+    captures = [(executor.capture(), sign) for sign in (1, -1)]
+    for captured, sign in captures:
+        captured.inputs["x"].copy_(torch.from_numpy(sign * X["x"]))
+    torch.cuda.synchronize()
+    for _ in range(100):
+        for captured, _ in captures:
+            captured.replay()
+    torch.cuda.synchronize()
+    for captured, sign in captures:
+        assert error(captured.outputs["y"].cpu().numpy(), run(model, {"x": sign * X["x"]})["y"]) < 3e-3
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
+def test_a_tuned_executor_captures_and_computes_the_model() -> None:
+    model = graph(MODELS["gate"][0], MODELS["gate"][1])
+    inputs = MODELS["gate"][2]
+    lowered_, weights = lowered(model, inputs)
+    with Compilers(2) as compilers:
+        result = tune(Executor(lowered_, weights, "cuda", "fp16"), seconds=60.0, limit=2, compilers=compilers)
+    ours = [choice for row in result.rows for choice in row.times if choice.implementation.startswith("triton")]
+    assert {row.site.step.kind for row in result.rows if row.times.keys() & set(ours)} >= {"conv", "reduce"}
+    captured = Executor(lowered_, weights, "cuda", "fp16", choices=result.choices).capture()
+    captured.inputs["x"].copy_(torch.from_numpy(inputs["x"]))
+    torch.cuda.synchronize()
+    captured.replay()
+    torch.cuda.synchronize()
+    assert error(captured.outputs["y"].cpu().numpy(), run(model, inputs)["y"]) < 3e-3
+
+
+PROGRAM = """
+import os, sys
+from pathlib import Path
+import torch
+from penstock.engine.cuda.kernels.implicit_gemm import gemm_launch
+from penstock.engine.cuda.kernels.tiles import Tile
+from penstock.engine.cuda.precompile import Compilers
+
+def t(*shape):
+    return torch.empty(shape, dtype=torch.float16, device="meta")
+
+def kept():
+    return sorted(str(each) for each in Path(os.environ["TRITON_CACHE_DIR"]).rglob("*.cubin"))
+
+if __name__ == "__main__":
+    launch = gemm_launch(t(16, 64), t(32, 64), out=t(16, 32), config=Tile(16, 32, 32, 4, 2))
+    wrong = gemm_launch(t(16, 64), t(32, 64), out=t(16, 32), config=Tile(17, 32, 32, 4, 2))
+    with Compilers(1) as compilers:
+        assert compilers.submit(launch).result() == ""
+        assert compilers.submit(wrong).result() != ""
+    before = kept()
+    assert len(before) == 1, before
+    launch.build()
+    assert kept() == before
+    print("done")
+"""
+
+
+@pytest.mark.slow
+def test_what_another_process_compiled_is_found_in_the_cache(tmp_path: Path) -> None:
+    program = tmp_path / "program.py"
+    program.write_text(PROGRAM)
+    root = Path(__file__).parents[4]
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    environment |= {"TRITON_CACHE_DIR": str(tmp_path / "cache"), "PYTHONPATH": str(root / "python")}
+    done = subprocess.run(
+        [sys.executable, str(program)], env=environment, capture_output=True, text=True, timeout=300, check=False
+    )
+    assert done.stdout.strip().endswith("done"), done.stderr[-2000:]
