@@ -1,6 +1,5 @@
 """A profile of one shape: the optimized form may be bound to it, and calls may still bring fewer or more rows."""
 
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +7,7 @@ import numpy as np
 import pytest
 
 import penstock as ps
-from penstock import graph
+from penstock import graph, tactics
 from penstock.engine.plan import Tactic
 from penstock.tactics import candidates
 from tests.quantize import networks
@@ -35,8 +34,7 @@ def engine(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
         return [each for each in candidates(*arguments) if each.runtime == wanted]
 
     with pytest.MonkeyPatch.context() as patch:
-        # The package has a function of the module's name.
-        patch.setattr(sys.modules["penstock.tactics.race"], "candidates", only)
+        patch.setattr(tactics, "candidates", only)
         made = ps.build(folder / "m.onnx", shapes="x:4x3x64x64", precision="fp32", budget_seconds=6)
     assert {program.tactic.runtime for program in made.manifest.programs} == {wanted}
     return made

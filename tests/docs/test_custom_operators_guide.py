@@ -1,5 +1,6 @@
 """The section on custom operators is true: its module, its commands and its refusal, on a model with that operator."""
 
+import ast
 import re
 import subprocess
 import sys
@@ -44,6 +45,6 @@ def test_the_example_builds_and_answers(tmp_path: Path, monkeypatch: pytest.Monk
     assert built.returncode == 0, built.stderr
     assert run(*refusal[1].split()).stdout == refusal[2]
     ended = subprocess.run([sys.executable, "-c", load + CALL], capture_output=True, text=True, check=True, timeout=60)
-    ((first, second),) = eval(ended.stdout)
+    ((first, second),) = ast.literal_eval(ended.stdout)
     assert first == pytest.approx(-np.log(2), rel=1e-2)
     assert second == pytest.approx(-0.5)

@@ -43,7 +43,6 @@ from penstock.engine.runtimes import LIBRARIES
 from penstock.errors import AccuracyError, InvalidArgument
 from penstock.quantize import Calibration, Recipe
 from penstock.tactics import Form, Race
-from penstock.tensors import TensorSpec
 
 _LOG = logging.getLogger(__name__)
 
@@ -129,7 +128,10 @@ class Build:
             self._cache = None  # keys know graphs, and nothing of what a function does
             if options.calibration is not None and "int8" in self._allowed:
                 self._notes.append("the model has custom operators, so INT8 was not tried")
-        inputs = self._inputs()
+        model = graph.load(self._path)
+        for text in options.preprocess:
+            model = graph.boundary.preprocess(model, text)
+        inputs = graph.signature(model)[0]
         self._profiles = profiles(options, inputs)
         # The shapes to be fastest at come first: that is where the race spends its time and drops who can't win.
         self._buckets = _distinct(
@@ -145,19 +147,11 @@ class Build:
         if self._data is not None:
             self._learned, self._unseen = self._data.split()
         self._samples = Samples(inputs, list(self._unseen) if self._unseen is not None else None)
-        self._forms = prepare(
-            self._path, self._folder, preprocess=options.preprocess, reduce=options.reduce, profiles=self._profiles
-        )
+        self._forms = prepare(model, self._folder, reduce=options.reduce, profiles=self._profiles)
         self._sealing = Sealing(
             self._path.stem, self._forms, self._profiles, self._buckets, self._samples, self._machine,
             options.to_json(), self._limits, self._custom_ops,
         )  # fmt: skip
-
-    def _inputs(self) -> tuple[TensorSpec, ...]:
-        model = graph.load(self._path)
-        for text in self._options.preprocess:
-            model = graph.boundary.preprocess(model, text)
-        return graph.signature(model)[0]
 
     @property
     def _quantizes(self) -> bool:
@@ -165,18 +159,21 @@ class Build:
 
     # ---- timing ----
 
-    def _raced(self, forms: Mapping[str, Form], share: float) -> Race:
+    def _raced(self, forms: Mapping[str, Form], share: float, known: Race | None = None) -> Race:
+        """Time every tactic for these forms; with what is `known` of others it is one race, and one scale."""
         self._progress.stage("race", ", ".join(forms))
         return tactics.race(
-            forms,
+            self._forms.files,
             self._buckets,
             self._samples.at,
             machine=self._machine,
             allowed=self._allowed,
             budget_seconds=max(1.0, share * self._left),
             cache=self._cache,
-            memory_limit=None,
             on_progress=self._progress.racing,
+            optimum=_OPTIMUM,
+            tactics=tactics.candidates(forms, self._allowed, self._machine.features, self._buckets),
+            known=known,
         )
 
     def _confirm(self) -> None:
@@ -295,9 +292,7 @@ class Build:
 
     def _add_quantized(self) -> None:
         """The best eight-bit form by calibration, raced; and repaired where it is fast and fails the gate."""
-        assert self._data is not None
         assert self._learned is not None
-        assert self._unseen is not None
         base = OPTIMIZED + BESIDE if self._forms.reductions else OPTIMIZED
         self._progress.stage("calibrate", f"{len(self._learned)} samples")
         try:
@@ -348,22 +343,7 @@ class Build:
             for text in self._options.reduce:
                 model, _ = graph.boundary.reduce(model, text, beside=False)
         made[name] = self._forms.add(name, model, precision="int8")
-        tried = tactics.candidates(made, self._allowed, self._machine.features, self._buckets)
-        self._progress.stage("race", ", ".join(made))
-        self._race = tactics.race(
-            self._forms.files,
-            self._buckets,
-            self._samples.at,
-            machine=self._machine,
-            allowed=self._allowed,
-            budget_seconds=max(1.0, _INT8_SHARE * self._left),
-            cache=self._cache,
-            memory_limit=None,
-            on_progress=self._progress.racing,
-            optimum=_OPTIMUM,
-            tactics=tried,
-            known=self._race,
-        )
+        self._race = self._raced(made, _INT8_SHARE, self._race)
 
     def _fastest_quantized(self, name: str) -> Tactic | None:
         """The tactic of this form that is fastest at the optimum, where it is worth a gate's time."""

@@ -66,19 +66,14 @@ class Forms:
         return made
 
 
-def prepare(
-    path: Path, folder: Path, *, preprocess: Sequence[str], reduce: Sequence[str], profiles: Sequence[Profile]
-) -> Forms:
-    """Load, apply what changes the signature, optimise, and write the forms in FP32.
+def prepare(model: ir.Model, folder: Path, *, reduce: Sequence[str], profiles: Sequence[Profile]) -> Forms:
+    """Apply reductions, optimise, and write the forms in FP32.
 
     profiles  dimensions that have one size in all of them are bound, and shape arithmetic becomes constants; the batch
               stays free, since calls may bring any number of rows.
 
     Raises NotFound, ModelLoadError, InvalidArgument (a preprocessing or reduction that does not fit the model).
     """
-    model = graph.load(path)
-    for text in preprocess:
-        model = graph.boundary.preprocess(model, text)
     plain = model
     reductions: list[Reduction] = []
     for text in reduce:

@@ -12,6 +12,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from penstock.engine.likeness import cosine
 from penstock.tensors import TensorSpec, bfloat16
 
 Array = NDArray[Any]
@@ -159,7 +160,7 @@ def _compare_floats(name: str, reference: NDArray[np.float64], candidate: NDArra
     agreement, compared = _top_1(reference, candidate)
     return OutputError(
         name,
-        cosine=_cosine(r, c),
+        cosine=cosine(r, c),
         maximum_absolute=furthest,
         maximum_relative=furthest / largest if largest else (math.inf if furthest else 0.0),
         snr_db=_snr_db(r, noise),
@@ -177,23 +178,6 @@ def _not_finite(reference: Array, candidate: Array) -> str:
     if count := int(unlike.sum()):
         return f"an infinity on one side only in {count} of {reference.size} values"
     return ""
-
-
-def _cosine(reference: NDArray[np.float64], candidate: NDArray[np.float64]) -> float:
-    if reference.size == 0:
-        return 1.0
-    if reference.size == 1:
-        r, c = reference.item(), candidate.item()
-        return 1.0 if r == c else 1.0 - abs(c - r) / max(abs(c), abs(r))
-    rows = len(reference) if reference.ndim > 1 and reference.size > len(reference) else 1
-    # Scaled first: squares of very large or very small values leave the range of float64.
-    pair = (each.reshape(rows, -1) for each in (reference, candidate))
-    left, right = (flat / np.where(top := np.max(np.abs(flat), axis=1, keepdims=True), top, 1.0) for flat in pair)
-    norms = np.linalg.norm(left, axis=1) * np.linalg.norm(right, axis=1)
-    both_zero = ~left.any(axis=1) & ~right.any(axis=1)
-    dots = np.einsum("ij,ij->i", left, right)
-    cosines = np.divide(dots, norms, out=np.where(both_zero, 1.0, 0.0), where=norms > 0)
-    return float(np.clip(cosines.min(), -1.0, 1.0))
 
 
 def _snr_db(signal: NDArray[np.float64], noise: NDArray[np.float64]) -> float:

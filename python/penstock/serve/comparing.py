@@ -15,6 +15,7 @@ import numpy as np
 
 from penstock.backends.base import Array, Instance
 from penstock.backends.observed import Batch
+from penstock.engine.likeness import cosine
 from penstock.tensors import TensorSpec, bfloat16, numpy_dtype
 
 # Turns for each batch: medians of five hold against a stall or two; more only while they are cheap.
@@ -91,22 +92,11 @@ def _likeness(expected: Array, found: Array, spec: TensorSpec) -> float:
         expected, found = (array.view(bfloat16()) if array.dtype == np.uint16 else array for array in (expected, found))
     if spec.datatype not in ("FP64", "FP32", "FP16", "BF16"):
         return float(np.mean(expected == found)) if expected.size else 1.0
-    a, b = (array.astype(np.float64).reshape(len(array) if array.ndim > 1 else 1, -1) for array in (expected, found))
+    a, b = expected.astype(np.float64), found.astype(np.float64)
     finite = np.isfinite(a)
     if not np.array_equal(finite, np.isfinite(b)) or not np.array_equal(a[~finite], b[~finite], equal_nan=False):
         return 0.0
-    a, b = np.where(finite, a, 0.0), np.where(finite, b, 0.0)
-    if a.shape[1] == 1:  # rows of one number have no direction: the batch is the vector
-        a, b = a.reshape(1, -1), b.reshape(1, -1)
-    if a.size == 0:
-        return 1.0
-    if a.size == 1:  # nor has a single number: what is off is its size
-        largest = max(abs(float(a[0, 0])), abs(float(b[0, 0])))
-        return 1.0 - abs(float(a[0, 0] - b[0, 0])) / largest if largest else 1.0
-    product, norms = (a * b).sum(axis=1), np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
-    both_zero = ~a.any(axis=1) & ~b.any(axis=1)
-    cosines = np.divide(product, norms, out=np.zeros_like(product), where=norms > 0)
-    return float(np.where(both_zero, 1.0, cosines).min())
+    return cosine(np.where(finite, a, 0.0), np.where(finite, b, 0.0))
 
 
 def noise(inputs: Sequence[TensorSpec], max_batch_size: int, middle: int) -> list[Batch]:
