@@ -11,7 +11,7 @@ import numpy.typing as npt
 import pytest
 
 from penstock.build.gate import Cosine, Metric, Run, Verdict, parse
-from penstock.build.paired import drop_of, t_quantile
+from penstock.build.paired import drop_of, further_cosine, t_quantile
 from penstock.errors import ExecutionError, InvalidArgument
 
 Array = npt.NDArray[Any]
@@ -61,6 +61,46 @@ def test_one_bad_row_of_one_sample_is_enough() -> None:
     verdict = judged(Cosine(0.9), candidate)
     assert not verdict.passed
     assert verdict.measured == pytest.approx(math.sqrt(0.5))
+
+
+def test_inputs_that_just_pass_are_not_enough_where_further_ones_would_fail() -> None:
+    """Twenty angles, all under the limit of 2.56°: spread widely up to it, or all just as far below."""
+    wide = np.geomspace(0.3, 2.5, 20)
+    for angles, passed in (
+        (wide, False),
+        (np.full(20, 2.5), True),
+        (wide[-7:], True),
+        (np.geomspace(2.0, 2.2, 20), True),
+    ):
+        samples = [{"x": np.eye(2, dtype=np.float32) * (number + 1)} for number in range(len(angles))]
+
+        def candidate(arrays: Mapping[str, Array], angles: Array = angles) -> dict[str, Array]:
+            number = round(float(arrays["x"].max())) - 1
+            return dict(turned(float(angles[number]))(arrays))
+
+        verdict = Cosine(0.999).against(identity, samples)(candidate)
+        assert verdict.passed is passed, angles
+        assert verdict.measured == pytest.approx(math.cos(math.radians(float(angles.max()))))
+        if len(angles) < 8:  # too few to say anything
+            assert verdict.expected is None
+        else:
+            assert verdict.expected is not None
+            assert (verdict.expected >= 0.999) is passed
+        if not passed:
+            assert "1 in 100 further ones" in verdict.message
+
+
+def test_the_cosine_of_further_inputs_is_expected_as_often_as_it_says() -> None:
+    """1,000 draws of 19 and one more: below the bound in 1 %, with a standard error of 0.3 %."""
+    rng = np.random.default_rng(5)
+    below = 0
+    for _ in range(1000):
+        cosines = 1 - np.exp(rng.normal(-8, 0.8, 20))
+        bound = further_cosine(cosines[:19])
+        assert bound is not None
+        below += cosines[19] < bound
+    assert 2 <= below <= 22
+    assert further_cosine([*cosines[:18], math.nan]) is None
 
 
 def test_ids_are_judged_by_their_agreement() -> None:

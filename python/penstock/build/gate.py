@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from penstock.build.metrics import OutputError, compare_outputs, worst
-from penstock.build.paired import drop_of
+from penstock.build.paired import drop_of, further_cosine
 from penstock.errors import InvalidArgument, PenstockError
 from penstock.tensors import TensorSpec
 
@@ -47,6 +47,9 @@ class Verdict:
 
     interval: tuple[float, float] | None = None
     """Lower and upper bound of the drop, 95 % each; None for cosines and for scores without samples."""
+
+    expected: float | None = None
+    """The cosine that 99 in 100 further inputs are expected to reach; None where it can't be told, and for metrics."""
 
     output: str = ""
     """The output that decided; empty for metrics."""
@@ -82,9 +85,10 @@ class Gate(Protocol):
 class Cosine:
     """Every floating-point output of every sample has a cosine of at least `minimum` with the reference's.
 
-    A sample is a row of a batch. Integer, boolean and byte outputs (the ids of an argmax) have no angle: `minimum` is
-    then the least share of equal values over all samples. A cosine does not see the scale of an output: its relative
-    error does, which is in `errors`, reported and not judged.
+    A sample is a row of a batch. From eight inputs on, further inputs must be expected to pass, too: the least cosine
+    of a few is a lucky one (`paired.further_cosine`). Integer, boolean and byte outputs (the ids of an argmax) have no
+    angle: `minimum` is then the least share of equal values over all samples. A cosine does not see the scale of an
+    output: its relative error does, which is in `errors`, reported and not judged.
     """
 
     minimum: float = 0.999
@@ -105,31 +109,41 @@ class Cosine:
 
         def judge(candidate: Run) -> Verdict:
             pairs = zip(answers, samples, strict=True)
-            return self.verdict(
-                worst(compare_outputs(answer, candidate(sample), specs) for answer, sample in pairs), len(samples)
-            )
+            return self.verdict([compare_outputs(answer, candidate(sample), specs) for answer, sample in pairs])
 
         return judge
 
-    def verdict(self, errors: Sequence[OutputError], samples: int = 1) -> Verdict:
-        """Of outputs that were compared already, worst over `samples` inputs."""
+    def verdict(self, samples: Sequence[Sequence[OutputError]]) -> Verdict:
+        """Of outputs that were compared already: a list for each input."""
+        errors = worst(samples)
         if not errors:
             return Verdict(False, math.nan, self.minimum, message="there are no outputs to compare")
         decisive = min(errors, key=lambda each: (not each.fault, _likeness(each)))
         measured = math.nan if decisive.fault else _likeness(decisive)
+        further = {} if decisive.fault else _further(samples)
         # NaN is neither above nor below: only what is seen to reach the limit passes.
-        passed = not decisive.fault and measured >= self.minimum
+        reached = not decisive.fault and measured >= self.minimum
+        doubtful = min(further, key=further.__getitem__) if further else ""
+        passed = reached and (not further or further[doubtful] >= self.minimum)
         what = "cosine" if decisive.numeric else "agreement"
         if decisive.fault:
             message = f"output {decisive.output!r}: {decisive.fault}; {_ADVICE.partition(',')[0]}"
         elif passed:
             message = (
-                f"{what} {_digits(measured)} >= {self.minimum:.12g} over {samples} inputs, least in {decisive.output!r}"
+                f"{what} {_digits(measured)} >= {self.minimum:.12g} over {len(samples)} inputs, "
+                f"least in {decisive.output!r}"
+            )
+        elif reached:
+            message = (
+                f"output {doubtful!r}: cosine {_digits(measured)} over {len(samples)} inputs, but 1 in 100 further "
+                f"ones is expected below {_digits(further[doubtful])}; expected at least {self.minimum:.12g}; {_ADVICE}"
             )
         else:
             limit = f"expected at least {self.minimum:.12g}"
             message = f"output {decisive.output!r}: {what} {_digits(measured)}, {limit}; {_ADVICE}"
-        return Verdict(passed, measured, self.minimum, None, decisive.output, message, tuple(errors))
+        return Verdict(
+            passed, measured, self.minimum, None, further.get(doubtful), decisive.output, message, tuple(errors)
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,7 +222,18 @@ class Metric:
         if not passed:
             wide = interval is not None and drop <= self.drop
             message += "; " + ("give the metric more samples, or " + _ADVICE if wide else _ADVICE)
-        return Verdict(passed, drop, self.drop, interval, "", message)
+        return Verdict(passed, drop, self.drop, interval, message=message)
+
+
+def _further(samples: Sequence[Sequence[OutputError]]) -> dict[str, float]:
+    """By output: the cosine that further inputs are expected to reach. Only of outputs that can be told of."""
+    cosines: dict[str, list[float]] = {}
+    for errors in samples:
+        for each in errors:
+            if each.cosine is not None:
+                cosines.setdefault(each.output, []).append(each.cosine)
+    bounds = ((name, further_cosine(found)) for name, found in cosines.items())
+    return {name: bound for name, bound in bounds if bound is not None}
 
 
 def _likeness(error: OutputError) -> float:

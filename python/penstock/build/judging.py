@@ -64,7 +64,8 @@ def margin(verdict: Verdict) -> float:
     if math.isnan(verdict.measured) or math.isnan(verdict.limit):
         return -math.inf
     if verdict.output:  # a cosine or an agreement: more is better
-        distance = verdict.measured - verdict.limit
+        likely = verdict.measured if verdict.expected is None else min(verdict.measured, verdict.expected)
+        distance = likely - verdict.limit
     else:
         distance = verdict.limit - (verdict.interval[1] if verdict.interval else verdict.measured)
     return max(0.0, distance) if verdict.passed else min(distance, -math.ulp(1.0))

@@ -1,4 +1,4 @@
-"""The drop of a score between two models on the same samples: its mean, and bounds that it stays within.
+"""What some samples tell of all: the drop of a score between two models, with bounds, and how near further answers are.
 
 The upper bound is the larger of two one-sided 95 % bounds, since a gate that lets a regression through is the worse
 mistake: Student's paired t, right for few samples and near-normal drops, and the bias-corrected accelerated bootstrap
@@ -11,6 +11,7 @@ Called by the gate. The bootstrap's seed is fixed: the same scores give the same
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
 from typing import Any, Final
@@ -23,6 +24,10 @@ _SEED: Final = 87
 # The 95 % quantile of this many resampled means has a standard error of about 0.5 % of probability.
 _RESAMPLES: Final = 2000
 _VALUES_AT_ONCE: Final = 1 << 20  # 16 MB of indices and values, whatever the number of samples
+
+_FEWEST: Final = 8  # of fewer samples the deviation is not known well enough to say anything
+_FURTHER: Final = 0.99  # of further inputs
+_EXACT: Final = 1e-12  # cosines are computed in float64 and are no nearer to 1 than this
 
 Floats = NDArray[np.float64]
 
@@ -46,6 +51,22 @@ def drop_of(reference: NDArray[Any], candidate: NDArray[Any]) -> Drop:
     margin = _t_margin(drops)
     low, high = _bca(drops)
     return Drop(mean, min(mean - margin, low), max(mean + margin, high))
+
+
+def further_cosine(cosines: Sequence[float]) -> float | None:
+    """The cosine that 99 in 100 further inputs are expected to reach; None of fewer than eight, or with a NaN.
+
+    The one-sided prediction bound for one more draw, with log(1 - cosine) as normal: rounding noise is a power, which
+    factors make large or small. Measured on BF16 cosines of 160 pictures each of ResNet-50, CRNN and
+    EfficientNet-Lite0, at a limit that 5 % of them fail: of draws of 19, the least cosine lets 34 to 36 % through, this
+    bound 3 to 11 %. Their logarithms have a skew of 0.2 to 0.5.
+    """
+    if len(cosines) < _FEWEST or not np.isfinite(cosines).all():
+        return None
+    distances = np.log(np.maximum(1 - np.asarray(cosines, np.float64), _EXACT))
+    count, deviation = len(distances), float(distances.std(ddof=1))
+    bound = float(distances.mean()) + t_quantile(_FURTHER, count - 1) * deviation * math.sqrt(1 + 1 / count)
+    return 1 - math.exp(bound)
 
 
 def _t_margin(drops: Floats) -> float:

@@ -11,8 +11,9 @@ from itertools import combinations
 
 from penstock.engine.plan import Tactic
 
-# Within this of the fastest counts as fast as the fastest: the spread of paired medians on a quiet machine.
-TOLERANCE = 0.03
+# Within this of the fastest counts as fast as the fastest: half the spread of paired medians on a quiet machine, so
+# that what is given away and what is not seen together stay within that spread.
+TOLERANCE = 0.015
 # Programs in one engine: each holds weights of its own. More than three were never worth it among the models timed.
 MOST_PROGRAMS = 3
 # Tactics that are looked at together; only those that are near the best of some bucket get so far.

@@ -100,6 +100,7 @@ def _verdict(gate: str, verdict: "Verdict") -> dict[str, Any]:
         "measured": verdict.measured,
         "limit": verdict.limit,
         "interval": verdict.interval,
+        "expected": verdict.expected,
         "output": verdict.output or None,
         "message": verdict.message,
     }
