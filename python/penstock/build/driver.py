@@ -28,19 +28,21 @@ from numpy.typing import NDArray
 from penstock import graph, quantize, tactics
 from penstock.build import custom_ops, evidence
 from penstock.build.evidence import CalibrationRecord, Evidence, SensitivityRecord
-from penstock.build.forms import BESIDE, beside, prepare
+from penstock.build.forms import BESIDE, add_lowered, beside, prepare
 from penstock.build.gate import Metric, Verdict
 from penstock.build.judging import REFERENCE, Run, margin, reducing, within
-from penstock.build.options import BuildOptions, allowed, buckets, profiles
+from penstock.build.options import AUTO, BuildOptions, allowed, buckets, profiles
 from penstock.build.progress import Progress
 from penstock.build.samples import Samples
 from penstock.build.sealing import Sealing
 from penstock.build.selection import Candidate, Selection, select
+from penstock.build.target import target
 from penstock.engine import Engine, fingerprint
+from penstock.engine.cuda.tuning import Tuning
 from penstock.engine.plan import OPTIMIZED, Shapes, Tactic
 from penstock.engine.reducing import reduced
 from penstock.engine.runtimes import LIBRARIES
-from penstock.errors import AccuracyError, InvalidArgument
+from penstock.errors import AccuracyError, InvalidArgument, Unsupported
 from penstock.quantize import Calibration, Recipe
 from penstock.tactics import Form, Race
 
@@ -57,6 +59,11 @@ _CALIBRATE_SHARE: Final = 0.35
 _INT8_SHARE: Final = 0.5
 _REPAIR_SHARE: Final = 0.6
 _CONFIRM_SHARE: Final = 0.3
+_TUNE_SHARE: Final = 0.35
+_WIDER_SHARE: Final = 0.6
+# Of one bucket: less finds little, more finds nothing, and a candidate's compilation has a limit.
+_LEAST_TUNING_SECONDS: Final = 4.0
+_MOST_TUNING_SECONDS: Final = 90.0
 # Tactics of a bucket that are timed side by side at the end.
 _MOST_FINALISTS: Final = 4
 _REDUCTION_CALLS: Final = 5
@@ -77,7 +84,7 @@ class Build:
         self._options = options
         self._progress = progress
         self._allowed = frozenset(allowed(options.precision))
-        self._machine = fingerprint.here(LIBRARIES)
+        self._machine = fingerprint.here(LIBRARIES, target(options.device))
         self._cache = tactics.TimingCache(options.timing_cache, self._machine) if options.timing_cache else None
         self._limits = tactics.Limits()
         self._verdicts: dict[Tactic, Verdict] = {}
@@ -99,6 +106,8 @@ class Build:
         self._set_up_gate()
         if self._quantizes:
             self._add_quantized()
+        if self._on_gpu:
+            self._widen()
         self._set_up_beside()
         self._confirm()
         for attempt in itertools.count():
@@ -148,20 +157,64 @@ class Build:
             self._learned, self._unseen = self._data.split()
         self._samples = Samples(inputs, list(self._unseen) if self._unseen is not None else None)
         self._forms = prepare(model, self._folder, reduce=options.reduce, profiles=self._profiles)
+        if self._on_gpu:
+            self._lower()
         self._sealing = Sealing(
             self._path.stem, self._forms, self._profiles, self._buckets, self._samples, self._machine,
             options.to_json(), self._limits, self._custom_ops,
         )  # fmt: skip
 
+    def _lower(self) -> None:
+        """Steps for the GPU, and how long to tune them for."""
+        self._progress.stage("lower", f"{len(self._buckets)} buckets")
+        try:
+            if self._custom_ops:
+                raise Unsupported("custom operators are Python functions, which run on the CPU; build for device cpu")
+            form = add_lowered(self._forms, self._buckets)
+        except Unsupported as error:
+            if self._options.device != AUTO:
+                raise
+            self._notes.append(f"built for the CPU: {error.message}")
+            self._machine = fingerprint.here(LIBRARIES)
+            return
+        self._gpu_precisions = [each for each in tactics.GPU_PRECISIONS if each in self._allowed]
+        self._gpu_precision = self._gpu_precisions[0]
+        seconds = _TUNE_SHARE * self._left / len(self._buckets)
+        Tuning.prepare(form.path, min(max(seconds, _LEAST_TUNING_SECONDS), _MOST_TUNING_SECONDS))
+        if self._data is not None and "int8" in self._allowed:
+            self._notes.append("there are no eight-bit kernels for GPUs yet, so INT8 and FP8 were not tried")
+        if self._free_shapes:
+            self._notes.append("shapes other than the buckets' run on the CPU; give a profile for each that counts")
+
+    def _widen(self) -> None:
+        """Wider types where the narrow ones fail the gate."""
+        for precision in self._gpu_precisions:
+            if precision != self._gpu_precision:
+                self._gpu_precision = precision
+                self._race = self._raced(self._forms.files, _WIDER_SHARE, self._race)
+            timed = [each.tactic for each in self._race.at(_OPTIMUM)]
+            fastest = next((each for each in timed if each.runtime == "cuda" and each.precision == precision), None)
+            if fastest is not None and self._verdict(fastest).passed:
+                return
+
+    @property
+    def _on_gpu(self) -> bool:
+        return fingerprint.kind(self._machine) == fingerprint.CUDA
+
     @property
     def _quantizes(self) -> bool:
-        return self._data is not None and "int8" in self._allowed and not self._custom_ops
+        return self._data is not None and "int8" in self._allowed and not self._custom_ops and not self._on_gpu
 
     # ---- timing ----
 
     def _raced(self, forms: Mapping[str, Form], share: float, known: Race | None = None) -> Race:
         """Time every tactic for these forms; with what is `known` of others it is one race, and one scale."""
         self._progress.stage("race", ", ".join(forms))
+        wanted = (
+            tactics.for_gpu(forms, self._allowed, self._gpu_precision)
+            if self._on_gpu
+            else tactics.candidates(forms, self._allowed, self._machine.features, self._buckets)
+        )
         return tactics.race(
             self._forms.files,
             self._buckets,
@@ -172,7 +225,7 @@ class Build:
             cache=self._cache,
             on_progress=self._progress.racing,
             optimum=_OPTIMUM,
-            tactics=tactics.candidates(forms, self._allowed, self._machine.features, self._buckets),
+            tactics=wanted,
             known=known,
         )
 

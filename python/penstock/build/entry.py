@@ -17,7 +17,7 @@ from penstock.build.options import BuildOptions
 from penstock.build.progress import Progress, Silent
 from penstock.build.shapes import Asked
 from penstock.engine import Engine
-from penstock.errors import InvalidArgument, Unsupported
+from penstock.errors import InvalidArgument
 
 Arrays = Mapping[str, NDArray[Any]]
 
@@ -45,7 +45,8 @@ def build(
 
     model            an ONNX file, or a torch module with `example_inputs` (a tensor for each input).
     output           where the engine is written; None: it lives in memory only, until `engine.save`.
-    precision        `auto`, or the narrowest of int8, fp16, bf16, fp32 that may be used.
+    device           `auto` (the first NVIDIA GPU that torch can drive, else the CPU), `cpu` or `cuda:N`.
+    precision        `auto`, or the narrowest of int8, fp8, fp16, bf16, tf32, fp32 that may be used.
     shapes           as `--shapes` (min, opt, max per input); several for several profiles; None: the signature says.
     buckets          batch sizes that are timed and prepared; None: min, opt and max.
     calibration      .npz, folder, `module:function` or inputs; without it there is no INT8.
@@ -64,8 +65,6 @@ def build(
         budget_seconds=budget_seconds, timing_cache=timing_cache, workspace_bytes=workspace_bytes,
         preprocess=preprocess, reduce=reduce, custom_ops=custom_ops,
     )  # fmt: skip
-    if options.device not in ("auto", "cpu"):
-        raise Unsupported(f"device {options.device}: this build makes CPU engines, expected auto or cpu")
     with tempfile.TemporaryDirectory(prefix="penstock-build-") as name:
         folder = Path(name)
         path = _onnx(model, folder, example_inputs)

@@ -14,9 +14,11 @@ import onnx_ir as ir
 
 from penstock import graph
 from penstock.build.custom_ops import write_parts
-from penstock.engine.plan import OPTIMIZED, SOURCE, Profile, Reduction, Shapes
+from penstock.engine.cuda import form as lowered
+from penstock.engine.plan import LOWERED, OPTIMIZED, SOURCE, Profile, Reduction, Shapes
 from penstock.engine.routing import batched
 from penstock.errors import Internal, ModelLoadError
+from penstock.graph.lowering import lower
 from penstock.graph.optimizing import PassRecord
 from penstock.tactics.candidates import Form
 from penstock.tensors import TensorSpec
@@ -64,6 +66,20 @@ class Forms:
         made = Form(path, precision, precision == "int8")
         self.files[name] = made
         return made
+
+
+def add_lowered(forms: Forms, buckets: Sequence[Shapes]) -> Form:
+    """Lower the optimised graph at every bucket, into one file. Raises Unsupported for what a GPU has no step for."""
+    made = []
+    for shapes in buckets:
+        bound = graph.optimize(forms.source, shapes=shapes).model
+        steps, weights = lower(bound)
+        made.append((shapes, steps, weights))
+        forms.sources.setdefault(LOWERED, {}).update({node.name or "": graph.sources(node) for node in bound.graph})
+    path = forms.folder / f"{LOWERED}.safetensors"
+    lowered.write(path, made)
+    forms.files[LOWERED] = found = Form(path, "fp32", False)
+    return found
 
 
 def prepare(model: ir.Model, folder: Path, *, reduce: Sequence[str], profiles: Sequence[Profile]) -> Forms:

@@ -18,6 +18,7 @@ from penstock.build.weights import shared
 from penstock.engine import Engine, check, parts, sealed
 from penstock.engine.engine import from_sealed
 from penstock.engine.plan import (
+    LOWERED,
     PRECISIONS,
     SOURCE,
     Bucket,
@@ -97,7 +98,8 @@ class Sealing:
         )
         wanted = {SOURCE, *(program.tactic.form for program in programs)}
         (folder / "graphs").mkdir()
-        files = {name: self.forms.files[name].path for name in sorted(wanted)}
+        artifacts |= {graph_member(name): self.forms.files[name].path for name in wanted if name.startswith(LOWERED)}
+        files = {name: self.forms.files[name].path for name in sorted(wanted) if not name.startswith(LOWERED)}
         cut = {f"{name}.{part}": place for name, path in files.items() for part, place in parts.models(path).items()}
         graphs, weights = shared({**files, **cut}, folder / "graphs")
         artifacts |= {graph_member(name): path for name, path in graphs.items()}
@@ -124,6 +126,8 @@ class Sealing:
     def _suffix(self, tactic: Tactic) -> str:
         if parts.beside(self.forms.files[tactic.form].path) is not None:
             return "chain"
+        if tactic.form.startswith(LOWERED):
+            return "steps"
         return "onnx" if tactic.runtime == "onnxruntime" else "blob"
 
     def _wanted(self, selection: Selection) -> Iterable[tuple[Tactic, int]]:

@@ -11,7 +11,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, Protocol, runtime_checkable
+from typing import Any, Final, Protocol, cast, runtime_checkable
 
 import numpy as np
 
@@ -24,6 +24,7 @@ from penstock.errors import ExecutionError, InvalidArgument, Unsupported
 _ENQUEUES: Final = 50
 _ENQUEUE_SECONDS: Final = 1.0
 _PROFILE_CALLS: Final = 20
+_PHASED_CALLS: Final = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,9 +60,29 @@ class Report:
     enqueue: Times | None
     """To hand a call over to a context; None for bare models, whose calls run on the thread that makes them."""
 
+    phases: "Phases | None" = None
+    """On a GPU, by its own clock; None on the CPU, where nothing is copied."""
+
     @property
     def calls_per_second(self) -> float:
         return self.calls / self.wall_seconds
+
+
+@dataclass(frozen=True, slots=True)
+class Phases:
+    """Of calls one after the other, each part waited for: what a call with everything in flight takes is `latency`."""
+
+    copy_in: Times
+    compute: Times
+    copy_out: Times
+
+
+class _OfDevice(Protocol):
+    """What programs on a GPU can be asked besides."""
+
+    def phases(self, inputs: Arrays, calls: int) -> Any: ...
+
+    def regions(self, inputs: Arrays, repeats: int = 20) -> tuple[Region, ...]: ...
 
 
 @runtime_checkable
@@ -96,7 +117,27 @@ def measure(runtime: Runtime, inputs: Arrays, load: Load, percentiles: Sequence[
         wall_seconds=max(stream.ended for stream in streams) - min(stream.started for stream in streams),
         latency=_times(latencies, percentiles),
         enqueue=_enqueue(runtime, inputs, percentiles) if isinstance(runtime, Engine) else None,
+        phases=_phases(runtime, inputs, percentiles) if isinstance(runtime, Engine) else None,
     )
+
+
+def _phases(engine: Engine, inputs: Arrays, percentiles: Sequence[float]) -> Phases | None:
+    program, inputs = _longest(engine, inputs)
+    if engine.manifest.programs[program].tactic.runtime != "cuda":
+        return None
+    device = cast("_OfDevice", engine.compiled(program))
+    found = device.phases(inputs, _PHASED_CALLS)
+    parts = (found.copy_in, found.compute, found.copy_out)
+    return Phases(*(_times([each / 1000 for each in part], percentiles) for part in parts))
+
+
+def _longest(engine: Engine, inputs: Arrays) -> tuple[int, Arrays]:
+    """The program that runs most of the call's rows, and inputs of the shapes it runs."""
+    route = engine.route(inputs)
+    step = max(route.steps, key=lambda each: each.last - each.first)
+    if route.batched:
+        inputs = {name: np.resize(array, (step.rows, *array.shape[1:])) for name, array in inputs.items()}
+    return step.program, inputs
 
 
 class _Stream(threading.Thread):
@@ -175,11 +216,10 @@ def profile(path: Path, runtime: Runtime, inputs: Arrays) -> tuple[Region, ...]:
         if not isinstance(runtime, _Profiled):
             raise Unsupported(f"{path.name}: {runtime.name} has no profile")
         return runtime.regions(inputs, _PROFILE_CALLS)
-    route = runtime.route(inputs)
-    step = max(route.steps, key=lambda each: each.last - each.first)
-    program = runtime.manifest.programs[step.program]
-    if route.batched:
-        inputs = {name: np.resize(array, (step.rows, *array.shape[1:])) for name, array in inputs.items()}
+    index, inputs = _longest(runtime, inputs)
+    program = runtime.manifest.programs[index]
+    if program.tactic.runtime == "cuda":  # is asked as it is: another compilation would tune again
+        return cast("_OfDevice", runtime.compiled(index)).regions(inputs)
     with tempfile.TemporaryDirectory(prefix="penstock-time-") as name:
         folder = Path(name)
         retuning.unpack(sealed.read(path), folder)

@@ -21,8 +21,7 @@ def check(
     from penstock.engine import fingerprint
     from penstock.engine.runtimes import LIBRARIES
 
-    here = fingerprint.here(LIBRARIES)
-    verdict = check_engine(file, here)
+    verdict = check_engine(file)
     if as_json:
         built = verdict.sealed.manifest.fingerprint if verdict.sealed is not None else None
         print_json(
@@ -32,7 +31,7 @@ def check(
                 "reasons": list(verdict.reasons),
                 "exit_status": EXIT[verdict.action],
                 "built_on": plain(built),
-                "this_machine": plain(here),
+                "this_machine": plain(verdict.here or fingerprint.here(LIBRARIES)),
             }
         )
     else:

@@ -91,11 +91,11 @@ def _statistics(times: "Times") -> dict[str, float]:
 def _document(
     file: Path, model: "Runtime", shapes: "Shapes", wanted: Any, report: "Report", regions: "tuple[Region, ...] | None"
 ) -> dict[str, Any]:
-    latency = _statistics(report.latency)
+    latency, phases = _statistics(report.latency), report.phases
     return {
         "file": file.name,
         "runtime": model.name,
-        "device": "cpu",
+        "device": _device(model),
         "shapes": plain(shapes),
         "streams": wanted.streams,
         "calls": report.calls,
@@ -104,11 +104,17 @@ def _document(
         "throughput_rows_per_s": report.calls_per_second * _rows(shapes),
         "latency_ms": latency,
         "enqueue_time_ms": _statistics(report.enqueue) if report.enqueue else None,
-        "host_to_device_ms": dict.fromkeys(latency, 0.0),
-        "compute_ms": latency,
-        "device_to_host_ms": dict.fromkeys(latency, 0.0),
+        "host_to_device_ms": _statistics(phases.copy_in) if phases else dict.fromkeys(latency, 0.0),
+        "compute_ms": _statistics(phases.compute) if phases else latency,
+        "device_to_host_ms": _statistics(phases.copy_out) if phases else dict.fromkeys(latency, 0.0),
         "regions": None if regions is None else [_region(each) for each in regions],
     }
+
+
+def _device(model: "Runtime") -> str:
+    from penstock.engine import Engine
+
+    return model.manifest.fingerprint.device if isinstance(model, Engine) else "cpu"
 
 
 def _region(region: "Region") -> dict[str, Any]:
@@ -129,18 +135,18 @@ def _line(name: str, times: "Times") -> str:
 
 def _print(report: "Report", shapes: "Shapes", regions: "tuple[Region, ...] | None") -> None:
     out = console()
-    rows = _rows(shapes)
+    rows, phases = _rows(shapes), report.phases
     lines = [
         "=== Performance summary ===",
         f"Throughput: {report.calls_per_second:.6g} qps"
         + (f" ({report.calls_per_second * rows:.6g} rows/s)" if rows > 1 else ""),
         _line("Latency", report.latency),
         _line("Enqueue Time", report.enqueue) if report.enqueue else "Enqueue Time: none, the calling thread computes",
-        f"H2D Latency: {_NO_COPY}",
-        _line("Compute Time", report.latency),
-        f"D2H Latency: {_NO_COPY}",
+        _line("H2D Latency", phases.copy_in) if phases else f"H2D Latency: {_NO_COPY}",
+        _line("Compute Time", phases.compute if phases else report.latency),
+        _line("D2H Latency", phases.copy_out) if phases else f"D2H Latency: {_NO_COPY}",
         f"Total Host Walltime: {report.wall_seconds:.6g} s",
-        f"Total Compute Time: {report.latency.mean * report.calls / 1000:.6g} s",
+        f"Total Compute Time: {(phases.compute if phases else report.latency).mean * report.calls / 1000:.6g} s",
     ]
     for line in lines:
         out.print(line, markup=False, soft_wrap=True)

@@ -13,7 +13,7 @@ from typing import Literal
 
 from penstock.engine import custom, fingerprint, sealed
 from penstock.engine.plan import Fingerprint, Manifest
-from penstock.engine.runtimes import LIBRARIES
+from penstock.engine.runtimes import LIBRARIES, PACKAGES
 from penstock.engine.sealed import Sealed, graph_member
 from penstock.errors import ModelLoadError
 
@@ -31,6 +31,9 @@ class Verdict:
     sealed: Sealed | None = None
     """The file, read and verified; None when it can't be."""
 
+    here: Fingerprint | None = None
+    """This machine, as it was compared; None when the file can't be read."""
+
 
 def check(path: str | Path, machine: Fingerprint | None = None) -> Verdict:
     """Look at an engine file without running anything of it.
@@ -43,22 +46,23 @@ def check(path: str | Path, machine: Fingerprint | None = None) -> Verdict:
         found = sealed.read(Path(path))
     except ModelLoadError as error:
         return Verdict("refuse", (error.message,))
-    here = machine or fingerprint.here(LIBRARIES)
+    here = machine or fingerprint.like(found.manifest.fingerprint, LIBRARIES)
     action, reasons = judge(found.manifest, here)
     if action == "retune":
         wanted = {graph_member(program.tactic.form) for program in found.manifest.programs}
         lost = sorted(wanted - set(found.members))
         if lost:
-            return Verdict("refuse", (*reasons, f"{', '.join(lost)} is not inside to compile; build it again"), found)
-    return Verdict(action, tuple(reasons), found)
+            why = f"{', '.join(lost)} is not inside to compile; build it again"
+            return Verdict("refuse", (*reasons, why), found, here)
+    return Verdict(action, tuple(reasons), found, here)
 
 
 def judge(manifest: Manifest, here: Fingerprint) -> tuple[Action, Sequence[str]]:
     """The verdict on a manifest that is sound in itself."""
     built = manifest.fingerprint
-    if built.device != here.device:
+    if fingerprint.kind(built) != fingerprint.kind(here):
         return "refuse", [f"it was built for {built.device}, this is {here.device}; build it again here"]
-    needed = sorted({program.tactic.runtime for program in manifest.programs})
+    needed = sorted({PACKAGES.get(runtime := program.tactic.runtime, runtime) for program in manifest.programs})
     missing = [name for name in needed if name not in here.libraries]
     if missing:
         return "refuse", [f"{', '.join(missing)} is not installed here; pip install {' '.join(missing)}"]
@@ -69,6 +73,10 @@ def judge(manifest: Manifest, here: Fingerprint) -> tuple[Action, Sequence[str]]
             f"it needs custom operators that are not registered here: {', '.join(map(str, absent))} (of {modules}); "
             "import the module that registers them, or give it with custom_ops= or --custom-ops"
         ]
+    return (_of_gpu if fingerprint.kind(built) == fingerprint.CUDA else _of_cpu)(built, here, needed)
+
+
+def _of_cpu(built: Fingerprint, here: Fingerprint, needed: Sequence[str]) -> tuple[Action, Sequence[str]]:
     reasons: list[str] = []
     lacking = sorted(set(built.features) - set(here.features))
     gained = sorted(set(here.features) - set(built.features))
@@ -86,3 +94,19 @@ def judge(manifest: Manifest, here: Fingerprint) -> tuple[Action, Sequence[str]]
     if built.cores != here.cores:
         return "run", [f"it was timed on {built.cores} cores, here are {here.cores}: another engine may be faster"]
     return "run", []
+
+
+def _of_gpu(built: Fingerprint, here: Fingerprint, needed: Sequence[str]) -> tuple[Action, Sequence[str]]:
+    """Kernels are machine code for one architecture, cut for one number of multiprocessors."""
+    if built.features != here.features:
+        what = f"{built.device} ({', '.join(built.features)})"
+        return "retune", [f"it was built for {what}, this is {here.device} ({', '.join(here.features)})"]
+    differing = sorted(
+        name
+        for name in {*needed, "cuda-driver"} & built.libraries.keys() & here.libraries.keys()
+        if built.libraries[name] != here.libraries[name]
+    )
+    return "run", [
+        f"it was timed with {name} {built.libraries[name]}, here is {here.libraries[name]}: another may be faster"
+        for name in differing
+    ]

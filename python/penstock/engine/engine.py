@@ -22,8 +22,8 @@ from penstock.engine.plan import Manifest, Program, Shape
 from penstock.engine.reducing import reduced
 from penstock.engine.retuning import compiled_anew
 from penstock.engine.routing import Route, Step, batched, route
-from penstock.engine.runtimes.base import Array, Arrays, Compiled, CompiledInstance, checked
-from penstock.engine.sealed import Sealed
+from penstock.engine.runtimes.base import Array, Arrays, Compiled, CompiledInstance, Shelf, checked
+from penstock.engine.sealed import Sealed, graph_member
 from penstock.errors import ExecutionError, ModelLoadError, Unavailable
 
 _LOG = logging.getLogger(__name__)
@@ -64,11 +64,13 @@ def from_sealed(
         _LOG.warning("%s is compiled anew: %s", sealed.name, "; ".join(verdict.reasons))
         programs = compiled_anew(sealed, indices, instances=instances, threads=threads)
     else:
-        programs = {at: _reopened(sealed, sealed.manifest.programs[at], instances, threads) for at in indices}
+        shelf = Shelf(lambda form: sealed.members[graph_member(form)])
+        programs = {at: _reopened(sealed, sealed.manifest.programs[at], instances, threads, shelf) for at in indices}
+        shelf.kept.clear()  # the programs hold what they use
     return Engine(sealed, programs, instances)
 
 
-def _reopened(sealed: Sealed, program: Program, instances: int, threads: int | None) -> Compiled:
+def _reopened(sealed: Sealed, program: Program, instances: int, threads: int | None, shelf: Shelf) -> Compiled:
     return runtimes.reopen(
         sealed.members[program.artifact],
         program.tactic,
@@ -76,6 +78,7 @@ def _reopened(sealed: Sealed, program: Program, instances: int, threads: int | N
         name=sealed.name,
         instances=instances,
         threads=threads,
+        shelf=shelf,
     )
 
 
@@ -170,6 +173,11 @@ class Engine:
                 self._routes.clear()
             self._routes[key] = found
         return found
+
+    def compiled(self, index: int) -> Compiled:
+        """One program itself, for those who look at how it runs."""
+        self._check_open()
+        return self._programs[index]
 
     def program(self, index: int) -> CompiledInstance:
         """A new instance of one program."""

@@ -10,8 +10,12 @@ from importlib import metadata
 from pathlib import Path
 from typing import Final
 
-from penstock.engine import cores
+from penstock.engine import cores, gpus
 from penstock.engine.plan import Fingerprint
+from penstock.errors import Unsupported
+
+CUDA: Final = "cuda"
+"""What the device of a GPU's fingerprint begins with."""
 
 # Instruction sets that CPU kernels are chosen by, as Linux names them (x86, then Arm).
 RELEVANT: Final = frozenset(
@@ -22,19 +26,61 @@ RELEVANT: Final = frozenset(
         *("asimd", "asimdhp", "asimddp", "fphp", "i8mm", "bf16", "sve", "sve2", "svebf16", "svei8mm"),
     }
 )
+# Packages that programs for a GPU are compiled or executed by.
+_OF_GPUS: Final = ("torch", "triton")
 _CPUINFO: Final = Path("/proc/cpuinfo")
 
 
-def here(libraries: Iterable[str] = ("onnxruntime", "openvino")) -> Fingerprint:
-    """This machine's CPU, and the versions of those libraries that are installed."""
+def here(libraries: Iterable[str] = ("onnxruntime", "openvino"), device: str = "cpu") -> Fingerprint:
+    """This machine's CPU, or one of its GPUs, and the versions of those libraries that are installed.
+
+    device  `cpu`, or `cuda:N`, whose libraries come on top. Raises Unsupported where there is no such GPU.
+    """
     model, features = processor(_read(_CPUINFO))
-    return Fingerprint(
+    found = Fingerprint(
         device="cpu",
         model=model or platform.processor() or platform.machine(),
         features=tuple(sorted(features & RELEVANT)),
         cores=cores.available(),
-        libraries={name: version for name in sorted(set(libraries)) if (version := _version(name)) is not None},
+        libraries=_versions(libraries),
     )
+    if device == "cpu":
+        return found
+    gpu = _gpu(device)
+    return Fingerprint(
+        device=f"{CUDA}:{gpu.name}",
+        model=found.model,
+        features=(f"multiprocessors_{gpu.multiprocessors}", f"sm_{gpu.capability}"),
+        cores=found.cores,
+        libraries={**found.libraries, **_versions(_OF_GPUS), "cuda-driver": gpu.driver},
+    )
+
+
+def like(built: Fingerprint, libraries: Iterable[str] = ("onnxruntime", "openvino")) -> Fingerprint:
+    """This machine as far as an engine of that machine could run on it: a GPU for a GPU's, where there is one."""
+    same = [each for each in gpus.gpus() if built.device == f"{CUDA}:{each.name}"]
+    near = [*same, *gpus.gpus()]
+    if kind(built) == CUDA and near:
+        return here(libraries, f"{CUDA}:{near[0].number}")
+    return here(libraries)
+
+
+def kind(fingerprint: Fingerprint) -> str:
+    """`cpu` or `cuda`."""
+    return fingerprint.device.partition(":")[0]
+
+
+def _gpu(device: str) -> gpus.Gpu:
+    number = int(device.partition(":")[2] or 0)
+    for each in gpus.gpus():
+        if each.number == number:
+            return each
+    there = ", ".join(f"cuda:{each.number} ({each.name})" for each in gpus.gpus()) or "no NVIDIA GPU with a driver"
+    raise Unsupported(f"device {device}: there is {there} here; expected one that is, or cpu")
+
+
+def _versions(packages: Iterable[str]) -> dict[str, str]:
+    return {name: version for name in sorted(set(packages)) if (version := _version(name)) is not None}
 
 
 def processor(cpuinfo: str) -> tuple[str, frozenset[str]]:

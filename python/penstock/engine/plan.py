@@ -18,6 +18,8 @@ Shapes = Mapping[str, Shape]  # input name -> shape, batch included
 PRECISIONS: Final[tuple[str, ...]] = ("int8", "fp8", "fp16", "bf16", "tf32", "fp32")
 SOURCE: Final = "source"
 OPTIMIZED: Final = "optimized"
+LOWERED: Final = "lowered"
+"""What the names of forms begin with that are steps for a GPU (engine.lowered) and not ONNX."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +27,7 @@ class Tactic:
     """One way to run a model (or a region of it) on one target."""
 
     runtime: str
-    """`onnxruntime`, `openvino`, later `cuda`, `torch`."""
+    """`onnxruntime`, `openvino`, `cuda`."""
 
     precision: str
     """The one asked of the library, of PRECISIONS. What it used is in the regions."""
@@ -135,7 +137,7 @@ class Fingerprint:
     """The processor's model name, as the system gives it."""
 
     features: tuple[str, ...]
-    """What kernels depend on, sorted: `amx_bf16`, `avx512_vnni`, ... or `sm_90`."""
+    """What kernels depend on, sorted: `amx_bf16`, `avx512_vnni`, ... or `multiprocessors_132`, `sm_90`."""
 
     cores: int
     libraries: Mapping[str, str]

@@ -10,6 +10,7 @@ import tempfile
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
+from typing import Final
 
 from penstock.engine import parts, runtimes
 from penstock.engine.plan import Program
@@ -19,6 +20,7 @@ from penstock.errors import ModelLoadError, Unsupported
 
 __all__ = ["compiled_anew", "graph_member", "unpack"]
 
+_GRAPHS: Final = (".onnx", ".safetensors", parts.SUFFIX, parts.CONSTANTS)
 _LOG = logging.getLogger(__name__)
 
 
@@ -26,7 +28,7 @@ def unpack(sealed: Sealed, folder: Path) -> None:
     """Write the graphs and their weights as files that any ONNX tool reads, and what lies beside cut graphs."""
     programs = {program.artifact for program in sealed.manifest.programs}
     for name in sealed.members:
-        if name == WEIGHTS or (name.endswith((".onnx", parts.SUFFIX, parts.CONSTANTS)) and name not in programs):
+        if name == WEIGHTS or (name.endswith(_GRAPHS) and name not in programs):
             (folder / Path(name).name).write_bytes(sealed.members[name])
 
 

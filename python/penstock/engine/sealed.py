@@ -4,6 +4,7 @@
     evidence.json          timings, accuracy, calibration: for people and reports, never read to run
     weights.safetensors    tensors of the ONNX graphs below, each once
     artifacts/FORM.onnx    graphs that programs were compiled from (`source` always), so that they can be compiled again
+    artifacts/FORM.safetensors  the same where a GPU executes it: steps and weights (engine.cuda.form)
     artifacts/N.blob       what a library made of one, for exactly this machine
 
 Every byte of a member is under a hash in the manifest, and the manifest under its own. Members are hashed when the file
@@ -21,7 +22,7 @@ from typing import Any, Final
 from penstock import limits
 from penstock.engine import archive
 from penstock.engine.archive import Archive
-from penstock.engine.plan import Manifest
+from penstock.engine.plan import LOWERED, Manifest
 from penstock.engine.plan_json import manifest_from_json, manifest_to_json
 from penstock.errors import ModelLoadError
 
@@ -36,7 +37,7 @@ ARTIFACTS: Final = "artifacts/"
 
 def graph_member(form: str) -> str:
     """Where an engine keeps the graph of a form."""
-    return f"{ARTIFACTS}{form}.onnx"
+    return f"{ARTIFACTS}{form}.{'safetensors' if form.startswith(LOWERED) else 'onnx'}"
 
 
 @dataclass(frozen=True, slots=True)

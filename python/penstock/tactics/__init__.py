@@ -5,7 +5,7 @@ hangs or fills the memory is lost, and nothing else is. Called by `build`, which
 """
 
 from penstock.tactics.cache import TimingCache
-from penstock.tactics.candidates import Form, candidates
+from penstock.tactics.candidates import GPU_PRECISIONS, Form, candidates, for_gpu
 from penstock.tactics.child import CandidateLost, Child, Limits
 from penstock.tactics.confirming import confirm
 from penstock.tactics.programs import Exported, compiled, export, profile
@@ -26,6 +26,7 @@ from penstock.tactics.results import (
 )
 
 __all__ = [
+    "GPU_PRECISIONS",
     "CandidateLost",
     "Child",
     "Compiled",
@@ -46,6 +47,7 @@ __all__ = [
     "confirm",
     "export",
     "finalists",
+    "for_gpu",
     "merged",
     "profile",
     "race",

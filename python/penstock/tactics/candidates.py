@@ -1,4 +1,4 @@
-"""Which tactics are worth timing on a CPU, in the order worth trying: a table, and no measurement.
+"""Which tactics are worth timing, in the order worth trying: a table for CPUs, one for GPUs, and no measurement.
 
 The first is the safe one: ONNX Runtime, FP32, on the source. Once it is timed an engine could be sealed. What follows
 is ordered by what won most often among measured models, so that a short budget finds the most: narrow types in the
@@ -12,10 +12,18 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final, Literal
 
-from penstock.engine.plan import OPTIMIZED, SOURCE, Shapes, Tactic
+from penstock.engine.plan import LOWERED, OPTIMIZED, SOURCE, Shapes, Tactic
 
 ONNXRUNTIME: Final = "onnxruntime"
 OPENVINO: Final = "openvino"
+
+CUDA: Final = "cuda"
+PLAIN_STEPS: Final = (("steps", "plain"),)
+TUNED_STEPS: Final = (("steps", "tuned"),)
+
+GPU_PRECISIONS: Final = ("fp16", "bf16", "tf32", "fp32")
+"""In the order worth trying: equally fast, and then more bits for the number; the next only where one is too coarse."""
+_TUNED: Final = frozenset({"fp16", "bf16"})  # our own kernels compute in sixteen bits
 
 HINT: Final = "INFERENCE_PRECISION_HINT"
 """OpenVINO's name for the type of what is not quantized in an INT8 form; without it FP32."""
@@ -75,6 +83,17 @@ def candidates(
     for shapes in order:
         found += _openvino(others, narrow, allowed, shapes)
     return list(dict.fromkeys(found))
+
+
+def for_gpu(forms: Mapping[str, Form], allowed: Collection[str], precision: str) -> list[Tactic]:
+    """Tactics on an NVIDIA GPU in one precision, after the safe one, which stays on the CPU and takes any shapes.
+
+    Plain steps are there within seconds; tuned ones win nearly always.
+    """
+    found = [Tactic(ONNXRUNTIME, "fp32", SOURCE)] if SOURCE in forms and "fp32" in allowed else []
+    lowered = [form for form in forms if form.startswith(LOWERED)]
+    ways = (PLAIN_STEPS, TUNED_STEPS) if precision in _TUNED else (PLAIN_STEPS,)
+    return found + [Tactic(CUDA, precision, form, "static", options=steps) for form in lowered for steps in ways]
 
 
 def _openvino(

@@ -17,7 +17,7 @@ from penstock.engine.plan import Fingerprint, Shapes, Tactic
 from penstock.engine.runtimes.base import Arrays
 from penstock.errors import InvalidArgument
 from penstock.tactics.cache import TimingCache
-from penstock.tactics.candidates import Form, candidates, one_thread, siblings
+from penstock.tactics.candidates import CUDA, Form, candidates, one_thread, siblings
 from penstock.tactics.child import CandidateLost, Limits
 from penstock.tactics.ledger import Ledger, OnProgress
 from penstock.tactics.results import Compiled, Measurement, Race, Skipped, Trying
@@ -118,7 +118,7 @@ class _Race:
         """The winners of buckets whose calls are so short that threads may cost more than they give."""
         winners = [self._ledger.best(bucket) for bucket in self._buckets]
         short = dict.fromkeys(each.tactic for each in winners if each and each.median_us < _ONE_THREAD_BELOW_US)
-        return [one_thread(tactic) for tactic in short if tactic.threads == 0]
+        return [one_thread(tactic) for tactic in short if tactic.threads == 0 and tactic.runtime != CUDA]
 
     def _one(self, tactic: Tactic, bucket: int) -> None:
         """One tactic at one bucket: timed, lost or skipped."""

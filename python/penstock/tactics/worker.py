@@ -8,7 +8,6 @@ when its input ends. Started by `child`.
 
 import ctypes
 import gc
-import importlib
 import os
 import resource
 import signal
@@ -23,8 +22,8 @@ import numpy as np
 
 from penstock.engine.custom import Imports
 from penstock.engine.plan import Shapes, Tactic, tactic_from_json
-from penstock.engine.runtimes import LIBRARIES
 from penstock.engine.runtimes import compile as compile_runtime
+from penstock.engine.runtimes import import_library
 from penstock.engine.runtimes.base import Arrays, Compiled, RuntimeInstance
 from penstock.errors import PenstockError
 from penstock.tactics.frames import Decoder, Frame, encode
@@ -41,16 +40,6 @@ Compile = Callable[[Path, Tactic, Shapes | None], Compiled]
 def compile_tactic(path: Path, tactic: Tactic, shapes: Shapes | None) -> Compiled:
     """The one place where a tactic becomes something that runs."""
     return compile_runtime(path, tactic, shapes=shapes, instances=1, threads=tactic.threads or None)
-
-
-def import_library(tactic: Tactic) -> None:
-    """Import what the tactic needs, so that neither time nor memory of that counts as the candidate's."""
-    if tactic.runtime in LIBRARIES:
-        # What can't be imported is said by the compilation that follows.
-        try:
-            importlib.import_module(f"penstock.engine.runtimes.{tactic.runtime}")
-        except ImportError:
-            return
 
 
 class Channel:
@@ -113,7 +102,8 @@ class Worker:
         fields = frame.fields
         tactic = tactic_from_json(fields["tactic"])
         shapes = {name: tuple(shape) for name, shape in fields["shapes"].items()} if fields["shapes"] else None
-        import_library(tactic)
+        # Before memory and time are looked at, so that they don't count as the candidate's.
+        import_library(tactic.runtime)
         if fields["imports"]:
             Imports.from_json(fields["imports"]).carry_out()
         self._before = resident(os.getpid())

@@ -6,10 +6,11 @@ asked for. Called by runtimes and tuners.
 """
 
 import gc
+import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from threading import Lock
+from threading import Lock, local
 from typing import Any, Final
 
 import numpy as np
@@ -18,6 +19,8 @@ from numpy.typing import NDArray
 
 from penstock.engine.cuda.choices import Choices
 from penstock.engine.cuda.implementations import OURS, chosen
+from penstock.engine.cuda.kernels.driver import OwnStream, launch_graph
+from penstock.engine.cuda.kernels.replay import Launcher, launching
 from penstock.engine.cuda.sites import DTYPES, Run, Site, narrow, seen
 from penstock.engine.cuda.workspace import Needs, working_in
 from penstock.engine.lowered import LoweredGraph, Operand, narrowed
@@ -31,6 +34,7 @@ Compute = Callable[[Sequence[torch.Tensor]], Sequence[torch.Tensor]]
 Watch = Callable[[int, Sequence[torch.Tensor]], None]
 """Told each step's number and operands, before it runs."""
 
+_of_thread = local()
 _capturing = Lock()  # CUDA allows one capture at a time to be begun and ended in peace
 _WARM_RUNS: Final = 3  # libraries choose algorithms and allocate workspaces in the first; two more settle the pool
 
@@ -83,6 +87,8 @@ class Executor:
         with torch.no_grad():
             self.program = self._bind(tuple(preferred), choices or {}, early_launch)
         self._workspace = self.needs.workspace(self.device)
+        self.launcher: Launcher | None = None
+        """Launches our own kernels; None: Triton does."""
 
     def run(self, inputs: Mapping[str, torch.Tensor], watch: Watch | None = None) -> Tensors:
         """Once, on the current stream; inputs lie on the device and have the declared shapes and types.
@@ -90,7 +96,7 @@ class Executor:
         Two runs of one executor may not overlap; captures may.
         """
         self._check(inputs)
-        with torch.no_grad(), self.arithmetic(), working_in(self._workspace):
+        with torch.no_grad(), self.arithmetic(), working_in(self._workspace), launching(self.launcher):
             outputs = self.compute([inputs[each.name] for each in self.graph.inputs], watch)
         return dict(zip((each.name for each in self.graph.outputs), outputs, strict=True))
 
@@ -110,12 +116,13 @@ class Executor:
                 slots.pop(slot, None)
         return tuple(slots[self._slots[each.value]].reshape(each.shape) for each in self.graph.outputs)
 
-    def capture(self, compute: Compute | None = None, *, search: bool = True) -> "Captured":
-        """One CUDA graph of everything; `search` lets cuDNN try its algorithms first.
+    def capture(self, compute: Compute | None = None, *, search: bool = True, priority: int = 0) -> "Captured":
+        """One CUDA graph of everything; `search` lets cuDNN try its algorithms first. `priority`: as CUDA counts,
+        negative ones go first.
 
         `compute`: the same function in another form (what torch.compile made of `module`).
         """
-        return Captured(self, compute or self.compute, search)
+        return Captured(self, compute or self.compute, search, priority)
 
     def module(self) -> torch.nn.Module:
         """The same function for torch.compile: forward(*inputs) -> tuple of outputs.
@@ -200,8 +207,11 @@ class Executor:
 class Captured:
     """A captured graph: write into `inputs`, `replay`, read `outputs`. Used by one call at a time."""
 
-    def __init__(self, executor: Executor, compute: Compute, search: bool) -> None:
-        self.stream = torch.cuda.Stream(executor.device)
+    def __init__(self, executor: Executor, compute: Compute, search: bool, priority: int) -> None:
+        torch.cuda.set_device(executor.device)
+        own = OwnStream(priority)
+        self.stream: torch.cuda.Stream = torch.cuda.ExternalStream(own.handle, executor.device)
+        weakref.finalize(self, own.close).atexit = False
         self.inputs = executor.blank_inputs()
         self._graph = torch.cuda.CUDAGraph()
         given = [self.inputs[each.name] for each in executor.graph.inputs]
@@ -215,7 +225,8 @@ class Captured:
             working_in(self._workspace),
         ):
             for _ in range(_WARM_RUNS):
-                compute(given)
+                with launching(executor.launcher):
+                    compute(given)
             self.stream.synchronize()
             collects = gc.isenabled()
             gc.collect()
@@ -223,17 +234,41 @@ class Captured:
             # Not torch.cuda.graph, which waits for the whole device and empties everyone's cache.
             self._graph.capture_begin(capture_error_mode="thread_local")
             try:
-                answers = compute(given)
+                with launching(executor.launcher):
+                    answers = compute(given)
             finally:
                 self._graph.capture_end()
                 if collects:
                     gc.enable()
         self.outputs: Tensors = dict(zip((each.name for each in executor.graph.outputs), answers, strict=True))
+        self._launch = _launcher(self._graph)
 
     def replay(self) -> None:
-        """On the context's own stream; whoever reads the outputs waits for it."""
-        with torch.cuda.stream(self.stream):
-            self._graph.replay()
+        """On the context's own stream; whoever reads the outputs waits for it. While others capture, too."""
+        self._launch(self.stream)
+
+
+def _launcher(graph: torch.cuda.CUDAGraph) -> Callable[[torch.cuda.Stream], None]:
+    """Launches a captured graph. Not torch's `replay` where there is another way: it refuses while any thread captures,
+    for the sake of random numbers, of which there are none here.
+    """
+    handle = getattr(graph, "raw_cuda_graph_exec", None)
+    if handle is None:
+
+        def replay(stream: torch.cuda.Stream) -> None:
+            with _capturing, torch.cuda.stream(stream):
+                graph.replay()
+
+        return replay
+    executable = int(handle())
+
+    def launch(stream: torch.cuda.Stream) -> None:
+        if not getattr(_of_thread, "ready", False):
+            torch.cuda.set_device(stream.device)  # a thread that the driver has not met has no context
+            _of_thread.ready = True
+        launch_graph(executable, stream.cuda_stream)
+
+    return launch
 
 
 def upload(
@@ -252,9 +287,14 @@ def upload(
         if given is None or tuple(given.shape) != expected.shape:
             shape = "nothing" if given is None else list(given.shape)
             raise InvalidArgument(f"weight {name!r} has shape {list(expected.shape)}, got {shape}")
-        tensor = given if isinstance(given, torch.Tensor) else torch.from_numpy(np.array(given, order="C"))
-        if tensor.is_floating_point():
-            wide = narrow(dtype) and bool((tensor.float().abs() > torch.finfo(dtype).max).any())
-            tensor = tensor.to(torch.float32 if wide else dtype)
-        found[name] = tensor.to(device).contiguous()
+        found[name] = placed(given, device, dtype)
     return found
+
+
+def placed(given: NDArray[Any] | torch.Tensor, device: torch.device, dtype: torch.dtype) -> torch.Tensor:
+    """A weight on the device, in `dtype` where it is a float that fits there; the same tensor where it is already."""
+    tensor = given if isinstance(given, torch.Tensor) else torch.from_numpy(np.array(given, order="C"))
+    if tensor.is_floating_point() and tensor.dtype != dtype:
+        wide = narrow(dtype) and bool((tensor.float().abs() > torch.finfo(dtype).max).any())
+        tensor = tensor.to(torch.float32 if wide else dtype)
+    return tensor.to(device).contiguous()

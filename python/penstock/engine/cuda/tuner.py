@@ -20,6 +20,7 @@ import torch
 from penstock.engine.cuda.choices import Choice
 from penstock.engine.cuda.executor import Executor, Tensors
 from penstock.engine.cuda.implementations import OURS, add_triton, fitting
+from penstock.engine.cuda.kernels.replay import Player, launching
 from penstock.engine.cuda.sites import DTYPES, Site
 from penstock.engine.cuda.workspace import Needs, working_in
 
@@ -118,6 +119,32 @@ def observed(executor: Executor, inputs: Tensors) -> list[Tuned]:
 
     executor.run(inputs, watch)
     return list(found.values())
+
+
+def timed_steps(executor: Executor) -> dict[str, float]:
+    """Microseconds of each step as the executor runs it, by name."""
+    timer, player = timer_for(executor.device), executor.launcher
+    launches: list[int] = []
+
+    def watch(number: int, operands: Sequence[torch.Tensor]) -> None:
+        del number, operands
+        launches.append(player.next if isinstance(player, Player) else 0)
+
+    found: dict[str, float] = {}
+    with torch.no_grad(), executor.arithmetic():
+        inputs = random_inputs(executor)
+        executor.run(inputs, watch)
+        for row in observed(executor, inputs):
+            number = next(at for at, bound in enumerate(executor.program) if bound.name == row.steps[0])
+
+            def call(row: Tuned = row, number: int = number) -> None:
+                with launching(player, launches[number]):
+                    executor.program[number].run(row.operands)
+
+            with working_in(executor.needs.workspace(executor.device)):
+                microseconds = timer(call)
+            found |= dict.fromkeys(row.steps, microseconds)
+    return found
 
 
 def signature(site: Site) -> str:

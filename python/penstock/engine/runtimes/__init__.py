@@ -5,6 +5,7 @@ around custom operators becomes a chain of such runtimes. Libraries are imported
 nothing.
 """
 
+import contextlib
 import importlib
 import importlib.util
 from collections.abc import Mapping
@@ -12,10 +13,14 @@ from pathlib import Path
 from typing import Any, Final
 
 from penstock.engine.plan import Shapes, Tactic
-from penstock.engine.runtimes.base import Compiled
+from penstock.engine.runtimes.base import Compiled, Shelf
 from penstock.errors import InvalidArgument, ModelLoadError, NotFound
 
 LIBRARIES: Final = ("onnxruntime", "openvino")
+"""That run whole models on the CPU."""
+
+PACKAGES: Final[Mapping[str, str]] = {"onnxruntime": "onnxruntime", "openvino": "openvino", "cuda": "torch"}
+"""Runtime -> the package it needs."""
 
 
 def compile(  # noqa: A001  the word for it
@@ -62,17 +67,24 @@ def reopen(
     name: str,
     instances: int = 1,
     threads: int | None = None,
+    shelf: Shelf | None = None,
 ) -> Compiled:
     """Load what a runtime's `export` wrote: on a machine and with a library that are the same, without optimising anew.
 
     artifact      stays in use as long as the runtime.
     output_names  in the order of the model; artifacts may lose them.
     name          what messages call it.
+    shelf         what programs of one engine share; needed by those for a GPU.
 
     Raises ModelLoadError and InvalidArgument as `compile` does. An artifact may hold native code: whoever calls has
     checked where it comes from.
     """
     library = _class(tactic.runtime, name)
+    if tactic.runtime == "cuda":
+        program: Compiled = library.reopen(
+            artifact, tactic, output_names, name, instances=instances, threads=threads, shelf=shelf
+        )
+        return program
 
     def one(data: memoryview, outputs: tuple[str, ...], title: str) -> Compiled:
         made: Compiled = library.reopen(data, tactic, outputs, title, instances=instances, threads=threads)
@@ -83,6 +95,12 @@ def reopen(
     if chained.is_chain(artifact):
         return chained.reopen(artifact, tactic, name, one)
     return one(artifact, output_names, name)
+
+
+def import_library(runtime: str) -> None:
+    """Import what a runtime needs, where it is installed."""
+    with contextlib.suppress(ModelLoadError, InvalidArgument):  # compiling says what is wrong
+        _class(runtime, runtime)
 
 
 def features() -> Mapping[str, tuple[str, ...]]:
@@ -104,8 +122,12 @@ def _class(runtime: str, name: str) -> Any:
             from penstock.engine.runtimes import openvino
 
             return openvino.OpenVinoRuntime
+        if runtime == "cuda":
+            from penstock.engine.cuda.runtime import CudaRuntime
+
+            return CudaRuntime
     except ImportError as error:
         raise ModelLoadError(
-            f"{name}: the library of runtime {runtime!r} is not usable here ({error}); pip install {runtime}"
+            f"{name}: the library of runtime {runtime!r} is not usable here ({error}); pip install {PACKAGES[runtime]}"
         ) from error
-    raise InvalidArgument(f"{name}: unknown runtime {runtime!r}, expected one of {', '.join(LIBRARIES)}")
+    raise InvalidArgument(f"{name}: unknown runtime {runtime!r}, expected one of {', '.join(PACKAGES)}")

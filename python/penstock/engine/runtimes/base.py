@@ -6,7 +6,8 @@ that went in are not kept. Called by backends for serving, through `penstock.loa
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -21,6 +22,17 @@ Array = NDArray[Any]
 Arrays = Mapping[str, Array]
 
 _MESSAGE_CHARS = 500  # a library's message is quoted; some quote whole graphs
+
+
+@dataclass(frozen=True, slots=True)
+class Shelf:
+    """What the programs of one engine share while they are loaded."""
+
+    form: Callable[[str], bytes | memoryview]
+    """A form's file by its name; checked as it is read."""
+
+    kept: dict[str, Any] = field(default_factory=dict)
+    """What a runtime made of it once for all of them, under a name of its own."""
 
 
 class RuntimeInstance(Protocol):

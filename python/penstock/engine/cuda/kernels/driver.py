@@ -14,6 +14,7 @@ from typing import Any, Final
 # Of cuda.h.
 _MAX_DYNAMIC_SHARED: Final = 8
 _PROGRAMMATIC_SERIALIZATION: Final = 6
+_NON_BLOCKING: Final = 1  # of streams: the default stream neither waits for them nor makes them wait
 _WITHOUT_ASKING: Final = 48 * 1024  # more dynamic shared memory than this has to be asked for
 
 
@@ -66,6 +67,32 @@ def _call(name: str, *arguments: Any) -> None:
         text = ctypes.c_char_p()
         _library().cuGetErrorString(status, ctypes.byref(text))
         raise DriverError(f"{name}: error {status}, {(text.value or b'unknown').decode()}")
+
+
+def launch_graph(executable: int, stream: int) -> None:
+    """Enqueue an instantiated CUDA graph (CUgraphExec) on a stream. The thread needs no context of its own."""
+    _call("cuGraphLaunch", ctypes.c_void_p(executable), ctypes.c_void_p(stream))
+
+
+class OwnStream:
+    """A stream that nobody else uses, which torch's are not: it hands out thirty-two again and again.
+
+    priority  0 is the usual one, below it is more urgent; the driver takes the nearest it has. The thread needs a
+              current context. `close` waits for nothing: the driver ends what was enqueued first.
+    """
+
+    def __init__(self, priority: int = 0) -> None:
+        self._handle = ctypes.c_void_p()
+        _call("cuStreamCreateWithPriority", ctypes.byref(self._handle), _NON_BLOCKING, priority)
+
+    @property
+    def handle(self) -> int:
+        return int(self._handle.value or 0)
+
+    def close(self) -> None:
+        if self._handle:
+            _call("cuStreamDestroy_v2", self._handle)
+            self._handle = ctypes.c_void_p()
 
 
 class LoadedKernel:

@@ -18,6 +18,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
+from . import replay
 from .driver import SealedKernel
 
 HOPPER: Final = 90  # compute capability 9.0
@@ -61,7 +62,9 @@ class Launch:
     it touches memory that another may write."""
 
     def run(self) -> None:
-        self.kernel[self.grid](*self.arguments, **self.constants, **self._options())
+        launcher = replay.current()
+        if launcher is None or not launcher.launch(self, torch.cuda.current_stream().cuda_stream):
+            self.kernel[self.grid](*self.arguments, **self.constants, **self._options())
 
     def compile(self, capability: int = HOPPER) -> Resources:
         """Build it for a GPU that need not be there. Raises whatever the compiler does."""

@@ -1,0 +1,89 @@
+"""A lowered form bound to a GPU: its weights once, and the steps of each bucket with what executes them.
+
+`Model` puts weights on the device, in every precision that is asked for, once; a `Bucket` is an executor of one set of
+shapes with its choices, from which any number of contexts are made. Called by the runtime.
+"""
+
+import torch
+
+from penstock.engine.cuda.artifact import Artifact
+from penstock.engine.cuda.choices import Choice, Choices
+from penstock.engine.cuda.contexts import Context, GraphContext, HostContext
+from penstock.engine.cuda.executor import PRECISIONS, Executor, placed
+from penstock.engine.cuda.form import Form, Prepared
+from penstock.engine.cuda.implementations import OURS, add_triton
+from penstock.engine.cuda.kernels.replay import Player, Recorder
+from penstock.engine.cuda.sites import DTYPES
+from penstock.engine.plan import Region
+from penstock.errors import ExecutionError, ModelLoadError, Unsupported
+
+
+class Model:
+    """A form with its weights on one device, in every precision that was asked for."""
+
+    def __init__(self, form: Form, device: torch.device) -> None:
+        self.form, self.device = form, device
+        self._placed: dict[tuple[str, torch.dtype], torch.Tensor] = {}
+
+    def weights(self, prepared: Prepared, precision: str) -> dict[str, torch.Tensor]:
+        dtype = DTYPES[PRECISIONS[precision]]
+        return {name: self._weight(prepared.stored.get(name, name), dtype) for name in prepared.graph.weights}
+
+    def _weight(self, stored: str, dtype: torch.dtype) -> torch.Tensor:
+        key = stored, dtype
+        if key not in self._placed:
+            self._placed[key] = placed(self.form.weights[stored], self.device, dtype)
+        return self._placed[key]
+
+
+class Bucket:
+    """The steps of one bucket, bound. Contexts of it replay side by side."""
+
+    def __init__(
+        self, model: Model, prepared: Prepared, precision: str, choices: Choices, *, early_launch: bool
+    ) -> None:
+        if precision not in PRECISIONS:
+            raise Unsupported(f"the runtime cuda has no {precision}, expected one of {', '.join(PRECISIONS)}")
+        self.shapes = {name: tuple(shape) for name, shape in prepared.shapes.items()}
+        self.rows = min((shape[0] for shape in self.shapes.values() if shape), default=0)
+        self._choices, self._early_launch = choices, early_launch
+        if any(each.implementation.startswith(OURS) for each in choices.values()) and not add_triton():
+            raise ModelLoadError(
+                "kernels of this program are bound with triton, which is not installed; it comes with torch"
+            )
+        self.executor = Executor(
+            prepared.graph, model.weights(prepared, precision), model.device, precision, choices=choices,
+            early_launch=early_launch,
+        )  # fmt: skip
+
+    def context(self) -> Context:
+        return GraphContext(self.executor) if self.executor.device.type == "cuda" else HostContext(self.executor)
+
+    def sealed(self) -> Artifact:
+        """Its kernels are taken down in one run."""
+        if isinstance(self.executor.launcher, Player):
+            raise ExecutionError("a program that was reopened is exported by copying its artifact")
+        recorder = Recorder()
+        self.executor.launcher = recorder
+        try:
+            self.executor.run(self.executor.blank_inputs())
+        finally:
+            self.executor.launcher = None
+        return Artifact(
+            self.shapes, self.executor.precision, self._choices, self._early_launch, tuple(recorder.kernels)
+        )
+
+    def regions(self, precision: str) -> tuple[Region, ...]:
+        from penstock.engine.cuda.tuner import timed_steps
+
+        times = timed_steps(self.executor)
+        found = []
+        for bound, step in zip(self.executor.program, self.executor.graph.steps, strict=True):
+            activation = str(step.attributes.get("activation", "none"))
+            parts = [step.kind, *(role for role in ("bias", "residual") if step.operand(role))]
+            parts += [activation] if activation != "none" else []
+            choice = self._choices.get(bound.name) or Choice(bound.implementation)
+            found.append(
+                Region(bound.name, "+".join(parts), step.nodes, precision, times.get(bound.name, 0.0), str(choice))
+            )
+        return tuple(found)

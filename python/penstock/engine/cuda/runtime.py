@@ -1,0 +1,302 @@
+"""The runtime `cuda`: a lowered form on one NVIDIA GPU, each bucket as one CUDA graph of few kernels.
+
+`compile` takes a form's file, and tunes where the tactic says so: what was chosen lies beside the form, so that a
+second compilation takes it over. `reopen` takes an artifact and compiles nothing: choices and machine code are inside.
+Programs of one engine share the weights on the device. TF32 is used only where the tactic says so.
+
+A program at one bucket takes its shapes alone; compiled without shapes it holds every bucket and fits any number of
+rows to them, as the accuracy gate wants it.
+"""
+
+import logging
+import os
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import torch
+
+from penstock.engine.cuda import artifact as artifacts
+from penstock.engine.cuda import form as forms
+from penstock.engine.cuda.buckets import Bucket, Model
+from penstock.engine.cuda.contexts import Context, Phases, phases
+from penstock.engine.cuda.executor import PRECISIONS
+from penstock.engine.cuda.kernels.replay import Player
+from penstock.engine.cuda.tuning import Tuning
+from penstock.engine.lowered import LoweredGraph
+from penstock.engine.plan import Region, Shapes, Tactic
+from penstock.engine.runtimes.base import Array, Arrays, Shelf, checked, library_message
+from penstock.errors import (
+    ExecutionError,
+    InvalidArgument,
+    ModelLoadError,
+    PenstockError,
+    ResourceExhausted,
+    Unavailable,
+)
+from penstock.tensors import TensorSpec
+
+_LOG = logging.getLogger(__name__)
+
+DEVICE: Final = "PENSTOCK_DEVICE"
+"""The environment variable that names the GPU: `cuda:1`. Without it the first."""
+
+STEPS: Final = "steps"
+"""The option of tactics: `plain` (libraries, each step's first implementation) or `tuned`."""
+
+
+class CudaRuntime:
+    """One or several buckets of a form in one precision."""
+
+    name = "cuda"
+
+    def __init__(
+        self, title: str, tactic: Tactic, buckets: Sequence[Bucket], output_names: tuple[str, ...] = ()
+    ) -> None:
+        self._title, self._tactic = title, tactic
+        self._buckets: tuple[Bucket, ...] = tuple(sorted(buckets, key=lambda each: each.rows))
+        graphs = [each.executor.graph for each in self._buckets]
+        self.inputs = tuple(_spec([graph.inputs[at] for graph in graphs]) for at in range(len(graphs[0].inputs)))
+        outputs = [_outputs(graph) for graph in graphs]
+        self.outputs = tuple(_spec([each[at] for each in outputs]) for at in range(len(outputs[0])))
+        if output_names and output_names != tuple(spec.name for spec in self.outputs):
+            raise ModelLoadError(f"{title}: a program answers {self.outputs}, expected {', '.join(output_names)}")
+        self._idle: deque[CudaInstance] = deque()
+        self._open = True
+
+    @classmethod
+    def compile(
+        cls,
+        path: Path,
+        tactic: Tactic,
+        *,
+        shapes: Shapes | None,
+        instances: int,
+        threads: int | None,
+        device: torch.device | None = None,
+    ) -> "CudaRuntime":
+        """A form's file at the shapes of one bucket, or at all of them. Instances are streams; threads mean nothing."""
+        del instances, threads
+        steps = dict(tactic.options).get(STEPS, "plain")
+        if steps not in ("plain", "tuned") or len(tactic.options) > 1:
+            raise InvalidArgument(
+                f"{path.name}: options {dict(tactic.options)}, expected {STEPS}=plain or {STEPS}=tuned"
+            )
+        with _loading(path.name):
+            model = Model(forms.read(path.read_bytes(), path.name), device or _device(path.name))
+            tuning = Tuning(path) if steps == "tuned" else None
+            buckets = [
+                Bucket(model, each, tactic.precision, tuning.choices(model, each, tactic.precision) if tuning else {},
+                       early_launch=tuning is not None)
+                for each in model.form.at(shapes)
+            ]  # fmt: skip
+            return cls(path.name, tactic, buckets)
+
+    @classmethod
+    def reopen(
+        cls,
+        artifact: memoryview,
+        tactic: Tactic,
+        output_names: tuple[str, ...],
+        name: str,
+        *,
+        instances: int,
+        threads: int | None,
+        shelf: Shelf | None,
+        device: torch.device | None = None,
+    ) -> "CudaRuntime":
+        """What `export` gave; the form comes from the shelf, once for all programs."""
+        del instances, threads
+        if shelf is None:
+            raise ModelLoadError(f"{name}: a program for a GPU needs its form beside it")
+        found = artifacts.from_bytes(artifact, name)
+        if found.precision != tactic.precision or found.precision not in PRECISIONS:
+            raise ModelLoadError(f"{name}: a program in {found.precision:.20}, its tactic is {tactic.name}")
+        with _loading(name):
+            where = device or _device(name)
+            key = f"cuda {tactic.form} {where}"
+            if key not in shelf.kept:
+                shelf.kept[key] = Model(forms.read(shelf.form(tactic.form), name), where)
+            model: Model = shelf.kept[key]
+            (prepared,) = model.form.at(found.shapes)
+            bucket = Bucket(model, prepared, found.precision, found.choices, early_launch=found.early_launch)
+            if found.kernels:
+                bucket.executor.launcher = Player(found.kernels)
+            return cls(name, tactic, [bucket], output_names)
+
+    def export(self) -> bytes:
+        """Choices and machine code of the one bucket it was compiled for."""
+        self._check_open()
+        if len(self._buckets) != 1:
+            raise ExecutionError(
+                f"{self._title}: expected a program of one bucket to export, it has {len(self._buckets)}"
+            )
+        return artifacts.to_bytes(self._buckets[0].sealed())
+
+    def regions(self, inputs: Arrays, repeats: int = 20) -> tuple[Region, ...]:
+        """Steps with the time each takes alone in a CUDA graph, after itself: the cache is as warm as it gets."""
+        del repeats  # the tuner's timer knows how many are enough
+        self._check_open()
+        return self._fitting(inputs).regions(self._tactic.precision)
+
+    def phases(self, inputs: Arrays, calls: int) -> Phases:
+        """Copying in, computing and copying out, timed apart by the GPU's clock."""
+        self._check_open()
+        with _running(self._title):
+            return phases(self._fitting(inputs).executor, dict(inputs), calls)
+
+    def instance(self) -> "CudaInstance":
+        self._check_open()
+        return CudaInstance(self._title, self._buckets)
+
+    def __call__(self, **arrays: Any) -> dict[str, Array]:
+        inputs = checked(self.inputs, arrays)
+        self._check_open()
+        try:
+            instance = self._idle.pop()
+        except IndexError:
+            instance = self.instance()
+        try:
+            return instance.execute(inputs)
+        finally:
+            self._idle.append(instance)
+
+    def close(self) -> None:
+        self._open = False
+        self._idle.clear()
+        self._buckets = ()
+
+    def _fitting(self, inputs: Arrays) -> Bucket:
+        shapes = {name: array.shape for name, array in inputs.items()}
+        for bucket in self._buckets:
+            if bucket.shapes == shapes:
+                return bucket
+        raise InvalidArgument(f"{self._title}: shapes {shapes} are not prepared")
+
+    def _check_open(self) -> None:
+        if not self._open:
+            raise Unavailable(f"{self._title} is closed; load it again")
+
+
+class CudaInstance:
+    """A worker's handle: a context of each bucket that it met."""
+
+    def __init__(self, title: str, buckets: Sequence[Bucket]) -> None:
+        self._title = title
+        self._buckets = {_key(bucket.shapes): bucket for bucket in buckets}
+        self._contexts: dict[tuple[Any, ...], Context] = {}
+        if len(buckets) == 1:  # capturing takes seconds where a library searches: not in the first call
+            self._context(_key(buckets[0].shapes))
+
+    def execute(self, inputs: Arrays) -> dict[str, Array]:
+        shapes = {name: array.shape for name, array in inputs.items()}
+        if _key(shapes) in self._buckets:
+            return {name: array.copy() for name, array in self.views(inputs).items()}
+        return self._by_rows(inputs)
+
+    def views(self, inputs: Arrays) -> dict[str, Array]:
+        """The context's own pinned memory, which the next call overwrites."""
+        key = _key({name: array.shape for name, array in inputs.items()})
+        if key not in self._buckets:
+            return self._by_rows(inputs)
+        context = self._context(key)
+        with _running(self._title):
+            return context.run(dict(inputs))
+
+    def _context(self, key: tuple[Any, ...]) -> Context:
+        if key not in self._contexts:
+            with _running(self._title):
+                self._contexts[key] = self._buckets[key].context()
+        return self._contexts[key]
+
+    def close(self) -> None:
+        self._contexts.clear()
+        self._buckets = {}
+
+    def _by_rows(self, inputs: Arrays) -> dict[str, Array]:
+        """Of another number of rows than any bucket has: padded with the first row, or in pieces."""
+        rows = min((len(array) for array in inputs.values() if array.ndim), default=0)
+        others = {name: array.shape[1:] for name, array in inputs.items()}
+        able = [
+            bucket for bucket in self._buckets.values()
+            if rows and {name: shape[1:] for name, shape in bucket.shapes.items()} == others
+        ]  # fmt: skip
+        if not able:
+            raise InvalidArgument(
+                f"{self._title}: shapes { {name: array.shape for name, array in inputs.items()} } are not prepared"
+            )
+        pieces: list[dict[str, Array]] = []
+        at = 0
+        while at < rows:
+            bucket = next((each for each in able if each.rows >= rows - at), able[-1])
+            taken = min(bucket.rows, rows - at)
+            piece = {name: _padded(array[at : at + taken], bucket.rows) for name, array in inputs.items()}
+            found = self.views(piece)
+            pieces.append({name: array[: len(array) * taken // bucket.rows].copy() for name, array in found.items()})
+            at += taken
+        return {name: np.concatenate([each[name] for each in pieces]) for name in pieces[0]}
+
+
+def _device(name: str) -> torch.device:
+    if not torch.cuda.is_available():
+        raise ModelLoadError(f"{name}: torch {torch.__version__} finds no NVIDIA GPU here; build for the CPU instead")
+    device = torch.device(os.environ.get(DEVICE) or "cuda:0")
+    if device.type != "cuda" or (device.index or 0) >= torch.cuda.device_count():
+        raise ModelLoadError(f"{name}: {DEVICE}={device}, expected cuda:0 to cuda:{torch.cuda.device_count() - 1}")
+    torch.cuda.set_device(device)
+    return device
+
+
+@contextmanager
+def _loading(name: str) -> Iterator[None]:
+    try:
+        yield
+    except PenstockError:
+        raise
+    except torch.cuda.OutOfMemoryError as error:
+        raise ResourceExhausted(f"{name}: the GPU has no memory left for the weights ({_first_line(error)})") from None
+    except (RuntimeError, ValueError, OSError) as error:
+        raise ModelLoadError(f"{name} can't be loaded on the GPU: {library_message(error, Path(name))}") from error
+
+
+@contextmanager
+def _running(title: str) -> Iterator[None]:
+    try:
+        yield
+    except torch.cuda.OutOfMemoryError as error:
+        torch.cuda.empty_cache()
+        raise ResourceExhausted(
+            f"{title}: the GPU has no memory left for another context ({_first_line(error)}); "
+            "serve fewer instances, or smaller buckets"
+        ) from None
+    except (RuntimeError, ValueError) as error:
+        raise ExecutionError(f"{title}: {library_message(error, Path(title))}") from error
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).partition("\n")[0][:200]
+
+
+def _key(shapes: Mapping[str, tuple[int, ...]]) -> tuple[Any, ...]:
+    return tuple(sorted(shapes.items()))
+
+
+def _padded(array: Array, rows: int) -> Array:
+    missing = rows - len(array)
+    return array if missing == 0 else np.concatenate([array, np.repeat(array[:1], missing, axis=0)])
+
+
+def _outputs(graph: LoweredGraph) -> list[TensorSpec]:
+    return [TensorSpec(each.name, graph.stored(each.value).datatype, each.shape) for each in graph.outputs]
+
+
+def _spec(several: Sequence[Any]) -> TensorSpec:
+    """Of the same input or output in every bucket: sizes that differ are free."""
+    first = several[0]
+    shape = tuple(
+        size if all(each.shape[axis] == size for each in several) else -1 for axis, size in enumerate(first.shape)
+    )
+    return TensorSpec(first.name, first.datatype, shape)

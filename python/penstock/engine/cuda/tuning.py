@@ -1,0 +1,79 @@
+"""How long to tune a form's buckets for, and what was chosen: a file beside the form.
+
+The builder writes the time, whoever compiles a bucket first tunes it and writes its choices, and everybody after that
+takes them over: the race, the seal, another precision of the same width. Called by the runtime and the builder; torch
+is imported when something is tuned.
+"""
+
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from penstock.engine.cuda import choices as chosen
+from penstock.engine.cuda.choices import Choices
+from penstock.engine.cuda.form import Prepared
+
+if TYPE_CHECKING:
+    import torch
+
+    from penstock.engine.cuda.buckets import Model
+
+TUNING: Final = ".tuning.json"
+
+_SECONDS: Final = 15.0  # of tuning one bucket where nobody says how long
+_MOST_PROCESSES: Final = 16
+
+
+class Tuning:
+    """What lies beside a form: seconds to tune each bucket for, and choices by bucket and width of the numbers."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path.with_name(path.stem + TUNING)
+        try:
+            data = json.loads(self._path.read_text())
+            self.seconds = float(data["seconds"])
+            self._known: dict[str, Any] = dict(data["choices"])
+        except (OSError, ValueError, KeyError, TypeError):
+            self.seconds, self._known = _SECONDS, {}
+
+    @staticmethod
+    def prepare(path: Path, seconds: float) -> None:
+        """For the form at `path`, before anything is compiled."""
+        path.with_name(path.stem + TUNING).write_text(json.dumps({"seconds": seconds, "choices": {}}))
+
+    def choices(self, model: "Model", prepared: Prepared, precision: str) -> Choices:
+        """Known ones, else found by time now and written down."""
+        from penstock.engine.cuda.executor import PRECISIONS, Executor
+        from penstock.engine.cuda.tuner import tune
+
+        shapes = sorted((name, list(shape)) for name, shape in prepared.shapes.items())
+        key = json.dumps([shapes, 32 if PRECISIONS[precision] == "FP32" else 16])
+        if key in self._known:
+            return chosen.from_json(json.dumps(self._known[key]))
+        executor = Executor(prepared.graph, model.weights(prepared, precision), model.device, precision)
+        with compilers(model.device) as builds:
+            found = tune(executor, seconds=self.seconds, compilers=builds).choices
+        self._known[key] = json.loads(chosen.to_json(found))
+        self._path.write_text(json.dumps({"seconds": self.seconds, "choices": self._known}))
+        return found
+
+
+@contextmanager
+def compilers(device: "torch.device") -> Iterator[Any]:
+    """Processes that compile our kernels while others are timed; None where there is nothing to compile for."""
+    import torch
+
+    from penstock.engine.cuda.implementations import add_triton
+
+    if device.type != "cuda" or not add_triton():
+        yield None
+        return
+    from penstock.engine.cuda.precompile import Compilers
+
+    major, minor = torch.cuda.get_device_capability(device)
+    count = min(_MOST_PROCESSES, max(1, len(os.sched_getaffinity(0)) - 1))
+    with Compilers(count, 10 * major + minor) as found:
+        yield found

@@ -1,0 +1,158 @@
+"""Engines on the GPU, from `ps.build` to a process without a compiler, and many threads on one."""
+
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+pytest.importorskip("torch")
+
+import penstock as ps
+from penstock import graph
+from penstock.errors import ResourceExhausted
+from tests.quantize import networks
+
+pytestmark = pytest.mark.gpu
+
+SECONDS = float(os.environ.get("PENSTOCK_SOAK_SECONDS", "10"))
+THREADS = 16
+BATCHES = (1, 4, 16)
+
+# Loads an engine where nothing can compile, and says what it answered and how long that took.
+FRESH = """
+import json, sys, time
+import torch
+torch.zeros(1, device="cuda")
+torch.cuda.synchronize()
+begun = time.perf_counter()
+import numpy as np
+import penstock as ps
+engine = ps.load(sys.argv[1])
+answer = engine(x=np.load(sys.argv[2]))["fc"]
+seconds = time.perf_counter() - begun
+np.save(sys.argv[3], answer)
+print(json.dumps({"seconds": seconds}))
+"""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    found = tmp_path_factory.mktemp("gpu")
+    graph.save(networks.residual(), found / "m.onnx")
+    return found
+
+
+@pytest.fixture(scope="module")
+def engine(folder: Path) -> ps.Engine:
+    return ps.build(
+        folder / "m.onnx", device="cuda:0", shapes="x:1x3x64x64,16x3x64x64,16x3x64x64", buckets=BATCHES,
+        budget_seconds=90, output=folder / "m.engine",
+    )  # fmt: skip
+
+
+def expected(folder: Path, x: np.ndarray) -> np.ndarray:
+    return np.asarray(ps.load(folder / "m.onnx")(x=x)["fc"])
+
+
+def pictures(rows: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).standard_normal((rows, 3, 64, 64)).astype(np.float32)
+
+
+def error(found: np.ndarray, right: np.ndarray) -> float:
+    return float(np.linalg.norm(found.astype(np.float64) - right) / np.linalg.norm(right))
+
+
+def test_every_bucket_is_a_program_on_the_gpu_with_regions_that_were_timed(engine: ps.Engine) -> None:
+    manifest = engine.manifest
+    assert manifest.fingerprint.device.startswith("cuda:")
+    assert [bucket.shapes["x"][0] for bucket in manifest.buckets] == [16, 1, 4]
+    for bucket in manifest.buckets:
+        assert manifest.programs[bucket.program].tactic.runtime == "cuda"
+    assert manifest.precision == "fp16"
+    assert all(region.microseconds > 0 and region.nodes for region in manifest.regions)
+
+
+@pytest.mark.parametrize("rows", [1, 2, 4, 5, 16, 17, 40])
+def test_any_number_of_rows_is_answered(rows: int, engine: ps.Engine, folder: Path) -> None:
+    x = pictures(rows, rows)
+    assert error(engine(x=x)["fc"], expected(folder, x)) < 1e-2
+
+
+def test_an_engine_is_loaded_where_nothing_can_compile(engine: ps.Engine, folder: Path) -> None:
+    x = pictures(4, 3)
+    np.save(folder / "x.npy", x)
+    cache = folder / "cache"
+    cache.mkdir()
+    paths = [str(folder / name) for name in ("m.engine", "x.npy", "y.npy")]
+    environment = os.environ | {"TRITON_CACHE_DIR": str(cache), "CC": "/nonexistent", "PATH": "/nonexistent"}
+    done = subprocess.run(
+        [sys.executable, "-c", FRESH, *paths], env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert not list(cache.iterdir())
+    np.testing.assert_array_equal(np.load(folder / "y.npy"), engine(x=x)["fc"])
+    assert json.loads(done.stdout)["seconds"] < 5
+
+
+def test_many_threads_on_one_engine_get_their_own_answers(engine: ps.Engine, folder: Path) -> None:
+    """Contexts are made while others run: captures and replays side by side."""
+    pool = [(x, engine(x=x)["fc"]) for x in (pictures(rows, rows) for rows in (1, 2, 4, 7, 16, 19))]
+    fresh = ps.load(folder / "m.engine")
+    until = time.monotonic() + SECONDS
+    calls, wrong, failures = [0] * THREADS, [0] * THREADS, []
+
+    def call(number: int) -> None:
+        random = np.random.default_rng(number)
+        try:
+            while time.monotonic() < until:
+                x, right = pool[int(random.integers(len(pool)))]
+                wrong[number] += not np.array_equal(fresh(x=x)["fc"], right)
+                calls[number] += 1
+        except Exception as failure:  # told by the thread that waits
+            failures.append(failure)
+
+    threads = [threading.Thread(target=call, args=(number,)) for number in range(THREADS)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not failures
+    assert sum(wrong) == 0
+    assert min(calls) > 0
+
+
+def test_two_contexts_have_two_batches_in_flight(engine: ps.Engine) -> None:
+    x = pictures(16)
+    right = engine(x=x)["fc"]
+    with engine.context() as first, engine.context() as second:
+        futures = [each.enqueue(x=x) for _ in range(50) for each in (first, second)]
+        for future in futures:
+            np.testing.assert_array_equal(future.result()["fc"], right)
+
+
+def test_without_memory_the_error_is_clear_and_the_engine_goes_on(engine: ps.Engine) -> None:
+    import torch
+
+    x = pictures(16)
+    right = engine(x=x)["fc"]
+    torch.cuda.empty_cache()
+    hoard: list[Any] = []
+    size = 1 << 34
+    while size > 1 << 12:
+        try:
+            hoard.append(torch.empty(size, dtype=torch.uint8, device="cuda"))
+        except torch.cuda.OutOfMemoryError:
+            size //= 2
+    instance = engine.instance()
+    with pytest.raises(ResourceExhausted, match="no memory left"):
+        instance.execute({"x": x})
+    hoard.clear()
+    torch.cuda.empty_cache()
+    np.testing.assert_array_equal(instance.execute({"x": x})["fc"], right)
