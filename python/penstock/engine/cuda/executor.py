@@ -75,7 +75,7 @@ class Executor:
         """
         if precision not in PRECISIONS:
             raise InvalidArgument(f"no precision {precision!r}, expected one of {', '.join(PRECISIONS)}")
-        self.device, self.precision = torch.device(device), precision
+        self.device, self.precision = _numbered(torch.device(device)), precision
         datatype = PRECISIONS[precision]
         self.graph = narrowed(lowered, datatype)
         self.weights = upload(lowered, weights, self.device, DTYPES[datatype])
@@ -269,6 +269,13 @@ def _launcher(graph: torch.cuda.CUDAGraph) -> Callable[[torch.cuda.Stream], None
         launch_graph(executable, stream.cuda_stream)
 
     return launch
+
+
+def _numbered(device: torch.device) -> torch.device:
+    """`cuda` is the current one, by its number: streams want to know."""
+    if device.type == "cuda" and device.index is None:
+        return torch.device("cuda", torch.cuda.current_device())
+    return device
 
 
 def upload(

@@ -19,7 +19,7 @@ from .activations import expect_activation
 from .epilogue import Epilogue, Scratch
 from .implicit_gemm_kernel import implicit_gemm_kernel
 from .launching import Launch
-from .rows import expect_shape, pitch
+from .rows import expect_shape, picture_strides, pitch
 from .tiles import Product, Tile
 
 
@@ -99,7 +99,14 @@ def conv2d_nhwc_launch(
         and (stride, padding) == ((1, 1), (0, 0))
         and (out_high, out_wide) == (height, width),
     }
-    operands = _Operands(x, w, bias, residual, scale, out, (product.k, 1), (0, 0, 0, 0))
+    across, row, image = picture_strides(x, "x")
+    if geometry["POINTWISE"] and (row, image) != (width * across, height * row):
+        geometry["POINTWISE"] = False
+    operands = _Operands(
+        x, w, bias, residual, scale, out, (product.k, 1), (0, 0, 0, 0),
+        pitches=(across, 0 if residual is None else pitch(residual, "residual"), pitch(out, "out")),
+        picture=(row, image),
+    )  # fmt: skip
     return _launch(product, operands, geometry, config, epilogue or Epilogue(), scratch, pdl)
 
 
@@ -193,6 +200,8 @@ class _Operands:
     """Of x, w, residual and out."""
     pitches: tuple[int, int, int] | None = None
     """Of x, residual and out, where they are not the tensors' own."""
+    picture: tuple[int, int] = (0, 0)
+    """Elements from a row of x to the next, and from an image to the next."""
 
 
 def _launch(
@@ -250,6 +259,8 @@ def _launch(
             "CHANNELS": product.channels,
             **geometry,
             "X_PITCH": x_pitch,
+            "X_ROW": operands.picture[0],
+            "X_IMAGE": operands.picture[1],
             "RESIDUAL_PITCH": residual_pitch,
             "OUT_PITCH": out_pitch,
             "W_N": operands.w_strides[0],

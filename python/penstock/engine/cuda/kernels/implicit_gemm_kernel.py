@@ -9,6 +9,9 @@ from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from .epilogue import store_tile
 
+MOST_STEPS_AHEAD: tl.constexpr = tl.constexpr(4)
+"""Of the loop, for the residual to be loaded before it: longer ones hide the load behind their own."""
+
 
 @triton.jit
 def _prefetch_weights(w, columns, columns_inside, first, count, W_N: tl.constexpr):
@@ -53,6 +56,8 @@ def implicit_gemm_kernel(
     DILATION_WIDE: tl.constexpr,
     POINTWISE: tl.constexpr,
     X_PITCH: tl.constexpr,
+    X_ROW: tl.constexpr,
+    X_IMAGE: tl.constexpr,
     RESIDUAL_PITCH: tl.constexpr,
     OUT_PITCH: tl.constexpr,
     W_N: tl.constexpr,
@@ -110,7 +115,7 @@ def implicit_gemm_kernel(
         above = rows // OUT_WIDTH
         top = (above % OUT_HEIGHT) * STRIDE_HIGH - PAD_TOP
         left = (rows % OUT_WIDTH) * STRIDE_WIDE - PAD_LEFT
-        first = (((above // OUT_HEIGHT) * HEIGHT + top) * WIDTH + left) * X_PITCH
+        first = (above // OUT_HEIGHT) * X_IMAGE + top * X_ROW + left * X_PITCH
         # Rows past the end are as far outside the picture as the padding is: one comparison serves both.
         top = tl.where(rows_inside, top, -(1 << 20))
 
@@ -121,6 +126,18 @@ def implicit_gemm_kernel(
         gdc_wait()
         gdc_launch_dependents()
 
+    # A short product waits for its operands once or twice and then for the residual: all may come at the same time.
+    AHEAD: tl.constexpr = (
+        residual is not None and SPLIT_K == 1 and STEPS <= MOST_STEPS_AHEAD and BLOCK_M * BLOCK_N <= 128 * 128
+    )
+    ahead = None
+    if AHEAD:
+        ahead = tl.load(
+            residual + rows[:, None] * RESIDUAL_PITCH + columns[None, :],
+            mask=rows_inside[:, None] & columns_inside[None, :],
+            other=0,
+        )
+
     total = tl.zeros((BLOCK_M, BLOCK_N), dtype=SUM)
     first_step = 0 if SPLIT_K == 1 else split * STEPS_EACH
     last_step = STEPS if SPLIT_K == 1 else tl.minimum((split + 1) * STEPS_EACH, STEPS)
@@ -130,7 +147,7 @@ def implicit_gemm_kernel(
             tap = k // CHANNELS
             down = (tap // TAPS_WIDE) * DILATION_HIGH
             right = (tap % TAPS_WIDE) * DILATION_WIDE
-            moved = (down * WIDTH + right) * X_PITCH + k % CHANNELS
+            moved = down * X_ROW + right * X_PITCH + k % CHANNELS
             # As unsigned numbers what is negative is large.
             seen = ((top[:, None] + down[None, :]).to(tl.uint32, bitcast=True) < HEIGHT) & (
                 (left[:, None] + right[None, :]).to(tl.uint32, bitcast=True) < WIDTH
@@ -148,7 +165,7 @@ def implicit_gemm_kernel(
             else:
                 down = (tap // TAPS_WIDE) * DILATION_HIGH
                 right = (tap % TAPS_WIDE) * DILATION_WIDE
-                moved = (down * WIDTH + right) * X_PITCH + c
+                moved = down * X_ROW + right * X_PITCH + c
                 seen = ((top + down).to(tl.uint32, bitcast=True) < HEIGHT) & (
                     (left + right).to(tl.uint32, bitcast=True) < WIDTH
                 )
@@ -169,7 +186,7 @@ def implicit_gemm_kernel(
     if SPLIT_K == 1:
         store_tile(
             total, rows, columns, bias, residual, scale, out, residual_scale, out_inverse_scale, M, N,
-            RESIDUAL_PITCH, OUT_PITCH, ACTIVATION, ALPHA, BETA, RESIDUAL_LAST,
+            RESIDUAL_PITCH, OUT_PITCH, ACTIVATION, ALPHA, BETA, RESIDUAL_LAST, ahead,
         )  # fmt: skip
     else:
         # INT32 sums beyond 2**24 lose their last bits here, far below what INT8 results can show.

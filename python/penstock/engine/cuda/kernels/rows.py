@@ -30,6 +30,23 @@ def pitch(tensor: torch.Tensor, name: str) -> int:
     return int(step)
 
 
+def picture_strides(tensor: torch.Tensor, name: str) -> tuple[int, int, int]:
+    """Elements from one pixel of [N, H, W, C] to the next, from a row to the next and from an image to the next.
+
+    Pixels may overlap, as where a pixel and its neighbours are seen as one with more channels; channels lie side by
+    side. Of an axis of size 1 the stride says nothing, and what a dense map would have is taken.
+    """
+    (images, height, width, channels), strides = tensor.shape, tensor.stride()
+    if channels > 1 and strides[3] != 1:
+        raise ValueError(f"{name}: expected a contiguous last dimension, got strides {strides} of {list(tensor.shape)}")
+    across = int(strides[2]) if width > 1 else channels
+    row = int(strides[1]) if height > 1 else width * across
+    image = int(strides[0]) if images > 1 else height * row
+    if images * image >= INDEX_LIMIT or height * row >= INDEX_LIMIT:
+        raise ValueError(f"{name}: expected less than 2**31 elements, got {images} images of {image}")
+    return across, row, image
+
+
 def expect_shape(tensor: torch.Tensor, name: str, *shape: int) -> None:
     if tuple(tensor.shape) != shape:
         raise ValueError(f"{name}: expected shape {shape}, got {tuple(tensor.shape)}")

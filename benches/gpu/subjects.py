@@ -1,0 +1,102 @@
+"""The models of the bench in the order they are measured, at which batches, and the bars that each has to pass.
+
+Bars are milliseconds of one replay on one H200 with 16-bit values, inputs on the device. They are set from the floor of
+the chip and what fused kernels were predicted to reach; two models without such a prediction have to be a multiple
+faster than torch in the same run. Pure data, called by everything here.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final, Literal
+
+CHIP: Final = "H200"
+"""In the name of the device that the milliseconds are bars on."""
+
+Source = Literal["torch", "onnx"]
+"""Whether `torch_models` defines it, with weights from a seed, or a package carries it as ONNX, trained."""
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """One input, without its batch."""
+
+    name: str
+    shape: tuple[int, ...]
+    kind: Literal["noise", "page", "tokens", "mask"] = "noise"
+
+
+@dataclass(frozen=True)
+class Bar:
+    """What ours has to reach; a row passes all that are set."""
+
+    milliseconds: float | None = None
+    times_compiled: float | None = None
+    """Of the fastest torch.compile of the run."""
+
+    times_eager: float | None = None
+
+    def __str__(self) -> str:
+        parts = [f"{self.milliseconds:g} ms"] if self.milliseconds is not None else []
+        parts += [f"{self.times_compiled:g}x compile"] if self.times_compiled is not None else []
+        parts += [f"{self.times_eager:g}x eager"] if self.times_eager is not None else []
+        return ", ".join(parts)
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model of the bench."""
+
+    name: str
+    source: Source
+    inputs: tuple[Tensor, ...]
+    bars: Mapping[int, Bar]
+    """By batch, in the order that they are measured."""
+
+    onnx: str = ""
+    """Of the ONNX file, where a package or an exporter has it."""
+
+    indices: bool = False
+    """Whether the largest class and its score go out instead of every class's."""
+
+    listed: bool = True
+    """Whether it is measured unless asked for by name."""
+
+    @property
+    def batches(self) -> tuple[int, ...]:
+        return tuple(self.bars)
+
+
+def _times(**limits: float) -> dict[int, Bar]:
+    return {int(batch.removeprefix("b")): Bar(milliseconds=limit) for batch, limit in limits.items()}
+
+
+_PICTURE: Final = (Tensor("x", (3, 224, 224)),)
+_LINE: Final = (Tensor("x", (1, 32, 100)),)
+_TEXT: Final = (Tensor("input_ids", (128,), "tokens"), Tensor("attention_mask", (128,), "mask"))
+_FASTER: Final = Bar(times_compiled=1.5, times_eager=3.0)
+
+_ALL: Final = (
+    Subject("resnet50", "torch", _PICTURE, _times(b1=0.30, b64=1.38)),
+    Subject(
+        "recogniser", "onnx", (Tensor("x", (3, 48, 320), "page"),), _times(b1=0.18, b8=0.26, b32=0.48),
+        "PP-OCRv6_rec_small.onnx", indices=True,
+    ),
+    Subject(
+        "detector", "onnx", (Tensor("x", (3, 736, 736), "page"),), _times(b1=0.32, b8=1.4), "PP-OCRv6_det_small.onnx"
+    ),
+    Subject("vit_b32", "torch", _PICTURE, _times(b1=0.30, b64=1.35)),
+    Subject("minilm", "torch", _TEXT, _times(b1=0.11, b32=0.38, b128=1.15)),
+    Subject("efficientnet_lite0", "onnx", _PICTURE, _times(b1=0.15, b64=0.68), "efficientnet_lite0.onnx"),
+    Subject("resnet34", "torch", _PICTURE, _times(b64=1.03)),
+    Subject("crnn", "torch", _LINE, _times(b32=0.62)),
+    Subject("crnn_bilstm", "torch", _LINE, _times(b32=0.80)),
+    Subject("yolo", "torch", (Tensor("x", (3, 640, 640)),), {1: _FASTER, 8: _FASTER}),
+    Subject(
+        "tracker", "torch", (Tensor("template", (3, 127, 127)), Tensor("search", (3, 255, 255))),
+        {1: _FASTER, 8: _FASTER},
+    ),
+    Subject("vit_l14", "torch", _PICTURE, _times(b64=21.0)),
+    Subject("tiny", "torch", (Tensor("x", (3, 32, 32)),), {1: Bar(), 4: Bar()}, listed=False),
+)  # fmt: skip
+SUBJECTS: Final[Mapping[str, Subject]] = {each.name: each for each in _ALL}
+LISTED: Final = tuple(each.name for each in _ALL if each.listed)
