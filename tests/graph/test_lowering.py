@@ -101,8 +101,8 @@ def test_elementwise_operators_in_a_row_are_one_step() -> None:
 
 def test_a_residual_network_stays_in_nhwc() -> None:
     found = lowered(resnet34(), x=(2, 3, 64, 64))
-    assert {step.kind for step in found.steps} <= {"copy", "conv", "reduce", "gemm", "max_pool", "pointwise"}
-    assert sum(step.kind == "copy" for step in found.steps) == 1
+    assert {step.kind for step in found.steps} <= {"pad", "conv", "reduce", "gemm", "max_pool", "pointwise"}
+    assert sum(step.kind == "pad" for step in found.steps) == 1  # the picture, to NHWC
     assert all(
         found.values[name].layout == "nhwc" for step in found.steps if step.kind == "conv" for name in step.outputs
     )
@@ -205,6 +205,7 @@ def changed(number: int, **changes: Any) -> LoweredGraph:
         (changed(0, inputs=(Operand("y"), Operand("b"))), "before anything made it"),
         (changed(1, kind="shell"), "has kind 'shell'"),
         (changed(1, kind="conv"), "no operand 'x'"),
+        (changed(1, kind="mlp", inputs=(Operand("t", "x"), Operand("b", "first"))), "no operand 'second'"),
         (changed(1, outputs=()), "writes nothing"),
         (changed(1, outputs=("t",)), "there already"),
         (changed(1, outputs=("b",)), "there already"),

@@ -33,6 +33,15 @@ KINDS: Final[Mapping[str, tuple[str, ...]]] = {
     "conv": ("x", "weight"),  # kernel, strides, pads, dilations, groups
     "conv_transpose": ("x", "weight"),  # and output_padding
     "gemm": ("x", "weight"),
+    # Two layers over the last axis, weights `first` [hidden, in] and `second` [out, hidden], maybe `first_bias` and
+    # `second_bias`; the activation between them is `inner` with `inner_alpha` and `inner_beta`, the one at the end
+    # `activation`. `squeeze_excite` is of the mean of x [N, H, W, C] over its pixels, and writes C numbers an image.
+    # `mlp` may have a `gate` [N, 1, 1, C] that multiplies x, and a `residual`; `skip`: what is added is x, gated.
+    "squeeze_excite": ("x", "first", "second"),
+    "mlp": ("x", "first", "second"),
+    # A depthwise convolution, all of `conv`, and the squeeze-and-excite of what it makes, which is its second output;
+    # the gate's activation at the end is `outer` with `outer_alpha` and `outer_beta`.
+    "conv_gate": ("x", "weight", "first", "second"),
     "matmul": ("a", "b"),
     "attention": ("q", "k", "v"),  # [B, H, T, D] each, mask [B, H, T, T]; scale; written as [B, T, H, D]
     "lstm": ("x", "weight", "recurrence"),  # bias, recurrence_bias, hidden, cell; gates i, f, c, o; writes [T, B, D, H]
@@ -46,9 +55,9 @@ KINDS: Final[Mapping[str, tuple[str, ...]]] = {
     "resize": ("x",),  # mode, coordinates, nearest, scales: as in ONNX
     "pad": ("x",),  # begin, end, value
     "gather": ("x", "indices"),  # axis
-    "concat": (),  # axis
+    "concat": (),  # axis; the last one of operands with more axes than the result, whose others are cut in two
     "copy": (),  # the operand's view, made dense
-    "pointwise": (),  # the step's program
+    "pointwise": (),  # the step's program; operands may be seen with axes cut in two, as long as all are
 }
 
 DATATYPES: Final = (
@@ -246,7 +255,7 @@ def narrowed(graph: LoweredGraph, datatype: str) -> LoweredGraph:
     return replace(graph, values=values, steps=tuple(steps))
 
 
-_READS_ANY: Final = ("pointwise", "copy", "gather")
+_READS_ANY: Final = ("pointwise", "copy", "gather", "pad")
 _FP16_MAX: Final = 65504.0
 
 

@@ -37,13 +37,13 @@ class Model:
 
 
 MODELS = [
-    Model("PP-OCRv6_det_small", (3, 96, 160), 121),
-    Model("PP-OCRv6_rec_small", (3, 48, 96), 89),
+    Model("PP-OCRv6_det_small", (3, 96, 160), 76),
+    Model("PP-OCRv6_rec_small", (3, 48, 96), 63),
     Model("ch_ppocr_mobile_v2.0_cls_mobile", (3, 48, 192), 76),
     Model("crnn", (1, 32, 100), 13),
     Model("crnn_bilstm", (1, 32, 100), 18),
     Model("mobilenetv2", (3, 224, 224), 55),
-    Model("efficientnet_lite0", (3, 224, 224), 52),
+    Model("efficientnet_lite0", (3, 224, 224), 51),
     Model("resnet34", (3, 224, 224), 40),
     Model("resnet50", (3, 224, 224), 57, slow=True),
     Model("vit_b32", (3, 224, 224), 92, slow=True),

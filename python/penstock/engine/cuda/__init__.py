@@ -3,10 +3,13 @@
     sites            a step with its weights on a device: what an implementation is bound to
     expressions      pointwise programs and activations
     layers           convolutions, matrix products, attention, LSTM: torch and cuDNN
+    joined           layers in a row as one step
     shapes           pooling, norms, reductions, and everything that moves numbers
     implementations  the table: kind of step -> name -> implementation; tuners and kernels of our own add to it
     workspace        memory through which a kernel's blocks share sums
-    triton_steps     our own kernels as implementations; imported only where Triton is wanted
+    ways             what a kernel of ours needs to be an implementation
+    triton_steps     our own kernels as implementations, with triton_joined and triton_moves; imported only where Triton
+                     is wanted
     choices          what executes each step, as data
     executor         all steps bound: eager, as one CUDA graph, or as a module for torch.compile
     tuner            choices by time; precompile gives it kernels compiled in other processes

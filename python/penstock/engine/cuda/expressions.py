@@ -131,21 +131,21 @@ def evaluate(program: Sequence[Instruction], operands: Sequence[torch.Tensor]) -
 
 def pointwise(site: Site) -> Run:
     """Computed in FP32."""
-    program, dtype = site.step.program, site.out_dtype()
+    program, shape, dtype = site.step.program, site.out_shape(), site.out_dtype()
 
     def run(operands: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
         wide = [each.float() if narrow(each.dtype) else each for each in operands]
-        return (written(evaluate(program, wide), dtype),)
+        return (written(evaluate(program, wide), dtype).reshape(shape),)
 
     return run
 
 
 def pointwise_narrow(site: Site) -> Run:
     """Each instruction rounds to the operands' type, as torch's own operators do one by one."""
-    program, dtype = site.step.program, site.out_dtype()
+    program, shape, dtype = site.step.program, site.out_shape(), site.out_dtype()
 
     def run(operands: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
-        return (written(evaluate(program, operands), dtype),)
+        return (written(evaluate(program, operands), dtype).reshape(shape),)
 
     return run
 

@@ -139,19 +139,21 @@ def _wide(dtype: torch.dtype) -> torch.dtype | None:
 
 
 def copy(site: Site) -> Run:
-    dtype = site.out_dtype()
+    shape, dtype = site.out_shape(), site.out_dtype()
 
     def run(operands: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
-        return (operands[0].to(dtype, memory_format=torch.contiguous_format).contiguous(),)
+        return (operands[0].to(dtype, memory_format=torch.contiguous_format).reshape(shape).contiguous(),)
 
     return run
 
 
 def concat(site: Site) -> Run:
-    axis, dtype = site.integer("axis"), site.out_dtype()
+    """Operands of more axes than the result have theirs merged: pixels seen as runs that repeat."""
+    axis, whole, dtype = site.integer("axis"), site.out_shape(), site.out_dtype()
 
     def run(operands: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
-        return (torch.cat(list(operands), axis).to(dtype).contiguous(),)
+        parts = [each if each.dim() == len(whole) else each.reshape(*whole[:-1], -1) for each in operands]
+        return (torch.cat(parts, axis).to(dtype).contiguous(),)
 
     return run
 

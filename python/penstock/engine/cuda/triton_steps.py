@@ -6,8 +6,7 @@ compiles ahead. Biases and norms' weights are kept in FP32. Imported where Trito
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import astuple, dataclass
-from functools import cache
+from dataclasses import astuple
 from typing import Final
 
 import torch
@@ -17,63 +16,31 @@ from penstock.engine.cuda.implementations import IMPLEMENTATIONS, Implementation
 from penstock.engine.cuda.kernels.activations import ACTIVATIONS
 from penstock.engine.cuda.kernels.attention import AttentionTile, attention_launch, attention_tiles
 from penstock.engine.cuda.kernels.depthwise import DepthwiseTile, depthwise_conv2d_nhwc_launch, depthwise_tiles
-from penstock.engine.cuda.kernels.epilogue import Epilogue, Scratch
+from penstock.engine.cuda.kernels.epilogue import Scratch
 from penstock.engine.cuda.kernels.implicit_gemm import conv2d_nhwc_launch, gemm_launch
 from penstock.engine.cuda.kernels.implicit_gemm_kernel import implicit_gemm_kernel
 from penstock.engine.cuda.kernels.launching import Launch, interpreted
 from penstock.engine.cuda.kernels.max_pool import max_pool2d_nhwc_launch
 from penstock.engine.cuda.kernels.reductions import global_average_pool_launch, layer_norm_launch
-from penstock.engine.cuda.kernels.squeeze_excite import apply_gate_launch
-from penstock.engine.cuda.kernels.tiles import H200_MULTIPROCESSORS, Product, Tile, tiles
-from penstock.engine.cuda.sites import DTYPES, RunInto, Site, narrow, seen
+from penstock.engine.cuda.kernels.tiles import Product, Tile
+from penstock.engine.cuda.sites import RunInto, Site, seen
+from penstock.engine.cuda.triton_joined import JOINED, LAYERS, depthwise_and_gate, suits_gate_layers
+from penstock.engine.cuda.triton_moves import MOVES
+from penstock.engine.cuda.ways import (
+    Config,
+    Ready,
+    Tensors,
+    Way,
+    count,
+    dtype_of,
+    multiprocessors_of,
+    tile_scratch,
+    tiles_of,
+)
 from penstock.errors import InvalidArgument
-
-Config = tuple[int, ...]
-Tensors = Sequence[torch.Tensor]
 
 _WIDEST_NORM: Final = 16384  # a row is kept in registers
 _WIDEST_HEAD: Final = 256
-_LARGEST: Final = torch.finfo(torch.float32).max
-
-
-@dataclass(frozen=True, slots=True)
-class Ready:
-    """What a step's launches are made of, besides its tensors."""
-
-    site: Site
-    config: Config
-    weight: torch.Tensor | None
-    bias: torch.Tensor | None
-
-    @property
-    def epilogue(self) -> Epilogue:
-        site = self.site
-        # An open end of a clip is an infinity, which has no name in a kernel's source.
-        alpha, beta = (max(-_LARGEST, min(site.number(name), _LARGEST)) for name in ("alpha", "beta"))
-        return Epilogue(site.text("activation", "none"), alpha, beta, site.text("residual") == "after")
-
-    def residual(self, operands: Tensors) -> torch.Tensor | None:
-        index = self.site.index("residual")
-        return None if index is None else operands[index]
-
-
-Build = Callable[[Ready, Tensors, Tensors, Scratch | None], Launch]
-
-
-@dataclass(frozen=True, slots=True)
-class Way:
-    """A kernel as an implementation."""
-
-    build: Build
-    configs: Callable[[Site], Sequence[Config]]
-    scratch: Callable[[Site, Config], tuple[int, int]]
-    """Floats and counters that a configuration needs."""
-
-    weight: Callable[[torch.Tensor], torch.Tensor]
-    """The weight as the kernel wants it."""
-
-    suits: Callable[[Site], bool]
-    """What can be told from the step alone."""
 
 
 # ---- products ----
@@ -84,36 +51,22 @@ def _product(site: Site) -> Product:
     if site.step.kind == "gemm":
         n, k = weight
         size = site.shape("x")
-        return Product(_count(size) // k, n, k)
+        return Product(count(size) // k, n, k)
     out = site.out_shape()
-    return Product(_count(out[:3]), out[3], weight[3], weight[1] * weight[2])
-
-
-def _count(shape: Sequence[int]) -> int:
-    total = 1
-    for size in shape:
-        total *= size
-    return total
+    return Product(count(out[:3]), out[3], weight[3], weight[1] * weight[2])
 
 
 def _tiles(site: Site) -> tuple[Config, ...]:
-    return _tiles_of(_product(site), _multiprocessors(site.device))
-
-
-@cache
-def _tiles_of(product: Product, multiprocessors: int) -> tuple[Config, ...]:
-    return tuple(astuple(tile) for tile in tiles(product, multiprocessors))
+    return tiles_of(_product(site), multiprocessors_of(site.device))
 
 
 def _tile_scratch(site: Site, config: Config) -> tuple[int, int]:
-    tile, product = Tile(*config), _product(site)
-    return tile.partial_sums(product), tile.counters(product)
+    return tile_scratch(_product(site), config)
 
 
 def _conv(ready: Ready, operands: Tensors, outputs: Tensors, scratch: Scratch | None) -> Launch:
     site = ready.site
     strides, pads, dilations = (site.integers(name) for name in ("strides", "pads", "dilations"))
-    assert ready.weight is not None
     return conv2d_nhwc_launch(
         operands[0],
         ready.weight,
@@ -131,7 +84,6 @@ def _conv(ready: Ready, operands: Tensors, outputs: Tensors, scratch: Scratch | 
 
 
 def _gemm(ready: Ready, operands: Tensors, outputs: Tensors, scratch: Scratch | None) -> Launch:
-    assert ready.weight is not None
     n, k = ready.weight.shape
     residual = ready.residual(operands)
     if residual is not None and residual.shape != outputs[0].shape:
@@ -154,16 +106,20 @@ def _gemm(ready: Ready, operands: Tensors, outputs: Tensors, scratch: Scratch | 
 
 def _depthwise(ready: Ready, operands: Tensors, outputs: Tensors, scratch: Scratch | None) -> Launch:
     del scratch
+    return _filtered(ready, operands, outputs[0], None)
+
+
+def _filtered(ready: Ready, operands: Tensors, out: torch.Tensor, sums: torch.Tensor | None) -> Launch:
     site = ready.site
     strides, pads, dilations = (site.integers(name) for name in ("strides", "pads", "dilations"))
-    assert ready.weight is not None
     return depthwise_conv2d_nhwc_launch(
         operands[0],
         ready.weight,
-        out=outputs[0],
+        out=out,
         config=DepthwiseTile(*ready.config),
         bias=ready.bias,
         residual=ready.residual(operands),
+        sums=sums,
         epilogue=ready.epilogue,
         stride=_pair(strides),
         padding=_pair(pads),
@@ -175,7 +131,7 @@ def _depthwise(ready: Ready, operands: Tensors, outputs: Tensors, scratch: Scrat
 def _depthwise_tiles(site: Site) -> list[Config]:
     batch, height, width, channels = site.out_shape()
     wide, stride = site.shape("weight")[2], site.integers("strides")[1]
-    found = depthwise_tiles((batch, height, width, channels), wide, stride, _multiprocessors(site.device))
+    found = depthwise_tiles((batch, height, width, channels), wide, stride, multiprocessors_of(site.device))
     return [astuple(tile) for tile in found]
 
 
@@ -202,7 +158,7 @@ def _attention_tiles(site: Site) -> list[Config]:
 
 def _suits_attention(site: Site) -> bool:
     mask = site.step.operand("mask")
-    floats = mask is None or _dtype(site, site.step.inputs.index(mask)).is_floating_point
+    floats = mask is None or dtype_of(site, site.step.inputs.index(mask)).is_floating_point
     return len(site.shape("q")) == 4 and site.shape("q")[3] <= _WIDEST_HEAD and floats
 
 
@@ -210,7 +166,6 @@ def _layer_norm(ready: Ready, operands: Tensors, outputs: Tensors, scratch: Scra
     del scratch
     site = ready.site
     x, weight = operands[0], ready.weight
-    assert weight is not None
     return layer_norm_launch(x, weight, ready.bias, out=outputs[0], epsilon=site.number("epsilon"), pdl=site.early)
 
 
@@ -225,7 +180,7 @@ def _pool(ready: Ready, operands: Tensors, outputs: Tensors, scratch: Scratch | 
 
 
 def _pool_splits(site: Site) -> list[Config]:
-    pixels = _count(site.shape("x")[1:3])
+    pixels = count(site.shape("x")[1:3])
     return [(splits,) for splits in (1, 4, 8, 16, 32) if splits == 1 or splits * 16 <= pixels]
 
 
@@ -254,77 +209,7 @@ def _max_pool(ready: Ready, operands: Tensors, outputs: Tensors, scratch: Scratc
     )
 
 
-# ---- the gate of a squeeze-and-excite, applied ----
-
-
-def _gate(ready: Ready, operands: Tensors, outputs: Tensors, scratch: Scratch | None) -> Launch:
-    del scratch
-    gated = _gated(ready.site)
-    assert gated is not None
-    residual = None if gated.residual is None else operands[gated.residual]
-    gate = operands[gated.gate][:, 0, 0, :]
-    return apply_gate_launch(operands[gated.x], gate, out=outputs[0], residual=residual, pdl=ready.site.early)
-
-
-@dataclass(frozen=True, slots=True)
-class _Gated:
-    """Which operands of a pointwise step play which part."""
-
-    x: int
-    gate: int
-    residual: int | None
-
-
-def _gated(site: Site) -> _Gated | None:
-    """x times one number for each image and channel, maybe plus one of the operands; None for other programs."""
-    out, program = site.out_shape(), site.step.program
-    if len(out) != 4 or len(program) not in (1, 2) or program[0].name != "mul":
-        return None
-    factors = [_operand(each) for each in program[0].arguments]
-    gates = [each for each in factors if each is not None and _is_gate(site, each)]
-    if None in factors or len(gates) != 1:
-        return None
-    x = next(each for each in factors if each is not None and each != gates[0])
-    if len(program) == 1:
-        return _Gated(x, gates[0], None)
-    added = [each for each in program[1].arguments if each != "t0"]
-    residual = _operand(added[0]) if len(added) == 1 else None
-    if program[1].name != "add" or residual is None:
-        return None
-    return _Gated(x, gates[0], residual)
-
-
-def _operand(argument: object) -> int | None:
-    return int(argument[1:]) if isinstance(argument, str) and argument.startswith("i") else None
-
-
-def _is_gate(site: Site, index: int) -> bool:
-    operand, out = site.step.inputs[index], site.out_shape()
-    if operand.view is None:
-        return site.graph.shape(operand) == (out[0], 1, 1, out[3])
-    repeats = operand.view.strides[1:3] == (0, 0) and operand.view.strides[3] == 1
-    return operand.view.shape == out and repeats and out[1] * out[2] > 1
-
-
-def _suits_gate(site: Site) -> bool:
-    return _gated(site) is not None
-
-
 # ---- all of them ----
-
-
-def _no_scratch(site: Site, config: Config) -> tuple[int, int]:
-    del site, config
-    return 0, 0
-
-
-def _one(site: Site) -> Sequence[Config]:
-    del site
-    return ((),)
-
-
-def _same(weight: torch.Tensor) -> torch.Tensor:
-    return weight
 
 
 def _wide(weight: torch.Tensor) -> torch.Tensor:
@@ -344,20 +229,28 @@ def _suits_depthwise(site: Site) -> bool:
     return site.integer("groups") == channels == site.out_shape()[3] and channels > 1
 
 
-def _always(site: Site) -> bool:
-    del site
-    return True
+def _suits_depthwise_and_gate(site: Site) -> bool:
+    return _suits_depthwise(site) and suits_gate_layers(site)
 
 
 WAYS: Final[dict[tuple[str, str], Way]] = {
-    ("conv", "triton"): Way(_conv, _tiles, _tile_scratch, _same, _suits_conv),
-    ("conv", "triton_depthwise"): Way(_depthwise, _depthwise_tiles, _no_scratch, _taps_first, _suits_depthwise),
-    ("gemm", "triton"): Way(_gemm, _tiles, _tile_scratch, _same, _always),
-    ("attention", "triton"): Way(_attention, _attention_tiles, _no_scratch, _same, _suits_attention),
-    ("layer_norm", "triton"): Way(_layer_norm, _one, _no_scratch, _wide, _suits_layer_norm),
-    ("reduce", "triton"): Way(_pool, _pool_splits, _pool_scratch, _same, _suits_pool),
-    ("max_pool", "triton"): Way(_max_pool, _one, _no_scratch, _same, _always),
-    ("pointwise", "triton_gate"): Way(_gate, _one, _no_scratch, _same, _suits_gate),
+    ("conv", "triton"): Way(_conv, _tiles, _tile_scratch, suits=_suits_conv),
+    ("conv", "triton_depthwise"): Way(
+        _depthwise, _depthwise_tiles, forms={"weight": _taps_first}, suits=_suits_depthwise
+    ),
+    ("conv_gate", "triton_depthwise"): Way(
+        depthwise_and_gate(_filtered),
+        _depthwise_tiles,
+        forms={"weight": _taps_first, **LAYERS},
+        suits=_suits_depthwise_and_gate,
+    ),
+    ("gemm", "triton"): Way(_gemm, _tiles, _tile_scratch),
+    ("attention", "triton"): Way(_attention, _attention_tiles, suits=_suits_attention),
+    ("layer_norm", "triton"): Way(_layer_norm, forms={"weight": _wide}, suits=_suits_layer_norm),
+    ("reduce", "triton"): Way(_pool, _pool_splits, _pool_scratch, suits=_suits_pool),
+    ("max_pool", "triton"): Way(_max_pool),
+    **JOINED,
+    **MOVES,
 }
 """Kind and name -> kernel."""
 
@@ -369,7 +262,7 @@ def add() -> None:
             register(kind, name, Implementation(writing(_binding(way)), _fitting(name, way), way.configs))
 
 
-def launch(site: Site, name: str, config: Config) -> Launch:
+def launch(site: Site, name: str, config: Config) -> tuple[Launch, ...]:
     """What the step would launch, on tensors without memory but with the addresses' alignment: for compiling ahead.
 
     `Launch.run` of it is senseless. ValueError or RuntimeError where the kernel refuses the step's tensors.
@@ -380,13 +273,17 @@ def launch(site: Site, name: str, config: Config) -> Launch:
     if floats:
         scratch = Scratch(_meta((floats,), torch.float32), _meta((counters,), torch.int32))
     outputs = [_meta(site.out_shape(index), site.out_dtype(index)) for index in range(len(site.step.outputs))]
-    return way.build(_ready(way, site, config, on_meta=True), _operands_on_meta(site), outputs, scratch)
+    return way.launches(_ready(way, site, config, on_meta=True), _operands_on_meta(site), outputs, scratch)
 
 
 def launches(sites: Sequence[Site], names: Sequence[str]) -> list[Launch]:
     """What steps with these implementations would launch, for those of them that are ours."""
     pairs = ((site, name) for site, name in zip(sites, names, strict=True) if (site.step.kind, name) in WAYS)
-    return [launch(site, name, site.config or WAYS[site.step.kind, name].configs(site)[0]) for site, name in pairs]
+    return [
+        each
+        for site, name in pairs
+        for each in launch(site, name, site.config or WAYS[site.step.kind, name].configs(site)[0])
+    ]
 
 
 def _binding(way: Way) -> Callable[[Site], RunInto]:
@@ -404,7 +301,8 @@ def _binding(way: Way) -> Callable[[Site], RunInto]:
             if floats:
                 shared = workspace.current()
                 scratch = Scratch(shared.partial_sums, shared.counters)
-            way.build(ready, operands, outputs, scratch).run()
+            for each in way.launches(ready, operands, outputs, scratch):
+                each.run()
 
         return run
 
@@ -416,7 +314,7 @@ def _fitting(name: str, way: Way) -> Callable[[Site], bool]:
         # Kernels made for Triton's interpreter run on the CPU, compiled ones do not.
         if (site.device.type == "cuda") == interpreted(implicit_gemm_kernel) or not site.step.inputs:
             return False
-        if site.text("activation", "none") not in ACTIVATIONS or not _narrow_everywhere(site):
+        if site.text("activation", "none") not in ACTIVATIONS or not way.types(site):
             return False
         try:
             if not way.suits(site):
@@ -433,33 +331,25 @@ def _fitting(name: str, way: Way) -> Callable[[Site], bool]:
 
 
 def _ready(way: Way, site: Site, config: Config, *, on_meta: bool = False) -> Ready:
-    weight, bias = (site.weight(role) if role in _roles(site) else None for role in ("weight", "bias"))
-    if on_meta:
-        weight, bias = (each if each is None else _without_memory(each) for each in (weight, bias))
-    if weight is not None:
-        weight = way.weight(weight)
-    if bias is not None:
-        bias = bias.reshape(-1).float().contiguous()
-    return Ready(site, config, weight, bias)
+    constants: dict[str, torch.Tensor] = {}
+    for role in _roles(site):
+        form = _row if role.endswith("bias") else way.forms.get(role)
+        weight = None if form is None else site.weight(role)
+        if form is not None and weight is not None:
+            constants[role] = form(_without_memory(weight) if on_meta else weight)
+    return Ready(site, config, constants)
+
+
+def _row(bias: torch.Tensor) -> torch.Tensor:
+    return bias.reshape(-1).float().contiguous()
 
 
 def _operands_on_meta(site: Site) -> list[torch.Tensor]:
     found = []
     for index, operand in enumerate(site.step.inputs):
         stored = site.graph.stored(operand.value)
-        found.append(seen(_meta(stored.shape, _dtype(site, index)), operand))
+        found.append(seen(_meta(stored.shape, dtype_of(site, index)), operand))
     return found
-
-
-def _dtype(site: Site, index: int) -> torch.dtype:
-    name = site.step.inputs[index].value
-    return site.weights[name].dtype if name in site.weights else DTYPES[site.graph.values[name].datatype]
-
-
-def _narrow_everywhere(site: Site) -> bool:
-    """Sixteen bits in; the result may be wider."""
-    first = _dtype(site, 0)
-    return narrow(first) and (narrow(site.out_dtype()) or site.out_dtype() == torch.float32)
 
 
 def _without_memory(tensor: torch.Tensor) -> torch.Tensor:
@@ -482,9 +372,3 @@ def _at(site: Site, role: str) -> int:
 
 def _pair(numbers: tuple[int, ...]) -> tuple[int, int]:
     return numbers[0], numbers[1]
-
-
-def _multiprocessors(device: torch.device) -> int:
-    if device.type != "cuda":
-        return H200_MULTIPROCESSORS
-    return int(torch.cuda.get_device_properties(device).multi_processor_count)

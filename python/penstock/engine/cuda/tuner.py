@@ -190,6 +190,14 @@ class _Candidate:
 
 
 @dataclass(slots=True)
+class _Compiling:
+    """A candidate whose kernels are not all compiled yet."""
+
+    candidate: _Candidate
+    left: int
+
+
+@dataclass(slots=True)
 class _Race:
     rows: list[Tuned]
     timer: Timer
@@ -201,7 +209,7 @@ class _Race:
         """The number of candidates that were not timed."""
         candidates = [each for row in self.rows for each in self._candidates(row)]
         ours = [each for each in candidates if each.choice.implementation.startswith(OURS)]
-        pending: dict[Future[str], _Candidate] = {}
+        pending: dict[Future[str], _Compiling] = {}
         with ExitStack() as stack:
             stack.callback(lambda: [future.cancel() for future in pending])
             if compilers is not None:  # the compilers need not wait for what others take
@@ -219,7 +227,7 @@ class _Race:
                 return untimed + self._one_by_one(ours)
             pending |= self._submitted([each for each in ours if each.rank >= _AT_ONCE], compilers)
             self._as_they_come(pending)
-            return untimed + len(pending)
+            return untimed + len({id(each) for each in pending.values()})
 
     def _candidates(self, row: Tuned) -> list[_Candidate]:
         # The executor's own choice is in the site, and must not be the only one.
@@ -259,31 +267,34 @@ class _Race:
             self.time(each.row, each.choice)
         return 0
 
-    def _submitted(self, candidates: Sequence[_Candidate], compilers: Builds) -> dict[Future[str], _Candidate]:
+    def _submitted(self, candidates: Sequence[_Candidate], compilers: Builds) -> dict[Future[str], "_Compiling"]:
         from penstock.engine.cuda.triton_steps import launch
 
-        found: dict[Future[str], _Candidate] = {}
+        found: dict[Future[str], _Compiling] = {}
         for each in candidates:
             try:
                 built = launch(each.row.site, each.choice.implementation, each.choice.config)
             except (ValueError, RuntimeError) as error:
                 each.row.failed[each.choice] = f"{type(error).__name__}: {error}"[:200]
                 continue
-            found[compilers.submit(built)] = each
+            compiling = _Compiling(each, len(built))
+            found |= {compilers.submit(one): compiling for one in built}
         return found
 
-    def _as_they_come(self, pending: dict[Future[str], _Candidate]) -> None:
+    def _as_they_come(self, pending: dict[Future[str], "_Compiling"]) -> None:
         """Times what is compiled, and takes it out of `pending`, until that is empty or the time over."""
         while pending and not self.over():
             done, _ = wait(pending, self.deadline - self.clock(), FIRST_COMPLETED)
             for future in done:
                 if self.over():
                     return
-                each = pending.pop(future)
+                compiling = pending.pop(future)
+                compiling.left -= 1
+                row, choice = compiling.candidate.row, compiling.candidate.choice
                 if why := future.result():
-                    each.row.failed[each.choice] = why
-                else:
-                    self.time(each.row, each.choice)
+                    row.failed[choice] = why
+                elif compiling.left == 0 and choice not in row.failed:
+                    self.time(row, choice)
 
 
 def disagreement(found: Sequence[torch.Tensor], expected: Sequence[torch.Tensor]) -> str:

@@ -1,7 +1,8 @@
 """Turns a graph whose shapes are bound into steps for GPU kernels (`engine.lowered`).
 
 `lower` takes what `graph.optimize(model, shapes=...)` made. Feature maps become NHWC, weights are laid out as kernels
-want them, reshapes and transposes become views, and layers take in their bias, activation and residual. An operator
+want them, reshapes and transposes become views, layers take in their bias, activation and residual, and some become one
+step with the next. An operator
 that is not in the table raises Unsupported, which names it and its node. Nothing else of the package knows both ONNX
 and steps. Called by build.
 """
@@ -18,7 +19,9 @@ from penstock.graph.editing import Array, is_operator
 from penstock.graph.lowering import attention, layers, moves, reductions
 from penstock.graph.lowering.builder import Builder
 from penstock.graph.lowering.fusing import fuse
+from penstock.graph.lowering.joining import join
 from penstock.graph.lowering.pointwise import POINTWISE, pointwise
+from penstock.graph.lowering.unfolding import unfold
 
 _Lower = Callable[[Builder, ir.Node], None]
 
@@ -76,8 +79,8 @@ def lower(model: ir.Model) -> tuple[LoweredGraph, Weights]:
         _one(builder, node)
     for value in graph.outputs:
         builder.add_output(value, value.producer() or node or ir.node("Identity", [value], name=f"{value.name}.output"))
-    lowered = fuse(builder.finish())
-    return lowered, {name: builder.weights[name] for name in lowered.weights}
+    lowered, weights = unfold(join(fuse(builder.finish())), builder.weights)
+    return lowered, {name: weights[name] for name in lowered.weights}
 
 
 def _one(builder: Builder, node: ir.Node) -> None:

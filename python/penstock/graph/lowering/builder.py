@@ -162,6 +162,21 @@ class Builder:
             self._copies[key] = self.emit(node, "copy", [seen], ref.shape, ref.datatype, order)
         return self._copies[key]
 
+    def padded(self, ref: Ref, channels: int, node: ir.Node) -> Ref:
+        """A feature map in NHWC with this many channels, those it does not have being zero."""
+        batch, there, height, width = ref.shape
+        key = (ref, (channels, *NHWC))
+        if key not in self._copies:
+            shape = (batch, channels, height, width)
+            attributes: dict[str, Attribute] = {
+                "begin": (0, 0, 0, 0),
+                "end": (0, 0, 0, channels - there),
+                "value": 0.0,
+            }
+            seen = self.operand(ref, "x", NHWC)
+            self._copies[key] = self.emit(node, "pad", [seen], shape, ref.datatype, NHWC, attributes)
+        return self._copies[key]
+
     def copied(self, ref: Ref, order: Sequence[int]) -> Ref:
         """The copy in this order of axes that something asked for before, if there is one; else the value itself."""
         return ref if lies_in(ref, order) else self._copies.get((ref, tuple(order)), ref)

@@ -20,7 +20,13 @@ from penstock.engine.cuda.kernels.depthwise import DepthwiseTile, depthwise_conv
 from penstock.engine.cuda.kernels.epilogue import Epilogue, Scratch
 from penstock.engine.cuda.kernels.implicit_gemm import conv2d_nhwc_launch, gemm_launch
 from penstock.engine.cuda.kernels.reductions import global_average_pool_launch, layer_norm_launch
-from penstock.engine.cuda.kernels.squeeze_excite import apply_gate_launch, squeeze_excite_gate_launch
+from penstock.engine.cuda.kernels.gated_mlp import MlpTile, gated_mlp_launch
+from penstock.engine.cuda.kernels.moves import concat_channels_launch, planes_to_pixels_launch
+from penstock.engine.cuda.kernels.squeeze_excite import (
+    apply_gate_launch,
+    squeeze_excite_gate_launch,
+    squeeze_excite_launch,
+)
 from penstock.engine.cuda.kernels.tiles import Tile
 
 def t(*shape, dtype=torch.float16):
@@ -52,6 +58,23 @@ launches = {
         t(8, 7, 128, dtype=torch.float32), t(32, 128), t(32), t(32, 128), t(128), pixels=784, out=t(8, 128),
         inner=Epilogue("relu"), outer=Epilogue("sigmoid")),
     "gating": apply_gate_launch(x, t(8, 128), out=t(8, 28, 28, 128), residual=x),
+    "gating upsampled": apply_gate_launch(
+        t(8, 184, 184, 96), t(8, 96), out=t(8, 184, 184, 96), residual=t(8, 92, 92, 96), repeat=(2, 2), plus_x=True,
+        pdl=True),
+    "map to gate": squeeze_excite_launch(
+        t(1, 46, 46, 192), t(48, 192), t(48, dtype=torch.float32), t(48, 192), t(192, dtype=torch.float32),
+        out=t(1, 192), splits=64, inner=Epilogue("relu"), outer=Epilogue("hard_sigmoid", 0.2, 0.5), scratch=scratch,
+        pdl=True),
+    "two layers": gated_mlp_launch(
+        t(1, 960, 96), t(192, 96), t(192, dtype=torch.float32), t(96, 192), t(96, dtype=torch.float32),
+        out=t(1, 960, 96), config=MlpTile(64, 64, 4, 2), activation="gelu", gate=t(1, 96), skip=True, pdl=True),
+    "two layers of few rows": gated_mlp_launch(
+        t(1, 480, 192), t(384, 192), None, t(384, 384), None, out=t(1, 480, 384), config=MlpTile(16, 64, 8, 2),
+        activation="gelu"),
+    "side by side": concat_channels_launch(
+        [t(8, 23, 23, 24), t(8, 92, 92, 24), t(8, 184, 184, 24)], out=t(8, 184, 184, 72),
+        repeats=[(8, 8), (2, 2), (1, 1)]),
+    "planes": planes_to_pixels_launch(t(8, 3, 736, 736, dtype=torch.float32), out=t(8, 736, 736, 4)),
 }
 for name, launch in launches.items():
     took = launch.compile()
@@ -62,7 +85,7 @@ for name, launch in launches.items():
     assert sealed.shared_bytes == took.shared_bytes
     print(name, took.registers, took.spilled_bytes, took.shared_bytes, int(took.uses_wgmma), sep=",")
 """
-MATRIX = {"conv", "conv ahead", "conv int8", "gemm bfloat16", "gemm split", "attention"}
+MATRIX = {"conv", "conv ahead", "conv int8", "gemm bfloat16", "gemm split", "attention", "two layers"}
 
 
 def test_every_kernel_compiles_for_hopper_without_spilling(tmp_path: Path) -> None:
@@ -71,7 +94,7 @@ def test_every_kernel_compiles_for_hopper_without_spilling(tmp_path: Path) -> No
     done = subprocess.run([sys.executable, "-c", PROGRAM], env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
     rows = [line.split(",") for line in done.stdout.splitlines()]
-    assert len(rows) == 11
+    assert len(rows) == 17
     for name, registers, spilled, shared, wgmma in rows:
         assert int(spilled) == 0, name
         assert int(registers) <= 255, name

@@ -1,4 +1,4 @@
-"""Norms, pools, gates and attention against torch in float64."""
+"""Norms, pools, gates, attention, layers in a row and what moves numbers, against torch in float64."""
 
 import pytest
 
@@ -8,8 +8,9 @@ pytest.importorskip("triton")
 from penstock.engine.cuda.kernels.attention import AttentionTile, attention, attention_tiles  # noqa: E402
 from penstock.engine.cuda.kernels.epilogue import Epilogue, Scratch  # noqa: E402
 from penstock.engine.cuda.kernels.gated_mlp import MlpTile, gated_mlp, mlp_tiles  # noqa: E402
+from penstock.engine.cuda.kernels.moves import concat_channels, planes_to_pixels  # noqa: E402
 from penstock.engine.cuda.kernels.reductions import channel_sums, global_average_pool, layer_norm  # noqa: E402
-from penstock.engine.cuda.kernels.squeeze_excite import apply_gate, squeeze_excite_gate  # noqa: E402
+from penstock.engine.cuda.kernels.squeeze_excite import apply_gate, squeeze_excite, squeeze_excite_gate  # noqa: E402
 
 pytestmark = pytest.mark.torch
 
@@ -63,6 +64,67 @@ def test_a_gate_is_two_small_layers_of_the_mean(device: str) -> None:
     hidden = torch.relu(mean @ squeeze.double().T + squeeze_bias.double())
     right = (0.2 * (hidden @ excite.double() + excite_bias.double()) + 0.5).clamp(0, 1)
     assert (out.double() - right).abs().max() < 1e-3
+
+
+@pytest.mark.parametrize("splits", [1, 5])
+@pytest.mark.parametrize("biased", [True, False])
+def test_a_gate_is_made_of_the_map_itself(splits: int, biased: bool, device: str) -> None:
+    x = (torch.randn(2, 5, 7, 40, device=device) + 1).half()
+    squeeze, excite = torch.randn(10, 40, device=device).half(), torch.randn(10, 40, device=device).half()
+    squeeze_bias, excite_bias = torch.randn(10, device=device), torch.randn(40, device=device)
+    out = torch.full((2, 40), float("nan"), device=device, dtype=torch.float16)
+    counters = torch.zeros(2, dtype=torch.int32, device=device)
+    scratch = Scratch(torch.full((2 * splits * 40,), float("nan"), device=device), counters)
+    for _ in range(2):  # the counters are left as they were found
+        squeeze_excite(
+            x, squeeze, squeeze_bias if biased else None, excite, excite_bias if biased else None, out=out,
+            splits=splits, inner=Epilogue("relu"), outer=Epilogue("hard_sigmoid", 0.2, 0.5), scratch=scratch,
+        )  # fmt: skip
+        assert not counters.any()
+    hidden = torch.relu(x.double().mean((1, 2)) @ squeeze.double().T + squeeze_bias.double() * biased)
+    right = (0.2 * (hidden @ excite.double() + excite_bias.double() * biased) + 0.5).clamp(0, 1)
+    assert (out.double() - right).abs().max() < 1e-3
+
+
+@pytest.mark.parametrize("plus_x", [True, False])
+@pytest.mark.parametrize("repeat", [(1, 1), (2, 3)])
+def test_a_gated_map_takes_one_that_is_smaller(repeat: tuple[int, int], plus_x: bool, device: str) -> None:
+    x = torch.randn(2, 4, 6, 24, device=device).half()
+    high, wide = repeat
+    small = torch.randn(2, 4 // high, 6 // wide, 24, device=device).half()
+    gate = torch.rand(2, 24, device=device).half()
+    out = torch.full_like(x, float("nan"))
+    apply_gate(x, gate, out=out, residual=small, repeat=repeat, plus_x=plus_x)
+    large = small.double().repeat_interleave(high, 1).repeat_interleave(wide, 2)
+    right = x.double() * (gate.double()[:, None, None] + plus_x) + large
+    assert (out.double() - right).abs().max() < 8e-3
+
+
+@pytest.mark.parametrize("repeats", [((1, 1), (1, 1)), ((2, 3), (1, 1), (4, 2))])
+def test_channels_side_by_side(repeats: tuple[tuple[int, int], ...], device: str) -> None:
+    sizes = (24, 8, 17)[: len(repeats)]
+    parts = [
+        torch.randn(2, 4 // high, 6 // wide, size, device=device).half()
+        for (high, wide), size in zip(repeats, sizes, strict=True)
+    ]
+    out = torch.full((2, 4, 6, sum(sizes)), float("nan"), device=device, dtype=torch.float16)
+    concat_channels(parts, out=out, repeats=repeats)
+    large = [
+        part.repeat_interleave(high, 1).repeat_interleave(wide, 2)
+        for part, (high, wide) in zip(parts, repeats, strict=True)
+    ]
+    assert torch.equal(out, torch.cat(large, 3))
+    with pytest.raises(ValueError, match="as many channels"):
+        concat_channels(parts[:-1], out=out, repeats=repeats[:-1])
+
+
+@pytest.mark.parametrize("channels", [3, 4])
+def test_planes_become_pixels(channels: int, device: str) -> None:
+    x = torch.randn(2, 3, 5, 7, device=device)
+    out = torch.full((2, 5, 7, channels), float("nan"), device=device, dtype=torch.float16)
+    planes_to_pixels(x, out=out)
+    assert torch.equal(out[..., :3], x.permute(0, 2, 3, 1).half())
+    assert not out[..., 3:].any()
 
 
 @pytest.mark.parametrize("residual_last", [True, False])
@@ -133,6 +195,35 @@ def test_two_layers_in_one(gated: bool, device: str) -> None:
     hidden = torch.nn.functional.gelu(scaled @ first.double().T + first_bias.double())
     right = torch.relu(hidden @ second.double().T + second_bias.double()) + residual.double()
     assert (out.double() - right).abs().max() < 8e-3
+
+
+@pytest.mark.parametrize("residual_last", [True, False])
+def test_two_layers_may_add_what_went_in_after_its_gate(residual_last: bool, device: str) -> None:
+    x, gate = torch.randn(2, 5, 24, device=device).half(), torch.rand(2, 24, device=device).half()
+    first, second = ((torch.randn(24, 24, device=device) / 5).half() for _ in range(2))
+    out = torch.full_like(x, float("nan"))
+    gated_mlp(
+        x, first, None, second, None, out=out, config=MlpTile(16, 16, 4, 2), activation="leaky_relu", alpha=0.25,
+        gate=gate, skip=True, epilogue=Epilogue("hard_sigmoid", 0.2, 0.5, residual_last=residual_last),
+    )  # fmt: skip
+    scaled = (x.double() * gate.double()[:, None]).half().double()
+    y = torch.nn.functional.leaky_relu(scaled @ first.double().T, 0.25) @ second.double().T
+    right = (0.2 * y + 0.5).clamp(0, 1) + scaled if residual_last else (0.2 * (y + scaled) + 0.5).clamp(0, 1)
+    assert (out.double() - right).abs().max() < 8e-3
+
+
+@pytest.mark.parametrize(("width", "out_width"), [(24, 40), (40, 24)])
+def test_two_layers_may_change_the_width(width: int, out_width: int, device: str) -> None:
+    x = torch.randn(1, 21, width, device=device).half()
+    first = (torch.randn(32, width, device=device) / 5).half()
+    second = (torch.randn(out_width, 32, device=device) / 6).half()
+    residual = torch.randn(1, 21, out_width, device=device).half()
+    out = torch.full_like(residual, float("nan"))
+    gated_mlp(x, first, None, second, None, out=out, config=MlpTile(16, 16, 4, 2), activation="relu", residual=residual)
+    right = torch.relu(x.double() @ first.double().T) @ second.double().T + residual.double()
+    assert (out.double() - right).abs().max() < 8e-3
+    with pytest.raises(ValueError, match="as many channels out as in"):
+        gated_mlp(x, first, None, second, None, out=out, config=MlpTile(16, 16, 4, 2), activation="relu", skip=True)
 
 
 @pytest.mark.parametrize("width", [24, 96, 192, 384])

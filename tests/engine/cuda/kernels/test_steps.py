@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from collections import Counter
 from concurrent.futures import Future
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from penstock.engine.cuda.executor import Executor
 from penstock.engine.cuda.implementations import IMPLEMENTATIONS, add_triton, fitting
 from penstock.engine.cuda.kernels.launching import Launch
 from penstock.engine.cuda.precompile import Compilers
+from penstock.engine.cuda.triton_steps import launch
 from penstock.engine.cuda.tuner import tune
 from penstock.errors import InvalidArgument
 from tests.engine.cuda.reference import Arrays, error, lowered
@@ -31,6 +33,20 @@ OURS = ("triton", "triton_depthwise", "triton_gate")
 CONV = "(float[1,16,6,6] x) => (float[1,16,6,6] y) {{ a = Conv <pads=[1,1,1,1]> (x, w, b) {rest} }}"
 WIDE = {"w": normal(16, 16, 3, 3, seed=1) / 12, "b": normal(16, seed=2)}
 X = {"x": normal(1, 16, 6, 6)}
+
+EXCITED = """(float[2,16,6,6] i) => (float[2,16,6,6] y) {{ x = Conv <group={group}, pads=[1,1,1,1]> (i, k{group})
+    w = GlobalAveragePool(x) s = Conv(w, v, b) r = Relu(s)
+    e = Conv(r, u, d) g = HardSigmoid <alpha=0.25> (e) {rest} }}"""
+SMALL = {
+    "k16": normal(16, 1, 3, 3, seed=9) / 3,
+    "k8": normal(16, 2, 3, 3, seed=9) / 4,
+    "v": normal(4, 16, 1, 1, seed=3),
+    "b": normal(4, seed=4),
+    "u": normal(16, 4, 1, 1, seed=5),
+    "d": normal(16, seed=6),
+    "p": normal(32, 16, 1, 1, seed=7) / 4,
+    "q": normal(16, 32, 1, 1, seed=8) / 5,
+}
 
 # name: text, weights, inputs, kind of the step that is ours
 MODELS: dict[str, tuple[str, Arrays, Arrays, str]] = {
@@ -86,6 +102,47 @@ MODELS: dict[str, tuple[str, Arrays, Arrays, str]] = {
         c = Conv(p, v) d = Conv(x, v) g = Sigmoid(c) m = Mul(a, g) y = Add(m, d) }""",
         WIDE | {"v": normal(16, 16, 1, 1, seed=3) / 4}, {"x": normal(2, 16, 6, 6)}, "pointwise",
     ),
+    "two layers": (
+        """(float[2,16,6,6] x) => (float[2,24,6,6] y) { a = Conv(x, v, b) g = LeakyRelu <alpha=0.3> (a)
+        c = Conv(g, u) y = HardSigmoid <alpha=0.3> (c) }""",
+        {"v": normal(32, 16, 1, 1, seed=3) / 4, "b": normal(32, seed=2), "u": normal(24, 32, 1, 1, seed=4) / 5},
+        {"x": normal(2, 16, 6, 6)}, "mlp",
+    ),
+    "two layers of tokens": (
+        "(float[2,20,16] x, float[2,20,16] z) => (float[2,20,16] y) "
+        "{ a = MatMul(x, v) g = Gelu(a) c = MatMul(g, u) y = Add(c, z) }",
+        {"v": normal(16, 32, seed=3) / 4, "u": normal(32, 16, seed=4) / 5},
+        {"x": normal(2, 20, 16), "z": normal(2, 20, 16, seed=9)}, "mlp",
+    ),
+    "squeeze and excite": (
+        EXCITED.format(group=8, rest="y = Mul(x, g)"), SMALL, {"i": normal(2, 16, 6, 6)}, "squeeze_excite",
+    ),
+    "depthwise with its gate": (
+        EXCITED.format(group=16, rest="y = Mul(x, g)"), SMALL, {"i": normal(2, 16, 6, 6)}, "conv_gate",
+    ),
+    "squeeze, excite and two layers": (
+        EXCITED.format(group=8, rest="m = Mul(x, g) a = Conv(m, p) h = Gelu(a) c = Conv(h, q) y = Add(m, c)"),
+        SMALL, {"i": normal(2, 16, 6, 6)}, "mlp",
+    ),
+    "gate and upsampled": (
+        """(float[2,16,6,6] x) => (float[2,16,6,6] y) { z = MaxPool <kernel_shape=[2,2], strides=[2,2]> (x)
+        c = Conv(x, v, b) w = GlobalAveragePool(c) g = Sigmoid(w) u = Resize <mode="nearest",
+        coordinate_transformation_mode="asymmetric", nearest_mode="floor"> (z, , t)
+        m = Mul(c, g) n = Add(c, m) y = Add(n, u) }""",
+        {"v": normal(16, 16, 1, 1, seed=3) / 4, "b": normal(16, seed=2), "t": np.array([1, 1, 2, 2], np.float32)},
+        {"x": normal(2, 16, 6, 6)}, "pointwise",
+    ),
+    "upsampled beside another": (
+        """(float[2,16,6,6] x) => (float[2,32,6,6] y) { z = MaxPool <kernel_shape=[2,3], strides=[2,3]> (x)
+        c = Conv(x, v) u = Resize <mode="nearest",
+        coordinate_transformation_mode="asymmetric", nearest_mode="floor"> (z, , t) y = Concat <axis=1> (u, c) }""",
+        {"v": normal(16, 16, 1, 1, seed=3) / 4, "t": np.array([1, 1, 2, 3], np.float32)},
+        {"x": normal(2, 16, 6, 6)}, "concat",
+    ),
+    "picture": (
+        "(float[2,3,6,6] x) => (float[2,16,6,6] y) { y = Conv <pads=[1,1,1,1]> (x, w) }",
+        {"w": normal(16, 3, 3, 3, seed=1) / 5}, {"x": normal(2, 3, 6, 6)}, "pad",
+    ),
     "attention": (
         """(float[2,5,32] x) => (float[2,5,32] y) {
         q = Reshape(x, s) a = Transpose<perm=[0,2,1,3]>(q) b = Transpose<perm=[0,2,3,1]>(q)
@@ -101,12 +158,50 @@ MODELS: dict[str, tuple[str, Arrays, Arrays, str]] = {
 @pytest.mark.parametrize("name", MODELS)
 def test_a_step_of_ours_computes_what_the_model_does(name: str, device: str) -> None:
     text, weights, inputs, kind = MODELS[name]
-    model = graph(text, weights)
+    model = graph(text, weights, opset=20)
     executor = Executor(*lowered(model, inputs), device, "fp16", OURS)
     ours = [bound for bound in executor.program if bound.implementation in OURS]
     assert kind in {bound.kind for bound in ours}, [(bound.kind, bound.implementation) for bound in executor.program]
     found = executor.run({key: torch.from_numpy(each).to(device) for key, each in inputs.items()})["y"]
     assert error(found.cpu().numpy(), run(model, inputs)["y"]) < 2e-3
+
+
+PAIRS = ("two layers", "two layers of tokens", "squeeze, excite and two layers")
+
+
+@pytest.mark.parametrize("split", [1, 2])
+@pytest.mark.parametrize("name", PAIRS)
+def test_two_layers_may_be_two_products(name: str, split: int, device: str) -> None:
+    text, weights, inputs, _ = MODELS[name]
+    lowered_, found_weights = lowered(graph(text, weights, opset=20), inputs)
+    (step,) = (step for step in lowered_.steps if step.kind == "mlp")
+    config = (16, 16, 16, 4, 2, 1, 8, 16, 16, 16, 4, 2, split, 8)
+    executor = Executor(lowered_, found_weights, device, "fp16", choices={step.name: Choice("triton_pair", config)})
+    assert (executor.needs.counters > 0) is (split > 1)
+    found = executor.run({key: torch.from_numpy(each).to(device) for key, each in inputs.items()})["y"]
+    assert error(found.cpu().numpy(), run(graph(text, weights, opset=20), inputs)["y"]) < 2e-3
+    (site,) = (site for site in executor.sites if site.step.kind == "mlp")
+    kernels = [each.kernel.__name__ for each in launch(site, "triton_pair", config)]
+    gated = ["apply_gate_kernel"] if step.operand("gate") is not None else []
+    assert kernels == [*gated, "implicit_gemm_kernel", "implicit_gemm_kernel"]
+
+
+def test_every_kernel_of_a_candidate_is_compiled_before_it_is_timed(device: str) -> None:
+    text, weights, inputs, _ = MODELS["two layers"]
+    lowered_, found_weights = lowered(graph(text, weights, opset=20), inputs)
+    compilers = Answers(failing=0)
+    result = tune(
+        Executor(lowered_, found_weights, device, "fp16"), timer=lambda call: 1.0, compilers=compilers, limit=2
+    )
+    row = next(row for row in result.rows if row.site.step.kind == "mlp")
+    timed = {choice.implementation for choice in row.times}
+    assert timed == {"cublas", "triton", "triton_pair"}, row.failed
+    assert compilers.asked["implicit_gemm_kernel"] == 4
+    failing = tune(
+        Executor(lowered_, found_weights, device, "fp16"), timer=lambda call: 1.0, compilers=Answers(4), limit=2
+    )
+    row = next(row for row in failing.rows if row.site.step.kind == "mlp")
+    assert "triton_pair" not in {choice.implementation for choice in row.times}
 
 
 def test_a_split_sum_is_shared_in_the_executors_workspace(device: str) -> None:
@@ -162,9 +257,11 @@ class Answers:
 
     def __init__(self, failing: int) -> None:
         self.failing = failing
+        self.asked: Counter[str] = Counter()
 
     def submit(self, launch: Launch, /) -> Future[str]:
         future: Future[str] = Future()
+        self.asked[launch.kernel.__name__] += 1
         if launch.num_warps != NEVER:
             future.set_result("no registers left" if launch.num_warps == self.failing else "")
         return future

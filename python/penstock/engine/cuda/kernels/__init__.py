@@ -14,8 +14,9 @@ uses nothing of the rest of the house (misuse is a ValueError) so that it can be
     driver           what was compiled, launched without Triton or a compiler
     implicit_gemm    convolution and matrix product with their epilogues, FP16, BF16, INT8; split-K
     depthwise        depthwise convolution, with sums per channel for a squeeze-and-excite on the side
-    squeeze_excite   the gate from those sums, and its application
+    squeeze_excite   the gate from a map or from those sums, and its application
     gated_mlp        gate, two pointwise layers and the residual in one
+    moves            channels side by side, a picture's planes made pixels
     reductions       layer norm, global average pool
     attention        softmax(QK^T + mask)V straight from packed QKV
     tuning           the fastest of several launches, timed inside CUDA graphs

@@ -1,11 +1,14 @@
 """Squeeze-and-excite: a gate for each channel from its mean, two small layers, and its application.
 
-The means come as sums over blocks of pixels, from the kernel that made the feature map (`depthwise`'s `sums`) or from
-`reductions.channel_sums`; so the map is read once, by `apply_gate`.
+`squeeze_excite` reads the map and makes the gate in one kernel: the block that is last to add up its pixels of an image
+computes it. Where the kernel that made the map left sums over blocks of pixels (`depthwise`'s `sums`), they are enough
+(`squeeze_excite_gate`), and the map is read once, by `apply_gate`.
 """
 
 # What Triton compiles has Triton's types, which are not Python's.
 # mypy: disable-error-code="no-untyped-def, untyped-decorator"
+
+from typing import Final
 
 import torch
 import triton
@@ -13,17 +16,84 @@ import triton.language as tl
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from .activations import activate, expect_activation
-from .epilogue import Epilogue
+from .epilogue import Epilogue, Scratch
 from .launching import Launch
 from .rows import expect_shape, pitch, power_of_two
+
+WIDEST: Final = 2048
+"""Channels of a map that one block sums."""
+
+
+def squeeze_excite(
+    x: torch.Tensor,
+    squeeze: torch.Tensor,
+    squeeze_bias: torch.Tensor | None,
+    excite: torch.Tensor,
+    excite_bias: torch.Tensor | None,
+    *,
+    out: torch.Tensor,
+    splits: int,
+    inner: Epilogue,
+    outer: Epilogue,
+    scratch: Scratch,
+    pdl: bool = False,
+) -> None:
+    """The gate [N, C] of x [N, H, W, C], as `squeeze_excite_gate` makes it of sums; `splits` blocks share an image.
+
+    scratch  N · splits · C floats and N counters at least.
+    """
+    squeeze_excite_launch(
+        x, squeeze, squeeze_bias, excite, excite_bias, out=out, splits=splits, inner=inner, outer=outer,
+        scratch=scratch, pdl=pdl,
+    ).run()  # fmt: skip
+
+
+def squeeze_excite_launch(
+    x: torch.Tensor,
+    squeeze: torch.Tensor,
+    squeeze_bias: torch.Tensor | None,
+    excite: torch.Tensor,
+    excite_bias: torch.Tensor | None,
+    *,
+    out: torch.Tensor,
+    splits: int,
+    inner: Epilogue,
+    outer: Epilogue,
+    scratch: Scratch,
+    pdl: bool = False,
+) -> Launch:
+    images, height, width, channels = x.shape
+    if channels > WIDEST:
+        raise ValueError(f"x: expected at most {WIDEST} channels, got {channels}")
+    if scratch.partial_sums.numel() < images * splits * channels or scratch.counters.numel() < images:
+        raise ValueError(f"scratch: expected {images * splits * channels} floats and {images} counters")
+    _expect_layers(images, channels, squeeze, squeeze_bias, excite, excite_bias, out)
+    expect_activation(inner.activation)
+    expect_activation(outer.activation)
+    block_channels = power_of_two(channels, 16)
+    return Launch(
+        squeeze_excite_kernel,
+        (splits, images, 1),
+        (x, squeeze, squeeze_bias, excite, excite_bias, scratch.partial_sums, scratch.counters, out),
+        {
+            "PIXELS": height * width,
+            "X_PITCH": pitch(x, "x"),
+            "SPLITS": splits,
+            "BLOCK_PIXELS": max(1, min(8192 // block_channels, power_of_two(triton.cdiv(height * width, splits)))),
+            **_layers(channels, squeeze.shape[0], splits, inner, outer),
+            "PDL": pdl,
+        },
+        num_warps=8,
+        pdl=pdl,
+    )
 
 
 def squeeze_excite_gate(
     sums: torch.Tensor,
     squeeze: torch.Tensor,
-    squeeze_bias: torch.Tensor,
+    squeeze_bias: torch.Tensor | None,
     excite: torch.Tensor,
-    excite_bias: torch.Tensor,
+    excite_bias: torch.Tensor | None,
     *,
     pixels: int,
     out: torch.Tensor,
@@ -44,9 +114,9 @@ def squeeze_excite_gate(
 def squeeze_excite_gate_launch(
     sums: torch.Tensor,
     squeeze: torch.Tensor,
-    squeeze_bias: torch.Tensor,
+    squeeze_bias: torch.Tensor | None,
     excite: torch.Tensor,
-    excite_bias: torch.Tensor,
+    excite_bias: torch.Tensor | None,
     *,
     pixels: int,
     out: torch.Tensor,
@@ -55,6 +125,30 @@ def squeeze_excite_gate_launch(
     pdl: bool = False,
 ) -> Launch:
     images, blocks, channels = sums.shape
+    _expect_layers(images, channels, squeeze, squeeze_bias, excite, excite_bias, out)
+    if not sums.is_contiguous():
+        raise ValueError(f"sums: expected a contiguous tensor, got strides {sums.stride()}")
+    expect_activation(inner.activation)
+    expect_activation(outer.activation)
+    return Launch(
+        gate_kernel,
+        (images, 1, 1),
+        (sums, squeeze, squeeze_bias, excite, excite_bias, out),
+        {"PIXELS": pixels, "SPLITS": blocks, **_layers(channels, squeeze.shape[0], blocks, inner, outer), "PDL": pdl},
+        num_warps=8,
+        pdl=pdl,
+    )
+
+
+def _expect_layers(
+    images: int,
+    channels: int,
+    squeeze: torch.Tensor,
+    squeeze_bias: torch.Tensor | None,
+    excite: torch.Tensor,
+    excite_bias: torch.Tensor | None,
+    out: torch.Tensor,
+) -> None:
     reduced = squeeze.shape[0]
     for name, tensor, shape in (
         ("squeeze", squeeze, (reduced, channels)),
@@ -62,37 +156,144 @@ def squeeze_excite_gate_launch(
         ("excite", excite, (reduced, channels)),
         ("excite_bias", excite_bias, (channels,)),
         ("out", out, (images, channels)),
-        ("sums", sums, (images, blocks, channels)),
     ):
+        if tensor is None:
+            continue
         expect_shape(tensor, name, *shape)
         if not tensor.is_contiguous():
             raise ValueError(f"{name}: expected a contiguous tensor, got strides {tensor.stride()}")
-    expect_activation(inner.activation)
-    expect_activation(outer.activation)
-    return Launch(
-        gate_kernel,
-        (images, 1, 1),
-        (sums, squeeze, squeeze_bias, excite, excite_bias, out),
-        {
-            "CHANNELS": channels,
-            "REDUCED": reduced,
-            "BLOCKS": blocks,
-            "PIXELS": pixels,
-            "INNER": inner.activation,
-            "INNER_ALPHA": inner.alpha,
-            "INNER_BETA": inner.beta,
-            "OUTER": outer.activation,
-            "OUTER_ALPHA": outer.alpha,
-            "OUTER_BETA": outer.beta,
-            "BLOCK_CHANNELS": power_of_two(channels, 16),
-            # Eight vectors of 16 bytes of each of 256 threads in flight.
-            "BLOCK_REDUCED": min(power_of_two(reduced), max(1, 16384 // power_of_two(channels, 16))),
-            "BLOCK_BLOCKS": min(power_of_two(blocks), max(1, 8192 // power_of_two(channels, 16))),
-            "PDL": pdl,
-        },
-        num_warps=8,
-        pdl=pdl,
-    )
+
+
+def _layers(
+    channels: int, reduced: int, splits: int, inner: Epilogue, outer: Epilogue
+) -> dict[str, int | float | str | bool]:
+    """Constants of the two layers, and of adding up the parts of an image."""
+    wide = power_of_two(channels, 16)
+    return {
+        "CHANNELS": channels,
+        "REDUCED": reduced,
+        "INNER": inner.activation,
+        "INNER_ALPHA": inner.alpha,
+        "INNER_BETA": inner.beta,
+        "OUTER": outer.activation,
+        "OUTER_ALPHA": outer.alpha,
+        "OUTER_BETA": outer.beta,
+        "BLOCK_CHANNELS": wide,
+        # Eight vectors of 16 bytes of each of 256 threads in flight.
+        "BLOCK_REDUCED": min(power_of_two(reduced), max(1, 16384 // wide)),
+        "BLOCK_SPLITS": min(power_of_two(splits), max(1, 8192 // wide)),
+    }
+
+
+@triton.jit
+def _gate(
+    sums,
+    squeeze,
+    squeeze_bias,
+    excite,
+    out,
+    image,
+    gate,
+    CHANNELS: tl.constexpr,
+    REDUCED: tl.constexpr,
+    SPLITS: tl.constexpr,
+    PIXELS: tl.constexpr,
+    INNER: tl.constexpr,
+    INNER_ALPHA: tl.constexpr,
+    INNER_BETA: tl.constexpr,
+    OUTER: tl.constexpr,
+    OUTER_ALPHA: tl.constexpr,
+    OUTER_BETA: tl.constexpr,
+    BLOCK_CHANNELS: tl.constexpr,
+    BLOCK_REDUCED: tl.constexpr,
+    BLOCK_SPLITS: tl.constexpr,
+):
+    """One image's gate from its sums; `gate` starts as the second layer's bias."""
+    channels = tl.arange(0, BLOCK_CHANNELS)
+    exists = channels < CHANNELS
+    mean = tl.zeros((BLOCK_CHANNELS,), dtype=tl.float32)
+    for start in range(0, SPLITS, BLOCK_SPLITS):
+        split = start + tl.arange(0, BLOCK_SPLITS)
+        part = tl.load(
+            sums + (image * SPLITS + split)[:, None] * CHANNELS + channels[None, :],
+            mask=(split < SPLITS)[:, None] & exists[None, :],
+            other=0.0,
+            cache_modifier=".cg",
+        )
+        mean += tl.sum(part, axis=0)
+    mean = mean / PIXELS
+    for start in range(0, REDUCED, BLOCK_REDUCED):
+        r = start + tl.arange(0, BLOCK_REDUCED)
+        at = r[:, None] * CHANNELS + channels[None, :]
+        inside = (r < REDUCED)[:, None] & exists[None, :]
+        weights = tl.load(squeeze + at, mask=inside, other=0.0).to(tl.float32)
+        hidden = tl.sum(weights * mean[None, :], axis=1)
+        if squeeze_bias is not None:
+            hidden += tl.load(squeeze_bias + r, mask=r < REDUCED, other=0.0).to(tl.float32)
+        hidden = activate(hidden, INNER, INNER_ALPHA, INNER_BETA)
+        # Rows past the end meet weights of 0.
+        weights = tl.load(excite + at, mask=inside, other=0.0).to(tl.float32)
+        gate += tl.sum(weights * hidden[:, None], axis=0)
+    gate = activate(gate, OUTER, OUTER_ALPHA, OUTER_BETA)
+    tl.store(out + image * CHANNELS + channels, gate.to(out.dtype.element_ty), mask=exists)
+
+
+@triton.jit
+def squeeze_excite_kernel(
+    x,
+    squeeze,
+    squeeze_bias,
+    excite,
+    excite_bias,
+    sums,
+    counters,
+    out,
+    PIXELS: tl.constexpr,
+    X_PITCH: tl.constexpr,
+    SPLITS: tl.constexpr,
+    BLOCK_PIXELS: tl.constexpr,
+    CHANNELS: tl.constexpr,
+    REDUCED: tl.constexpr,
+    INNER: tl.constexpr,
+    INNER_ALPHA: tl.constexpr,
+    INNER_BETA: tl.constexpr,
+    OUTER: tl.constexpr,
+    OUTER_ALPHA: tl.constexpr,
+    OUTER_BETA: tl.constexpr,
+    BLOCK_CHANNELS: tl.constexpr,
+    BLOCK_REDUCED: tl.constexpr,
+    BLOCK_SPLITS: tl.constexpr,
+    PDL: tl.constexpr,
+):
+    """Grid: (splits, images). The last block of an image makes the gate."""
+    EACH: tl.constexpr = (PIXELS + SPLITS - 1) // SPLITS
+    split = tl.program_id(0)
+    image = tl.program_id(1)
+    channels = tl.arange(0, BLOCK_CHANNELS)
+    exists = channels < CHANNELS
+    if PDL:
+        gdc_wait()
+        gdc_launch_dependents()
+    end = tl.minimum((split + 1) * EACH, PIXELS)
+    parts = tl.zeros((BLOCK_PIXELS, BLOCK_CHANNELS), dtype=tl.float32)
+    for start in range(split * EACH, end, BLOCK_PIXELS):
+        pixels = start + tl.arange(0, BLOCK_PIXELS)
+        parts += tl.load(
+            x + (image * PIXELS + pixels)[:, None] * X_PITCH + channels[None, :],
+            mask=(pixels < end)[:, None] & exists[None, :],
+            other=0.0,
+        ).to(tl.float32)
+    tl.store(sums + (image * SPLITS + split) * CHANNELS + channels, tl.sum(parts, axis=0), mask=exists)
+    tl.debug_barrier()
+    if tl.atomic_add(counters + image, 1, sem="acq_rel") == SPLITS - 1:
+        tl.store(counters + image, 0)
+        gate = tl.zeros((BLOCK_CHANNELS,), dtype=tl.float32)
+        if excite_bias is not None:
+            gate += tl.load(excite_bias + channels, mask=exists, other=0.0).to(tl.float32)
+        _gate(
+            sums, squeeze, squeeze_bias, excite, out, image, gate, CHANNELS, REDUCED, SPLITS, PIXELS,
+            INNER, INNER_ALPHA, INNER_BETA, OUTER, OUTER_ALPHA, OUTER_BETA, BLOCK_CHANNELS, BLOCK_REDUCED, BLOCK_SPLITS,
+        )  # fmt: skip
 
 
 @triton.jit
@@ -103,10 +304,10 @@ def gate_kernel(
     excite,
     excite_bias,
     out,
+    PIXELS: tl.constexpr,
+    SPLITS: tl.constexpr,
     CHANNELS: tl.constexpr,
     REDUCED: tl.constexpr,
-    BLOCKS: tl.constexpr,
-    PIXELS: tl.constexpr,
     INNER: tl.constexpr,
     INNER_ALPHA: tl.constexpr,
     INNER_BETA: tl.constexpr,
@@ -115,39 +316,22 @@ def gate_kernel(
     OUTER_BETA: tl.constexpr,
     BLOCK_CHANNELS: tl.constexpr,
     BLOCK_REDUCED: tl.constexpr,
-    BLOCK_BLOCKS: tl.constexpr,
+    BLOCK_SPLITS: tl.constexpr,
     PDL: tl.constexpr,
 ):
     """Grid: (images,)."""
-    image = tl.program_id(0)
     channels = tl.arange(0, BLOCK_CHANNELS)
-    exists = channels < CHANNELS
-    gate = tl.load(excite_bias + channels, mask=exists, other=0.0).to(tl.float32)
+    gate = tl.zeros((BLOCK_CHANNELS,), dtype=tl.float32)
+    if excite_bias is not None:
+        gate += tl.load(excite_bias + channels, mask=channels < CHANNELS, other=0.0).to(tl.float32)
     if PDL:
         gdc_wait()
         gdc_launch_dependents()
-    mean = tl.zeros((BLOCK_CHANNELS,), dtype=tl.float32)
-    for start in range(0, BLOCKS, BLOCK_BLOCKS):
-        block = start + tl.arange(0, BLOCK_BLOCKS)
-        part = tl.load(
-            sums + (image * BLOCKS + block)[:, None] * CHANNELS + channels[None, :],
-            mask=(block < BLOCKS)[:, None] & exists[None, :],
-            other=0.0,
-        )
-        mean += tl.sum(part, axis=0)
-    mean = mean / PIXELS
-    for start in range(0, REDUCED, BLOCK_REDUCED):
-        r = start + tl.arange(0, BLOCK_REDUCED)
-        at = r[:, None] * CHANNELS + channels[None, :]
-        inside = (r < REDUCED)[:, None] & exists[None, :]
-        weights = tl.load(squeeze + at, mask=inside, other=0.0).to(tl.float32)
-        hidden = tl.sum(weights * mean[None, :], axis=1)
-        hidden += tl.load(squeeze_bias + r, mask=r < REDUCED, other=0.0).to(tl.float32)
-        hidden = activate(hidden, INNER, INNER_ALPHA, INNER_BETA)
-        weights = tl.load(excite + at, mask=inside, other=0.0).to(tl.float32)
-        gate += tl.sum(weights * hidden[:, None], axis=0)
-    gate = activate(gate, OUTER, OUTER_ALPHA, OUTER_BETA)
-    tl.store(out + image * CHANNELS + channels, gate.to(out.dtype.element_ty), mask=exists)
+    _gate(
+        sums, squeeze, squeeze_bias, excite, out, tl.program_id(0), gate, CHANNELS, REDUCED, SPLITS,
+        PIXELS, INNER, INNER_ALPHA, INNER_BETA, OUTER, OUTER_ALPHA, OUTER_BETA, BLOCK_CHANNELS, BLOCK_REDUCED,
+        BLOCK_SPLITS,
+    )  # fmt: skip
 
 
 def apply_gate(
@@ -156,11 +340,19 @@ def apply_gate(
     *,
     out: torch.Tensor,
     residual: torch.Tensor | None = None,
+    repeat: tuple[int, int] = (1, 1),
+    plus_x: bool = False,
     epilogue: Epilogue | None = None,
     pdl: bool = False,
 ) -> None:
-    """out = activation(x · gate + residual), or activation(x · gate) + residual; x [N, H, W, C], gate [N, C]."""
-    apply_gate_launch(x, gate, out=out, residual=residual, epilogue=epilogue, pdl=pdl).run()
+    """out = activation(x · gate + residual), or activation(x · gate) + residual; x [N, H, W, C], gate [N, C].
+
+    repeat  times that each row and each column of the residual is used: nearest upsampling by whole factors.
+    plus_x  adds x too, with the gate.
+    """
+    apply_gate_launch(
+        x, gate, out=out, residual=residual, repeat=repeat, plus_x=plus_x, epilogue=epilogue, pdl=pdl
+    ).run()
 
 
 def apply_gate_launch(
@@ -169,14 +361,18 @@ def apply_gate_launch(
     *,
     out: torch.Tensor,
     residual: torch.Tensor | None = None,
+    repeat: tuple[int, int] = (1, 1),
+    plus_x: bool = False,
     epilogue: Epilogue | None = None,
     pdl: bool = False,
 ) -> Launch:
     images, height, width, channels = x.shape
     expect_shape(gate, "gate", images, channels)
     expect_shape(out, "out", *x.shape)
+    if height % repeat[0] or width % repeat[1]:
+        raise ValueError(f"repeat: expected {repeat} to divide {height} x {width}")
     if residual is not None:
-        expect_shape(residual, "residual", *x.shape)
+        expect_shape(residual, "residual", images, height // repeat[0], width // repeat[1], channels)
     epilogue = epilogue or Epilogue()
     expect_activation(epilogue.activation)
     block_channels = min(128, power_of_two(channels, 16))
@@ -190,7 +386,11 @@ def apply_gate_launch(
         (x, gate, residual, out),
         {
             "PIXELS": height * width,
+            "WIDTH": width,
             "CHANNELS": channels,
+            "REPEAT_HIGH": repeat[0],
+            "REPEAT_WIDE": repeat[1],
+            "PLUS_X": plus_x,
             "X_PITCH": pitch(x, "x"),
             "GATE_PITCH": pitch(gate, "gate"),
             "RESIDUAL_PITCH": 0 if residual is None else pitch(residual, "residual"),
@@ -215,7 +415,11 @@ def apply_gate_kernel(
     residual,
     out,
     PIXELS: tl.constexpr,
+    WIDTH: tl.constexpr,
     CHANNELS: tl.constexpr,
+    REPEAT_HIGH: tl.constexpr,
+    REPEAT_WIDE: tl.constexpr,
+    PLUS_X: tl.constexpr,
     X_PITCH: tl.constexpr,
     GATE_PITCH: tl.constexpr,
     RESIDUAL_PITCH: tl.constexpr,
@@ -239,13 +443,20 @@ def apply_gate_kernel(
         gdc_launch_dependents()
     factor = tl.load(gate + image * GATE_PITCH + channels, mask=channels < CHANNELS, other=0.0).to(tl.float32)
     y = tl.load(x + rows[:, None] * X_PITCH + channels[None, :], mask=inside, other=0.0).to(tl.float32)
-    y *= factor[None, :]
+    y = y * factor[None, :] + y if PLUS_X else y * factor[None, :]
     if residual is None:
         y = activate(y, ACTIVATION, ALPHA, BETA)
     else:
-        added = tl.load(residual + rows[:, None] * RESIDUAL_PITCH + channels[None, :], mask=inside, other=0.0)
+        if REPEAT_HIGH * REPEAT_WIDE > 1:
+            above = (pixels // WIDTH) // REPEAT_HIGH
+            rows = image * (PIXELS // (REPEAT_HIGH * REPEAT_WIDE)) + above * (WIDTH // REPEAT_WIDE)
+            rows += (pixels % WIDTH) // REPEAT_WIDE
+            added = tl.load(residual + rows[:, None] * RESIDUAL_PITCH + channels[None, :], mask=inside, other=0.0)
+        else:
+            added = tl.load(residual + rows[:, None] * RESIDUAL_PITCH + channels[None, :], mask=inside, other=0.0)
         if RESIDUAL_LAST:
             y = activate(y, ACTIVATION, ALPHA, BETA) + added.to(tl.float32)
         else:
             y = activate(y + added.to(tl.float32), ACTIVATION, ALPHA, BETA)
-    tl.store(out + rows[:, None] * OUT_PITCH + channels[None, :], y.to(out.dtype.element_ty), mask=inside)
+    at = image * PIXELS + pixels
+    tl.store(out + at[:, None] * OUT_PITCH + channels[None, :], y.to(out.dtype.element_ty), mask=inside)

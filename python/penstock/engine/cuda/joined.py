@@ -1,0 +1,99 @@
+"""Layers in a row as one step, in torch operators: the gate of a squeeze-and-excite, and two pointwise layers.
+
+The reference for kernels that do each in one go: every value in between is rounded as it would be by a step of its own.
+"""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch.nn import functional
+
+from penstock.engine.cuda.expressions import activate, epilogue, written
+from penstock.engine.cuda.layers import conv
+from penstock.engine.cuda.sites import Run, Site
+
+
+def squeeze_excite(site: Site) -> Run:
+    """C numbers for each image of x [N, H, W, C]."""
+    gate = _gate(site, "activation", "", 0)
+
+    def run(operands: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
+        return (gate(operands[0]),)
+
+    return run
+
+
+def conv_gate(site: Site) -> Run:
+    """The convolution, and the gate of what it makes."""
+    convolve, gate = conv(site), _gate(site, "outer", "outer_", 1)
+
+    def run(operands: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
+        (y,) = convolve(operands)
+        return y, gate(y)
+
+    return run
+
+
+def _gate(site: Site, activation: str, prefix: str, index: int) -> Callable[[torch.Tensor], torch.Tensor]:
+    """From the mean over pixels, whose sums are FP32."""
+    layers, shape, dtype = _layers(site), site.out_shape(index), site.out_dtype(index)
+    name, alpha, beta = (
+        site.text(activation, "none"),
+        site.number(f"{prefix}alpha"),
+        site.number(f"{prefix}beta"),
+    )
+
+    def gate(x: torch.Tensor) -> torch.Tensor:
+        y = layers(x.mean((1, 2), dtype=torch.float32).to(x.dtype))
+        return activate(y, name, alpha, beta).reshape(shape).to(dtype).contiguous()
+
+    return gate
+
+
+def mlp(site: Site) -> Run:
+    """x, times its gate if it has one, through both layers; `skip` adds what went in."""
+    layers, shape, gate = _layers(site), site.out_shape(), site.index("gate")
+    finish, skip, after = epilogue(site), bool(site.number("skip")), site.text("residual") == "after"
+    name, alpha, beta = site.text("activation", "none"), site.number("alpha"), site.number("beta")
+    dtype = site.out_dtype()
+
+    def run(operands: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
+        x = operands[0]
+        if gate is not None:
+            x = written(x.float() * operands[gate].float(), x.dtype)
+        y = layers(x).reshape(shape)
+        if not skip:
+            return (finish(y, operands),)
+        x = x.reshape(shape)
+        y = activate(y, name, alpha, beta) + x if after else activate(y + x, name, alpha, beta)
+        return (y.to(dtype).contiguous(),)
+
+    return run
+
+
+def _layers(site: Site) -> "_Layers":
+    first, second = site.weight("first"), site.weight("second")
+    assert first is not None
+    assert second is not None
+    inner = site.text("inner", "none"), site.number("inner_alpha"), site.number("inner_beta")
+    return _Layers(first, site.weight("first_bias"), second, site.weight("second_bias"), inner)
+
+
+class _Layers:
+    """Both matrices with the activation between."""
+
+    def __init__(
+        self,
+        first: torch.Tensor,
+        first_bias: torch.Tensor | None,
+        second: torch.Tensor,
+        second_bias: torch.Tensor | None,
+        inner: tuple[str, float, float],
+    ) -> None:
+        self._first, self._first_bias = first, first_bias
+        self._second, self._second_bias = second, second_bias
+        self._inner = inner
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        hidden = activate(functional.linear(x, self._first, self._first_bias), *self._inner)
+        return functional.linear(hidden, self._second, self._second_bias)

@@ -1,0 +1,233 @@
+"""Kernels that only move numbers: channels side by side, and pictures from planes to pixels.
+
+Used where a library would take one kernel for each part, or move two bytes at a time.
+"""
+
+# What Triton compiles has Triton's types, which are not Python's.
+# mypy: disable-error-code="no-untyped-def, untyped-decorator"
+# ruff: noqa: SIM102  (whether there is a part is known to the compiler, which block this is only on the device)
+
+from collections.abc import Sequence
+from typing import Final
+
+import torch
+import triton
+import triton.language as tl
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
+
+from .launching import Launch
+from .rows import INDEX_LIMIT, expect_shape, pitch, power_of_two
+
+MOST_PARTS: Final = 4
+_WIDEST: Final = 1024
+_BLOCK: Final = 4096  # numbers a block moves: 32 of each of 128 threads
+
+
+def concat_channels(
+    parts: Sequence[torch.Tensor], *, out: torch.Tensor, repeats: Sequence[tuple[int, int]] = (), pdl: bool = False
+) -> None:
+    """The channels of up to four maps [N, H, W, C] side by side in out.
+
+    repeats  for each map the times that each of its rows and columns is used: nearest upsampling by whole factors.
+    """
+    concat_channels_launch(parts, out=out, repeats=repeats, pdl=pdl).run()
+
+
+def concat_channels_launch(
+    parts: Sequence[torch.Tensor], *, out: torch.Tensor, repeats: Sequence[tuple[int, int]] = (), pdl: bool = False
+) -> Launch:
+    images, height, width, channels = out.shape
+    repeats = repeats or [(1, 1)] * len(parts)
+    if not 1 <= len(parts) <= MOST_PARTS or len(repeats) != len(parts):
+        raise ValueError(f"parts: expected up to {MOST_PARTS} with a repeat each, got {len(parts)} and {len(repeats)}")
+    if sum(part.shape[-1] for part in parts) != channels:
+        raise ValueError(f"out: expected as many channels as its parts together, got {channels}")
+    widest = max(part.shape[-1] for part in parts)
+    if widest > _WIDEST:
+        raise ValueError(f"parts: expected at most {_WIDEST} channels, got {widest}")
+    block_channels = power_of_two(widest, 8)
+    block_pixels = max(1, _BLOCK // block_channels)
+    constants: dict[str, int | float | str | bool] = {
+        "PIXELS": images * height * width,
+        "HEIGHT": height,
+        "WIDTH": width,
+        "OUT_PITCH": pitch(out, "out"),
+        "BLOCK_PIXELS": block_pixels,
+        "BLOCK_CHANNELS": block_channels,
+        "PDL": pdl,
+    }
+    begin = 0
+    for index in range(MOST_PARTS):
+        there = index < len(parts)
+        high, wide = repeats[index] if there else (1, 1)
+        size = parts[index].shape[-1] if there else 0
+        if there:
+            if height % high or width % wide:
+                raise ValueError(f"repeats: expected {(high, wide)} to divide {height} x {width}")
+            expect_shape(parts[index], f"parts[{index}]", images, height // high, width // wide, size)
+        constants |= {
+            f"CHANNELS_{index}": size,
+            f"PITCH_{index}": pitch(parts[index], f"parts[{index}]") if there else 0,
+            f"BEGIN_{index}": begin,
+            f"HIGH_{index}": high,
+            f"WIDE_{index}": wide,
+        }
+        begin += size
+    given = [parts[index] if index < len(parts) else None for index in range(MOST_PARTS)]
+    blocks = triton.cdiv(images * height * width, block_pixels)
+    return Launch(concat_kernel, (blocks, len(parts), 1), (*given, out), constants, num_warps=4, pdl=pdl)
+
+
+@triton.jit
+def _place(
+    part,
+    out,
+    PIXELS: tl.constexpr,
+    HEIGHT: tl.constexpr,
+    WIDTH: tl.constexpr,
+    OUT_PITCH: tl.constexpr,
+    BLOCK_PIXELS: tl.constexpr,
+    BLOCK_CHANNELS: tl.constexpr,
+    CHANNELS: tl.constexpr,
+    PITCH: tl.constexpr,
+    BEGIN: tl.constexpr,
+    HIGH: tl.constexpr,
+    WIDE: tl.constexpr,
+):
+    pixels = tl.program_id(0) * BLOCK_PIXELS + tl.arange(0, BLOCK_PIXELS)
+    channels = tl.arange(0, BLOCK_CHANNELS)
+    inside = (pixels < PIXELS)[:, None] & (channels < CHANNELS)[None, :]
+    rows = pixels
+    if HIGH * WIDE > 1:
+        above = pixels // WIDTH
+        image = above // HEIGHT
+        rows = (image * (HEIGHT // HIGH) + (above % HEIGHT) // HIGH) * (WIDTH // WIDE) + (pixels % WIDTH) // WIDE
+    values = tl.load(part + rows[:, None] * PITCH + channels[None, :], mask=inside)
+    at = pixels[:, None] * OUT_PITCH + BEGIN + channels[None, :]
+    tl.store(out + at, values.to(out.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def concat_kernel(
+    a,
+    b,
+    c,
+    d,
+    out,
+    PIXELS: tl.constexpr,
+    HEIGHT: tl.constexpr,
+    WIDTH: tl.constexpr,
+    OUT_PITCH: tl.constexpr,
+    BLOCK_PIXELS: tl.constexpr,
+    BLOCK_CHANNELS: tl.constexpr,
+    PDL: tl.constexpr,
+    CHANNELS_0: tl.constexpr,
+    PITCH_0: tl.constexpr,
+    BEGIN_0: tl.constexpr,
+    HIGH_0: tl.constexpr,
+    WIDE_0: tl.constexpr,
+    CHANNELS_1: tl.constexpr,
+    PITCH_1: tl.constexpr,
+    BEGIN_1: tl.constexpr,
+    HIGH_1: tl.constexpr,
+    WIDE_1: tl.constexpr,
+    CHANNELS_2: tl.constexpr,
+    PITCH_2: tl.constexpr,
+    BEGIN_2: tl.constexpr,
+    HIGH_2: tl.constexpr,
+    WIDE_2: tl.constexpr,
+    CHANNELS_3: tl.constexpr,
+    PITCH_3: tl.constexpr,
+    BEGIN_3: tl.constexpr,
+    HIGH_3: tl.constexpr,
+    WIDE_3: tl.constexpr,
+):
+    """Grid: (blocks of pixels, parts)."""
+    if PDL:
+        gdc_wait()
+        gdc_launch_dependents()
+    index = tl.program_id(1)
+    if index == 0:
+        _place(
+            a, out, PIXELS, HEIGHT, WIDTH, OUT_PITCH, BLOCK_PIXELS, BLOCK_CHANNELS, CHANNELS_0, PITCH_0, BEGIN_0,
+            HIGH_0, WIDE_0,
+        )  # fmt: skip
+    if b is not None:
+        if index == 1:
+            _place(
+                b, out, PIXELS, HEIGHT, WIDTH, OUT_PITCH, BLOCK_PIXELS, BLOCK_CHANNELS, CHANNELS_1, PITCH_1, BEGIN_1,
+                HIGH_1, WIDE_1,
+            )  # fmt: skip
+    if c is not None:
+        if index == 2:
+            _place(
+                c, out, PIXELS, HEIGHT, WIDTH, OUT_PITCH, BLOCK_PIXELS, BLOCK_CHANNELS, CHANNELS_2, PITCH_2, BEGIN_2,
+                HIGH_2, WIDE_2,
+            )  # fmt: skip
+    if d is not None:
+        if index == 3:
+            _place(
+                d, out, PIXELS, HEIGHT, WIDTH, OUT_PITCH, BLOCK_PIXELS, BLOCK_CHANNELS, CHANNELS_3, PITCH_3, BEGIN_3,
+                HIGH_3, WIDE_3,
+            )  # fmt: skip
+
+
+def planes_to_pixels(x: torch.Tensor, *, out: torch.Tensor, pdl: bool = False) -> None:
+    """x [N, C, H, W] into out [N, H, W, P], rounded to out's type; channels beyond C, up to P, are zero."""
+    planes_to_pixels_launch(x, out=out, pdl=pdl).run()
+
+
+def planes_to_pixels_launch(x: torch.Tensor, *, out: torch.Tensor, pdl: bool = False) -> Launch:
+    images, planes, height, width = x.shape
+    padded = out.shape[-1]
+    expect_shape(out, "out", images, height, width, padded)
+    for name, tensor in (("x", x), ("out", out)):
+        if not tensor.is_contiguous() or tensor.numel() >= INDEX_LIMIT:
+            raise ValueError(f"{name}: expected a contiguous tensor below 2**31 numbers, got {tuple(tensor.shape)}")
+    if not planes <= padded <= 16:
+        raise ValueError(f"out: expected from {planes} to 16 channels, got {padded}")
+    block_channels = power_of_two(padded)
+    block_pixels = 2048 // block_channels
+    return Launch(
+        planes_kernel,
+        (triton.cdiv(height * width, block_pixels), images, 1),
+        (x, out),
+        {
+            "PIXELS": height * width,
+            "PLANES": planes,
+            "PADDED": padded,
+            "BLOCK_PIXELS": block_pixels,
+            "BLOCK_CHANNELS": block_channels,
+            "PDL": pdl,
+        },
+        num_warps=4,
+        pdl=pdl,
+    )
+
+
+@triton.jit
+def planes_kernel(
+    x,
+    out,
+    PIXELS: tl.constexpr,
+    PLANES: tl.constexpr,
+    PADDED: tl.constexpr,
+    BLOCK_PIXELS: tl.constexpr,
+    BLOCK_CHANNELS: tl.constexpr,
+    PDL: tl.constexpr,
+):
+    """Grid: (blocks of pixels of an image, images)."""
+    image = tl.program_id(1)
+    pixels = tl.program_id(0) * BLOCK_PIXELS + tl.arange(0, BLOCK_PIXELS)
+    channels = tl.arange(0, BLOCK_CHANNELS)
+    inside = (pixels < PIXELS)[:, None]
+    if PDL:
+        gdc_wait()
+        gdc_launch_dependents()
+    values = tl.load(
+        x + (image * PLANES + channels)[None, :] * PIXELS + pixels[:, None],
+        mask=inside & (channels < PLANES)[None, :],
+        other=0.0,
+    )
+    at = (image * PIXELS + pixels)[:, None] * PADDED + channels[None, :]
+    tl.store(out + at, values.to(out.dtype.element_ty), mask=inside & (channels < PADDED)[None, :])

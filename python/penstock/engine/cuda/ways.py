@@ -1,0 +1,144 @@
+"""What a kernel of ours needs to be an implementation of a step: how it is launched, cut, and given its weights.
+
+`triton_steps` holds the table of them and binds them; `triton_joined` has those of joined layers. Needs Triton.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import astuple, dataclass, field
+from functools import cache
+from typing import Final
+
+import torch
+
+from penstock.engine.cuda.kernels.epilogue import Epilogue, Scratch
+from penstock.engine.cuda.kernels.launching import Launch
+from penstock.engine.cuda.kernels.tiles import H200_MULTIPROCESSORS, Product, Tile, tiles
+from penstock.engine.cuda.sites import DTYPES, Site, narrow
+
+Config = tuple[int, ...]
+Tensors = Sequence[torch.Tensor]
+
+_LARGEST: Final = torch.finfo(torch.float32).max
+
+
+@dataclass(frozen=True, slots=True)
+class Ready:
+    """What a step's launches are made of, besides its tensors."""
+
+    site: Site
+    config: Config
+    constants: Mapping[str, torch.Tensor]
+    """The weights by role, as the kernel wants them."""
+
+    @property
+    def weight(self) -> torch.Tensor:
+        return self.constants["weight"]
+
+    @property
+    def bias(self) -> torch.Tensor | None:
+        return self.constants.get("bias")
+
+    @property
+    def epilogue(self) -> Epilogue:
+        return self.activation("", self.site.text("residual") == "after")
+
+    def activation(self, prefix: str, residual_last: bool = False) -> Epilogue:
+        """That of the attributes `activation`, `alpha` and `beta`; with a prefix `inner_` those that begin so."""
+        site = self.site
+        # An open end of a clip is an infinity, which has no name in a kernel's source.
+        alpha, beta = (max(-_LARGEST, min(site.number(prefix + name), _LARGEST)) for name in ("alpha", "beta"))
+        name = site.text(prefix.rstrip("_") or "activation", "none")
+        return Epilogue(name, alpha, beta, residual_last)
+
+    def residual(self, operands: Tensors) -> torch.Tensor | None:
+        index = self.site.index("residual")
+        return None if index is None else operands[index]
+
+
+Build = Callable[[Ready, Tensors, Tensors, Scratch | None], Launch | Sequence[Launch]]
+"""Operands, outputs, shared memory -> launches in order. What lies between two launches is allocated here, so that a
+capture's pool reuses it."""
+
+Form = Callable[[torch.Tensor], torch.Tensor]
+
+
+def same(weight: torch.Tensor) -> torch.Tensor:
+    return weight
+
+
+def no_scratch(site: Site, config: Config) -> tuple[int, int]:
+    del site, config
+    return 0, 0
+
+
+def one(site: Site) -> Sequence[Config]:
+    del site
+    return ((),)
+
+
+def narrow_everywhere(site: Site) -> bool:
+    """Sixteen bits in; the result may be wider."""
+    first = dtype_of(site, 0)
+    return narrow(first) and (narrow(site.out_dtype()) or site.out_dtype() == torch.float32)
+
+
+def always(site: Site) -> bool:
+    del site
+    return True
+
+
+@dataclass(frozen=True, slots=True)
+class Way:
+    """A kernel, or a few in a row, as an implementation."""
+
+    build: Build
+    configs: Callable[[Site], Sequence[Config]] = one
+    scratch: Callable[[Site, Config], tuple[int, int]] = no_scratch
+    """Floats and counters that a configuration needs."""
+
+    forms: Mapping[str, Form] = field(default_factory=lambda: {"weight": same})
+    """Roles of weights, biases apart, -> how the kernel wants them."""
+
+    suits: Callable[[Site], bool] = always
+    """What can be told from the step alone."""
+
+    types: Callable[[Site], bool] = narrow_everywhere
+    """Whether it takes the step's types."""
+
+    def launches(
+        self, ready: Ready, operands: Tensors, outputs: Tensors, scratch: Scratch | None
+    ) -> tuple[Launch, ...]:
+        built = self.build(ready, operands, outputs, scratch)
+        return (built,) if isinstance(built, Launch) else tuple(built)
+
+
+# ---- shared by those that multiply matrices ----
+
+
+@cache
+def tiles_of(product: Product, multiprocessors: int) -> tuple[Config, ...]:
+    return tuple(astuple(tile) for tile in tiles(product, multiprocessors))
+
+
+def tile_scratch(product: Product, config: Config) -> tuple[int, int]:
+    tile = Tile(*config)
+    return tile.partial_sums(product), tile.counters(product)
+
+
+def count(shape: Sequence[int]) -> int:
+    total = 1
+    for size in shape:
+        total *= size
+    return total
+
+
+def multiprocessors_of(device: torch.device) -> int:
+    if device.type != "cuda":
+        return H200_MULTIPROCESSORS
+    return int(torch.cuda.get_device_properties(device).multi_processor_count)
+
+
+def dtype_of(site: Site, index: int) -> torch.dtype:
+    """Of an operand."""
+    name = site.step.inputs[index].value
+    return site.weights[name].dtype if name in site.weights else DTYPES[site.graph.values[name].datatype]

@@ -1,0 +1,146 @@
+"""Joined layers in torch operators: what ONNX Runtime computes of the layers apart, in every precision."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+
+pytest.importorskip("torch")
+
+from tests.engine.cuda.reference import Arrays, assert_agrees, error, execute, lowered
+from tests.graph.small import graph, normal, run
+
+pytestmark = pytest.mark.torch
+
+SQUEEZED = """w = GlobalAveragePool(x) s = Conv(w, v, b) r = Relu(s) e = Conv(r, u, d)
+    g = HardSigmoid <alpha=0.25> (e)"""
+WEIGHTS: Arrays = {
+    "v": normal(3, 8, 1, 1, seed=1),
+    "b": normal(3, seed=2),
+    "u": normal(8, 3, 1, 1, seed=3),
+    "d": normal(8, seed=4),
+    "p": normal(24, 8, 1, 1, seed=5) / 3,
+    "q": normal(8, 24, 1, 1, seed=6) / 5,
+    "f": normal(24, seed=7),
+    "k": normal(8, 2, 3, 3, seed=8) / 4,
+}
+BEFORE = "x = Conv <group=4, pads=[1,1,1,1]> (i, k)"
+"""A map in NHWC that a kernel has just made."""
+
+
+@dataclass(frozen=True)
+class Case:
+    text: str
+    kinds: tuple[str, ...]
+    """Of the steps behind the first, the copies into NHWC and back apart."""
+
+
+CASES = [
+    Case(f"{SQUEEZED} y = Mul(x, g)", ("squeeze_excite", "pointwise")),
+    Case(f"{SQUEEZED} m = Mul(g, x) y = Add(x, m)", ("squeeze_excite", "pointwise")),
+    Case("a = Conv(x, p, f) h = Gelu(a) y = Conv(h, q, d)", ("mlp",)),
+    Case("a = Conv(x, p) c = Conv(a, q) y = Relu(c)", ("mlp",)),
+    Case("a = Conv(x, p) h = HardSwish(a) c = Conv(h, q) n = Add(c, x) y = Relu(n)", ("mlp",)),
+    Case("a = Conv(x, p) h = Relu(a) c = Conv(h, q) s = Relu(c) y = Add(x, s)", ("mlp",)),
+    Case("a = Conv(x, p) h = Relu(a) c = Conv(h, q) z = Tanh(x) y = Add(c, z)", ("pointwise", "mlp")),
+    Case(
+        f"{SQUEEZED} m = Mul(x, g) a = Conv(m, p) h = Gelu(a) c = Conv(h, q) y = Add(m, c)",
+        ("squeeze_excite", "mlp"),
+    ),
+    Case(f"{SQUEEZED} m = Mul(x, g) a = Conv(m, p) h = Gelu(a) y = Conv(h, q)", ("squeeze_excite", "mlp")),
+    Case(
+        f"{SQUEEZED} m = Mul(x, g) a = Conv(m, p) h = Relu(a) c = Conv(h, q) n = Add(c, x) y = Relu(n)",
+        ("squeeze_excite", "mlp"),
+    ),
+]  # fmt: skip
+
+
+# 24 bits are good for 6e-8 of each sum, 11 for 5e-4, 8 for 4e-3; a few layers add up.
+@pytest.mark.parametrize(("precision", "tolerance"), [("fp32", 2e-6), ("fp16", 3e-3), ("bf16", 2e-2)])
+@pytest.mark.parametrize("batch", [1, 3])
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.text[-60:])
+def test_joined_layers_compute_what_they_do_apart(case: Case, batch: int, precision: str, tolerance: float) -> None:
+    text = f"(float[{batch},8,6,7] i) => (float[{batch},8,6,7] y) {{ {BEFORE} {case.text} }}"
+    model, inputs = graph(text, WEIGHTS, opset=20), {"i": normal(batch, 8, 6, 7)}
+    found, weights = lowered(model, inputs)
+    assert tuple(step.kind for step in found.steps if step.kind != "copy") == ("conv", *case.kinds)
+    assert error(execute(found, weights, inputs, precision)["y"], run(model, inputs)["y"]) < tolerance
+
+
+@pytest.mark.parametrize(("precision", "tolerance"), [("fp32", 2e-6), ("fp16", 3e-3), ("bf16", 2e-2)])
+@pytest.mark.parametrize("after", ["", "Relu"])
+def test_a_convolution_makes_the_gate_of_what_it_makes(after: str, precision: str, tolerance: float) -> None:
+    before = "x = Conv <group=8, pads=[1,1,1,1], strides=[1,2]> (i, o, d)"
+    if after:
+        before = before.replace("x =", "z =") + f" x = {after}(z)"
+    text = f"(float[2,8,6,14] i) => (float[2,8,6,7] y) {{ {before} {SQUEEZED} y = Mul(x, g) }}"
+    model = graph(text, {**WEIGHTS, "o": normal(8, 1, 3, 3, seed=9) / 3})
+    inputs = {"i": normal(2, 8, 6, 14)}
+    found, weights = lowered(model, inputs)
+    assert [step.kind for step in found.steps if step.kind != "copy"] == ["conv_gate", "pointwise"]
+    (step,) = (step for step in found.steps if step.kind == "conv_gate")
+    assert len(step.outputs) == 2
+    assert error(execute(found, weights, inputs, precision)["y"], run(model, inputs)["y"]) < tolerance
+
+
+REPEATED = """z = MaxPool <kernel_shape=[2,3], strides=[2,3]> (x) u = Resize <mode="nearest",
+    coordinate_transformation_mode="{how[0]}", nearest_mode="{how[1]}"> (z, , t)"""
+RESIZES = [
+    *(((how, nearest), True) for how, nearest in (("asymmetric", "floor"), ("half_pixel", "round_prefer_ceil"))),
+    (("asymmetric", "ceil"), False),  # the first pixel once, the next ones from there on
+]
+
+
+@pytest.mark.parametrize(("rest", "kind"), [("y = Add(x, u)", "pointwise"), ("y = Concat <axis=1> (u, x)", "concat")])
+@pytest.mark.parametrize(("how", "joined"), RESIZES)
+def test_repeated_pixels_are_read_where_they_are_few(rest: str, kind: str, how: tuple[str, str], joined: bool) -> None:
+    channels = 8 if kind == "pointwise" else 16
+    text = f"(float[2,8,6,6] x) => (float[2,{channels},6,6] y) {{ {REPEATED.format(how=how)} {rest} }}"
+    model = graph(text, {"t": np.array([1, 1, 2, 3], np.float32)})
+    found = assert_agrees(model, model, {"x": normal(2, 8, 6, 6)}, 2e-6)
+    kinds = [step.kind for step in found.steps if step.kind != "copy"]
+    assert kinds == ["max_pool", *([] if joined else ["resize"]), kind]
+
+
+def test_a_repeated_map_that_others_read_too_is_made() -> None:
+    how = ("asymmetric", "floor")
+    text = f"(float[2,8,6,6] x) => (float[2,8,6,6] y) {{ {REPEATED.format(how=how)} c = Conv(u, q) y = Add(u, c) }}"
+    model = graph(text, {"t": np.array([1, 1, 2, 3], np.float32), "q": normal(8, 8, 1, 1)})
+    found = assert_agrees(model, model, {"x": normal(2, 8, 6, 6)}, 2e-6)
+    assert "resize" in {step.kind for step in found.steps}
+
+
+@pytest.mark.parametrize(("precision", "tolerance"), [("fp32", 2e-6), ("fp16", 3e-3)])
+@pytest.mark.parametrize(("batch", "biased", "inner"), [(1, True, "Relu"), (2, False, "LeakyRelu <alpha=0.3> ")])
+def test_patches_of_patches_are_two_layers(
+    batch: int, biased: bool, inner: str, precision: str, tolerance: float
+) -> None:
+    first, second = (", f", ", s") if biased else ("", "")
+    text = f"""(float[{batch},8,5,6] i) => (float[{batch},2,20,36] y) {{ {BEFORE}
+        a = ConvTranspose <strides=[2,3]> (x, p{first}) h = {inner}(a)
+        c = ConvTranspose <strides=[2,2]> (h, q{second}) y = Sigmoid(c) }}"""
+    weights = {"k": WEIGHTS["k"], "p": normal(8, 4, 2, 3), "q": normal(4, 2, 2, 2)}
+    model = graph(text, weights | {"f": normal(4), "s": normal(2)})
+    inputs = {"i": normal(batch, 8, 5, 6)}
+    found, given = lowered(model, inputs)
+    assert [step.kind for step in found.steps if "copy" not in step.name] == ["conv", "mlp", "copy"]
+    assert error(execute(found, given, inputs, precision)["y"], run(model, inputs)["y"]) < tolerance
+
+
+@pytest.mark.parametrize(
+    "rest",
+    [
+        "c = ConvTranspose <strides=[2,2]> (h, q) d = ConvTranspose <strides=[2,2]> (h, r) y = Add(c, d)",
+        'c = ConvTranspose <strides=[2,2], pads=[1,1,1,1]> (h, r3) y = Resize <mode="linear"> (c, , , size)',
+        "y = ConvTranspose <strides=[2,2], group=2> (h, g)",
+    ],
+)
+def test_patches_that_meet_or_are_read_twice_stay_convolutions(rest: str) -> None:
+    text = (
+        f"""(float[1,8,5,6] i) => (float[1,2,20,24] y) {{ {BEFORE} h = ConvTranspose <strides=[2,2]> (x, p) {rest} }}"""
+    )
+    weights = {"k": WEIGHTS["k"], "p": normal(8, 4, 2, 2), "q": normal(4, 2, 2, 2), "r": normal(4, 2, 2, 2, seed=1)}
+    weights |= {"r3": normal(4, 2, 4, 4), "g": normal(4, 1, 2, 2), "size": np.array([1, 2, 20, 24])}
+    model = graph(text, weights)
+    found = assert_agrees(model, model, {"i": normal(1, 8, 5, 6)}, 2e-6)
+    assert sum(step.kind == "conv_transpose" for step in found.steps) == (3 if "d =" in rest else 2)
