@@ -35,6 +35,9 @@ Watch = Callable[[int, Sequence[torch.Tensor]], None]
 """Told each step's number and operands, before it runs."""
 
 _of_thread = local()
+_streams: dict[tuple[torch.device, int], list[OwnStream]] = {}
+"""Those that no capture owns at the moment."""
+
 _capturing = Lock()  # CUDA allows one capture at a time to be begun and ended in peace
 _WARM_RUNS: Final = 3  # libraries choose algorithms and allocate workspaces in the first; two more settle the pool
 
@@ -209,9 +212,10 @@ class Captured:
 
     def __init__(self, executor: Executor, compute: Compute, search: bool, priority: int) -> None:
         torch.cuda.set_device(executor.device)
-        own = OwnStream(priority)
+        self._kept = executor, compute  # their tensors are read wherever the graph is replayed
+        own = _stream(executor.device, priority)
         self.stream: torch.cuda.Stream = torch.cuda.ExternalStream(own.handle, executor.device)
-        weakref.finalize(self, own.close).atexit = False
+        weakref.finalize(self, _given_back, own, executor.device, priority).atexit = False
         self.inputs = executor.blank_inputs()
         self._graph = torch.cuda.CUDAGraph()
         given = [self.inputs[each.name] for each in executor.graph.inputs]
@@ -246,6 +250,18 @@ class Captured:
     def replay(self) -> None:
         """On the context's own stream; whoever reads the outputs waits for it. While others capture, too."""
         self._launch(self.stream)
+
+
+def _stream(device: torch.device, priority: int) -> OwnStream:
+    try:
+        return _streams[device, priority].pop()
+    except (KeyError, IndexError):
+        return OwnStream(priority)
+
+
+def _given_back(stream: OwnStream, device: torch.device, priority: int) -> None:
+    """For another capture: torch's memory remembers the stream it was used on, so it may not be destroyed."""
+    _streams.setdefault((device, priority), []).append(stream)
 
 
 def _launcher(graph: torch.cuda.CUDAGraph) -> Callable[[torch.cuda.Stream], None]:

@@ -78,7 +78,7 @@ class OwnStream:
     """A stream that nobody else uses, which torch's are not: it hands out thirty-two again and again.
 
     priority  0 is the usual one, below it is more urgent; the driver takes the nearest it has. The thread needs a
-              current context. `close` waits for nothing: the driver ends what was enqueued first.
+              current context. It lives as long as the process.
     """
 
     def __init__(self, priority: int = 0) -> None:
@@ -88,11 +88,6 @@ class OwnStream:
     @property
     def handle(self) -> int:
         return int(self._handle.value or 0)
-
-    def close(self) -> None:
-        if self._handle:
-            _call("cuStreamDestroy_v2", self._handle)
-            self._handle = ctypes.c_void_p()
 
 
 class LoadedKernel:
