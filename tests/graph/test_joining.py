@@ -151,3 +151,30 @@ def test_pictures_get_a_channel_more_for_windows_that_overlap(
     (conv,) = (step for step in found.steps if step.kind == "conv")
     assert [found.shape(operand)[-1] for operand in conv.inputs] == [channels, channels]
     assert ("pad" in {step.kind for step in found.steps}) is (channels == 4)
+
+
+TOPS = "s = Softmax <axis=-1> (x) index = ArgMax <axis=2, keepdims=0> (s) score = ReduceMax <keepdims=0> (s, axis)"
+
+
+@pytest.mark.parametrize(
+    ("text", "outputs", "joined"),
+    [
+        (TOPS, "int64[2,5] index, float[2,5] score", True),
+        (f"{TOPS} p = Neg(s)", "int64[2,5] index, float[2,5] score, float[2,5,7] p", False),
+        (TOPS, "int64[2,5] index, float[2,5] score, float[2,5,7] s", False),
+        (TOPS.replace("ArgMax", "ArgMin"), "int64[2,5] index, float[2,5] score", False),
+        (TOPS.replace("axis=-1", "axis=1"), "int64[2,5] index, float[2,5] score", False),
+        (TOPS.replace("ReduceMax", "ReduceMin"), "int64[2,5] index, float[2,5] score", False),
+    ],
+)
+def test_of_a_softmax_the_largest_is_one_step_where_nobody_reads_the_rest(
+    text: str, outputs: str, joined: bool
+) -> None:
+    model = graph(f"(float[2,5,7] x) => ({outputs}) {{ {text} }}", {"axis": np.array([2])}, opset=20)
+    found = lower(optimize(model, shapes={"x": (2, 5, 7)}).model)[0]
+    tops = [step for step in found.steps if step.kind == "top_1"]
+    assert len(tops) == joined
+    if joined:
+        assert [step.kind for step in found.steps] == ["top_1"]
+        assert len(tops[0].nodes) == 3
+        assert from_json(to_json(found)) == found

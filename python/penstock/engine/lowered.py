@@ -51,6 +51,7 @@ KINDS: Final[Mapping[str, tuple[str, ...]]] = {
     "max_pool": ("x",),  # kernel, strides, pads, dilations
     "average_pool": ("x",),  # and count_pads
     "reduce": ("x",),  # how: mean, sum, max, min, l2; axes, which stay with size 1
+    "top_1": ("x",),  # over the last axis: where the largest is, and its softmax: two outputs
     "arg_max": ("x",),  # axis, how: max or min
     "resize": ("x",),  # mode, coordinates, nearest, scales: as in ONNX
     "pad": ("x",),  # begin, end, value

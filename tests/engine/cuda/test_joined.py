@@ -144,3 +144,20 @@ def test_patches_that_meet_or_are_read_twice_stay_convolutions(rest: str) -> Non
     model = graph(text, weights)
     found = assert_agrees(model, model, {"i": normal(1, 8, 5, 6)}, 2e-6)
     assert sum(step.kind == "conv_transpose" for step in found.steps) == (3 if "d =" in rest else 2)
+
+
+@pytest.mark.parametrize(("precision", "tolerance"), [("fp32", 1e-6), ("fp16", 2e-3), ("bf16", 1e-2)])
+def test_the_likeliest_class_is_told_with_its_softmax(precision: str, tolerance: float) -> None:
+    model = graph(
+        """(float[N,5,70] x) => (int64[N,5] index, float[N,5] score) {
+        z = Identity(x) s = Softmax <axis=-1> (z) index = ArgMax <axis=2, keepdims=0> (s)
+        score = ReduceMax <keepdims=0> (s, axis) }""",
+        {"axis": np.array([2])},
+        opset=20,
+    )
+    given = {"x": 2 * normal(3, 5, 70)}
+    found, right = execute(*lowered(model, given), given, precision), run(model, given)
+    assert error(found["score"], right["score"]) < tolerance
+    assert np.mean(found["index"] == right["index"]) > 0.9
+    if precision == "fp32":
+        np.testing.assert_array_equal(found["index"], right["index"])

@@ -71,6 +71,18 @@ def mlp(site: Site) -> Run:
     return run
 
 
+def top_1(site: Site) -> Run:
+    """Where the largest of the last axis is, and its softmax; sums in FP32."""
+    (places, whole), (scores, number) = ((site.out_shape(at), site.out_dtype(at)) for at in (0, 1))
+
+    def run(operands: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
+        x = operands[0].float()
+        index, likely = x.argmax(-1), torch.softmax(x, -1).amax(-1)
+        return index.reshape(places).to(whole).contiguous(), likely.reshape(scores).to(number).contiguous()
+
+    return run
+
+
 def _layers(site: Site) -> "_Layers":
     first, second = site.weight("first"), site.weight("second")
     assert first is not None

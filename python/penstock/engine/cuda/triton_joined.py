@@ -22,6 +22,7 @@ from penstock.engine.cuda.kernels.squeeze_excite import (
     squeeze_excite_launch,
 )
 from penstock.engine.cuda.kernels.tiles import Product, Tile
+from penstock.engine.cuda.kernels.top_1 import top_1_launch
 from penstock.engine.cuda.sites import Site
 from penstock.engine.cuda.ways import (
     Build,
@@ -31,6 +32,7 @@ from penstock.engine.cuda.ways import (
     Tensors,
     Way,
     count,
+    dtype_of,
     multiprocessors_of,
     same,
     tile_scratch,
@@ -348,10 +350,21 @@ def _suits_gate(site: Site) -> bool:
     return _gated(site) is not None
 
 
+def _top_1(ready: Ready, operands: Tensors, outputs: Tensors, scratch: Scratch | None) -> Launch:
+    del scratch
+    x, (index, score) = operands[0], outputs
+    return top_1_launch(x.view(-1, x.shape[-1]), index=index.view(-1), score=score.view(-1), pdl=ready.site.early)
+
+
+def _any_float(site: Site) -> bool:
+    return bool(dtype_of(site, 0).is_floating_point) and site.out_dtype(0) == torch.int64
+
+
 JOINED: Final[dict[tuple[str, str], Way]] = {
     ("squeeze_excite", "triton"): Way(_squeeze_excite, _gate_splits, _gate_scratch, LAYERS, _suits_layers),
     ("mlp", "triton"): Way(_mlp, _mlp_tiles, forms={"first": _plain, "second": _plain}, suits=_suits_mlp),
     ("mlp", "triton_pair"): Way(_pair, _pair_tiles, _pair_scratch, {"first": same, "second": same}, _suits_layers),
+    ("top_1", "triton"): Way(_top_1, forms={}, types=_any_float),
     ("pointwise", "triton_gate"): Way(_gate, suits=_suits_gate),
 }
 """Kind and name -> kernels."""

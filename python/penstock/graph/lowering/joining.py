@@ -28,6 +28,7 @@ def join(graph: LoweredGraph) -> LoweredGraph:
     joining.find_gates()
     joining.find_gates_of_convolutions()
     joining.find_pairs()
+    joining.find_tops()
     joining.find_repeats()
     return joining.result()
 
@@ -106,6 +107,32 @@ class _Joining:
         """Over the pixels of feature maps."""
         mean = step.kind == "reduce" and step.attributes.get("how") == "mean"
         return mean and step.attributes.get("axes") == (1, 2) and len(self._graph.shape(step.inputs[0])) == 4
+
+    # ---- the likeliest class ----
+
+    def find_tops(self) -> None:
+        """softmax -> where it is largest, and how large: nobody reads the rest."""
+        for number, step in enumerate(self._steps):
+            if step is None or step.kind != "softmax" or step.outputs[0] in self._kept:
+                continue
+            last = len(self._graph.shape(step.inputs[0])) - 1
+            readers = {at: each for at in self._readers(step.outputs[0]) if (each := self._steps[at])}
+            found = {self._largest(each, last): each for each in readers.values()}
+            if step.attributes.get("axis") != last or len(readers) != 2 or found.keys() != {"place", "value"}:
+                continue
+            nodes = (*step.nodes, *(node for each in readers.values() for node in each.nodes))
+            outputs = (found["place"].outputs[0], found["value"].outputs[0])
+            self._steps[number] = Step(step.name, "top_1", step.inputs, outputs, nodes=nodes)
+            for at in readers:
+                self._steps[at] = None
+            self._makers |= dict.fromkeys(outputs, number)
+
+    def _largest(self, step: Step, axis: int) -> str:
+        """What a step tells of the largest along this axis: its `place`, its `value`, or something else."""
+        told = step.kind, step.attributes.get("how"), step.attributes.get("axis", step.attributes.get("axes"))
+        if step.inputs[0].view is not None:
+            return ""
+        return {("arg_max", "max", axis): "place", ("reduce", "max", (axis,)): "value"}.get(told, "")  # type: ignore[arg-type]
 
     # ---- two layers ----
 

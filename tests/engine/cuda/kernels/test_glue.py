@@ -11,6 +11,7 @@ from penstock.engine.cuda.kernels.gated_mlp import MlpTile, gated_mlp, mlp_tiles
 from penstock.engine.cuda.kernels.moves import concat_channels, planes_to_pixels  # noqa: E402
 from penstock.engine.cuda.kernels.reductions import channel_sums, global_average_pool, layer_norm  # noqa: E402
 from penstock.engine.cuda.kernels.squeeze_excite import apply_gate, squeeze_excite, squeeze_excite_gate  # noqa: E402
+from penstock.engine.cuda.kernels.top_1 import WIDEST, top_1  # noqa: E402
 
 pytestmark = pytest.mark.torch
 
@@ -229,3 +230,29 @@ def test_two_layers_may_change_the_width(width: int, out_width: int, device: str
 @pytest.mark.parametrize("width", [24, 96, 192, 384])
 def test_every_width_has_cuts_for_two_layers_in_one(width: int) -> None:
     assert 1 <= len(mlp_tiles(1000, width, 2 * width)) <= 12
+
+
+@pytest.mark.parametrize("classes", [2, 37, 1000, 18710])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
+def test_the_likeliest_class_and_how_likely_it_is(classes: int, dtype: torch.dtype, device: str) -> None:
+    torch.manual_seed(4)
+    x = (3 * torch.randn(5, classes, device=device)).to(dtype)
+    x[1] = x[1, 0]  # all alike: the first
+    x[2] = -60000
+    x[2, -1] = 60000
+    x[3, 1:] = float("-inf")
+    index = torch.empty(5, dtype=torch.int64, device=device)
+    score = torch.empty(5, device=device)
+    top_1(x, index=index, score=score)
+    assert index.tolist() == [int(x[0].float().argmax()), 0, classes - 1, 0, int(x[4].float().argmax())]
+    expected = torch.softmax(x.double(), -1).amax(-1)
+    torch.testing.assert_close(score.double(), expected, rtol=2e-6, atol=0)
+    x[0, 1] = float("nan")
+    top_1(x, index=index, score=score)
+    assert score.isnan().tolist() == [True, False, False, False, False]
+
+
+def test_more_classes_than_registers_are_refused(device: str) -> None:
+    x = torch.empty(1, WIDEST + 1, device=device)
+    with pytest.raises(ValueError, match="classes"):
+        top_1(x, index=torch.empty(1, dtype=torch.int64, device=device), score=torch.empty(1, device=device))

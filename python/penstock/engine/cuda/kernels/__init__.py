@@ -18,6 +18,7 @@ uses nothing of the rest of the house (misuse is a ValueError) so that it can be
     gated_mlp        gate, two pointwise layers and the residual in one
     moves            channels side by side, a picture's planes made pixels
     reductions       layer norm, global average pool
+    top_1            softmax, its largest value and where
     attention        softmax(QK^T + mask)V straight from packed QKV
     tuning           the fastest of several launches, timed inside CUDA graphs
 """

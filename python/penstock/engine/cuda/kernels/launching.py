@@ -30,6 +30,7 @@ _TYPES: Final[Mapping[torch.dtype, str]] = {
     torch.float8_e4m3fn: "fp8e4nv",
     torch.int8: "i8",
     torch.int32: "i32",
+    torch.int64: "i64",
 }
 # What Triton assumes of an address it is handed, if it is so; it must be said again to compile without the address.
 _ALIGNED: Final = 16
