@@ -10,10 +10,11 @@ import torch
 
 from penstock.engine.cuda.executor import Executor
 from penstock.engine.lowered import KINDS
+from tests.engine.cuda import test_joined as joined
 from tests.engine.cuda.reference import error, lowered
 from tests.engine.cuda.test_operators import CASES, Case, declared, drawn
 from tests.gpu.conftest import DEVICE
-from tests.graph.small import Arrays, graph, run
+from tests.graph.small import Arrays, graph, normal, run
 
 pytestmark = [pytest.mark.gpu, pytest.mark.torch]
 
@@ -57,6 +58,39 @@ def test_an_operator_agrees_with_onnx_runtime_on_the_device(case: Case, precisio
             assert np.array_equal(found, right), name
 
 
+GATED = f"(float[2,8,6,7] i) => (float[2,8,6,7] y) {{ x = Conv <group=8, pads=[1,1,1,1]> (i, o) {joined.SQUEEZED} y = Mul(x, g) }}"
+LIKELIEST = """(float[2,5,700] i) => (int64[2,5] index, float[2,5] score) { x = Mul(i, three)
+    s = Softmax <axis=-1> (x) index = ArgMax <axis=2, keepdims=0> (s) score = ReduceMax <keepdims=0> (s, axis) }"""
+
+
+def joined_models() -> list[tuple[ir.Model, Arrays]]:
+    """Layers that become one step, and what they are given."""
+    given = {"i": normal(2, 8, 6, 7)}
+    texts = [f"(float[2,8,6,7] i) => (float[2,8,6,7] y) {{ {joined.BEFORE} {case.text} }}" for case in joined.CASES]
+    found = [(graph(text, joined.WEIGHTS, opset=20), given) for text in texts]
+    found.append((graph(GATED, {**joined.WEIGHTS, "o": normal(8, 1, 3, 3) / 3}), given))
+    numbers = {"three": np.array(3, np.float32), "axis": np.array([2])}
+    found.append((graph(LIKELIEST, numbers, opset=20), {"i": normal(2, 5, 700)}))
+    return found
+
+
+@pytest.mark.parametrize("preferred", [(), ("triton", "triton_depthwise", "triton_gate"), ("triton_pair",)], ids=str)
+@pytest.mark.parametrize("precision", ["fp16", "bf16"])
+@pytest.mark.parametrize("number", range(len(joined.CASES) + 2))
+def test_joined_layers_agree_with_onnx_runtime(number: int, precision: str, preferred: tuple[str, ...]) -> None:
+    model, inputs = joined_models()[number]
+    executor = Executor(*lowered(model, inputs), DEVICE, precision, preferred)
+    if preferred:
+        assert {bound.implementation for bound in executor.program} & set(preferred) or preferred == ("triton_pair",)
+    outputs = executor.run({name: torch.from_numpy(np.array(each)).to(DEVICE) for name, each in inputs.items()})
+    for name, right in run(model, inputs).items():
+        if right.dtype.kind == "f":
+            assert error(outputs[name].cpu().numpy(), right) < TOLERANCES[precision]
+        else:
+            assert np.mean(outputs[name].cpu().numpy() == right) > 0.8  # close ones change places in sixteen bits
+
+
 def test_every_kind_of_step_is_among_the_cases() -> None:
-    kinds = {step.kind for case in ALL for step in lowered(*model_of(case))[0].steps}
+    models = [*(model_of(case) for case in ALL), *joined_models()]
+    kinds = {step.kind for model, inputs in models for step in lowered(model, inputs)[0].steps}
     assert kinds == KINDS.keys()
