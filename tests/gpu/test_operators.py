@@ -58,7 +58,10 @@ def test_an_operator_agrees_with_onnx_runtime_on_the_device(case: Case, precisio
             assert np.array_equal(found, right), name
 
 
-GATED = f"(float[2,8,6,7] i) => (float[2,8,6,7] y) {{ x = Conv <group=8, pads=[1,1,1,1]> (i, o) {joined.SQUEEZED} y = Mul(x, g) }}"
+GATED = (
+    "(float[2,8,6,7] i) => (float[2,8,6,7] y) { "
+    f"x = Conv <group=8, pads=[1,1,1,1]> (i, o) {joined.SQUEEZED} y = Mul(x, g) }}"
+)
 LIKELIEST = """(float[2,5,700] i) => (int64[2,5] index, float[2,5] score) { x = Mul(i, three)
     s = Softmax <axis=-1> (x) index = ArgMax <axis=2, keepdims=0> (s) score = ReduceMax <keepdims=0> (s, axis) }"""
 
