@@ -33,16 +33,17 @@ from penstock.build.gate import Metric, Verdict
 from penstock.build.judging import REFERENCE, Run, margin, reducing, within
 from penstock.build.options import AUTO, BuildOptions, allowed, buckets, profiles
 from penstock.build.progress import Progress
-from penstock.build.samples import Samples
+from penstock.build.samples import Samples, fitted
 from penstock.build.sealing import Sealing
 from penstock.build.selection import Candidate, Selection, select
 from penstock.build.target import target
 from penstock.engine import Engine, fingerprint
 from penstock.engine.cuda.tuning import Tuning
-from penstock.engine.plan import OPTIMIZED, Shapes, Tactic
+from penstock.engine.plan import LOWERED, OPTIMIZED, SOURCE, Shapes, Tactic
 from penstock.engine.reducing import reduced
+from penstock.engine.routing import batched
 from penstock.engine.runtimes import LIBRARIES
-from penstock.errors import AccuracyError, InvalidArgument, Unsupported
+from penstock.errors import AccuracyError, Internal, InvalidArgument, ModelLoadError, Unsupported
 from penstock.quantize import Calibration, Recipe
 from penstock.tactics import Form, Race
 
@@ -104,18 +105,22 @@ class Build:
         for bucket in range(len(self._buckets)):
             tactics.best(self._race, bucket)  # raises with the reasons where no library runs the model
         self._set_up_gate()
-        if self._quantizes:
-            self._add_quantized()
         if self._on_gpu:
             self._widen()
+        if self._quantizes:
+            self._add_quantized()
         self._set_up_beside()
         self._confirm()
+        sealing = Sealing(
+            self._path.stem, self._forms, self._profiles, self._buckets, self._samples, self._machine,
+            self._options.to_json(), self._limits, self._custom_ops,
+        )  # fmt: skip
         for attempt in itertools.count():
             selection = self._accepted()
             self._progress.stage("seal", ", ".join(sorted({tactic.name for tactic in selection.tactics})))
             folder = self._folder / f"sealing-{attempt}"
             folder.mkdir()
-            draft = self._sealing.draft(selection, folder, self._race.bytes_of)
+            draft = sealing.draft(selection, folder, self._race.bytes_of)
             made = draft.seal(self._evidence(selection, self._verdict(selection.tactics[0])))
             verdict = self._judge(partial(_call, made))
             if verdict.passed:
@@ -159,10 +164,6 @@ class Build:
         self._forms = prepare(model, self._folder, reduce=options.reduce, profiles=self._profiles)
         if self._on_gpu:
             self._lower()
-        self._sealing = Sealing(
-            self._path.stem, self._forms, self._profiles, self._buckets, self._samples, self._machine,
-            options.to_json(), self._limits, self._custom_ops,
-        )  # fmt: skip
 
     def _lower(self) -> None:
         """Steps for the GPU, and how long to tune them for."""
@@ -171,11 +172,10 @@ class Build:
             if self._custom_ops:
                 raise Unsupported("custom operators are Python functions, which run on the CPU; build for device cpu")
             form = add_lowered(self._forms, self._buckets)
-        except Unsupported as error:
+        except (Unsupported, ModelLoadError, InvalidArgument, Internal) as error:
             if self._options.device != AUTO:
                 raise
-            self._notes.append(f"built for the CPU: {error.message}")
-            self._machine = fingerprint.here(LIBRARIES)
+            self._take_the_cpu(error.message)
             return
         self._gpu_precisions = [each for each in tactics.GPU_PRECISIONS if each in self._allowed]
         self._gpu_precision = self._gpu_precisions[0]
@@ -196,6 +196,19 @@ class Build:
             fastest = next((each for each in timed if each.runtime == "cuda" and each.precision == precision), None)
             if fastest is not None and self._verdict(fastest).passed:
                 return
+        lost = [f"{each.tactic.name} {each.reason}" for each in self._race.lost if each.tactic.runtime == "cuda"]
+        refused = [f"{tactic.name}: {each.message}" for tactic, each in self._verdicts.items() if not each.passed]
+        why = "; ".join(dict.fromkeys([*lost, *refused])) or "there was no time for it"
+        if self._options.device != AUTO:
+            raise AccuracyError(f"no program for the GPU passes {self._options.gate.text}: {why}")
+        self._take_the_cpu(f"no program for the GPU passes: {why}")
+        self._race = self._raced(self._forms.files, _FLOAT_SHARE if self._quantizes else 1 - _CONFIRM_SHARE)
+
+    def _take_the_cpu(self, why: str) -> None:
+        """Where nobody asked for a GPU by name, one that can't be used is no reason to fail."""
+        self._notes.append(f"built for the CPU: {why}")
+        self._machine = fingerprint.here(LIBRARIES)
+        self._forms.files.pop(LOWERED, None)
 
     @property
     def _on_gpu(self) -> bool:
@@ -253,6 +266,8 @@ class Build:
         self._progress.stage("reference", self._options.gate.text)
         count = _HELD_OUT_SAMPLES if self._samples.real else _NOISE_SAMPLES
         self._held_out = list(self._samples.held_out(self._buckets, count))
+        if self._on_gpu:
+            self._held_out = [self._as_prepared(each) for each in self._held_out]
         with self._running(REFERENCE) as reference:
             run = within(self._profiles, reference)  # a metric brings inputs of its own: tell at once, not at the seal
             self._judge = self._options.gate.against(run, self._held_out, self._forms.outputs)
@@ -262,7 +277,27 @@ class Build:
         """A tactic in a child process, as a function of inputs, with what the engine would compute beside it."""
         form = form or self._forms.files[tactic.form]
         with tactics.compiled(tactic, form, limits=self._limits) as child:
-            yield reducing(child.run, self._forms.reductions if beside(tactic.form) else ())
+            if tactic.runtime != "cuda":
+                yield reducing(child.run, self._forms.reductions if beside(tactic.form) else ())
+                return
+            # What no bucket takes runs on the CPU, in the engine as here.
+            with tactics.compiled(REFERENCE, self._forms.files[SOURCE], limits=self._limits) as rest:
+                yield lambda inputs: (child if self._is_prepared(inputs) else rest).run(inputs)
+
+    def _is_prepared(self, inputs: Arrays) -> bool:
+        """Whether a bucket takes inputs of these shapes, padded where rows can be told apart."""
+        shapes = {name: array.shape for name, array in inputs.items()}
+        if any(dict(bucket) == shapes for bucket in self._buckets):
+            return True
+        rows = batched(self._forms.inputs, self._forms.outputs)
+        return rows and any(
+            {name: shape[1:] for name, shape in bucket.items()} == {name: shape[1:] for name, shape in shapes.items()}
+            for bucket in self._buckets
+        )
+
+    def _as_prepared(self, inputs: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        """A sample that some bucket takes: brought to the optimum's shapes where none does."""
+        return inputs if self._is_prepared(inputs) else fitted(inputs, self._buckets[_OPTIMUM])
 
     def _judged_as(self, tactic: Tactic) -> Tactic:
         """The dynamic program of the same kernels: it takes inputs of any shape, as metrics want."""

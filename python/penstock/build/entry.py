@@ -10,7 +10,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from penstock.build import torch_export
+from penstock.build import target, torch_export
 from penstock.build.driver import Build
 from penstock.build.gate import Gate
 from penstock.build.options import BuildOptions
@@ -68,7 +68,8 @@ def build(
     with tempfile.TemporaryDirectory(prefix="penstock-build-") as name:
         folder = Path(name)
         path = _onnx(model, folder, example_inputs)
-        made = Build(path, folder, options, progress or Silent()).run()
+        with target.on(target.target(options.device)):
+            made = Build(path, folder, options, progress or Silent()).run()
         if output is not None:
             made.save(output)
         return made

@@ -2,28 +2,44 @@
 
 import importlib.util
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Final
 
-from penstock.engine.gpus import gpus
+from penstock.build.options import AUTO
+from penstock.engine import gpus
 from penstock.errors import Unsupported
 
 CPU: Final = "cpu"
-_DEVICE: Final = "PENSTOCK_DEVICE"  # as the runtime `cuda` reads it, here and in child processes
 
 
 def target(device: str) -> str:
-    """`cpu` or `cuda:N`; `auto` is the first GPU where there is one and torch to drive it.
+    """`cpu` or `cuda:N`; `auto` is the GPU that the environment names, or the first, where torch is there to drive it.
 
-    Raises Unsupported for a GPU that can't be used; the GPU is also that of this process and its children from now on.
+    Raises Unsupported for a GPU that can't be used.
     """
     able = importlib.util.find_spec("torch") is not None
-    if device == CPU or (device == "auto" and not (able and gpus())):
+    if device == CPU or (device == AUTO and not (able and gpus.gpus())):
         return CPU
     if not able:
         raise Unsupported(f"device {device}: torch drives GPUs and is not installed; pip install 'penstock[cuda]'")
-    found = "cuda:0" if device == "auto" else device
-    if int(found.partition(":")[2]) >= len(gpus()):
-        there = ", ".join(f"cuda:{each.number} ({each.name})" for each in gpus()) or "no NVIDIA GPU"
-        raise Unsupported(f"device {device}: there is {there} here; expected one that is, auto or cpu")
-    os.environ[_DEVICE] = found
+    found = gpus.chosen() if device == AUTO else device
+    if found not in {f"cuda:{each.number}" for each in gpus.gpus()}:
+        there = ", ".join(f"cuda:{each.number} ({each.name})" for each in gpus.gpus()) or "no NVIDIA GPU"
+        raise Unsupported(f"device {found}: there is {there} here; expected one that is, auto or cpu")
     return found
+
+
+@contextmanager
+def on(device: str) -> Iterator[None]:
+    """This process and its children use that GPU meanwhile: the environment says so, and says what it said after."""
+    before = os.environ.get(gpus.DEVICE)
+    if device != CPU:
+        os.environ[gpus.DEVICE] = device
+    try:
+        yield
+    finally:
+        if before is None:
+            os.environ.pop(gpus.DEVICE, None)
+        else:
+            os.environ[gpus.DEVICE] = before

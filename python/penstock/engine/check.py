@@ -9,13 +9,16 @@ correct and perhaps not the fastest. What is damaged, newer, or needs what this 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Final, Literal
 
 from penstock.engine import custom, fingerprint, sealed
 from penstock.engine.plan import Fingerprint, Manifest
 from penstock.engine.runtimes import LIBRARIES, PACKAGES
 from penstock.engine.sealed import Sealed, graph_member
 from penstock.errors import ModelLoadError
+
+_CUDA: Final = fingerprint.CUDA
+_TIMED_WITH: Final = ("torch", "cuda-driver")
 
 Action = Literal["run", "retune", "refuse"]
 
@@ -34,6 +37,9 @@ class Verdict:
     here: Fingerprint | None = None
     """This machine, as it was compared; None when the file can't be read."""
 
+    anew: frozenset[str] = frozenset()
+    """For `retune`, the runtimes whose programs are compiled anew; the others run as they are."""
+
 
 def check(path: str | Path, machine: Fingerprint | None = None) -> Verdict:
     """Look at an engine file without running anything of it.
@@ -49,12 +55,15 @@ def check(path: str | Path, machine: Fingerprint | None = None) -> Verdict:
     here = machine or fingerprint.like(found.manifest.fingerprint, LIBRARIES)
     action, reasons = judge(found.manifest, here)
     if action == "retune":
-        wanted = {graph_member(program.tactic.form) for program in found.manifest.programs}
+        stale = _stale(found.manifest, here)
+        programs = (each for each in found.manifest.programs if each.tactic.runtime in stale)
+        wanted = {graph_member(program.tactic.form) for program in programs}
         lost = sorted(wanted - set(found.members))
         if lost:
             why = f"{', '.join(lost)} is not inside to compile; build it again"
             return Verdict("refuse", (*reasons, why), found, here)
-    return Verdict(action, tuple(reasons), found, here)
+    anew = frozenset(_stale(found.manifest, here)) if action == "retune" else frozenset()
+    return Verdict(action, tuple(reasons), found, here, anew)
 
 
 def judge(manifest: Manifest, here: Fingerprint) -> tuple[Action, Sequence[str]]:
@@ -62,7 +71,7 @@ def judge(manifest: Manifest, here: Fingerprint) -> tuple[Action, Sequence[str]]
     built = manifest.fingerprint
     if fingerprint.kind(built) != fingerprint.kind(here):
         return "refuse", [f"it was built for {built.device}, this is {here.device}; build it again here"]
-    needed = sorted({PACKAGES.get(runtime := program.tactic.runtime, runtime) for program in manifest.programs})
+    needed = _needed(manifest)
     missing = [name for name in needed if name not in here.libraries]
     if missing:
         return "refuse", [f"{', '.join(missing)} is not installed here; pip install {' '.join(missing)}"]
@@ -73,40 +82,66 @@ def judge(manifest: Manifest, here: Fingerprint) -> tuple[Action, Sequence[str]]
             f"it needs custom operators that are not registered here: {', '.join(map(str, absent))} (of {modules}); "
             "import the module that registers them, or give it with custom_ops= or --custom-ops"
         ]
-    return (_of_gpu if fingerprint.kind(built) == fingerprint.CUDA else _of_cpu)(built, here, needed)
+    stale = _stale(manifest, here)
+    if reasons := [reason for each in stale.values() for reason in each]:
+        return "retune", list(dict.fromkeys(reasons))
+    return "run", _remarks(manifest, here)
 
 
-def _of_cpu(built: Fingerprint, here: Fingerprint, needed: Sequence[str]) -> tuple[Action, Sequence[str]]:
+def _needed(manifest: Manifest) -> list[str]:
+    """Packages, by name. Tuned programs for a GPU are bound to their kernels with triton, which comes with torch."""
+    found = {PACKAGES.get(runtime := program.tactic.runtime, runtime) for program in manifest.programs}
+    tuned = any(("steps", "tuned") in program.tactic.options for program in manifest.programs)
+    return sorted({*found, *(["triton"] if tuned else [])})
+
+
+def _stale(manifest: Manifest, here: Fingerprint) -> dict[str, list[str]]:
+    """Runtimes whose programs have to be compiled anew, with the reasons: not those of the other device's."""
+    built = manifest.fingerprint
+    runtimes = sorted({program.tactic.runtime for program in manifest.programs})
+    found = {each: _of_gpu(built, here) if each == _CUDA else _of_cpu(built, here, each) for each in runtimes}
+    return {runtime: reasons for runtime, reasons in found.items() if reasons}
+
+
+def _of_cpu(built: Fingerprint, here: Fingerprint, runtime: str) -> list[str]:
+    """What a library compiled is for one kind of processor and its own version."""
     reasons: list[str] = []
-    lacking = sorted(set(built.features) - set(here.features))
-    gained = sorted(set(here.features) - set(built.features))
-    if lacking:
-        reasons.append(f"it was built for {built.model} with {', '.join(lacking)}, which {here.model} has not")
-    elif gained:
-        reasons.append(f"{here.model} has {', '.join(gained)}, which {built.model} had not and kernels may use")
+    before, now = (set(each.features) - fingerprint.of_gpu(each) for each in (built, here))
+    if before - now:
+        reasons.append(
+            f"it was built for {built.model} with {', '.join(sorted(before - now))}, which {here.model} has not"
+        )
+    elif now - before:
+        reasons.append(
+            f"{here.model} has {', '.join(sorted(now - before))}, which {built.model} had not and kernels may use"
+        )
     elif built.model != here.model:
         reasons.append(f"it was built for {built.model}, this is {here.model}")
-    for name in needed:
-        if built.libraries.get(name) != here.libraries[name]:
-            reasons.append(f"it was built with {name} {built.libraries.get(name)}, here is {here.libraries[name]}")
-    if reasons:
-        return "retune", reasons
-    if built.cores != here.cores:
-        return "run", [f"it was timed on {built.cores} cores, here are {here.cores}: another engine may be faster"]
-    return "run", []
+    name = PACKAGES.get(runtime, runtime)
+    if built.libraries.get(name) != here.libraries[name]:
+        reasons.append(f"it was built with {name} {built.libraries.get(name)}, here is {here.libraries[name]}")
+    return reasons
 
 
-def _of_gpu(built: Fingerprint, here: Fingerprint, needed: Sequence[str]) -> tuple[Action, Sequence[str]]:
+def _of_gpu(built: Fingerprint, here: Fingerprint) -> list[str]:
     """Kernels are machine code for one architecture, cut for one number of multiprocessors."""
-    if built.features != here.features:
-        what = f"{built.device} ({', '.join(built.features)})"
-        return "retune", [f"it was built for {what}, this is {here.device} ({', '.join(here.features)})"]
-    differing = sorted(
-        name
-        for name in {*needed, "cuda-driver"} & built.libraries.keys() & here.libraries.keys()
-        if built.libraries[name] != here.libraries[name]
-    )
-    return "run", [
+    before, now = (fingerprint.of_gpu(each) for each in (built, here))
+    if before == now:
+        return []
+    was, this = (f"{each.device} ({', '.join(sorted(fingerprint.of_gpu(each)))})" for each in (built, here))
+    return [f"it was built for {was}, this is {this}"]
+
+
+def _remarks(manifest: Manifest, here: Fingerprint) -> list[str]:
+    """What is different and does not matter for the answers."""
+    built = manifest.fingerprint
+    if fingerprint.kind(built) != _CUDA:
+        if built.cores == here.cores:
+            return []
+        return [f"it was timed on {built.cores} cores, here are {here.cores}: another engine may be faster"]
+    known = built.libraries.keys() & here.libraries.keys()
+    return [
         f"it was timed with {name} {built.libraries[name]}, here is {here.libraries[name]}: another may be faster"
-        for name in differing
+        for name in sorted(known & set(_TIMED_WITH))
+        if built.libraries[name] != here.libraries[name]
     ]

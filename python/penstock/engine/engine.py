@@ -17,6 +17,7 @@ import numpy as np
 
 from penstock.engine import cores, runtimes
 from penstock.engine.check import Verdict, check
+from penstock.engine.fingerprint import CUDA
 from penstock.engine.fitting import fitting
 from penstock.engine.plan import Manifest, Program, Shape
 from penstock.engine.reducing import reduced
@@ -60,18 +61,21 @@ def from_sealed(
 ) -> "Engine":
     """Programs of a file that was read; compiled anew where the verdict is `retune`."""
     indices = fitting(sealed.manifest, memory_bytes)
-    if verdict.action == "retune":
+    anew = [at for at in indices if sealed.manifest.programs[at].tactic.runtime in verdict.anew]
+    programs: dict[int, Compiled] = {}
+    if anew:
         _LOG.warning("%s is compiled anew: %s", sealed.name, "; ".join(verdict.reasons))
-        programs = compiled_anew(sealed, indices, instances=instances, threads=threads)
-    else:
-        shelf = Shelf(lambda form: sealed.members[graph_member(form)])
-        programs = {at: _reopened(sealed, sealed.manifest.programs[at], instances, threads, shelf) for at in indices}
-        shelf.kept.clear()  # the programs hold what they use
+        programs |= compiled_anew(sealed, anew, instances=instances, threads=threads)
+    shelf = Shelf(lambda form: sealed.members[graph_member(form)])
+    for at in indices:
+        if at not in programs:
+            programs[at] = _reopened(sealed, sealed.manifest.programs[at], instances, threads, shelf)
+    shelf.kept.clear()  # the programs hold what they use
     return Engine(sealed, programs, instances)
 
 
 def _reopened(sealed: Sealed, program: Program, instances: int, threads: int | None, shelf: Shelf) -> Compiled:
-    return runtimes.reopen(
+    found = runtimes.reopen(
         sealed.members[program.artifact],
         program.tactic,
         output_names=program.outputs,
@@ -80,6 +84,22 @@ def _reopened(sealed: Sealed, program: Program, instances: int, threads: int | N
         threads=threads,
         shelf=shelf,
     )
+    if program.tactic.runtime == CUDA:  # whose graphs are read from the file, and not by a library that knows the model
+        _check_signature(sealed, found)
+    return found
+
+
+def _check_signature(sealed: Sealed, program: Compiled) -> None:
+    """Raises ModelLoadError where a program takes or answers something else than the engine."""
+    for expected, given in ((sealed.manifest.inputs, program.inputs), (sealed.manifest.outputs, program.outputs)):
+        found = {spec.name: spec for spec in given}
+        fits = all(
+            (own := found.get(spec.name)) is not None and own.datatype == spec.datatype and spec.accepts(own.shape)
+            for spec in expected
+        )
+        if not fits or len(given) != len(expected):
+            shown = ", ".join(map(str, given))
+            raise ModelLoadError(f"{sealed.name}: a program has {shown}, not what the engine says; build it again")
 
 
 class Engine:

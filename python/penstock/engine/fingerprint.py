@@ -28,6 +28,8 @@ RELEVANT: Final = frozenset(
 )
 # Packages that programs for a GPU are compiled or executed by.
 _OF_GPUS: Final = ("torch", "triton")
+_SM: Final = "sm_"
+_MULTIPROCESSORS: Final = "multiprocessors_"
 _CPUINFO: Final = Path("/proc/cpuinfo")
 
 
@@ -50,19 +52,25 @@ def here(libraries: Iterable[str] = ("onnxruntime", "openvino"), device: str = "
     return Fingerprint(
         device=f"{CUDA}:{gpu.name}",
         model=found.model,
-        features=(f"multiprocessors_{gpu.multiprocessors}", f"sm_{gpu.capability}"),
+        features=tuple(sorted({*found.features, f"{_MULTIPROCESSORS}{gpu.multiprocessors}", f"{_SM}{gpu.capability}"})),
         cores=found.cores,
         libraries={**found.libraries, **_versions(_OF_GPUS), "cuda-driver": gpu.driver},
     )
 
 
 def like(built: Fingerprint, libraries: Iterable[str] = ("onnxruntime", "openvino")) -> Fingerprint:
-    """This machine as far as an engine of that machine could run on it: a GPU for a GPU's, where there is one."""
-    same = [each for each in gpus.gpus() if built.device == f"{CUDA}:{each.name}"]
-    near = [*same, *gpus.gpus()]
-    if kind(built) == CUDA and near:
-        return here(libraries, f"{CUDA}:{near[0].number}")
+    """This machine as far as an engine of that machine could run on it: for a GPU's the GPU that it would be loaded on.
+
+    Nothing is asked of a GPU's driver for an engine of a CPU.
+    """
+    if kind(built) == CUDA and any(f"{CUDA}:{each.number}" == gpus.chosen() for each in gpus.gpus()):
+        return here(libraries, gpus.chosen())
     return here(libraries)
+
+
+def of_gpu(fingerprint: Fingerprint) -> frozenset[str]:
+    """The features that are a GPU's; the others are the processor's."""
+    return frozenset(each for each in fingerprint.features if each.startswith((_SM, _MULTIPROCESSORS)))
 
 
 def kind(fingerprint: Fingerprint) -> str:

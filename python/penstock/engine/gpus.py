@@ -5,6 +5,7 @@ Promises: an empty tuple where there is no driver or no GPU, never an exception.
 """
 
 import ctypes
+import os
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, Final
@@ -31,6 +32,15 @@ class Gpu:
 
     driver: str
     """The newest CUDA version that the driver runs: `13.0`."""
+
+
+DEVICE: Final = "PENSTOCK_DEVICE"
+"""The environment variable that says on which GPU engines are loaded: `cuda:1`. Without it the first."""
+
+
+def chosen() -> str:
+    """`cuda:N` as the environment has it; it is for whoever uses the GPU to say that there is none."""
+    return os.environ.get(DEVICE, "").strip().lower() or "cuda:0"
 
 
 @cache

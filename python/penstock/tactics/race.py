@@ -17,7 +17,7 @@ from penstock.engine.plan import Fingerprint, Shapes, Tactic
 from penstock.engine.runtimes.base import Arrays
 from penstock.errors import InvalidArgument
 from penstock.tactics.cache import TimingCache
-from penstock.tactics.candidates import CUDA, Form, candidates, one_thread, siblings
+from penstock.tactics.candidates import CUDA, TUNED_STEPS, Form, candidates, one_thread, siblings
 from penstock.tactics.child import CandidateLost, Limits
 from penstock.tactics.ledger import Ledger, OnProgress
 from penstock.tactics.results import Compiled, Measurement, Race, Skipped, Trying
@@ -122,7 +122,8 @@ class _Race:
 
     def _one(self, tactic: Tactic, bucket: int) -> None:
         """One tactic at one bucket: timed, lost or skipped."""
-        if self._ledger.recall(tactic, bucket):
+        # What was tuned is known to the process that tuned it: its time without its choices is of no use.
+        if tactic.options != TUNED_STEPS and self._ledger.recall(tactic, bucket):
             return
         why = self._why_not(tactic, bucket)
         if why:

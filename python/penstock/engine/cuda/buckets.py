@@ -4,6 +4,8 @@
 shapes with its choices, from which any number of contexts are made. Called by the runtime.
 """
 
+from typing import Final
+
 import torch
 
 from penstock.engine.cuda.artifact import Artifact
@@ -16,6 +18,16 @@ from penstock.engine.cuda.kernels.replay import Player, Recorder
 from penstock.engine.cuda.sites import DTYPES
 from penstock.engine.plan import Region
 from penstock.errors import ExecutionError, ModelLoadError, Unsupported
+
+HOPPER: Final = 90
+
+
+def capability(device: torch.device) -> int:
+    """90 for compute capability 9.0; of the CPU, which only stands in for one, too."""
+    if device.type != "cuda":
+        return HOPPER
+    major, minor = torch.cuda.get_device_capability(device)
+    return int(10 * major + minor)
 
 
 class Model:
@@ -46,14 +58,24 @@ class Bucket:
             raise Unsupported(f"the runtime cuda has no {precision}, expected one of {', '.join(PRECISIONS)}")
         self.shapes = {name: tuple(shape) for name, shape in prepared.shapes.items()}
         self.rows = min((shape[0] for shape in self.shapes.values() if shape), default=0)
-        self._choices, self._early_launch = choices, early_launch
+        self.others = {name: shape[1:] for name, shape in self.shapes.items()}
+        answers = [each.shape for each in prepared.graph.outputs]
+        self.has_rows = (
+            self.rows > 0
+            and all(shape and shape[0] == self.rows for shape in self.shapes.values())
+            and all(shape and shape[0] and shape[0] % self.rows == 0 for shape in answers)
+        )
+        """Whether axis 0 of everything could be the batch."""
+        self._model, self._choices = model, choices
+        # Older GPUs have no programmatic dependent launch, and kernels that wait for it don't compile for them.
+        self._early_launch = early_launch and capability(model.device) >= HOPPER
         if any(each.implementation.startswith(OURS) for each in choices.values()) and not add_triton():
             raise ModelLoadError(
                 "kernels of this program are bound with triton, which is not installed; it comes with torch"
             )
         self.executor = Executor(
             prepared.graph, model.weights(prepared, precision), model.device, precision, choices=choices,
-            early_launch=early_launch,
+            early_launch=self._early_launch,
         )  # fmt: skip
 
     def context(self) -> Context:
@@ -63,7 +85,7 @@ class Bucket:
         """Its kernels are taken down in one run."""
         if isinstance(self.executor.launcher, Player):
             raise ExecutionError("a program that was reopened is exported by copying its artifact")
-        recorder = Recorder()
+        recorder = Recorder(capability(self.executor.device))
         self.executor.launcher = recorder
         try:
             self.executor.run(self.executor.blank_inputs())

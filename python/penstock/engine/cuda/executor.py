@@ -8,7 +8,7 @@ asked for. Called by runtimes and tuners.
 import gc
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from threading import Lock, local
 from typing import Any, Final
@@ -232,24 +232,35 @@ class Captured:
                 with launching(executor.launcher):
                     compute(given)
             self.stream.synchronize()
-            collects = gc.isenabled()
-            gc.collect()
-            gc.disable()  # a collection that frees device memory while capturing breaks the capture
-            # Not torch.cuda.graph, which waits for the whole device and empties everyone's cache.
-            self._graph.capture_begin(capture_error_mode="thread_local")
-            try:
-                with launching(executor.launcher):
+            with _without_collections(), launching(executor.launcher):
+                # Not torch.cuda.graph, which waits for the whole device and empties everyone's cache.
+                self._graph.capture_begin(capture_error_mode="thread_local")
+                try:
                     answers = compute(given)
-            finally:
+                except BaseException:
+                    with suppress(RuntimeError):  # that it failed is known, and why is what counts
+                        self._graph.capture_end()
+                    raise
                 self._graph.capture_end()
-                if collects:
-                    gc.enable()
         self.outputs: Tensors = dict(zip((each.name for each in executor.graph.outputs), answers, strict=True))
         self._launch = _launcher(self._graph)
 
     def replay(self) -> None:
         """On the context's own stream; whoever reads the outputs waits for it. While others capture, too."""
         self._launch(self.stream)
+
+
+@contextmanager
+def _without_collections() -> Iterator[None]:
+    """A collection that frees device memory while something is captured breaks the capture."""
+    collects = gc.isenabled()
+    gc.collect()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if collects:
+            gc.enable()
 
 
 def _stream(device: torch.device, priority: int) -> OwnStream:

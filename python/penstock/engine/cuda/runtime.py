@@ -8,8 +8,8 @@ A program at one bucket takes its shapes alone; compiled without shapes it holds
 rows to them, as the accuracy gate wants it.
 """
 
-import logging
-import os
+import gc
+import weakref
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -19,11 +19,13 @@ from typing import Any, Final
 import numpy as np
 import torch
 
+from penstock.engine import gpus
 from penstock.engine.cuda import artifact as artifacts
 from penstock.engine.cuda import form as forms
 from penstock.engine.cuda.buckets import Bucket, Model
 from penstock.engine.cuda.contexts import Context, Phases, phases
 from penstock.engine.cuda.executor import PRECISIONS
+from penstock.engine.cuda.kernels.driver import OUT_OF_MEMORY
 from penstock.engine.cuda.kernels.replay import Player
 from penstock.engine.cuda.tuning import Tuning
 from penstock.engine.lowered import LoweredGraph
@@ -39,10 +41,7 @@ from penstock.errors import (
 )
 from penstock.tensors import TensorSpec
 
-_LOG = logging.getLogger(__name__)
-
-DEVICE: Final = "PENSTOCK_DEVICE"
-"""The environment variable that names the GPU: `cuda:1`. Without it the first."""
+_models: "weakref.WeakValueDictionary[tuple[Path, int, torch.device], Model]" = weakref.WeakValueDictionary()
 
 STEPS: Final = "steps"
 """The option of tactics: `plain` (libraries, each step's first implementation) or `tuned`."""
@@ -86,13 +85,14 @@ class CudaRuntime:
                 f"{path.name}: options {dict(tactic.options)}, expected {STEPS}=plain or {STEPS}=tuned"
             )
         with _loading(path.name):
-            model = Model(forms.read(path.read_bytes(), path.name), device or _device(path.name))
+            model = _model(path, device or _device(path.name))
             tuning = Tuning(path) if steps == "tuned" else None
-            buckets = [
-                Bucket(model, each, tactic.precision, tuning.choices(model, each, tactic.precision) if tuning else {},
-                       early_launch=tuning is not None)
-                for each in model.form.at(shapes)
-            ]  # fmt: skip
+            buckets: list[Bucket] = []
+            for each in model.form.at(shapes):
+                # Of several buckets at once none is tuned: that would take as many times as long as was said.
+                search = shapes is not None
+                choices = tuning.choices(model, each, tactic.precision, search=search) if tuning else {}
+                buckets.append(Bucket(model, each, tactic.precision, choices, early_launch=tuning is not None))
             return cls(path.name, tactic, buckets)
 
     @classmethod
@@ -140,7 +140,8 @@ class CudaRuntime:
         """Steps with the time each takes alone in a CUDA graph, after itself: the cache is as warm as it gets."""
         del repeats  # the tuner's timer knows how many are enough
         self._check_open()
-        return self._fitting(inputs).regions(self._tactic.precision)
+        with _running(self._title):
+            return self._fitting(inputs).regions(self._tactic.precision)
 
     def phases(self, inputs: Arrays, calls: int) -> Phases:
         """Copying in, computing and copying out, timed apart by the GPU's clock."""
@@ -149,8 +150,10 @@ class CudaRuntime:
             return phases(self._fitting(inputs).executor, dict(inputs), calls)
 
     def instance(self) -> "CudaInstance":
-        self._check_open()
-        return CudaInstance(self._title, self._buckets)
+        buckets = self._buckets  # once: closing takes them away
+        if not buckets:
+            self._check_open()
+        return CudaInstance(self._title, buckets)
 
     def __call__(self, **arrays: Any) -> dict[str, Array]:
         inputs = checked(self.inputs, arrays)
@@ -163,11 +166,16 @@ class CudaRuntime:
             return instance.execute(inputs)
         finally:
             self._idle.append(instance)
+            if not self._open:  # perhaps since this call began: nothing may be kept then
+                self._idle.clear()
 
     def close(self) -> None:
+        """What calls under way need goes with the last of them."""
         self._open = False
         self._idle.clear()
         self._buckets = ()
+        if torch.cuda.is_initialized():
+            torch.cuda.empty_cache()
 
     def _fitting(self, inputs: Arrays) -> Bucket:
         shapes = {name: array.shape for name, array in inputs.items()}
@@ -188,6 +196,7 @@ class CudaInstance:
         self._title = title
         self._buckets = {_key(bucket.shapes): bucket for bucket in buckets}
         self._contexts: dict[tuple[Any, ...], Context] = {}
+        self._closed = False
         if len(buckets) == 1:  # capturing takes seconds where a library searches: not in the first call
             self._context(_key(buckets[0].shapes))
 
@@ -213,17 +222,21 @@ class CudaInstance:
         return self._contexts[key]
 
     def close(self) -> None:
+        self._closed = True
         self._contexts.clear()
         self._buckets = {}
 
     def _by_rows(self, inputs: Arrays) -> dict[str, Array]:
-        """Of another number of rows than any bucket has: padded with the first row, or in pieces."""
-        rows = min((len(array) for array in inputs.values() if array.ndim), default=0)
+        """Of another number of rows than any bucket has: padded with the first row, or in pieces.
+
+        For whoever knows that axis 0 is the batch.
+        """
+        if self._closed:
+            raise Unavailable(f"{self._title} is closed; load it again")
+        counts = {array.shape[0] if array.ndim else 0 for array in inputs.values()}
+        rows = counts.pop() if len(counts) == 1 else 0
         others = {name: array.shape[1:] for name, array in inputs.items()}
-        able = [
-            bucket for bucket in self._buckets.values()
-            if rows and {name: shape[1:] for name, shape in bucket.shapes.items()} == others
-        ]  # fmt: skip
+        able = [bucket for bucket in self._buckets.values() if rows and bucket.has_rows and bucket.others == others]
         if not able:
             raise InvalidArgument(
                 f"{self._title}: shapes { {name: array.shape for name, array in inputs.items()} } are not prepared"
@@ -243,41 +256,73 @@ class CudaInstance:
 def _device(name: str) -> torch.device:
     if not torch.cuda.is_available():
         raise ModelLoadError(f"{name}: torch {torch.__version__} finds no NVIDIA GPU here; build for the CPU instead")
-    device = torch.device(os.environ.get(DEVICE) or "cuda:0")
-    if device.type != "cuda" or (device.index or 0) >= torch.cuda.device_count():
-        raise ModelLoadError(f"{name}: {DEVICE}={device}, expected cuda:0 to cuda:{torch.cuda.device_count() - 1}")
+    asked, numbers = gpus.chosen(), range(torch.cuda.device_count())
+    if asked not in {f"cuda:{number}" for number in numbers}:
+        raise ModelLoadError(f"{name}: {gpus.DEVICE}={asked}, expected cuda:0 to cuda:{numbers[-1]}")
+    device = torch.device(asked)
     torch.cuda.set_device(device)
     return device
 
 
+def _model(path: Path, device: torch.device) -> Model:
+    """The form of a file on a device, once for all programs that are compiled from it while one of them lives."""
+    key = path.resolve(), path.stat().st_mtime_ns, device
+    found = _models.get(key)
+    if found is None:
+        found = _models[key] = Model(forms.read(path.read_bytes(), path.name), device)
+    return found
+
+
 @contextmanager
 def _loading(name: str) -> Iterator[None]:
+    short = ""
     try:
         yield
     except PenstockError:
         raise
-    except torch.cuda.OutOfMemoryError as error:
-        raise ResourceExhausted(f"{name}: the GPU has no memory left for the weights ({_first_line(error)})") from None
-    except (RuntimeError, ValueError, OSError) as error:
-        raise ModelLoadError(f"{name} can't be loaded on the GPU: {library_message(error, Path(name))}") from error
+    except Exception as error:  # a file is to be trusted in nothing, and libraries raise anything
+        if not _out_of_memory(error):
+            raise ModelLoadError(f"{name} can't be loaded on the GPU: {library_message(error, Path(name))}") from error
+        short = _first_line(error)
+    if short:
+        _give_back()
+        raise ResourceExhausted(f"{name}: the GPU has no memory left for the weights ({short})")
 
 
 @contextmanager
 def _running(title: str) -> Iterator[None]:
+    short = ""
     try:
         yield
-    except torch.cuda.OutOfMemoryError as error:
-        torch.cuda.empty_cache()
+    except PenstockError:
+        raise
+    except Exception as error:  # whatever a kernel, the driver or torch raises
+        if not _out_of_memory(error):
+            raise ExecutionError(f"{title}: {library_message(error, Path(title))}") from error
+        short = _first_line(error)
+    if short:
+        _give_back()
         raise ResourceExhausted(
-            f"{title}: the GPU has no memory left for another context ({_first_line(error)}); "
+            f"{title}: the GPU has no memory left for another context ({short}); "
             "serve fewer instances, or smaller buckets"
-        ) from None
-    except (RuntimeError, ValueError) as error:
-        raise ExecutionError(f"{title}: {library_message(error, Path(title))}") from error
+        )
+
+
+def _out_of_memory(error: Exception) -> bool:
+    """Of the device, or of the memory that is pinned for it."""
+    known = isinstance(error, torch.cuda.OutOfMemoryError) or getattr(error, "status", 0) == OUT_OF_MEMORY
+    return known or (isinstance(error, RuntimeError) and "out of memory" in str(error))
+
+
+def _give_back() -> None:
+    """Outside of `except`: what failed is held by the exception's frames until then."""
+    gc.collect()
+    if torch.cuda.is_initialized():
+        torch.cuda.empty_cache()
 
 
 def _first_line(error: BaseException) -> str:
-    return str(error).partition("\n")[0][:200]
+    return str(error).partition("\n")[0][:200] or type(error).__name__
 
 
 def _key(shapes: Mapping[str, tuple[int, ...]]) -> tuple[Any, ...]:

@@ -6,6 +6,7 @@ is imported when something is tuned.
 """
 
 import json
+import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
 
     from penstock.engine.cuda.buckets import Model
 
+_LOG = logging.getLogger(__name__)
+
 TUNING: Final = ".tuning.json"
 
 _SECONDS: Final = 15.0  # of tuning one bucket where nobody says how long
@@ -32,20 +35,25 @@ class Tuning:
 
     def __init__(self, path: Path) -> None:
         self._path = path.with_name(path.stem + TUNING)
+        self.seconds, self._known = self._read()
+
+    def _read(self) -> tuple[float, dict[str, Any]]:
         try:
             data = json.loads(self._path.read_text())
-            self.seconds = float(data["seconds"])
-            self._known: dict[str, Any] = dict(data["choices"])
-        except (OSError, ValueError, KeyError, TypeError):
-            self.seconds, self._known = _SECONDS, {}
+            return float(data["seconds"]), dict(data["choices"])
+        except FileNotFoundError:
+            return _SECONDS, {}
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            _LOG.warning("%s can't be read (%s): every bucket is tuned anew", self._path.name, error)
+            return _SECONDS, {}
 
     @staticmethod
     def prepare(path: Path, seconds: float) -> None:
         """For the form at `path`, before anything is compiled."""
         path.with_name(path.stem + TUNING).write_text(json.dumps({"seconds": seconds, "choices": {}}))
 
-    def choices(self, model: "Model", prepared: Prepared, precision: str) -> Choices:
-        """Known ones, else found by time now and written down."""
+    def choices(self, model: "Model", prepared: Prepared, precision: str, *, search: bool) -> Choices:
+        """Known ones, else found by time now and written down; none without `search`."""
         from penstock.engine.cuda.executor import PRECISIONS, Executor
         from penstock.engine.cuda.tuner import tune
 
@@ -53,11 +61,16 @@ class Tuning:
         key = json.dumps([shapes, 32 if PRECISIONS[precision] == "FP32" else 16])
         if key in self._known:
             return chosen.from_json(json.dumps(self._known[key]))
+        if not search:
+            return {}
         executor = Executor(prepared.graph, model.weights(prepared, precision), model.device, precision)
         with compilers(model.device) as builds:
             found = tune(executor, seconds=self.seconds, compilers=builds).choices
-        self._known[key] = json.loads(chosen.to_json(found))
-        self._path.write_text(json.dumps({"seconds": self.seconds, "choices": self._known}))
+        # Another process may have tuned another bucket meanwhile, and may be reading now.
+        self._known = {**self._read()[1], key: json.loads(chosen.to_json(found))}
+        beside = self._path.with_name(f".{self._path.name}.{os.getpid()}")
+        beside.write_text(json.dumps({"seconds": self.seconds, "choices": self._known}))
+        beside.replace(self._path)
         return found
 
 

@@ -18,8 +18,16 @@ _NON_BLOCKING: Final = 1  # of streams: the default stream neither waits for the
 _WITHOUT_ASKING: Final = 48 * 1024  # more dynamic shared memory than this has to be asked for
 
 
+OUT_OF_MEMORY: Final = 2  # CUDA_ERROR_OUT_OF_MEMORY
+
+
 class DriverError(RuntimeError):
-    """The driver refused: no GPU, code for another one, or more shared memory than there is."""
+    """The driver refused: no GPU, code for another one, or more memory than there is."""
+
+    def __init__(self, message: str, status: int = 0) -> None:
+        super().__init__(message)
+        self.status = status
+        """CUresult; 0 where there is no driver to give one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +74,7 @@ def _call(name: str, *arguments: Any) -> None:
     if status != 0:
         text = ctypes.c_char_p()
         _library().cuGetErrorString(status, ctypes.byref(text))
-        raise DriverError(f"{name}: error {status}, {(text.value or b'unknown').decode()}")
+        raise DriverError(f"{name}: error {status}, {(text.value or b'unknown').decode()}", int(status))
 
 
 def launch_graph(executable: int, stream: int) -> None:
@@ -90,15 +98,30 @@ class OwnStream:
         return int(self._handle.value or 0)
 
 
-class LoadedKernel:
-    """A kernel on the GPU. `close` frees its code; nothing that was captured with it may be replayed after that."""
+class LoadedModule:
+    """Machine code on the GPU. `close` frees it; nothing that was captured with it may be replayed after that."""
 
-    def __init__(self, sealed: SealedKernel) -> None:
-        self.sealed = sealed
+    def __init__(self, cubin: bytes) -> None:
         self._module = ctypes.c_void_p()
-        self._function = ctypes.c_void_p()
-        _call("cuModuleLoadData", ctypes.byref(self._module), sealed.cubin)
-        _call("cuModuleGetFunction", ctypes.byref(self._function), self._module, sealed.symbol.encode())
+        _call("cuModuleLoadData", ctypes.byref(self._module), cubin)
+
+    def function(self, symbol: str) -> ctypes.c_void_p:
+        found = ctypes.c_void_p()
+        _call("cuModuleGetFunction", ctypes.byref(found), self._module, symbol.encode())
+        return found
+
+    def close(self) -> None:
+        if self._module:
+            _call("cuModuleUnload", self._module)
+            self._module = ctypes.c_void_p()
+
+
+class LoadedKernel:
+    """A kernel on the GPU, good as long as its module."""
+
+    def __init__(self, sealed: SealedKernel, module: LoadedModule) -> None:
+        self.sealed = sealed
+        self._function = module.function(sealed.symbol)
         if sealed.shared_bytes > _WITHOUT_ASKING:
             _call("cuFuncSetAttribute", self._function, _MAX_DYNAMIC_SHARED, sealed.shared_bytes)
 
@@ -124,8 +147,3 @@ class LoadedKernel:
             count=1 if sealed.pdl else 0,
         )
         _call("cuLaunchKernelEx", ctypes.byref(config), self._function, pointers, None)
-
-    def close(self) -> None:
-        if self._module:
-            _call("cuModuleUnload", self._module)
-            self._module = ctypes.c_void_p()

@@ -62,6 +62,11 @@ class Launch:
     """Launch before the kernel ahead has ended (programmatic dependent launch); every kernel here waits for it before
     it touches memory that another may write."""
 
+    @property
+    def symbol(self) -> str:
+        """What its machine code's name begins with."""
+        return str(self.kernel.__name__)
+
     def run(self) -> None:
         launcher = replay.current()
         if launcher is None or not launcher.launch(self, torch.cuda.current_stream().cuda_stream):

@@ -6,12 +6,13 @@ find either through `current()`; without one they are compiled and launched by T
 runtime; imports neither torch nor triton.
 """
 
+import weakref
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from typing import Protocol
 
-from .driver import LoadedKernel, SealedKernel
+from .driver import DriverError, LoadedKernel, LoadedModule, SealedKernel
 
 
 class Sealable(Protocol):
@@ -20,7 +21,10 @@ class Sealable(Protocol):
     @property
     def grid(self) -> tuple[int, int, int]: ...
 
-    def seal(self) -> SealedKernel: ...
+    @property
+    def symbol(self) -> str: ...
+
+    def seal(self, capability: int) -> SealedKernel: ...
 
     def bound(self) -> list[int | float]: ...
 
@@ -36,11 +40,16 @@ class Launcher(Protocol):
         """False: Triton launches it after all."""
         ...
 
+    def end(self) -> None:
+        """All steps have run."""
+        ...
+
 
 class Recorder:
-    """Seals what is launched; Triton still launches it."""
+    """Seals what is launched, for GPUs of this compute capability; Triton still launches it."""
 
-    def __init__(self) -> None:
+    def __init__(self, capability: int) -> None:
+        self._capability = capability
         self.kernels: list[SealedKernel] = []
 
     def begin(self, at: int) -> None:
@@ -48,19 +57,25 @@ class Recorder:
 
     def launch(self, launch: Sealable, stream: int) -> bool:
         del stream
-        self.kernels.append(launch.seal())
+        self.kernels.append(launch.seal(self._capability))
         return False
+
+    def end(self) -> None:
+        pass
 
 
 class Player:
-    """Kernels on the GPU, in the order of their launches; equal ones once. Used by one run at a time."""
+    """Kernels on the GPU, in the order of their launches; machine code once. Used by one run at a time.
+
+    The code leaves the GPU when nobody holds the player; a captured graph must hold it.
+    """
 
     def __init__(self, kernels: Sequence[SealedKernel]) -> None:
-        loaded: dict[SealedKernel, LoadedKernel] = {}
-        self._kernels = [loaded.setdefault(each, LoadedKernel(each)) if each not in loaded else loaded[each]
-                         for each in kernels]  # fmt: skip
+        modules = {code: LoadedModule(code) for code in dict.fromkeys(each.cubin for each in kernels)}
+        self._kernels = [LoadedKernel(each, modules[each.cubin]) for each in kernels]
         self.next = 0
         """The launch that comes next."""
+        weakref.finalize(self, _unload, tuple(modules.values())).atexit = False
 
     def begin(self, at: int) -> None:
         self.next = at
@@ -71,10 +86,23 @@ class Player:
             raise ValueError(f"launch {self.next} was not taken down when the kernels were sealed")
         kernel = self._kernels[self.next]
         self.next += 1
-        if kernel.sealed.grid != launch.grid:
-            raise ValueError(f"{kernel.sealed.symbol} was sealed for {kernel.sealed.grid} blocks, not {launch.grid}")
+        sealed = kernel.sealed
+        if sealed.grid != launch.grid or not sealed.symbol.startswith(launch.symbol):
+            raise ValueError(
+                f"{sealed.symbol} of {sealed.grid} blocks was sealed, not {launch.symbol} of {launch.grid}"
+            )
         kernel.launch(launch.bound(), stream)
         return True
+
+    def end(self) -> None:
+        if self.next != len(self._kernels):
+            raise ValueError(f"{self.next} kernels were launched, {len(self._kernels)} were sealed")
+
+
+def _unload(modules: Sequence[LoadedModule]) -> None:
+    for module in modules:
+        with suppress(DriverError):  # of a process that is ending, or a GPU that failed
+            module.close()
 
 
 _current: ContextVar[Launcher | None] = ContextVar("launcher", default=None)
@@ -85,12 +113,14 @@ def current() -> Launcher | None:
 
 
 @contextmanager
-def launching(launcher: Launcher | None, at: int = 0) -> Iterator[None]:
-    """One run of all steps, or of those from launch `at` on, launched through this; None: by Triton."""
+def launching(launcher: Launcher | None, at: int | None = None) -> Iterator[None]:
+    """One run of all steps, or of some whose first launch is number `at`, launched through this; None: by Triton."""
     if launcher is not None:
-        launcher.begin(at)
+        launcher.begin(at or 0)
     token = _current.set(launcher)
     try:
         yield
     finally:
         _current.reset(token)
+    if launcher is not None and at is None:
+        launcher.end()
