@@ -50,7 +50,9 @@ def flops(graph: LoweredGraph, step: Step) -> float:
         return graph.shape(operand)
 
     if step.kind == "conv":  # each result is a sum over the filter
-        return 2.0 * _written(graph, step) * math.prod(shape("weight")[1:])
+        products = step.attributes.get("products")  # those with weights that only fill up are none
+        each = products if isinstance(products, int) else math.prod(shape("weight")[1:])
+        return 2.0 * _written(graph, step) * each
     if step.kind == "conv_transpose":  # each input goes into a filter's worth of results
         return 2.0 * math.prod(shape("x")) * math.prod(shape("weight")[1:])
     if step.kind == "gemm":

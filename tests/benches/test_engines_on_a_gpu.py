@@ -95,6 +95,22 @@ FLOPS_AND_BYTES = [
         0,
         2 * (5 + 20),
     ),
+    (
+        "a stem with weights that only fill up",
+        one_step(
+            Step(
+                "s",
+                "conv",
+                (Operand("x", "x", View((2, 9, 4, 16), (400, 40, 8, 1))), Operand("w", "weight")),
+                ("y",),
+                {"products": 27},
+            ),
+            {"x": Value((2, 10, 10, 4), "FP32"), "y": Value((2, 4, 4, 8), "FP32")},
+            {"w": Weight((8, 3, 1, 16), "FP32")},
+        ),
+        2 * (2 * 4 * 4 * 8) * 27,
+        2 * (800 + 8 * 48 + 256),  # pixels that overlap are read once
+    ),
 ]
 
 

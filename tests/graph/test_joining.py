@@ -138,21 +138,6 @@ def test_what_is_no_squeeze_and_excite_stays_apart(why: str) -> None:
     assert "squeeze_excite" in kinds(lowered(f"{SQUEEZED} y = Mul(x, g)", **more))
 
 
-@pytest.mark.parametrize(
-    ("weight", "strides", "channels"),
-    [((8, 3, 3, 3), "[1,1]", 4), ((8, 3, 3, 3), "[2,2]", 4), ((8, 3, 2, 2), "[2,2]", 3)],
-)
-def test_pictures_get_a_channel_more_for_windows_that_overlap(
-    weight: tuple[int, ...], strides: str, channels: int
-) -> None:
-    size = (8 - weight[2]) // int(strides[1]) + 1
-    text = f"(float[2,3,8,8] x) => (float[2,8,{size},{size}] y) {{ y = Conv <strides={strides}> (x, w) }}"
-    found = lower(optimize(graph(text, {"w": normal(*weight)}), shapes={"x": (2, 3, 8, 8)}).model)[0]
-    (conv,) = (step for step in found.steps if step.kind == "conv")
-    assert [found.shape(operand)[-1] for operand in conv.inputs] == [channels, channels]
-    assert ("pad" in {step.kind for step in found.steps}) is (channels == 4)
-
-
 TOPS = "s = Softmax <axis=-1> (x) index = ArgMax <axis=2, keepdims=0> (s) score = ReduceMax <keepdims=0> (s, axis)"
 
 

@@ -30,7 +30,8 @@ KINDS: Final[Mapping[str, tuple[str, ...]]] = {
     # kind -> roles of the operands it can't do without. Axes, pads and kernels are those of the stored shape; pads are
     # top, left, bottom, right. Layers may have `bias` and `residual`, and the attributes `activation`, `alpha`, `beta`
     # and `residual` (`before` or `after` the activation).
-    "conv": ("x", "weight"),  # kernel, strides, pads, dilations, groups
+    # `products`: of each result, where weights hold zeros that only fill them up.
+    "conv": ("x", "weight"),  # kernel, strides, pads, dilations, groups; maybe products
     "conv_transpose": ("x", "weight"),  # and output_padding
     "gemm": ("x", "weight"),
     # Two layers over the last axis, weights `first` [hidden, in] and `second` [out, hidden], maybe `first_bias` and

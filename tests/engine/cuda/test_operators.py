@@ -50,7 +50,7 @@ CASES = [
     Case("y = Conv <group=6, pads=[1,1,1,1]> (x, w, b)", X4, (2, 6, 9, 7), {"w": (6, 1, 3, 3), "b": (6,)}),
     Case("y = Conv <group=2> (x, w, b)", X4, (2, 8, 7, 5), {"w": (8, 3, 3, 3), "b": (8,)}),
     Case("y = Conv <group=6> (x, w)", X4, (2, 12, 8, 6), {"w": (12, 1, 2, 2)}),
-    Case("y = Conv (x, w)", {"x": (2, 1, 9, 7)}, (2, 4, 7, 5), {"w": (4, 1, 3, 3)}, kinds=("conv", "copy")),
+    Case("y = Conv (x, w)", {"x": (2, 1, 9, 7)}, (2, 4, 7, 5), {"w": (4, 1, 3, 3)}, kinds=("pad", "conv", "copy")),
     Case("y = Conv <pads=[1,1]> (x, w, b)", {"x": (2, 6, 9)}, (2, 4, 9), {"w": (4, 6, 3), "b": (4,)}),
     Case("y = ConvTranspose <strides=[2,2]> (x, w, b)", X4, (2, 5, 18, 14), {"w": (6, 5, 2, 2), "b": (5,)}),
     Case(

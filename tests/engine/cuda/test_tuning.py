@@ -23,16 +23,16 @@ from tests.graph.small import graph, normal
 pytestmark = pytest.mark.torch
 
 # Two convolutions alike, one that is not, and another kind of step.
-NETWORK = """(float[1,4,6,6] x) => (float[1,8] y) {
+NETWORK = """(float[1,6,6,6] x) => (float[1,8] y) {
     a = Conv <pads=[1,1,1,1]> (x, w1) r = Relu(a) b = Conv <pads=[1,1,1,1]> (r, w2) s = Relu(b)
     c = Conv (s, w3) p = GlobalAveragePool(c) y = Flatten(p) }"""
 WEIGHTS = {
-    "w1": normal(4, 4, 3, 3, seed=1) / 6,
-    "w2": normal(4, 4, 3, 3, seed=2) / 6,
-    "w3": normal(8, 4, 1, 1, seed=3) / 2,
+    "w1": normal(6, 6, 3, 3, seed=1) / 6,
+    "w2": normal(6, 6, 3, 3, seed=2) / 6,
+    "w3": normal(8, 6, 1, 1, seed=3) / 2,
 }
 MODEL = graph(NETWORK, WEIGHTS)
-X = {"x": normal(1, 4, 6, 6)}
+X = {"x": normal(1, 6, 6, 6)}
 
 Bind = Callable[[Site], Run]
 

@@ -1,6 +1,7 @@
 """Layers with weights, and attention, by torch's own operators and cuDNN's fused convolutions.
 
-A feature map [N, H, W, C] is handed to torch as the channels-last view of [N, C, H, W] that it is; no number moves.
+A feature map [N, H, W, C] is handed to torch as the channels-last view of [N, C, H, W] that it is; no number moves,
+but where pixels overlap, which these libraries do not know.
 """
 
 from collections.abc import Sequence
@@ -20,10 +21,11 @@ def conv(site: Site) -> Run:
     weight, bias = _convolution_weight(site), site.weight("bias")
     strides, dilations, groups = site.integers("strides"), site.integers("dilations"), site.integer("groups")
     around, padding = _padding(site)
-    finish = epilogue(site)
+    finish, apart = epilogue(site), _overlaps(site)
 
     def run(operands: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
-        x = functional.pad(operands[0], around) if around else operands[0]
+        x = operands[0].contiguous() if apart else operands[0]
+        x = functional.pad(x, around) if around else x
         y = functional.conv2d(x.permute(_TO_TORCH), weight, bias, strides, padding, dilations, groups)
         return (finish(y.permute(_TO_OURS), operands),)
 
@@ -35,10 +37,11 @@ def conv_fused(site: Site) -> Run:
     weight, bias = _convolution_weight(site), site.weight("bias")
     strides, dilations, groups = site.integers("strides"), site.integers("dilations"), site.integer("groups")
     around, padding = _padding(site)
-    residual = site.index("residual")
+    residual, apart = site.index("residual"), _overlaps(site)
 
     def run(operands: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
-        x = (functional.pad(operands[0], around) if around else operands[0]).permute(_TO_TORCH)
+        x = operands[0].contiguous() if apart else operands[0]
+        x = (functional.pad(x, around) if around else x).permute(_TO_TORCH)
         if residual is None:
             y = torch.cudnn_convolution_relu(x, weight, bias, strides, padding, dilations, groups)
         else:
@@ -59,6 +62,13 @@ def _convolution_weight(site: Site) -> torch.Tensor:
     weight = site.weight("weight")
     assert weight is not None
     return weight.permute(_TO_TORCH)
+
+
+def _overlaps(site: Site) -> bool:
+    """Whether pixels of the map share numbers."""
+    operand = site.step.operand("x")
+    view = None if operand is None else operand.view
+    return view is not None and view.shape[2] > 1 and view.strides[2] < view.shape[3]
 
 
 def _padding(site: Site) -> tuple[tuple[int, ...], tuple[int, int]]:

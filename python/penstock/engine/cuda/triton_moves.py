@@ -36,20 +36,24 @@ def _repeats(strides: tuple[int, ...]) -> bool:
 
 
 def _planes(ready: Ready, operands: Tensors, outputs: Tensors, scratch: Scratch | None) -> Launch:
-    """A map [N, H, W, C] that lies as [N, C, H, W]."""
+    """A map [N, H, W, C] that lies as [N, C, H, W], maybe with zeros around it."""
     del scratch
-    return planes_to_pixels_launch(operands[0].permute(0, 3, 1, 2), out=outputs[0], pdl=ready.site.early)
+    padding = ready.site.step.kind == "pad"
+    top, left = ready.site.integers("begin")[1:3] if padding else (0, 0)
+    x = operands[0].permute(0, 3, 1, 2)
+    return planes_to_pixels_launch(x, out=outputs[0], corner=(top, left), pdl=ready.site.early)
 
 
 def _suits_planes(site: Site) -> bool:
-    return len(site.out_shape()) == 4 and len(site.graph.shape(site.step.inputs[0])) == 4
+    """A copy keeps the shape that it sees."""
+    return len(site.out_shape()) == 4 and site.graph.shape(site.step.inputs[0]) == site.out_shape()
 
 
 def _suits_padding(site: Site) -> bool:
-    """More channels, all zero."""
+    """Zeros around the picture, and more channels behind."""
     begin, end = site.integers("begin"), site.integers("end")
-    behind = not any(begin) and not any(end[:-1]) and site.number("value") == 0.0
-    return behind and _suits_planes(site)
+    images = len(begin) == 4 and (begin[0], end[0], begin[3]) == (0, 0, 0)
+    return images and min(*begin, *end) >= 0 and site.number("value") == 0.0
 
 
 def _floats(site: Site) -> bool:

@@ -162,18 +162,14 @@ class Builder:
             self._copies[key] = self.emit(node, "copy", [seen], ref.shape, ref.datatype, order)
         return self._copies[key]
 
-    def padded(self, ref: Ref, channels: int, node: ir.Node) -> Ref:
-        """A feature map in NHWC with this many channels, those it does not have being zero."""
-        batch, there, height, width = ref.shape
-        key = (ref, (channels, *NHWC))
+    def padded(self, ref: Ref, begin: tuple[int, ...], end: tuple[int, ...], node: ir.Node) -> Ref:
+        """A feature map in NHWC with zeros before and behind what each of its stored axes has."""
+        key = (ref, (*begin, *end))  # twice as long as an order of axes
         if key not in self._copies:
-            shape = (batch, channels, height, width)
-            attributes: dict[str, Attribute] = {
-                "begin": (0, 0, 0, 0),
-                "end": (0, 0, 0, channels - there),
-                "value": 0.0,
-            }
-            seen = self.operand(ref, "x", NHWC)
+            sizes = [ref.shape[axis] for axis in NHWC]
+            batch, height, width, channels = map(sum, zip(begin, sizes, end, strict=True))
+            attributes: dict[str, Attribute] = {"begin": begin, "end": end, "value": 0.0}
+            shape, seen = (batch, channels, height, width), self.operand(ref, "x", NHWC)
             self._copies[key] = self.emit(node, "pad", [seen], shape, ref.datatype, NHWC, attributes)
         return self._copies[key]
 

@@ -9,7 +9,8 @@ from penstock.engine.lowered import Attribute, Operand
 from penstock.errors import Unsupported
 from penstock.graph.editing import Array, input_of, integer, integers, number, string
 from penstock.graph.lowering.builder import Builder
-from penstock.graph.lowering.views import NHWC, Ref, expanded, identity, lies_in, permuted, reshaped
+from penstock.graph.lowering.stems import Window, stem
+from penstock.graph.lowering.views import NHWC, Ref, expanded, identity, permuted, reshaped
 
 
 def conv(builder: Builder, node: ir.Node) -> None:
@@ -22,39 +23,29 @@ def conv(builder: Builder, node: ir.Node) -> None:
     if flat:
         x, weight, shape = _row(x), weight[:, :, None, :], (shape[0], shape[1], 1, shape[2])
     _expect_images(node, x)
-    kernel, rows, form = weight.shape[2:], weight.transpose(0, 2, 3, 1), "krsc"
-    if _is_stem(x, weight, _spatial(node, "strides", 1, flat)):
-        x, rows, form = builder.padded(x, _STEM, node), _widened(rows), f"krsc{_STEM}"
-    x = builder.stored_as(x, NHWC, node)
-    operands = [
-        builder.operand(x, "x", NHWC),
-        _as("weight", builder.formed(_origin(builder, node, 1), form, rows, _name(node, 1))),
-    ]
+    rows, form, groups = weight.transpose(0, 2, 3, 1), "krsc", integer(node, "group", 1)
+    strides, dilations = (_spatial(node, name, 1, flat) for name in ("strides", "dilations"))
+    pads = _pads(node, flat)
+    products = int(np.prod(rows.shape[1:]))
+    found = stem(builder, node, x, Window(rows, strides, pads, dilations, shape[2:])) if groups == 1 else None
+    if found is not None:
+        seen, rows, form, strides, pads = found.x, found.weight, found.form, found.strides, found.pads
+    else:
+        seen = builder.operand(builder.stored_as(x, NHWC, node), "x", NHWC)
+    operands = [seen, _as("weight", builder.formed(_origin(builder, node, 1), form, rows, _name(node, 1)))]
     if bias is not None:
         operands.append(_as("bias", builder.formed(bias, "", bias, _name(node, 2))))
     attributes: dict[str, Attribute] = {
-        "kernel": tuple(kernel),
-        "strides": _spatial(node, "strides", 1, flat),
-        "pads": _pads(node, flat),
-        "dilations": _spatial(node, "dilations", 1, flat),
-        "groups": integer(node, "group", 1),
+        "kernel": tuple(rows.shape[1:3]),
+        "strides": strides,
+        "pads": pads,
+        "dilations": dilations,
+        "groups": groups,
     }
+    if found is not None:
+        attributes["products"] = products
     result = builder.emit(node, "conv", operands, shape, builder.datatype(output), NHWC, attributes, name=output.name)
     builder.forward(output, _without_row(result) if flat else result)
-
-
-_STEM: Final = 4
-"""Channels of a picture as a convolution wants them: six bytes a pixel can't be fetched in one go, eight can."""
-
-
-def _is_stem(x: Ref, weight: Array, strides: tuple[int, ...]) -> bool:
-    """Windows that overlap over the three planes of a picture, which must be moved anyway. Patches stay as they are:
-    they are a matrix product, and would become a third longer."""
-    return x.shape[1] == weight.shape[1] == 3 and not lies_in(x, NHWC) and tuple(weight.shape[2:]) != strides
-
-
-def _widened(rows: Array) -> Array:
-    return np.pad(rows, ((0, 0), (0, 0), (0, 0), (0, _STEM - rows.shape[3])))
 
 
 def conv_transpose(builder: Builder, node: ir.Node) -> None:

@@ -14,6 +14,8 @@ pytestmark = [pytest.mark.torch, pytest.mark.slow]
 
 # In a process of its own: this one may have defined the kernels for the interpreter.
 PROGRAM = """
+import re
+
 import torch
 from penstock.engine.cuda.kernels.attention import AttentionTile, attention_launch
 from penstock.engine.cuda.kernels.depthwise import DepthwiseTile, depthwise_conv2d_nhwc_launch
@@ -32,6 +34,11 @@ from penstock.engine.cuda.kernels.tiles import Tile
 def t(*shape, dtype=torch.float16):
     return torch.empty(shape, dtype=dtype, device="meta")
 
+def rows(picture, columns, run, stride):
+    images, height, width, channels = picture.shape
+    pitches = (height * width * channels, width * channels, stride * channels, 1)
+    return torch.as_strided(picture, (images, height, columns, run), pitches)
+
 scratch = Scratch(t(1 << 20, dtype=torch.float32), t(1 << 12, dtype=torch.int32))
 x, b = t(8, 28, 28, 128), t(128, dtype=torch.float32)
 q, k, v = t(8, 50, 3, 12, 64).unbind(2)
@@ -41,6 +48,12 @@ launches = {
         padding=(1, 1), epilogue=Epilogue("relu")),
     "conv ahead": conv2d_nhwc_launch(
         x, t(128, 3, 3, 128), out=t(8, 28, 28, 128), config=Tile(64, 64, 64, 4, 3), padding=(1, 1), pdl=True),
+    "stem": conv2d_nhwc_launch(
+        rows(t(64, 229, 230, 4), 112, 32, 2), t(64, 7, 1, 32), out=t(64, 112, 112, 64), config=Tile(128, 64, 32, 4, 4),
+        bias=b[:64], stride=(2, 1), epilogue=Epilogue("relu"), pdl=True),
+    "stem of stride 1": conv2d_nhwc_launch(
+        rows(t(8, 226, 228, 4), 224, 16, 1), t(64, 3, 1, 16), out=t(8, 224, 224, 64), config=Tile(128, 64, 16, 4, 3),
+        stride=(1, 1)),
     "conv int8": conv2d_nhwc_launch(
         t(8, 28, 28, 128, dtype=torch.int8), t(128, 3, 3, 128, dtype=torch.int8), bias=b, scale=b, padding=(1, 1),
         out=t(8, 28, 28, 128, dtype=torch.int8), config=Tile(128, 64, 64, 4, 3), epilogue=Epilogue("relu")),
@@ -75,6 +88,8 @@ launches = {
         [t(8, 23, 23, 24), t(8, 92, 92, 24), t(8, 184, 184, 24)], out=t(8, 184, 184, 72),
         repeats=[(8, 8), (2, 2), (1, 1)]),
     "planes": planes_to_pixels_launch(t(8, 3, 736, 736, dtype=torch.float32), out=t(8, 736, 736, 4)),
+    "planes with zeros around": planes_to_pixels_launch(
+        t(64, 3, 224, 224, dtype=torch.float32), out=t(64, 229, 230, 4), corner=(3, 3), pdl=True),
 }
 for name, launch in launches.items():
     took = launch.compile()
@@ -83,9 +98,21 @@ for name, launch in launches.items():
     assert sealed.symbol.encode() in sealed.cubin
     assert len(sealed.parameters) == len(launch.bound())
     assert sealed.shared_bytes == took.shared_bytes
-    print(name, took.registers, took.spilled_bytes, took.shared_bytes, int(took.uses_wgmma), sep=",")
+    copies = re.findall(r"cp\\.async\\.c[ag]\\.shared\\.global .*?, (0x\\w+)", launch._compiled(90).asm["ptx"])
+    narrowest = min((int(size, 16) for size in copies), default=0)
+    print(name, took.registers, took.spilled_bytes, took.shared_bytes, int(took.uses_wgmma), narrowest, sep=",")
 """
-MATRIX = {"conv", "conv ahead", "conv int8", "gemm bfloat16", "gemm split", "attention", "two layers"}
+MATRIX = {
+    "conv",
+    "conv ahead",
+    "stem",
+    "stem of stride 1",
+    "conv int8",
+    "gemm bfloat16",
+    "gemm split",
+    "attention",
+    "two layers",
+}
 
 
 def test_every_kernel_compiles_for_hopper_without_spilling(tmp_path: Path) -> None:
@@ -94,8 +121,10 @@ def test_every_kernel_compiles_for_hopper_without_spilling(tmp_path: Path) -> No
     done = subprocess.run([sys.executable, "-c", PROGRAM], env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
     rows = [line.split(",") for line in done.stdout.splitlines()]
-    assert len(rows) == 17
-    for name, registers, spilled, shared, wgmma in rows:
+    assert len(rows) == 20
+    narrowest = {name: int(each) for name, *_, each in rows}  # of the copies to shared memory, in bytes
+    assert (narrowest["stem"], narrowest["stem of stride 1"]) == (16, 8)
+    for name, registers, spilled, shared, wgmma, _ in rows:
         assert int(spilled) == 0, name
         assert int(registers) <= 255, name
         assert int(shared) <= 227 * 1024, name

@@ -128,6 +128,27 @@ def test_planes_become_pixels(channels: int, device: str) -> None:
     assert not out[..., 3:].any()
 
 
+@pytest.mark.parametrize("lies", ["planes", "pixels", "within"])
+@pytest.mark.parametrize(("corner", "more"), [((0, 0), (0, 1)), ((3, 3), (2, 5)), ((0, 2), (1, 0)), ((1, 0), (0, 0))])
+def test_planes_get_zeros_around_them(corner: tuple[int, int], more: tuple[int, int], lies: str, device: str) -> None:
+    x = torch.randn(2, 3, 23, 31, device=device)
+    if lies == "pixels":
+        x = x.contiguous(memory_format=torch.channels_last)
+    if lies == "within":
+        x = torch.randn(2, 5, 30, 40, device=device)[:, 1:4, 2:25, 3:34]
+    (top, left), (below, behind) = corner, more
+    out = torch.full((2, top + 23 + below, left + 31 + behind, 4), float("nan"), device=device, dtype=torch.float16)
+    planes_to_pixels(x, out=out, corner=corner)
+    right = torch.nn.functional.pad(x, (left, behind, top, below)).permute(0, 2, 3, 1).half()
+    assert torch.equal(out, torch.nn.functional.pad(right, (0, 1)))
+
+
+def test_pictures_beyond_what_is_written_are_refused(device: str) -> None:
+    x, out = torch.randn(1, 3, 5, 7, device=device), torch.empty(1, 6, 8, 4, device=device)
+    with pytest.raises(ValueError, match=r"from \(2, 1\) on"):
+        planes_to_pixels(x, out=out, corner=(2, 1))
+
+
 @pytest.mark.parametrize("residual_last", [True, False])
 def test_a_gate_is_applied_to_each_pixel(residual_last: bool, device: str) -> None:
     x, residual = (torch.randn(2, 5, 7, 24, device=device).half() for _ in range(2))

@@ -172,30 +172,51 @@ def concat_kernel(
             )  # fmt: skip
 
 
-def planes_to_pixels(x: torch.Tensor, *, out: torch.Tensor, pdl: bool = False) -> None:
-    """x [N, C, H, W] into out [N, H, W, P], rounded to out's type; channels beyond C, up to P, are zero."""
-    planes_to_pixels_launch(x, out=out, pdl=pdl).run()
+def planes_to_pixels(
+    x: torch.Tensor, *, out: torch.Tensor, corner: tuple[int, int] = (0, 0), pdl: bool = False
+) -> None:
+    """x [N, C, H, W] into out [N, P, Q, K], rounded to out's type; what x does not have is zero.
+
+    corner  row and column of out where x begins.
+    """
+    planes_to_pixels_launch(x, out=out, corner=corner, pdl=pdl).run()
 
 
-def planes_to_pixels_launch(x: torch.Tensor, *, out: torch.Tensor, pdl: bool = False) -> Launch:
+def planes_to_pixels_launch(
+    x: torch.Tensor, *, out: torch.Tensor, corner: tuple[int, int] = (0, 0), pdl: bool = False
+) -> Launch:
     images, planes, height, width = x.shape
-    padded = out.shape[-1]
-    expect_shape(out, "out", images, height, width, padded)
-    for name, tensor in (("x", x), ("out", out)):
-        if not tensor.is_contiguous() or tensor.numel() >= INDEX_LIMIT:
-            raise ValueError(f"{name}: expected a contiguous tensor below 2**31 numbers, got {tuple(tensor.shape)}")
-    if not planes <= padded <= 16:
-        raise ValueError(f"out: expected from {planes} to 16 channels, got {padded}")
-    block_channels = power_of_two(padded)
+    _, out_height, out_width, channels = out.shape
+    top, left = corner
+    expect_shape(out, "out", images, out_height, out_width, channels)
+    if min(corner) < 0 or top + height > out_height or left + width > out_width:
+        raise ValueError(f"out: expected {height} x {width} pixels from {corner} on, got {out_height} x {out_width}")
+    if not planes <= channels <= 16:
+        raise ValueError(f"out: expected from {planes} to 16 channels, got {channels}")
+    if not out.is_contiguous() or out.numel() >= INDEX_LIMIT:
+        raise ValueError(f"out: expected a contiguous tensor below 2**31 numbers, got {tuple(out.shape)}")
+    reach = sum((size - 1) * stride for size, stride in zip(x.shape, x.stride(), strict=True))
+    if reach >= INDEX_LIMIT:
+        raise ValueError(f"x: expected less than 2**31 numbers, got {tuple(x.shape)} of strides {x.stride()}")
+    block_channels = power_of_two(channels)
     block_pixels = 2048 // block_channels
     return Launch(
         planes_kernel,
-        (triton.cdiv(height * width, block_pixels), images, 1),
+        (triton.cdiv(out_height * out_width, block_pixels), images, 1),
         (x, out),
         {
-            "PIXELS": height * width,
             "PLANES": planes,
-            "PADDED": padded,
+            "HEIGHT": height,
+            "WIDTH": width,
+            "X_IMAGE": x.stride(0),
+            "X_PLANE": x.stride(1),
+            "X_ROW": x.stride(2),
+            "X_PIXEL": x.stride(3),
+            "TOP": top,
+            "LEFT": left,
+            "OUT_HEIGHT": out_height,
+            "OUT_WIDTH": out_width,
+            "CHANNELS": channels,
             "BLOCK_PIXELS": block_pixels,
             "BLOCK_CHANNELS": block_channels,
             "PDL": pdl,
@@ -209,25 +230,46 @@ def planes_to_pixels_launch(x: torch.Tensor, *, out: torch.Tensor, pdl: bool = F
 def planes_kernel(
     x,
     out,
-    PIXELS: tl.constexpr,
     PLANES: tl.constexpr,
-    PADDED: tl.constexpr,
+    HEIGHT: tl.constexpr,
+    WIDTH: tl.constexpr,
+    X_IMAGE: tl.constexpr,
+    X_PLANE: tl.constexpr,
+    X_ROW: tl.constexpr,
+    X_PIXEL: tl.constexpr,
+    TOP: tl.constexpr,
+    LEFT: tl.constexpr,
+    OUT_HEIGHT: tl.constexpr,
+    OUT_WIDTH: tl.constexpr,
+    CHANNELS: tl.constexpr,
     BLOCK_PIXELS: tl.constexpr,
     BLOCK_CHANNELS: tl.constexpr,
     PDL: tl.constexpr,
 ):
     """Grid: (blocks of pixels of an image, images)."""
+    PIXELS: tl.constexpr = OUT_HEIGHT * OUT_WIDTH
     image = tl.program_id(1)
     pixels = tl.program_id(0) * BLOCK_PIXELS + tl.arange(0, BLOCK_PIXELS)
     channels = tl.arange(0, BLOCK_CHANNELS)
-    inside = (pixels < PIXELS)[:, None]
+    if HEIGHT == OUT_HEIGHT and WIDTH == OUT_WIDTH and X_ROW == WIDTH * X_PIXEL:
+        # Rows lie one behind the other: neighbours are neighbours across them, which the compiler then knows.
+        there = pixels < PIXELS
+        begin = pixels * X_PIXEL
+    else:
+        row = pixels // OUT_WIDTH - TOP
+        column = pixels % OUT_WIDTH - LEFT
+        # As unsigned numbers what is negative is large.
+        there = (row.to(tl.uint32, bitcast=True) < HEIGHT) & (column.to(tl.uint32, bitcast=True) < WIDTH)
+        begin = row * X_ROW + column * X_PIXEL
     if PDL:
         gdc_wait()
         gdc_launch_dependents()
     values = tl.load(
-        x + (image * PLANES + channels)[None, :] * PIXELS + pixels[:, None],
-        mask=inside & (channels < PLANES)[None, :],
+        x + (image * X_IMAGE + channels * X_PLANE)[None, :] + begin[:, None],
+        mask=there[:, None] & (channels < PLANES)[None, :],
         other=0.0,
     )
-    at = (image * PIXELS + pixels)[:, None] * PADDED + channels[None, :]
-    tl.store(out + at, values.to(out.dtype.element_ty), mask=inside & (channels < PADDED)[None, :])
+    at = (image * PIXELS + pixels)[:, None] * CHANNELS + channels[None, :]
+    tl.store(
+        out + at, values.to(out.dtype.element_ty), mask=(pixels < PIXELS)[:, None] & (channels < CHANNELS)[None, :]
+    )
