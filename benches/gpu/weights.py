@@ -57,8 +57,9 @@ def complete(graph: LoweredGraph, there: Tensors, device: str, seed: int = 1) ->
             fan = math.prod(weight.shape[1:]) if kind in ("conv", "gemm") else weight.shape[-1]
             deviation = max(fan, 1) ** -0.5
         generator = torch.Generator(device).manual_seed(crc32(name.encode()) ^ seed)
-        # A constant that was folded after it had been expanded to the batch: all its rows are one.
-        expanded = len(weight.shape) > 2 and weight.shape[:2] == (batch, 1)
+        # A constant that was folded after it had been expanded to the batch: all its rows are one. Layers' weights are
+        # none of that, though a convolution may have as many filters as the batch has rows.
+        expanded = len(weight.shape) > 2 and weight.shape[:2] == (batch, 1) and role not in ("weight", "recurrence")
         made = torch.randn(weight.shape[1:] if expanded else weight.shape, generator=generator, device=device)
         found[name] = (made * deviation).half().expand(weight.shape).contiguous()
     return found
