@@ -179,7 +179,7 @@ def small() -> LoweredGraph:
         {"b": Weight((3,), "FP32")},
         (
             Step("t", "pointwise", (Operand("x"), row), ("t",), program=program, nodes=("a", "b")),
-            Step("y", "copy", (half,), ("y",), {"text": "t", "numbers": (1, 2.5), "one": 3}, implementation="torch"),
+            Step("y", "concat", (half,), ("y",), {"axis": 0}, implementation="torch"),
         ),
     )
 
@@ -206,7 +206,15 @@ def changed(number: int, **changes: Any) -> LoweredGraph:
         (changed(1, kind="shell"), "has kind 'shell'"),
         (changed(1, kind="conv"), "no operand 'x'"),
         (changed(1, kind="mlp", inputs=(Operand("t", "x"), Operand("b", "first"))), "no operand 'second'"),
-        (changed(1, outputs=()), "writes nothing"),
+        (changed(1, outputs=()), "writes 0"),
+        (changed(1, outputs=("y", "z")), "writes 2"),
+        (changed(1, attributes={"axis": 1.0}), "has axis 1.0, expected one integer"),
+        (changed(1, attributes={}), "no attribute 'axis'"),
+        (changed(1, attributes={"axis": 2}), "does not fit 2 axes"),
+        (changed(1, attributes={"axis": 0, "color": 1}), "an attribute 'color'"),
+        (changed(0, program=(Instruction("relu", (1.0,)),)), "of a number"),
+        (changed(0, program=(Instruction("clip", ("i0", "i1", 2.0)),)), "ends of a clip"),
+        (replace(small(), weights={"b": Weight((3, 2**40), "FP32")}), "numbers"),
         (changed(1, outputs=("t",)), "there already"),
         (changed(1, outputs=("b",)), "there already"),
         (changed(0, program=()), "only pointwise steps have programs"),
@@ -233,7 +241,12 @@ def test_steps_that_reach_outside_are_refused(broken: LoweredGraph, message: str
         ("[2,3]", '["2",3]'),
         ('"pointwise"', "7"),
         ('"plain"', '"nchw"'),
-        ('"text":"t"', '"text":{}'),
+        ('"axis":0', '"axis":{}'),
+        ('"axis":0', '"axis":Infinity'),
+        ('"axis":0', '"axis":' + "1" + "0" * 400),
+        ('"axis":0', '"axis":0,"kernel":[1,1]'),
+        ('"relu","t0"', '"add","t0",' + "1" + "0" * 400),
+        ("[2,3]", "[Infinity,3]"),
         ('"inputs"', '"input"'),
     ],
 )
@@ -255,6 +268,27 @@ def test_narrowed_values_keep_the_signature_and_wide_numbers() -> None:
     assert half.values[product.inputs[0].value].datatype == "FP16"
     with pytest.raises(InvalidArgument):
         narrowed(found, "INT8")
+
+
+@pytest.mark.parametrize("own", ["FP16", "BF16", "FP32", "FP64"])
+@pytest.mark.parametrize("datatype", ["FP16", "BF16", "FP32"])
+def test_what_heavy_steps_read_is_of_the_type_of_weights_whatever_the_model_has(own: str, datatype: str) -> None:
+    model = graph("(float[2,4] x) => (float[2,3] y) { a = Relu(x) b = MatMul(a, w) c = Exp(b) y = MatMul(c, v) }",
+                  {"w": normal(4, 4), "v": normal(4, 3)})  # fmt: skip
+    found = lowered(model, x=(2, 4))
+    declared = replace(
+        found,
+        inputs=tuple(replace(each, datatype=own) for each in found.inputs),
+        values={name: replace(each, datatype=own) for name, each in found.values.items()},
+        weights={name: replace(each, datatype=own) for name, each in found.weights.items()},
+    )
+    narrow = narrowed(declared, datatype)
+    validate(narrow)
+    assert {narrow.values[name].datatype for name in ("x", "y")} == {own}
+    products = [step for step in narrow.steps if step.kind == "gemm"]
+    assert [narrow.values[step.inputs[0].value].datatype for step in products] == [datatype] * 2
+    if own == datatype:
+        assert narrow == declared
 
 
 # ---- views ----

@@ -15,6 +15,7 @@ import onnx_ir as ir
 from penstock import graph
 from penstock.build.custom_ops import write_parts
 from penstock.engine.cuda import form as lowered
+from penstock.engine.lowered import LoweredGraph
 from penstock.engine.plan import LOWERED, OPTIMIZED, SOURCE, Profile, Reduction, Shapes
 from penstock.engine.routing import batched
 from penstock.errors import Internal, ModelLoadError
@@ -70,14 +71,15 @@ class Forms:
 
 def add_lowered(forms: Forms, buckets: Sequence[Shapes]) -> Form:
     """Lower the optimised graph at every bucket, into one file. Raises Unsupported for what a GPU has no step for."""
-    made = []
-    for shapes in buckets:
+
+    def at(shapes: Shapes) -> tuple[Shapes, LoweredGraph, lowered.Weights]:
         bound = graph.optimize(forms.source, shapes=shapes).model
         steps, weights = lower(bound)
-        made.append((shapes, steps, weights))
         forms.sources.setdefault(LOWERED, {}).update({node.name or "": graph.sources(node) for node in bound.graph})
+        return shapes, steps, weights
+
     path = forms.folder / f"{LOWERED}.safetensors"
-    lowered.write(path, made)
+    lowered.write(path, (at(shapes) for shapes in buckets))  # one by one: their weights are never there all at once
     forms.files[LOWERED] = found = Form(path, "fp32", False)
     return found
 

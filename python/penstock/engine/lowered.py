@@ -17,81 +17,22 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Final, Literal
 
+from penstock.engine import kinds
 from penstock.engine.plan import Shape
 from penstock.errors import InvalidArgument
 
 Layout = Literal["nhwc", "plain"]
-Number = int | float | bool
-Attribute = str | Number | tuple[Number, ...]
-
+Number = kinds.Number
+Attribute = kinds.Attribute
+KINDS: Final = kinds.KINDS
+INSTRUCTIONS: Final = kinds.INSTRUCTIONS
 FORMAT: Final = 1
-
-KINDS: Final[Mapping[str, tuple[str, ...]]] = {
-    # kind -> roles of the operands it can't do without. Axes, pads and kernels are those of the stored shape; pads are
-    # top, left, bottom, right. Layers may have `bias` and `residual`, and the attributes `activation`, `alpha`, `beta`
-    # and `residual` (`before` or `after` the activation).
-    # `products`: of each result, where weights hold zeros that only fill them up.
-    "conv": ("x", "weight"),  # kernel, strides, pads, dilations, groups; maybe products
-    "conv_transpose": ("x", "weight"),  # and output_padding
-    "gemm": ("x", "weight"),
-    # Two layers over the last axis, weights `first` [hidden, in] and `second` [out, hidden], maybe `first_bias` and
-    # `second_bias`; the activation between them is `inner` with `inner_alpha` and `inner_beta`, the one at the end
-    # `activation`. `squeeze_excite` is of the mean of x [N, H, W, C] over its pixels, and writes C numbers an image.
-    # `mlp` may have a `gate` [N, 1, 1, C] that multiplies x, and a `residual`; `skip`: what is added is x, gated.
-    "squeeze_excite": ("x", "first", "second"),
-    "mlp": ("x", "first", "second"),
-    # A depthwise convolution, all of `conv`, and the squeeze-and-excite of what it makes, which is its second output;
-    # the gate's activation at the end is `outer` with `outer_alpha` and `outer_beta`.
-    "conv_gate": ("x", "weight", "first", "second"),
-    "matmul": ("a", "b"),
-    "attention": ("q", "k", "v"),  # [B, H, T, D] each, mask [B, H, T, T]; scale; written as [B, T, H, D]
-    "lstm": ("x", "weight", "recurrence"),  # bias, recurrence_bias, hidden, cell; gates i, f, c, o; writes [T, B, D, H]
-    "layer_norm": ("x",),  # weight, bias; over the last `axes`; epsilon
-    "softmax": ("x",),  # axis
-    "log_softmax": ("x",),
-    "max_pool": ("x",),  # kernel, strides, pads, dilations
-    "average_pool": ("x",),  # and count_pads
-    "reduce": ("x",),  # how: mean, sum, max, min, l2; axes, which stay with size 1
-    "top_1": ("x",),  # over the last axis: where the largest is, and its softmax: two outputs
-    "arg_max": ("x",),  # axis, how: max or min
-    "resize": ("x",),  # mode, coordinates, nearest, scales: as in ONNX
-    "pad": ("x",),  # begin, end, value
-    "gather": ("x", "indices"),  # axis
-    "concat": (),  # axis; the last one of operands with more axes than the result, whose others are cut in two
-    "copy": (),  # the operand's view, made dense
-    "pointwise": (),  # the step's program; operands may be seen with axes cut in two, as long as all are
-}
 
 DATATYPES: Final = (
     *("BOOL", "INT8", "INT16", "INT32", "INT64", "UINT8"),
     *("FP16", "BF16", "FP32", "FP64"),
 )
 FLOATS: Final = ("FP16", "BF16", "FP32", "FP64")
-
-# Activation of an epilogue -> what it computes; alpha and beta are the step's attributes.
-ACTIVATIONS: Final = (
-    *("none", "relu", "relu6", "clip", "leaky_relu", "silu", "quick_gelu", "gelu", "gelu_tanh"),
-    *("sigmoid", "hard_sigmoid", "hard_swish", "tanh"),
-)
-# Instructions of a pointwise program with how many arguments they take.
-INSTRUCTIONS: Final[Mapping[str, int]] = {
-    **dict.fromkeys(
-        (
-            *("relu", "relu6", "silu", "quick_gelu", "gelu", "gelu_tanh", "sigmoid", "hard_swish", "tanh", "erf"),
-            *("exp", "log", "sqrt", "neg", "abs", "reciprocal", "sign", "floor", "ceil", "round", "softplus", "not"),
-            *("is_nan", "sin", "cos", "identity", "to_float", "to_int", "to_bool"),
-        ),
-        1,
-    ),
-    **dict.fromkeys(
-        (
-            *("add", "sub", "mul", "div", "pow", "min", "max", "leaky_relu", "elu"),
-            *("equal", "less", "less_equal", "greater", "greater_equal", "and", "or"),
-        ),
-        2,
-    ),
-    **dict.fromkeys(("where", "hard_sigmoid", "clip"), 3),
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -222,43 +163,52 @@ def contiguous(shape: Sequence[int]) -> tuple[int, ...]:
 
 
 def narrowed(graph: LoweredGraph, datatype: str) -> LoweredGraph:
-    """The graph with its FP32 values in a 16-bit type; what comes in and goes out keeps its own.
+    """The graph with its FP32, FP16 and BF16 values in one type; what comes in and goes out keeps its own.
 
     A pointwise step with a number that FP16 can't hold (a mask of -3e38) keeps an FP32 result. Every step reads
-    whatever type its operands have and writes its outputs' type, but for the heavy ones, which get a cast.
+    whatever type its operands have and writes its outputs' type, but for the heavy ones, which get a cast: theirs is
+    the type of the weights. FP64 stays FP64 where no weight is beside it.
     """
-    if datatype == "FP32":
-        return graph
     if datatype not in FLOATS:
         raise InvalidArgument(f"values can't be {datatype}, expected one of {', '.join(FLOATS)}")
     kept = {each.name for each in graph.inputs} | {each.value for each in graph.outputs}
-    kept |= {name for step in graph.steps if datatype == "FP16" and _is_wide(step) for name in step.outputs}
+    wide = {name for step in graph.steps if datatype == "FP16" and _is_wide(step) for name in step.outputs}
     values = {
-        name: replace(value, datatype=datatype) if value.datatype == "FP32" and name not in kept else value
+        name: replace(value, datatype="FP32" if name in wide else datatype)
+        if value.datatype in _COMPUTED and name not in kept
+        else value
         for name, value in graph.values.items()
     }
     steps: list[Step] = []
     casts: dict[str, str] = {}
     for step in graph.steps:
+        cast = {*_COMPUTED, "FP64"} if _has_weights(graph, step) else set(_COMPUTED)
         inputs: list[Operand] = []
         for operand in step.inputs:
             value = values.get(operand.value)
-            if value is None or value.datatype != "FP32" or step.kind in _READS_ANY or operand.role == "mask":
+            as_it_is = value is None or value.datatype == datatype or value.datatype not in cast
+            if value is None or as_it_is or step.kind in _READS_ANY or operand.role == "mask":
                 inputs.append(operand)
                 continue
             if operand.value not in casts:
                 name = _fresh(f"{operand.value}.{datatype.lower()}", values.keys() | graph.weights.keys())
                 casts[operand.value] = name
                 values[name] = replace(value, datatype=datatype)
-                cast = (Instruction("identity", ("i0",)),)
-                steps.append(Step(f"{name}.cast", "pointwise", (Operand(operand.value),), (name,), program=cast))
+                program = (Instruction("identity", ("i0",)),)
+                steps.append(Step(f"{name}.cast", "pointwise", (Operand(operand.value),), (name,), program=program))
             inputs.append(replace(operand, value=casts[operand.value]))
         steps.append(replace(step, inputs=tuple(inputs)))
     return replace(graph, values=values, steps=tuple(steps))
 
 
+_COMPUTED: Final = ("FP16", "BF16", "FP32")
 _READS_ANY: Final = ("pointwise", "copy", "gather", "pad")
 _FP16_MAX: Final = 65504.0
+
+
+def _has_weights(graph: LoweredGraph, step: Step) -> bool:
+    weights = (graph.weights.get(operand.value) for operand in step.inputs)
+    return any(weight is not None and weight.datatype in FLOATS for weight in weights)
 
 
 def _is_wide(step: Step) -> bool:
@@ -278,25 +228,33 @@ def _fresh(hint: str, taken: Iterable[str]) -> str:
 
 
 def to_json(graph: LoweredGraph) -> str:
-    return json.dumps(
-        {
-            "format": FORMAT,
-            "inputs": [[each.name, list(each.shape), each.datatype] for each in graph.inputs],
-            "outputs": [[each.name, each.value, list(each.shape)] for each in graph.outputs],
-            "values": {name: [list(each.shape), each.datatype, each.layout] for name, each in graph.values.items()},
-            "weights": {name: [list(each.shape), each.datatype] for name, each in graph.weights.items()},
-            "steps": [_step_to_json(step) for step in graph.steps],
-        },
-        indent=None,
-        separators=(",", ":"),
-        allow_nan=True,
-    )
+    return json.dumps(to_data(graph), indent=None, separators=(",", ":"), allow_nan=True)
+
+
+def to_data(graph: LoweredGraph) -> dict[str, Any]:
+    """What JSON can write."""
+    return {
+        "format": FORMAT,
+        "inputs": [[each.name, list(each.shape), each.datatype] for each in graph.inputs],
+        "outputs": [[each.name, each.value, list(each.shape)] for each in graph.outputs],
+        "values": {name: [list(each.shape), each.datatype, each.layout] for name, each in graph.values.items()},
+        "weights": {name: [list(each.shape), each.datatype] for name, each in graph.weights.items()},
+        "steps": [_step_to_json(step) for step in graph.steps],
+    }
 
 
 def from_json(text: str | bytes) -> LoweredGraph:
     """Raises InvalidArgument for anything `to_json` can't have written, or that could not be executed safely."""
     try:
         data = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise InvalidArgument(f"a lowered graph can't be read: {error!s:.200}") from None
+    return from_data(data)
+
+
+def from_data(data: Any) -> LoweredGraph:
+    """The same of JSON that was read."""
+    try:
         if data["format"] != FORMAT:
             raise InvalidArgument(f"a lowered graph has format {data['format']!r}, this version reads {FORMAT}")
         graph = LoweredGraph(
@@ -312,15 +270,16 @@ def from_json(text: str | bytes) -> LoweredGraph:
     except InvalidArgument:
         raise
     except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
-        raise InvalidArgument(f"a lowered graph can't be read: {error!r}") from None
+        raise InvalidArgument(f"a lowered graph can't be read: {error!r:.200}") from None
     validate(graph)
     return graph
 
 
 def validate(graph: LoweredGraph) -> None:
-    """Names are defined once and before they are read, views stay inside what they look at; else InvalidArgument."""
-    if both := graph.values.keys() & graph.weights.keys():
-        raise InvalidArgument(f"{min(both)!r} is both a value and a weight")
+    """Names are defined once and before they are read, views stay inside what they look at, and steps have what their
+    kind needs, in numbers that a machine can have; else InvalidArgument.
+    """
+    _check_names(graph)
     made: set[str] = set(graph.weights)
     for each in graph.inputs:
         value = graph.values.get(each.name)
@@ -333,15 +292,26 @@ def validate(graph: LoweredGraph) -> None:
             if operand.value not in made:
                 raise InvalidArgument(f"step {step.name!r} reads {operand.value!r} before anything made it")
             if operand.view is not None:
+                _check_size(f"step {step.name!r:.100}", operand.view.shape)
                 _inside(step.name, operand.view, graph.stored(operand.value).shape)
         for name in step.outputs:
             if name not in graph.values or name in made:
                 raise InvalidArgument(f"step {step.name!r} makes {name!r}, which is unknown or there already")
             made.add(name)
         _check_program(step)
+        _check_shapes(graph, step)
     for output in graph.outputs:
         if output.value not in made or math.prod(output.shape) != math.prod(graph.stored(output.value).shape):
             raise InvalidArgument(f"output {output.name!r} has no value of its size")
+
+
+def _check_names(graph: LoweredGraph) -> None:
+    if both := graph.values.keys() & graph.weights.keys():
+        raise InvalidArgument(f"{min(both)!r} is both a value and a weight")
+    for name in (*graph.values, *graph.weights):
+        _check_size(f"{name!r:.100}", graph.stored(name).shape)
+    if len({output.name for output in graph.outputs}) != len(graph.outputs):
+        raise InvalidArgument("two outputs have the same name")
 
 
 def _inside(name: str, view: View, shape: Shape) -> None:
@@ -356,8 +326,57 @@ def _check_roles(step: Step) -> None:
         raise InvalidArgument(f"step {step.name!r} has kind {step.kind!r}, expected one of {', '.join(KINDS)}")
     if missing := [role for role in KINDS[step.kind] if step.operand(role) is None]:
         raise InvalidArgument(f"step {step.name!r} of kind {step.kind!r} has no operand {missing[0]!r}")
-    if not step.inputs or not step.outputs:
-        raise InvalidArgument(f"step {step.name!r} reads or writes nothing")
+    if not step.inputs or len(step.outputs) != _OUTPUTS.get(step.kind, 1):
+        raise InvalidArgument(
+            f"step {step.name!r} of kind {step.kind!r} reads {len(step.inputs)} values and writes {len(step.outputs)}"
+        )
+
+
+_MOST_ELEMENTS: Final = 2**40
+_LONGEST_AXIS: Final = 2**31 - 1
+
+# Kind -> how many outputs it has, where that is not one.
+_OUTPUTS: Final = {"conv_gate": 2, "top_1": 2, "lstm": 3}
+# What is laid out anew before anything runs, so that it has to be a weight.
+_CONSTANT: Final = ("weight", "bias", "recurrence", "recurrence_bias", "first", "first_bias", "second", "second_bias")
+_MAPS: Final = ("conv", "conv_transpose", "conv_gate", "squeeze_excite", "max_pool", "average_pool", "resize")
+# Kind -> role -> axes of what plays it.
+_AXES: Final[Mapping[str, Mapping[str, int]]] = {
+    **{kind: {"x": 4} for kind in _MAPS},
+    **{kind: {"x": 4, "weight": 4} for kind in ("conv", "conv_transpose", "conv_gate")},
+    "gemm": {"weight": 2},
+    "attention": {"q": 4, "k": 4, "v": 4},
+    "lstm": {"x": 3, "weight": 3, "recurrence": 3},
+}
+
+
+def _check_size(what: str, shape: Shape) -> None:
+    if max(shape, default=0) > _LONGEST_AXIS or math.prod(shape) > _MOST_ELEMENTS:
+        raise InvalidArgument(f"{what} has shape {list(shape)}, expected at most {_MOST_ELEMENTS} numbers")
+
+
+def _check_shapes(graph: LoweredGraph, step: Step) -> None:
+    """Axes are there and those that something is divided by have a size; attributes fit them."""
+    for role, axes in _AXES.get(step.kind, {}).items():
+        operand = step.operand(role)
+        shape = graph.shape(operand) if operand is not None else ()
+        if len(shape) != axes:
+            raise InvalidArgument(f"step {step.name!r}: {role} has shape {list(shape)}, expected {axes} axes")
+        if 0 in shape[1:] and (step.kind in _MAPS or role == "recurrence"):
+            raise InvalidArgument(f"step {step.name!r}: {role} has shape {list(shape)}, expected numbers inside")
+    for operand in step.inputs:
+        if step.kind in _LAYERS and operand.role in _CONSTANT and operand.value not in graph.weights:
+            raise InvalidArgument(f"step {step.name!r}: its {operand.role} is no weight")
+    out = graph.values[step.outputs[0]].shape
+    if step.kind in _MAPS and step.kind != "squeeze_excite" and len(out) != 4:
+        raise InvalidArgument(f"step {step.name!r}: its result has shape {list(out)}, expected 4 axes")
+    operand = step.operand("x")
+    axes = len(out) if operand is None else len(graph.shape(operand))
+    if problem := kinds.refused(step.kind, step.attributes, axes):
+        raise InvalidArgument(f"step {step.name!r} of kind {step.kind!r} {problem}")
+
+
+_LAYERS: Final = ("conv", "conv_transpose", "gemm", "squeeze_excite", "mlp", "conv_gate", "lstm", "layer_norm")
 
 
 def _check_program(step: Step) -> None:
@@ -367,9 +386,17 @@ def _check_program(step: Step) -> None:
     for number, line in enumerate(step.program):
         if INSTRUCTIONS.get(line.name) != len(line.arguments):
             raise InvalidArgument(f"step {step.name!r}: no instruction {line.name} of {len(line.arguments)} arguments")
-        if unknown := [each for each in line.arguments if isinstance(each, str) and each not in known]:
+        names = [each for each in line.arguments if isinstance(each, str)]
+        if unknown := [each for each in names if each not in known]:
             raise InvalidArgument(f"step {step.name!r} computes with {unknown[0]!r} before it is there")
+        if not names or (line.name in _OF_THE_FIRST and not isinstance(line.arguments[0], str)):
+            raise InvalidArgument(f"step {step.name!r}: {line.name} is of a number, expected what is read or computed")
+        if line.name == "clip" and len(names) > 1:
+            raise InvalidArgument(f"step {step.name!r}: the ends of a clip are no numbers")
         known.add(f"t{number}")
+
+
+_OF_THE_FIRST: Final = ("leaky_relu", "elu", "where", "hard_sigmoid", "clip")
 
 
 def _step_to_json(step: Step) -> dict[str, Any]:
@@ -429,31 +456,33 @@ def _attribute(value: Any) -> Attribute:
 
 def _number(value: Any) -> Number:
     if not isinstance(value, int | float):
-        raise TypeError(f"{value!r} is no number")
+        raise TypeError(f"{value!r:.60} is no number")
+    if isinstance(value, int) and not -(2**63) <= value < 2**63:
+        raise ValueError("a number has more than 64 bits")
     return value
 
 
 def _text(value: Any) -> str:
     if not isinstance(value, str):
-        raise TypeError(f"{value!r} is no text")
+        raise TypeError(f"{value!r:.60} is no text")
     return value
 
 
 def _size(value: Any) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 2**40:
-        raise ValueError(f"{value!r} is no size")
+        raise ValueError(f"{value!r:.60} is no size")
     return value
 
 
 def _shape(value: Any) -> Shape:
     if not isinstance(value, list) or len(value) > 16:
-        raise ValueError(f"{value!r} is no shape")
+        raise ValueError(f"{value!r:.60} is no shape")
     return tuple(map(_size, value))
 
 
 def _type(value: Any) -> str:
     if value not in DATATYPES:
-        raise ValueError(f"{value!r} is no datatype, expected one of {', '.join(DATATYPES)}")
+        raise ValueError(f"{value!r:.60} is no datatype, expected one of {', '.join(DATATYPES)}")
     return str(value)
 
 
@@ -462,4 +491,4 @@ def _layout(value: Any) -> Layout:
         return "nhwc"
     if value == "plain":
         return "plain"
-    raise ValueError(f"{value!r} is no layout")
+    raise ValueError(f"{value!r:.60} is no layout")

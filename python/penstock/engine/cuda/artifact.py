@@ -1,12 +1,13 @@
 """What a built program for a GPU is besides its graph and weights: choices, and machine code of our own kernels.
 
 JSON, with machine code in base64. Promises: `from_bytes` reads what `to_bytes` wrote and refuses everything else
-(ModelLoadError). Written and read by the runtime `cuda`; imports neither torch nor triton.
+(ModelLoadError); machine code is a whole ELF file, since a driver reads as far as its headers say. Written and read by
+the runtime `cuda`; imports neither torch nor triton.
 """
 
 import base64
-import binascii
 import json
+import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
@@ -21,6 +22,13 @@ FORMAT: Final = 1
 _MOST_BLOCKS: Final = (1 << 31) - 1  # of a grid's first axis; the others allow less, and the driver says so
 _MOST_THREADS: Final = 1024
 _MOST_SHARED: Final = 1 << 20
+
+_ELF_64_LITTLE: Final = b"\x7fELF\x02\x01"
+_ELF_CUDA: Final = 190  # of the field `machine`
+_ELF_HEADER: Final = struct.Struct("<16sHHIQQQIHHHHHH")
+_ELF_SECTION: Final = struct.Struct("<IIQQQQIIQQ")
+_ELF_SEGMENT: Final = struct.Struct("<IIQQQQQQ")
+_ELF_EMPTY_TYPES: Final = (0, 8)  # NULL and NOBITS: sections of which nothing lies in the file
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,10 +74,10 @@ def to_bytes(artifact: Artifact) -> bytes:
 def from_bytes(data: bytes | memoryview, name: str) -> Artifact:
     """Raises ModelLoadError; `name` is for messages."""
     try:
-        found = json.loads(bytes(data))
+        found = json.loads(str(data, "utf-8"))
         if found["format"] != FORMAT:
             raise ValueError(f"format {found['format']!r}, this version reads {FORMAT}")
-        codes = [base64.b64decode(each, validate=True) for each in found["codes"]]
+        codes = [_code(each) for each in found["codes"]]
         return Artifact(
             {str(key): _shape(shape) for key, shape in found["shapes"].items()},
             str(found["precision"]),
@@ -77,10 +85,35 @@ def from_bytes(data: bytes | memoryview, name: str) -> Artifact:
             found["early_launch"] is True,
             tuple(_kernel(each, codes) for each in found["kernels"]),
         )
-    except (KeyError, IndexError, TypeError, ValueError, AttributeError, RecursionError, InvalidArgument) as error:
+    except (LookupError, TypeError, ValueError, AttributeError, RecursionError, struct.error, InvalidArgument) as error:
         raise ModelLoadError(f"{name}: a program for a GPU can't be read ({error!s:.300}); build it again") from None
-    except binascii.Error as error:
-        raise ModelLoadError(f"{name}: machine code can't be read ({error}); build it again") from None
+
+
+def _code(text: str) -> bytes:
+    """Machine code whose headers and what they speak of lie inside it."""
+    code = base64.b64decode(text, validate=True)
+    if not code.startswith(_ELF_64_LITTLE):
+        raise ValueError("machine code is no 64-bit ELF file")
+    (_, _, machine, _, _, segments_at, sections_at, _, header_size, segment_size, segments, section_size, sections,
+     names) = _ELF_HEADER.unpack_from(code)  # fmt: skip
+    if machine != _ELF_CUDA or header_size != _ELF_HEADER.size:
+        raise ValueError(f"machine code is for {machine}, expected {_ELF_CUDA}")
+    if not sections or names >= sections or section_size != _ELF_SECTION.size:
+        raise ValueError(f"machine code has {sections} sections of {section_size} bytes")
+    if segments and segment_size != _ELF_SEGMENT.size:
+        raise ValueError(f"machine code has segments of {segment_size} bytes")
+    parts = [(sections_at, sections * section_size), (segments_at, segments * segment_size)]
+    if any(at + size > len(code) for at, size in parts):
+        raise ValueError("machine code ends before its headers")
+    for at in range(sections_at, sections_at + sections * section_size, section_size):
+        _, kind, _, _, begin, size, *_ = _ELF_SECTION.unpack_from(code, at)
+        parts += [] if kind in _ELF_EMPTY_TYPES else [(begin, size)]
+    for at in range(segments_at, segments_at + segments * segment_size, _ELF_SEGMENT.size):
+        _, _, begin, _, _, size, *_ = _ELF_SEGMENT.unpack_from(code, at)
+        parts.append((begin, size))
+    if any(at + size > len(code) for at, size in parts):
+        raise ValueError("machine code ends before its sections")
+    return code
 
 
 def _choices(data: object) -> dict[str, Choice]:
@@ -99,7 +132,7 @@ def _kernel(data: Mapping[str, Any], codes: list[bytes]) -> SealedKernel:
     if set(parameters) - {"p", "f"}:
         raise ValueError(f"parameters {parameters!r:.60}")
     return SealedKernel(
-        codes[_number(data["code"], len(codes))],
+        codes[_number(data["code"], len(codes) - 1)],
         str(data["symbol"]),
         (width, height, depth),
         _number(data["threads"], _MOST_THREADS),

@@ -327,7 +327,12 @@ def upload(
 
 def placed(given: NDArray[Any] | torch.Tensor, device: torch.device, dtype: torch.dtype) -> torch.Tensor:
     """A weight on the device, in `dtype` where it is a float that fits there; the same tensor where it is already."""
-    tensor = given if isinstance(given, torch.Tensor) else torch.from_numpy(np.array(given, order="C"))
+    if isinstance(given, torch.Tensor):
+        tensor = given
+    elif given.dtype.name == "bfloat16":  # which torch knows and NumPy does not
+        tensor = torch.from_numpy(np.array(given, order="C").view(np.int16)).view(torch.bfloat16)
+    else:
+        tensor = torch.from_numpy(np.array(given, order="C"))
     if tensor.is_floating_point() and tensor.dtype != dtype:
         wide = narrow(dtype) and bool((tensor.float().abs() > torch.finfo(dtype).max).any())
         tensor = tensor.to(torch.float32 if wide else dtype)

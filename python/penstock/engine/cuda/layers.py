@@ -53,8 +53,10 @@ def conv_fused(site: Site) -> Run:
 
 
 def fits_conv_fused(site: Site) -> bool:
-    """On a GPU, in 16 bits, with ReLU as its activation and the residual before it."""
-    fits = site.device.type == "cuda" and narrow(site.out_dtype()) and site.text("activation") == "relu"
+    """On a GPU, in 16 bits from end to end, with ReLU as its activation and the residual before it."""
+    weight = site.weight("weight")
+    same = weight is not None and weight.dtype == site.out_dtype()  # an output of the graph keeps its own type
+    fits = site.device.type == "cuda" and same and narrow(site.out_dtype()) and site.text("activation") == "relu"
     return fits and site.text("residual", "before") == "before" and site.integer("groups") == 1
 
 

@@ -1,0 +1,217 @@
+"""The kinds of steps that a lowered graph has: what they read, which attributes they have, what programs are made of.
+
+`refused` says what is wrong with a step's attributes, and nothing where all is well; whatever passes can be bound
+without a number that overflows. Called by `engine.lowered` for graphs that are written and for those that are read.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final, Literal
+
+Number = int | float | bool
+Attribute = str | Number | tuple[Number, ...]
+
+KINDS: Final[Mapping[str, tuple[str, ...]]] = {
+    # kind -> roles of the operands it can't do without. Axes, pads and kernels are those of the stored shape; pads are
+    # top, left, bottom, right. Layers may have `bias` and `residual`, and the attributes `activation`, `alpha`, `beta`
+    # and `residual` (`before` or `after` the activation).
+    # `products`: of each result, where weights hold zeros that only fill them up.
+    "conv": ("x", "weight"),  # kernel, strides, pads, dilations, groups; maybe products
+    "conv_transpose": ("x", "weight"),  # and output_padding
+    "gemm": ("x", "weight"),
+    # Two layers over the last axis, weights `first` [hidden, in] and `second` [out, hidden], maybe `first_bias` and
+    # `second_bias`; the activation between them is `inner` with `inner_alpha` and `inner_beta`, the one at the end
+    # `activation`. `squeeze_excite` is of the mean of x [N, H, W, C] over its pixels, and writes C numbers an image.
+    # `mlp` may have a `gate` [N, 1, 1, C] that multiplies x, and a `residual`; `skip`: what is added is x, gated.
+    "squeeze_excite": ("x", "first", "second"),
+    "mlp": ("x", "first", "second"),
+    # A depthwise convolution, all of `conv`, and the squeeze-and-excite of what it makes, which is its second output;
+    # the gate's activation at the end is `outer` with `outer_alpha` and `outer_beta`.
+    "conv_gate": ("x", "weight", "first", "second"),
+    "matmul": ("a", "b"),
+    "attention": ("q", "k", "v"),  # [B, H, T, D] each, mask [B, H, T, T]; scale; written as [B, T, H, D]
+    "lstm": ("x", "weight", "recurrence"),  # bias, recurrence_bias, hidden, cell; gates i, f, c, o; writes [T, B, D, H]
+    "layer_norm": ("x",),  # weight, bias; over the last `axes`; epsilon
+    "softmax": ("x",),  # axis
+    "log_softmax": ("x",),
+    "max_pool": ("x",),  # kernel, strides, pads, dilations
+    "average_pool": ("x",),  # and count_pads
+    "reduce": ("x",),  # how: mean, sum, max, min, l2; axes, which stay with size 1
+    "top_1": ("x",),  # over the last axis: where the largest is, and its softmax: two outputs
+    "arg_max": ("x",),  # axis, how: max or min
+    "resize": ("x",),  # mode, coordinates, nearest, scales: as in ONNX
+    "pad": ("x",),  # begin, end, value
+    "gather": ("x", "indices"),  # axis
+    "concat": (),  # axis; the last one of operands with more axes than the result, whose others are cut in two
+    "copy": (),  # the operand's view, made dense
+    "pointwise": (),  # the step's program; operands may be seen with axes cut in two, as long as all are
+}
+
+# Activation of an epilogue -> what it computes; alpha and beta are the step's attributes.
+ACTIVATIONS: Final = (
+    *("none", "relu", "relu6", "clip", "leaky_relu", "silu", "quick_gelu", "gelu", "gelu_tanh"),
+    *("sigmoid", "hard_sigmoid", "hard_swish", "tanh"),
+)
+# Instructions of a pointwise program with how many arguments they take.
+INSTRUCTIONS: Final[Mapping[str, int]] = {
+    **dict.fromkeys(
+        (
+            *("relu", "relu6", "silu", "quick_gelu", "gelu", "gelu_tanh", "sigmoid", "hard_swish", "tanh", "erf"),
+            *("exp", "log", "sqrt", "neg", "abs", "reciprocal", "sign", "floor", "ceil", "round", "softplus", "not"),
+            *("is_nan", "sin", "cos", "identity", "to_float", "to_int", "to_bool"),
+        ),
+        1,
+    ),
+    **dict.fromkeys(
+        (
+            *("add", "sub", "mul", "div", "pow", "min", "max", "leaky_relu", "elu"),
+            *("equal", "less", "less_equal", "greater", "greater_equal", "and", "or"),
+        ),
+        2,
+    ),
+    **dict.fromkeys(("where", "hard_sigmoid", "clip"), 3),
+}
+
+LARGEST: Final = 2**31 - 1
+"""Of an integer among them; sizes of axes are no larger."""
+
+_ANY: Final = -1
+
+
+@dataclass(frozen=True, slots=True)
+class _Rule:
+    type: Literal["integer", "number", "flag", "text"]
+    length: int | None = None
+    """Of a row of numbers; None: one alone."""
+
+    least: int = -LARGEST
+    words: tuple[str, ...] = ()
+    """All that a text may be; empty: anything."""
+
+    def allows(self, value: Attribute) -> bool:
+        if self.length is None:
+            return not isinstance(value, tuple) and self._allows(value)
+        fits = isinstance(value, tuple) and self.length in (_ANY, len(value))
+        return isinstance(value, tuple) and fits and all(map(self._allows, value))
+
+    def _allows(self, value: str | Number) -> bool:
+        if self.type == "text" or isinstance(value, str):
+            return self.type == "text" and isinstance(value, str) and (not self.words or value in self.words)
+        if self.type == "flag":
+            return value in (0, 1)
+        if self.type == "number":  # infinities are the open ends of clips, and what max pools are padded with
+            return not math.isnan(value)
+        return isinstance(value, int) and not isinstance(value, bool) and self.least <= value <= LARGEST
+
+    def __str__(self) -> str:
+        if self.words:
+            return f"one of {', '.join(self.words)}"
+        several = {None: f"one {self.type}", _ANY: f"{self.type}s"}.get(self.length, f"{self.length} {self.type}s")
+        return several + (f" from {self.least}" if self.least > -LARGEST else "")
+
+
+_PAIR: Final = _Rule("integer", 2, least=1)
+_SIDES: Final = _Rule("integer", 4)
+_EDGES: Final = _Rule("integer", _ANY, least=0)
+_AXIS: Final = _Rule("integer", least=0)
+_NUMBER: Final = _Rule("number")
+_EXTREME: Final = _Rule("text", words=("max", "min"))
+_ACTIVATION: Final = _Rule("text", words=ACTIVATIONS)
+
+_EPILOGUE: Final = {
+    "activation": _ACTIVATION,
+    "alpha": _NUMBER,
+    "beta": _NUMBER,
+    "residual": _Rule("text", words=("before", "after")),
+}
+_INNER: Final = {"inner": _ACTIVATION, "inner_alpha": _NUMBER, "inner_beta": _NUMBER}
+_WINDOWS: Final = {"kernel": _PAIR, "strides": _PAIR, "pads": _SIDES, "dilations": _PAIR}
+_CONV: Final = {**_WINDOWS, "groups": _Rule("integer", least=1)}
+_POOL: Final = {**_WINDOWS, "count_pads": _Rule("flag")}
+
+# Kind -> those that its steps must have, and those that they may.
+_NEEDED: Final[Mapping[str, Mapping[str, _Rule]]] = {
+    "conv": _CONV,
+    "conv_transpose": {**_CONV, "output_padding": _Rule("integer", 2, least=0)},
+    "conv_gate": _CONV,
+    "attention": {"scale": _NUMBER},
+    "layer_norm": {"axes": _Rule("integer", least=1), "epsilon": _NUMBER},
+    "softmax": {"axis": _AXIS},
+    "log_softmax": {"axis": _AXIS},
+    "max_pool": _WINDOWS,
+    "average_pool": _POOL,
+    "reduce": {"how": _Rule("text", words=("mean", "sum", "max", "min", "l2")), "axes": _EDGES},
+    "arg_max": {"axis": _AXIS, "how": _EXTREME},
+    "resize": {
+        "mode": _Rule("text", words=("nearest", "linear")),
+        "coordinates": _Rule("text"),
+        "nearest": _Rule("text", words=("floor", "ceil", "round_prefer_floor", "round_prefer_ceil")),
+        "scales": _Rule("number", 2),
+    },
+    "pad": {"begin": _EDGES, "end": _EDGES, "value": _NUMBER},
+    "gather": {"axis": _AXIS},
+    "concat": {"axis": _AXIS},
+}
+_ALLOWED: Final[Mapping[str, Mapping[str, _Rule]]] = {
+    "conv": {**_EPILOGUE, "products": _Rule("integer", least=1)},
+    "conv_transpose": _EPILOGUE,
+    "gemm": _EPILOGUE,
+    "squeeze_excite": {**_EPILOGUE, **_INNER},
+    "mlp": {**_EPILOGUE, **_INNER, "skip": _Rule("flag")},
+    "conv_gate": {
+        **_EPILOGUE,
+        **_INNER,
+        "outer": _ACTIVATION,
+        "outer_alpha": _NUMBER,
+        "outer_beta": _NUMBER,
+    },
+    "lstm": {"hidden": _Rule("integer", least=1)},
+    "max_pool": _POOL,
+}
+_OF_AXES: Final = ("axis", "axes", "begin", "end")
+
+
+def refused(kind: str, attributes: Mapping[str, Attribute], axes: int) -> str:
+    """Why a step of this kind can't have these attributes; empty where it can.
+
+    axes  of what the step reads, or of the result of a `concat`.
+    """
+    needed, allowed = _NEEDED.get(kind, {}), _ALLOWED.get(kind, {})
+    if missing := [name for name in needed if name not in attributes]:
+        return f"has no attribute {missing[0]!r}"
+    for name, value in attributes.items():
+        rule = needed.get(name) or allowed.get(name)
+        if rule is None:
+            return f"has an attribute {name!r:.60}, known are {', '.join((*needed, *allowed)) or 'none'}"
+        if not rule.allows(value):
+            return f"has {name} {value!s:.60}, expected {rule}"
+    if (problem := _beyond(kind, attributes, axes)) is not None:
+        return f"has {problem} {attributes[problem]!s:.60}, which does not fit {axes} axes"
+    scales = _row(attributes.get("scales", ()))
+    if any(not 0 < scale <= LARGEST for scale in scales):
+        return f"has scales {list(scales)}, expected positive ones"
+    return ""
+
+
+def _beyond(kind: str, attributes: Mapping[str, Attribute], axes: int) -> str | None:
+    """The attribute that speaks of an axis that is not there."""
+    for name in _OF_AXES:
+        if name not in attributes:
+            continue
+        numbers = _row(attributes[name])
+        if name in ("begin", "end"):
+            fits = len(numbers) == axes
+        elif kind == "layer_norm":  # how many axes
+            fits = numbers[0] <= axes
+        else:
+            fits = all(axis < axes for axis in numbers) and len(set(numbers)) == len(numbers)
+        if not fits:
+            return name
+    return None
+
+
+def _row(value: Attribute) -> Sequence[Number]:
+    if isinstance(value, tuple):
+        return value
+    return () if isinstance(value, str) else (value,)
