@@ -17,7 +17,6 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
-from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Final
@@ -31,15 +30,16 @@ from penstock.build.evidence import CalibrationRecord, Evidence, SensitivityReco
 from penstock.build.forms import BESIDE, add_lowered, beside, prepare
 from penstock.build.gate import Metric, Verdict
 from penstock.build.judging import REFERENCE, Run, margin, reducing, within
+from penstock.build.on_gpu import OnGpu, why_not
 from penstock.build.options import AUTO, BuildOptions, allowed, buckets, profiles
 from penstock.build.progress import Progress
-from penstock.build.samples import Samples, fitted
+from penstock.build.samples import Samples
 from penstock.build.sealing import Sealing
 from penstock.build.selection import Candidate, Selection, select
+from penstock.build.shapes import distinct
 from penstock.build.target import target
 from penstock.engine import Engine, fingerprint
-from penstock.engine.cuda.tuning import Tuning
-from penstock.engine.plan import LOWERED, OPTIMIZED, SOURCE, Shapes, Tactic
+from penstock.engine.plan import LOWERED, OPTIMIZED, SOURCE, Tactic
 from penstock.engine.reducing import reduced
 from penstock.engine.routing import batched
 from penstock.engine.runtimes import LIBRARIES
@@ -60,11 +60,7 @@ _CALIBRATE_SHARE: Final = 0.35
 _INT8_SHARE: Final = 0.5
 _REPAIR_SHARE: Final = 0.6
 _CONFIRM_SHARE: Final = 0.3
-_TUNE_SHARE: Final = 0.35
 _WIDER_SHARE: Final = 0.6
-# Of one bucket: less finds little, more finds nothing, and a candidate's compilation has a limit.
-_LEAST_TUNING_SECONDS: Final = 4.0
-_MOST_TUNING_SECONDS: Final = 90.0
 # Tactics of a bucket that are timed side by side at the end.
 _MOST_FINALISTS: Final = 4
 _REDUCTION_CALLS: Final = 5
@@ -122,7 +118,7 @@ class Build:
             folder.mkdir()
             draft = sealing.draft(selection, folder, self._race.bytes_of)
             made = draft.seal(self._evidence(selection, self._verdict(selection.tactics[0])))
-            verdict = self._judge(partial(_call, made))
+            verdict = self._judge(_calling(made))
             if verdict.passed:
                 made.close()
                 return draft.seal(self._evidence(selection, verdict))
@@ -148,7 +144,7 @@ class Build:
         inputs = graph.signature(model)[0]
         self._profiles = profiles(options, inputs)
         # The shapes to be fastest at come first: that is where the race spends its time and drops who can't win.
-        self._buckets = _distinct(
+        self._buckets = distinct(
             [
                 *(each.optimum for each in self._profiles),
                 *(each for profile in self._profiles for each in buckets(options, inputs, profile)),
@@ -177,10 +173,8 @@ class Build:
                 raise
             self._take_the_cpu(error.message)
             return
-        self._gpu_precisions = [each for each in tactics.GPU_PRECISIONS if each in self._allowed]
-        self._gpu_precision = self._gpu_precisions[0]
-        seconds = _TUNE_SHARE * self._left / len(self._buckets)
-        Tuning.prepare(form.path, min(max(seconds, _LEAST_TUNING_SECONDS), _MOST_TUNING_SECONDS))
+        self._gpu = OnGpu(self._buckets, batched(self._forms.inputs, self._forms.outputs), self._allowed)
+        self._gpu.tune_for(form, self._left)
         if self._data is not None and "int8" in self._allowed:
             self._notes.append("there are no eight-bit kernels for GPUs yet, so INT8 and FP8 were not tried")
         if self._free_shapes:
@@ -188,17 +182,14 @@ class Build:
 
     def _widen(self) -> None:
         """Wider types where the narrow ones fail the gate."""
-        for precision in self._gpu_precisions:
-            if precision != self._gpu_precision:
-                self._gpu_precision = precision
+        for precision in self._gpu.precisions:
+            if precision != self._gpu.precision:
+                self._gpu.precision = precision
                 self._race = self._raced(self._forms.files, _WIDER_SHARE, self._race)
-            timed = [each.tactic for each in self._race.at(_OPTIMUM)]
-            fastest = next((each for each in timed if each.runtime == "cuda" and each.precision == precision), None)
+            fastest = self._gpu.fastest(self._race.at(_OPTIMUM))
             if fastest is not None and self._verdict(fastest).passed:
                 return
-        lost = [f"{each.tactic.name} {each.reason}" for each in self._race.lost if each.tactic.runtime == "cuda"]
-        refused = [f"{tactic.name}: {each.message}" for tactic, each in self._verdicts.items() if not each.passed]
-        why = "; ".join(dict.fromkeys([*lost, *refused])) or "there was no time for it"
+        why = why_not(self._race, self._verdicts)
         if self._options.device != AUTO:
             raise AccuracyError(f"no program for the GPU passes {self._options.gate.text}: {why}")
         self._take_the_cpu(f"no program for the GPU passes: {why}")
@@ -224,7 +215,7 @@ class Build:
         """Time every tactic for these forms; with what is `known` of others it is one race, and one scale."""
         self._progress.stage("race", ", ".join(forms))
         wanted = (
-            tactics.for_gpu(forms, self._allowed, self._gpu_precision)
+            tactics.for_gpu(forms, self._allowed, self._gpu.precision)
             if self._on_gpu
             else tactics.candidates(forms, self._allowed, self._machine.features, self._buckets)
         )
@@ -267,7 +258,7 @@ class Build:
         count = _HELD_OUT_SAMPLES if self._samples.real else _NOISE_SAMPLES
         self._held_out = list(self._samples.held_out(self._buckets, count))
         if self._on_gpu:
-            self._held_out = [self._as_prepared(each) for each in self._held_out]
+            self._held_out = [self._gpu.as_prepared(each) for each in self._held_out]
         with self._running(REFERENCE) as reference:
             run = within(self._profiles, reference)  # a metric brings inputs of its own: tell at once, not at the seal
             self._judge = self._options.gate.against(run, self._held_out, self._forms.outputs)
@@ -282,22 +273,7 @@ class Build:
                 return
             # What no bucket takes runs on the CPU, in the engine as here.
             with tactics.compiled(REFERENCE, self._forms.files[SOURCE], limits=self._limits) as rest:
-                yield lambda inputs: (child if self._is_prepared(inputs) else rest).run(inputs)
-
-    def _is_prepared(self, inputs: Arrays) -> bool:
-        """Whether a bucket takes inputs of these shapes, padded where rows can be told apart."""
-        shapes = {name: array.shape for name, array in inputs.items()}
-        if any(dict(bucket) == shapes for bucket in self._buckets):
-            return True
-        rows = batched(self._forms.inputs, self._forms.outputs)
-        return rows and any(
-            {name: shape[1:] for name, shape in bucket.items()} == {name: shape[1:] for name, shape in shapes.items()}
-            for bucket in self._buckets
-        )
-
-    def _as_prepared(self, inputs: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-        """A sample that some bucket takes: brought to the optimum's shapes where none does."""
-        return inputs if self._is_prepared(inputs) else fitted(inputs, self._buckets[_OPTIMUM])
+                yield lambda inputs: (child if self._gpu.takes(inputs) else rest).run(inputs)
 
     def _judged_as(self, tactic: Tactic) -> Tactic:
         """The dynamic program of the same kernels: it takes inputs of any shape, as metrics want."""
@@ -509,18 +485,12 @@ class Build:
         )
 
 
-def _call(made: Engine, inputs: Arrays) -> dict[str, NDArray[Any]]:
-    return made(**inputs)
+def _calling(made: Engine) -> Run:
+    return lambda inputs: made(**inputs)
 
 
 def _version() -> str:
     return metadata.version("penstock")
-
-
-def _distinct(found: Iterable[Shapes]) -> tuple[dict[str, tuple[int, ...]], ...]:
-    """Each combination of shapes once, in order."""
-    kept = dict.fromkeys(tuple((name, tuple(shape)) for name, shape in each.items()) for each in found)
-    return tuple(dict(each) for each in kept)
 
 
 def _until(deadline: float, found: Iterable[Recipe]) -> Iterator[Recipe]:

@@ -7,7 +7,7 @@ expected, what came and how to write it. Called by the driver and the command li
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Final
 
 from penstock.engine.plan import Profile, Shape, Shapes
@@ -225,3 +225,9 @@ def buckets(inputs: Sequence[TensorSpec], profile: Profile, batches: Sequence[in
         if profile.contains(shapes) and shapes not in made:
             made.append(shapes)
     return tuple(made)
+
+
+def distinct(found: Iterable[Shapes]) -> tuple[dict[str, tuple[int, ...]], ...]:
+    """Each combination of shapes once, in order."""
+    kept = dict.fromkeys(tuple((name, tuple(shape)) for name, shape in each.items()) for each in found)
+    return tuple(dict(each) for each in kept)
