@@ -29,7 +29,7 @@ from penstock.build import custom_ops, evidence
 from penstock.build.evidence import CalibrationRecord, Evidence, SensitivityRecord
 from penstock.build.forms import BESIDE, add_lowered, beside, prepare
 from penstock.build.gate import Metric, Verdict
-from penstock.build.judging import REFERENCE, Run, margin, reducing, within
+from penstock.build.judging import REFERENCE, Run, calling, margin, reducing, within
 from penstock.build.on_gpu import OnGpu, why_not
 from penstock.build.options import AUTO, BuildOptions, allowed, buckets, profiles
 from penstock.build.progress import Progress
@@ -118,7 +118,7 @@ class Build:
             folder.mkdir()
             draft = sealing.draft(selection, folder, self._race.bytes_of)
             made = draft.seal(self._evidence(selection, self._verdict(selection.tactics[0])))
-            verdict = self._judge(_calling(made))
+            verdict = self._judge(calling(made))
             if verdict.passed:
                 made.close()
                 return draft.seal(self._evidence(selection, verdict))
@@ -483,10 +483,6 @@ class Build:
             sensitivity=self._sensitivity,
             notes=(*self._forms.notes, *self._race.notes, *self._notes),
         )
-
-
-def _calling(made: Engine) -> Run:
-    return lambda inputs: made(**inputs)
 
 
 def _version() -> str:

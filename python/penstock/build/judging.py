@@ -11,6 +11,7 @@ from typing import Any, Final
 from numpy.typing import NDArray
 
 from penstock.build.gate import Verdict
+from penstock.engine import Engine
 from penstock.engine.plan import SOURCE, Profile, Reduction, Shapes, Tactic
 from penstock.engine.reducing import reduced
 from penstock.errors import InvalidArgument
@@ -20,6 +21,11 @@ Arrays = Mapping[str, Array]
 Run = Callable[[Arrays], Mapping[str, Array]]
 
 REFERENCE: Final = Tactic("onnxruntime", "fp32", SOURCE, options=(("graph_optimization_level", "disabled"),))
+
+
+def calling(engine: Engine) -> Run:
+    """An engine as gates want it."""
+    return lambda inputs: engine(**inputs)
 
 
 def reducing(run: Run, reductions: Iterable[Reduction]) -> Run:
