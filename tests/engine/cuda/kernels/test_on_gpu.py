@@ -8,7 +8,7 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("triton")
 
-from penstock.engine.cuda.kernels.driver import LoadedKernel  # noqa: E402
+from penstock.engine.cuda.kernels.driver import LoadedKernel, LoadedModule  # noqa: E402
 from penstock.engine.cuda.kernels.epilogue import Epilogue, Scratch  # noqa: E402
 from penstock.engine.cuda.kernels.implicit_gemm import (  # noqa: E402
     conv2d_nhwc_launch,
@@ -110,7 +110,9 @@ def test_the_driver_launches_sealed_kernels_to_the_same_bits(tile: Tile, ahead: 
     steps, a, b = chain(9, tile, ahead=False)
     expected = replayed(steps, a, b, 1)[0]
     steps, a, b = chain(9, tile, ahead=ahead)
-    loaded = LoadedKernel(steps[0].seal())  # one kernel for all of them: only the addresses differ
+    sealed = steps[0].seal()  # one kernel for all of them: only the addresses differ
+    module = LoadedModule(sealed.cubin)
+    loaded = LoadedKernel(sealed, module)
 
     class ThroughTheDriver:
         def __init__(self, launch: Launch) -> None:
@@ -122,4 +124,4 @@ def test_the_driver_launches_sealed_kernels_to_the_same_bits(tile: Tile, ahead: 
     for each in replayed([ThroughTheDriver(step) for step in steps], a, b, 20):
         assert torch.equal(each, expected)
     torch.cuda.synchronize()
-    loaded.close()
+    module.close()

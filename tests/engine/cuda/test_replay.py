@@ -1,0 +1,124 @@
+"""Launches played back in order: which are taken, which refused. The driver's part is left out, which needs a GPU."""
+
+import gc
+from dataclasses import dataclass
+
+import pytest
+
+from penstock.engine.cuda.kernels import replay
+from penstock.engine.cuda.kernels.driver import SealedKernel
+from penstock.engine.cuda.kernels.replay import Player, Recorder, launching
+
+
+@dataclass(frozen=True)
+class Launch:
+    """What a kernel's launch is to a launcher."""
+
+    symbol: str
+    grid: tuple[int, int, int] = (1, 1, 1)
+    address: int = 0
+
+    def seal(self, capability: int) -> SealedKernel:
+        return SealedKernel(f"{self.symbol} for {capability}".encode(), f"{self.symbol}_0d1d", self.grid, 32, 0, "p")
+
+    def bound(self) -> list[int | float]:
+        return [self.address]
+
+
+@dataclass
+class Driver:
+    loaded: list[bytes]
+    unloaded: list[bytes]
+    launched: list[tuple[str, int | float, int]]
+
+
+@pytest.fixture
+def driver(monkeypatch: pytest.MonkeyPatch) -> Driver:
+    found = Driver([], [], [])
+
+    class Module:
+        def __init__(self, cubin: bytes) -> None:
+            self.cubin = cubin
+            found.loaded.append(cubin)
+
+        def close(self) -> None:
+            found.unloaded.append(self.cubin)
+
+    class Kernel:
+        def __init__(self, sealed: SealedKernel, module: Module) -> None:
+            assert module.cubin == sealed.cubin
+            self.sealed = sealed
+
+        def launch(self, arguments: list[int | float], stream: int) -> None:
+            found.launched.append((self.sealed.symbol, arguments[0], stream))
+
+    monkeypatch.setattr(replay, "LoadedModule", Module)
+    monkeypatch.setattr(replay, "LoadedKernel", Kernel)
+    return found
+
+
+STEPS = (Launch("conv"), Launch("pool", (4, 1, 1)), Launch("conv", (9, 1, 1)))
+
+
+def recorded() -> tuple[SealedKernel, ...]:
+    recorder = Recorder(89)
+    for _ in range(2):  # another run takes the place of the one before
+        with launching(recorder):
+            for step in STEPS:
+                current = replay.current()
+                assert current is not None
+                assert not current.launch(step, 0)  # the compiler's launcher does it
+    return tuple(recorder.kernels)
+
+
+def test_what_was_taken_down_is_played_back_with_the_addresses_of_now(driver: Driver) -> None:
+    kernels = recorded()
+    assert [each.cubin for each in kernels] == [b"conv for 89", b"pool for 89", b"conv for 89"]
+    player = Player(kernels)
+    assert driver.loaded == [b"conv for 89", b"pool for 89"]
+    for number in range(2):
+        with launching(player):
+            for step in STEPS:
+                assert player.launch(Launch(step.symbol, step.grid, 100 + number), 7)
+    assert driver.launched[3:] == [("conv_0d1d", 101, 7), ("pool_0d1d", 101, 7), ("conv_0d1d", 101, 7)]
+    assert replay.current() is None
+
+
+def test_some_launches_may_be_played_alone(driver: Driver) -> None:
+    player = Player(recorded())
+    for _ in range(3):
+        with launching(player, 1):
+            player.launch(STEPS[1], 0)
+    assert [symbol for symbol, _, _ in driver.launched] == ["pool_0d1d"] * 3
+
+
+def play(player: Player, launches: tuple[Launch, ...]) -> None:
+    with launching(player):
+        for step in launches:
+            player.launch(step, 0)
+
+
+@pytest.mark.parametrize(
+    ("launches", "words"),
+    [
+        ((STEPS[0], STEPS[2]), "pool_0d1d of .* was sealed, not conv"),
+        ((Launch("conv", (2, 1, 1)),), "of \\(1, 1, 1\\) blocks"),
+        ((*STEPS, STEPS[0]), "was not taken down"),
+        (STEPS[:2], "2 kernels were launched, 3 were sealed"),
+    ],
+)
+def test_other_launches_than_those_that_were_sealed_are_refused(
+    launches: tuple[Launch, ...], words: str, driver: Driver
+) -> None:
+    player = Player(recorded())
+    with pytest.raises(ValueError, match=words):
+        play(player, launches)
+    assert replay.current() is None
+
+
+def test_machine_code_leaves_the_gpu_with_its_player(driver: Driver) -> None:
+    player = Player(recorded())
+    assert not driver.unloaded
+    del player
+    gc.collect()
+    assert sorted(driver.unloaded) == [b"conv for 89", b"pool for 89"]
