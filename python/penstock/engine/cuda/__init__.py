@@ -13,6 +13,11 @@
     choices          what executes each step, as data
     executor         all steps bound: eager, as one CUDA graph, or as a module for torch.compile
     tuner            choices by time; precompile gives it kernels compiled in other processes
+    form, artifact   a model's steps and weights as a file, and what a built program is besides
+    buckets          a form's weights on a device, and its steps bound at one bucket
+    contexts         one batch in flight: pinned buffers, a stream, a graph
+    tuning           choices beside a form, found once
+    runtime          the runtime `cuda`, as engines and the builder use it
     kernels/         our own kernels, in Triton
 
 This module imports neither torch nor anything else, so that naming the package costs nothing.
