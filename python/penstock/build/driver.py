@@ -39,7 +39,7 @@ from penstock.build.selection import Candidate, Selection, select
 from penstock.build.shapes import distinct
 from penstock.build.target import target
 from penstock.engine import Engine, fingerprint
-from penstock.engine.plan import LOWERED, OPTIMIZED, SOURCE, Tactic
+from penstock.engine.plan import CUDA, LOWERED, OPTIMIZED, SOURCE, Tactic
 from penstock.engine.reducing import reduced
 from penstock.engine.routing import batched
 from penstock.engine.runtimes import LIBRARIES
@@ -203,7 +203,7 @@ class Build:
 
     @property
     def _on_gpu(self) -> bool:
-        return fingerprint.kind(self._machine) == fingerprint.CUDA
+        return fingerprint.kind(self._machine) == CUDA
 
     @property
     def _quantizes(self) -> bool:
@@ -268,7 +268,7 @@ class Build:
         """A tactic in a child process, as a function of inputs, with what the engine would compute beside it."""
         form = form or self._forms.files[tactic.form]
         with tactics.compiled(tactic, form, limits=self._limits) as child:
-            if tactic.runtime != "cuda":
+            if tactic.runtime != CUDA:
                 yield reducing(child.run, self._forms.reductions if beside(tactic.form) else ())
                 return
             # What no bucket takes runs on the CPU, in the engine as here.

@@ -11,12 +11,12 @@ from numpy.typing import NDArray
 from penstock.build.gate import Verdict
 from penstock.build.samples import fitted
 from penstock.engine.cuda.tuning import Tuning
-from penstock.engine.plan import Shapes, Tactic
+from penstock.engine.plan import CUDA, Shapes, Tactic
+from penstock.engine.routing import beyond_rows
 from penstock.tactics import GPU_PRECISIONS, Form, Measurement, Race
 
 Arrays = Mapping[str, NDArray[Any]]
 
-_RUNTIME: Final = "cuda"
 _TUNE_SHARE: Final = 0.35  # of the time that is left
 # Of one bucket: less finds little, more finds nothing, and a candidate's compilation has a limit.
 _LEAST_TUNING_SECONDS: Final = 4.0
@@ -40,7 +40,7 @@ class OnGpu:
 
     def fastest(self, timed: Sequence[Measurement]) -> Tactic | None:
         """Of those on the GPU in the precision of now; `timed` has the fastest first."""
-        own = (each.tactic for each in timed if each.tactic.runtime == _RUNTIME)
+        own = (each.tactic for each in timed if each.tactic.runtime == CUDA)
         return next((tactic for tactic in own if tactic.precision == self.precision), None)
 
     def takes(self, inputs: Arrays) -> bool:
@@ -48,7 +48,7 @@ class OnGpu:
         shapes = {name: array.shape for name, array in inputs.items()}
         if shapes in self._buckets:
             return True
-        return self._batched and any(_beyond_rows(bucket) == _beyond_rows(shapes) for bucket in self._buckets)
+        return self._batched and any(beyond_rows(bucket) == beyond_rows(shapes) for bucket in self._buckets)
 
     def as_prepared(self, inputs: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         """A sample that some bucket takes: brought to the optimum's shapes where none does."""
@@ -57,10 +57,6 @@ class OnGpu:
 
 def why_not(race: Race, verdicts: Mapping[Tactic, Verdict]) -> str:
     """What became of the programs for the GPU, in one line."""
-    lost = [f"{each.tactic.name} {each.reason}" for each in race.lost if each.tactic.runtime == _RUNTIME]
+    lost = [f"{each.tactic.name} {each.reason}" for each in race.lost if each.tactic.runtime == CUDA]
     refused = [f"{tactic.name}: {each.message}" for tactic, each in verdicts.items() if not each.passed]
     return "; ".join(dict.fromkeys([*lost, *refused])) or "there was no time for any"
-
-
-def _beyond_rows(shapes: Shapes) -> dict[str, tuple[int, ...]]:
-    return {name: tuple(shape[1:]) for name, shape in shapes.items()}

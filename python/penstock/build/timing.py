@@ -17,7 +17,7 @@ import numpy as np
 
 from penstock.build.samples import Arrays
 from penstock.engine import Engine, Runtime, retuning, runtimes, sealed
-from penstock.engine.plan import Region
+from penstock.engine.plan import CUDA, Region
 from penstock.errors import ExecutionError, InvalidArgument, Unsupported
 
 # A context is asked for this many calls, of which the hand-over is timed; of slow models for fewer.
@@ -123,7 +123,7 @@ def measure(runtime: Runtime, inputs: Arrays, load: Load, percentiles: Sequence[
 
 def _phases(engine: Engine, inputs: Arrays, percentiles: Sequence[float]) -> Phases | None:
     program, inputs = _longest(engine, inputs)
-    if engine.manifest.programs[program].tactic.runtime != "cuda":
+    if engine.manifest.programs[program].tactic.runtime != CUDA:
         return None
     device = cast("_OfDevice", engine.compiled(program))
     found = device.phases(inputs, _PHASED_CALLS)
@@ -218,7 +218,7 @@ def profile(path: Path, runtime: Runtime, inputs: Arrays) -> tuple[Region, ...]:
         return runtime.regions(inputs, _PROFILE_CALLS)
     index, inputs = _longest(runtime, inputs)
     program = runtime.manifest.programs[index]
-    if program.tactic.runtime == "cuda":  # is asked as it is: another compilation would tune again
+    if program.tactic.runtime == CUDA:  # is asked as it is: another compilation would tune again
         return cast("_OfDevice", runtime.compiled(index)).regions(inputs)
     with tempfile.TemporaryDirectory(prefix="penstock-time-") as name:
         folder = Path(name)

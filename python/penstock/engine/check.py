@@ -12,12 +12,11 @@ from pathlib import Path
 from typing import Final, Literal
 
 from penstock.engine import custom, fingerprint, sealed
-from penstock.engine.plan import Fingerprint, Manifest
+from penstock.engine.plan import CUDA, TUNED_STEPS, Fingerprint, Manifest
 from penstock.engine.runtimes import LIBRARIES, PACKAGES
 from penstock.engine.sealed import Sealed, graph_member
 from penstock.errors import ModelLoadError
 
-_CUDA: Final = fingerprint.CUDA
 _TIMED_WITH: Final = ("torch", "cuda-driver")
 
 Action = Literal["run", "retune", "refuse"]
@@ -91,7 +90,7 @@ def judge(manifest: Manifest, here: Fingerprint) -> tuple[Action, Sequence[str]]
 def _needed(manifest: Manifest) -> list[str]:
     """Packages, by name. Tuned programs for a GPU are bound to their kernels with triton, which comes with torch."""
     found = {PACKAGES.get(runtime := program.tactic.runtime, runtime) for program in manifest.programs}
-    tuned = any(("steps", "tuned") in program.tactic.options for program in manifest.programs)
+    tuned = any(program.tactic.options == TUNED_STEPS for program in manifest.programs)
     return sorted({*found, *(["triton"] if tuned else [])})
 
 
@@ -99,7 +98,7 @@ def _stale(manifest: Manifest, here: Fingerprint) -> dict[str, list[str]]:
     """Runtimes whose programs have to be compiled anew, with the reasons: not those of the other device's."""
     built = manifest.fingerprint
     runtimes = sorted({program.tactic.runtime for program in manifest.programs})
-    found = {each: _of_gpu(built, here) if each == _CUDA else _of_cpu(built, here, each) for each in runtimes}
+    found = {each: _of_gpu(built, here) if each == CUDA else _of_cpu(built, here, each) for each in runtimes}
     return {runtime: reasons for runtime, reasons in found.items() if reasons}
 
 
@@ -135,7 +134,7 @@ def _of_gpu(built: Fingerprint, here: Fingerprint) -> list[str]:
 def _remarks(manifest: Manifest, here: Fingerprint) -> list[str]:
     """What is different and does not matter for the answers."""
     built = manifest.fingerprint
-    if fingerprint.kind(built) != _CUDA:
+    if fingerprint.kind(built) != CUDA:
         if built.cores == here.cores:
             return []
         return [f"it was timed on {built.cores} cores, here are {here.cores}: another engine may be faster"]

@@ -17,13 +17,12 @@ import numpy as np
 
 from penstock.engine import cores, runtimes
 from penstock.engine.check import Verdict, check
-from penstock.engine.fingerprint import CUDA
 from penstock.engine.fitting import fitting
-from penstock.engine.plan import Manifest, Program, Shape
+from penstock.engine.plan import CUDA, Manifest, Program, Shape
 from penstock.engine.reducing import reduced
 from penstock.engine.retuning import compiled_anew
 from penstock.engine.routing import Route, Step, batched, route
-from penstock.engine.runtimes.base import Array, Arrays, Compiled, CompiledInstance, Shelf, checked
+from penstock.engine.runtimes.base import Array, Arrays, Compiled, CompiledInstance, Shelf, checked, padded
 from penstock.engine.sealed import Sealed, graph_member
 from penstock.errors import ExecutionError, ModelLoadError, Unavailable
 
@@ -240,7 +239,7 @@ class EngineInstance:
 
     def _step(self, step: Step, inputs: Arrays) -> dict[str, Array]:
         count = step.last - step.first
-        rows = {name: _padded(array[step.first : step.last], step.rows) for name, array in inputs.items()}
+        rows = {name: padded(array[step.first : step.last], step.rows) for name, array in inputs.items()}
         return {name: _cut(name, array, count, step.rows) for name, array in self._run(step.program, rows).items()}
 
     def _run(self, program: int, inputs: Arrays) -> dict[str, Array]:
@@ -290,12 +289,6 @@ class EngineContext:
             self._open = False
         self._pool.shutdown(wait=True)
         self._instance.close()
-
-
-def _padded(array: Array, rows: int) -> Array:
-    """More rows, all like the first: numbers that the model takes, whatever they mean."""
-    missing = rows - len(array)
-    return array if missing == 0 else np.concatenate([array, np.repeat(array[:1], missing, axis=0)])
 
 
 def _cut(name: str, array: Array, count: int, rows: int) -> Array:

@@ -11,11 +11,8 @@ from pathlib import Path
 from typing import Final
 
 from penstock.engine import cores, gpus
-from penstock.engine.plan import Fingerprint
+from penstock.engine.plan import CUDA, Fingerprint
 from penstock.errors import Unsupported
-
-CUDA: Final = "cuda"
-"""What the device of a GPU's fingerprint begins with."""
 
 # Instruction sets that CPU kernels are chosen by, as Linux names them (x86, then Arm).
 RELEVANT: Final = frozenset(

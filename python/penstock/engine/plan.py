@@ -18,6 +18,12 @@ Shapes = Mapping[str, Shape]  # input name -> shape, batch included
 PRECISIONS: Final[tuple[str, ...]] = ("int8", "fp8", "fp16", "bf16", "tf32", "fp32")
 SOURCE: Final = "source"
 OPTIMIZED: Final = "optimized"
+CUDA: Final = "cuda"
+"""The runtime, and what the device of a GPU's fingerprint begins with."""
+
+# What executes the steps of a program for a GPU: libraries, each step's first implementation; or what was timed.
+PLAIN_STEPS: Final = (("steps", "plain"),)
+TUNED_STEPS: Final = (("steps", "tuned"),)
 LOWERED: Final = "lowered"
 """What the names of forms begin with that are steps for a GPU (engine.lowered) and not ONNX."""
 

@@ -90,8 +90,8 @@ def _moved(step: Step, rows: int) -> Step:
 
 def _chunk(manifest: Manifest, shapes: Shapes, count: int, usable: frozenset[int]) -> tuple[Step, ...]:
     """The cheapest runs for rows that fit in one: by dynamic programming over the number of rows left."""
-    others = _others(shapes)
-    alike = [each for each in manifest.buckets if each.program in usable and _others(each.shapes) == others]
+    others = beyond_rows(shapes)
+    alike = [each for each in manifest.buckets if each.program in usable and beyond_rows(each.shapes) == others]
     for bucket in alike:
         # What was measured here is not weighed against estimates: its program won.
         if _rows(bucket) == count:
@@ -160,7 +160,8 @@ def _whole(manifest: Manifest, shapes: Shapes, usable: frozenset[int]) -> int:
     return min(costs, key=lambda cost: cost.of(1)).program
 
 
-def _others(shapes: Shapes) -> Mapping[str, Shape]:
+def beyond_rows(shapes: Shapes) -> Mapping[str, Shape]:
+    """What is left of shapes without the batch."""
     return {name: tuple(shape[1:]) for name, shape in shapes.items()}
 
 

@@ -12,14 +12,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final, Literal
 
-from penstock.engine.plan import LOWERED, OPTIMIZED, SOURCE, Shapes, Tactic
+from penstock.engine.plan import CUDA, LOWERED, OPTIMIZED, PLAIN_STEPS, SOURCE, TUNED_STEPS, Shapes, Tactic
 
 ONNXRUNTIME: Final = "onnxruntime"
 OPENVINO: Final = "openvino"
 
-CUDA: Final = "cuda"
-PLAIN_STEPS: Final = (("steps", "plain"),)
-TUNED_STEPS: Final = (("steps", "tuned"),)
 
 GPU_PRECISIONS: Final = ("fp16", "bf16", "tf32", "fp32")
 """In the order worth trying: equally fast, and then more bits for the number; the next only where one is too coarse."""

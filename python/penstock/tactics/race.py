@@ -13,11 +13,11 @@ from dataclasses import replace
 from typing import Final
 
 from penstock.engine.fingerprint import here
-from penstock.engine.plan import Fingerprint, Shapes, Tactic
+from penstock.engine.plan import CUDA, TUNED_STEPS, Fingerprint, Shapes, Tactic
 from penstock.engine.runtimes.base import Arrays
 from penstock.errors import InvalidArgument
 from penstock.tactics.cache import TimingCache
-from penstock.tactics.candidates import CUDA, TUNED_STEPS, Form, candidates, one_thread, siblings
+from penstock.tactics.candidates import Form, candidates, one_thread, siblings
 from penstock.tactics.child import CandidateLost, Limits
 from penstock.tactics.ledger import Ledger, OnProgress
 from penstock.tactics.results import Compiled, Measurement, Race, Skipped, Trying

@@ -4,8 +4,6 @@
 shapes with its choices, from which any number of contexts are made. Called by the runtime.
 """
 
-from typing import Final
-
 import torch
 
 from penstock.engine.cuda.artifact import Artifact
@@ -14,12 +12,11 @@ from penstock.engine.cuda.contexts import Context, GraphContext, HostContext
 from penstock.engine.cuda.executor import PRECISIONS, Executor, placed
 from penstock.engine.cuda.form import Form, Prepared
 from penstock.engine.cuda.implementations import OURS, add_triton
+from penstock.engine.cuda.kernels.driver import HOPPER
 from penstock.engine.cuda.kernels.replay import Player, Recorder
 from penstock.engine.cuda.sites import DTYPES
 from penstock.engine.plan import Region
 from penstock.errors import ExecutionError, ModelLoadError, Unsupported
-
-HOPPER: Final = 90
 
 
 def capability(device: torch.device) -> int:
@@ -58,7 +55,6 @@ class Bucket:
             raise Unsupported(f"the runtime cuda has no {precision}, expected one of {', '.join(PRECISIONS)}")
         self.shapes = {name: tuple(shape) for name, shape in prepared.shapes.items()}
         self.rows = min((shape[0] for shape in self.shapes.values() if shape), default=0)
-        self.others = {name: shape[1:] for name, shape in self.shapes.items()}
         answers = [each.shape for each in prepared.graph.outputs]
         self.has_rows = (
             self.rows > 0

@@ -19,7 +19,8 @@ from typing import IO, Self
 
 import torch
 
-from penstock.engine.cuda.kernels.launching import HOPPER, Launch
+from penstock.engine.cuda.kernels.driver import HOPPER
+from penstock.engine.cuda.kernels.launching import Launch
 
 _ALIGNMENT = 16  # of an address that Triton makes use of
 

@@ -14,7 +14,7 @@ from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
 import torch
@@ -29,8 +29,9 @@ from penstock.engine.cuda.kernels.driver import OUT_OF_MEMORY
 from penstock.engine.cuda.kernels.replay import Player
 from penstock.engine.cuda.tuning import Tuning
 from penstock.engine.lowered import LoweredGraph
-from penstock.engine.plan import Region, Shapes, Tactic
-from penstock.engine.runtimes.base import Array, Arrays, Shelf, checked, library_message
+from penstock.engine.plan import CUDA, PLAIN_STEPS, TUNED_STEPS, Region, Shapes, Tactic
+from penstock.engine.routing import beyond_rows
+from penstock.engine.runtimes.base import Array, Arrays, Shelf, checked, library_message, padded
 from penstock.errors import (
     ExecutionError,
     InvalidArgument,
@@ -43,14 +44,11 @@ from penstock.tensors import TensorSpec
 
 _models: "weakref.WeakValueDictionary[tuple[Path, int, torch.device], Model]" = weakref.WeakValueDictionary()
 
-STEPS: Final = "steps"
-"""The option of tactics: `plain` (libraries, each step's first implementation) or `tuned`."""
-
 
 class CudaRuntime:
     """One or several buckets of a form in one precision."""
 
-    name = "cuda"
+    name = CUDA
 
     def __init__(
         self, title: str, tactic: Tactic, buckets: Sequence[Bucket], output_names: tuple[str, ...] = ()
@@ -79,14 +77,11 @@ class CudaRuntime:
     ) -> "CudaRuntime":
         """A form's file at the shapes of one bucket, or at all of them. Instances are streams; threads mean nothing."""
         del instances, threads
-        steps = dict(tactic.options).get(STEPS, "plain")
-        if steps not in ("plain", "tuned") or len(tactic.options) > 1:
-            raise InvalidArgument(
-                f"{path.name}: options {dict(tactic.options)}, expected {STEPS}=plain or {STEPS}=tuned"
-            )
+        if tactic.options not in ((), PLAIN_STEPS, TUNED_STEPS):
+            raise InvalidArgument(f"{path.name}: options {dict(tactic.options)}, expected steps=plain or steps=tuned")
         with _loading(path.name):
             model = _model(path, device or _device(path.name))
-            tuning = Tuning(path) if steps == "tuned" else None
+            tuning = Tuning(path) if tactic.options == TUNED_STEPS else None
             buckets: list[Bucket] = []
             for each in model.form.at(shapes):
                 # Of several buckets at once none is tuned: that would take as many times as long as was said.
@@ -235,8 +230,12 @@ class CudaInstance:
             raise Unavailable(f"{self._title} is closed; load it again")
         counts = {array.shape[0] if array.ndim else 0 for array in inputs.values()}
         rows = counts.pop() if len(counts) == 1 else 0
-        others = {name: array.shape[1:] for name, array in inputs.items()}
-        able = [bucket for bucket in self._buckets.values() if rows and bucket.has_rows and bucket.others == others]
+        shapes = {name: array.shape for name, array in inputs.items()}
+        able = [
+            bucket
+            for bucket in self._buckets.values()
+            if rows and bucket.has_rows and beyond_rows(bucket.shapes) == beyond_rows(shapes)
+        ]
         if not able:
             raise InvalidArgument(
                 f"{self._title}: shapes { {name: array.shape for name, array in inputs.items()} } are not prepared"
@@ -246,7 +245,7 @@ class CudaInstance:
         while at < rows:
             bucket = next((each for each in able if each.rows >= rows - at), able[-1])
             taken = min(bucket.rows, rows - at)
-            piece = {name: _padded(array[at : at + taken], bucket.rows) for name, array in inputs.items()}
+            piece = {name: padded(array[at : at + taken], bucket.rows) for name, array in inputs.items()}
             found = self.views(piece)
             pieces.append({name: array[: len(array) * taken // bucket.rows].copy() for name, array in found.items()})
             at += taken
@@ -327,11 +326,6 @@ def _first_line(error: BaseException) -> str:
 
 def _key(shapes: Mapping[str, tuple[int, ...]]) -> tuple[Any, ...]:
     return tuple(sorted(shapes.items()))
-
-
-def _padded(array: Array, rows: int) -> Array:
-    missing = rows - len(array)
-    return array if missing == 0 else np.concatenate([array, np.repeat(array[:1], missing, axis=0)])
 
 
 def _outputs(graph: LoweredGraph) -> list[TensorSpec]:

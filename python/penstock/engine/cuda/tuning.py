@@ -77,8 +77,7 @@ class Tuning:
 @contextmanager
 def compilers(device: "torch.device") -> Iterator[Any]:
     """Processes that compile our kernels while others are timed; None where there is nothing to compile for."""
-    import torch
-
+    from penstock.engine.cuda.buckets import capability
     from penstock.engine.cuda.implementations import add_triton
 
     if device.type != "cuda" or not add_triton():
@@ -86,7 +85,6 @@ def compilers(device: "torch.device") -> Iterator[Any]:
         return
     from penstock.engine.cuda.precompile import Compilers
 
-    major, minor = torch.cuda.get_device_capability(device)
     count = min(_MOST_PROCESSES, max(1, len(os.sched_getaffinity(0)) - 1))
-    with Compilers(count, 10 * major + minor) as found:
+    with Compilers(count, capability(device)) as found:
         yield found

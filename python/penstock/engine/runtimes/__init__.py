@@ -12,14 +12,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from penstock.engine.plan import Shapes, Tactic
+from penstock.engine.plan import CUDA, Shapes, Tactic
 from penstock.engine.runtimes.base import Compiled, Shelf
 from penstock.errors import InvalidArgument, ModelLoadError, NotFound
 
 LIBRARIES: Final = ("onnxruntime", "openvino")
 """That run whole models on the CPU."""
 
-PACKAGES: Final[Mapping[str, str]] = {"onnxruntime": "onnxruntime", "openvino": "openvino", "cuda": "torch"}
+PACKAGES: Final[Mapping[str, str]] = {"onnxruntime": "onnxruntime", "openvino": "openvino", CUDA: "torch"}
 """Runtime -> the package it needs."""
 
 
@@ -80,7 +80,7 @@ def reopen(
     checked where it comes from.
     """
     library = _class(tactic.runtime, name)
-    if tactic.runtime == "cuda":
+    if tactic.runtime == CUDA:
         program: Compiled = library.reopen(
             artifact, tactic, output_names, name, instances=instances, threads=threads, shelf=shelf
         )
@@ -122,7 +122,7 @@ def _class(runtime: str, name: str) -> Any:
             from penstock.engine.runtimes import openvino
 
             return openvino.OpenVinoRuntime
-        if runtime == "cuda":
+        if runtime == CUDA:
             from penstock.engine.cuda.runtime import CudaRuntime
 
             return CudaRuntime

@@ -97,6 +97,12 @@ class Compiled(Runtime, Protocol):
         ...
 
 
+def padded(array: Array, rows: int) -> Array:
+    """More rows, all like the first: numbers that the model takes, whatever they mean."""
+    missing = rows - len(array)
+    return array if missing == 0 else np.concatenate([array, np.repeat(array[:1], missing, axis=0)])
+
+
 def checked(specs: Sequence[TensorSpec], arrays: Mapping[str, Any]) -> dict[str, Array]:
     """The arrays as NumPy arrays once names, element types and shapes fit; raises InvalidArgument otherwise."""
     expected = {spec.name: spec for spec in specs}

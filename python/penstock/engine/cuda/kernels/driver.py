@@ -18,6 +18,7 @@ _NON_BLOCKING: Final = 1  # of streams: the default stream neither waits for the
 _WITHOUT_ASKING: Final = 48 * 1024  # more dynamic shared memory than this has to be asked for
 
 
+HOPPER: Final = 90  # compute capability 9.0
 OUT_OF_MEMORY: Final = 2  # CUDA_ERROR_OUT_OF_MEMORY
 
 

@@ -19,9 +19,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from . import replay
-from .driver import SealedKernel
-
-HOPPER: Final = 90  # compute capability 9.0
+from .driver import HOPPER, SealedKernel
 
 _TYPES: Final[Mapping[torch.dtype, str]] = {
     torch.float16: "fp16",
