@@ -37,7 +37,7 @@ class Context(Protocol):
 class GraphContext:
     """On the GPU. Raises torch.cuda.OutOfMemoryError where its buffers find no place."""
 
-    def __init__(self, executor: Executor) -> None:
+    def __init__(self, executor: Executor, priority: int = 0) -> None:
         graph = executor.graph
         self._given = {each.name: _pinned(each.shape, DTYPES[each.datatype]) for each in graph.inputs}
         answers = {each.name: _pinned(each.shape, DTYPES[graph.stored(each.value).datatype]) for each in graph.outputs}
@@ -51,7 +51,7 @@ class GraphContext:
                 host.copy_(tensor, non_blocking=True)
             return found
 
-        self._captured = executor.capture(whole)
+        self._captured = executor.capture(whole, priority=priority)
         self._inputs = {name: as_numpy(tensor) for name, tensor in self._given.items()}
         self._outputs = {name: as_numpy(tensor) for name, tensor in answers.items()}
         self.milliseconds = self._timed()
