@@ -86,14 +86,14 @@ def alone(engine: Path, wanted: argparse.Namespace) -> float:
 
 
 @contextmanager
-def serving(engine: Path) -> Iterator[int]:
-    """The port for gRPC of a server with the engine."""
+def serving(engine: Path, wire: str = "grpc") -> Iterator[int]:
+    """The port for a wire of a server with the engine."""
     ports = [f"--{each}-port=0" for each in ("http", "grpc", "metrics")]
     command = [*COMMAND, "serve", str(engine), *ports, "--json"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
     try:
         assert process.stdout is not None
-        yield int(json.loads(process.stdout.readline())["grpc_port"])
+        yield int(json.loads(process.stdout.readline())[f"{wire}_port"])
     finally:
         process.send_signal(signal.SIGTERM)
         process.wait(30)

@@ -75,7 +75,9 @@ class Bucket:
         )  # fmt: skip
 
     def context(self, priority: int = 0) -> Context:
-        return GraphContext(self.executor, priority) if self.executor.device.type == "cuda" else HostContext(self.executor)
+        return (
+            GraphContext(self.executor, priority) if self.executor.device.type == "cuda" else HostContext(self.executor)
+        )
 
     def sealed(self) -> Artifact:
         """Its kernels are taken down in one run."""

@@ -27,6 +27,7 @@ from penstock.engine.cuda.contexts import Context, Phases, phases
 from penstock.engine.cuda.executor import PRECISIONS
 from penstock.engine.cuda.kernels.driver import OUT_OF_MEMORY
 from penstock.engine.cuda.kernels.replay import Player
+from penstock.engine.cuda.timeline import Span, timeline
 from penstock.engine.cuda.tuning import Tuning
 from penstock.engine.lowered import LoweredGraph
 from penstock.engine.plan import CUDA, PLAIN_STEPS, TUNED_STEPS, Region, Shapes, Tactic
@@ -143,6 +144,12 @@ class CudaRuntime:
         self._check_open()
         with _running(self._title):
             return phases(self._fitting(inputs).executor, dict(inputs), calls)
+
+    def timeline(self, inputs: Arrays, contexts: int, calls: int) -> list[Span]:
+        """When each part of the calls of several contexts ran, on one clock."""
+        self._check_open()
+        with _running(self._title):
+            return timeline(self._fitting(inputs).executor, dict(inputs), contexts, calls)
 
     def instance(self, *, priority: int = 0) -> "CudaInstance":
         buckets = self._buckets  # once: closing takes them away
