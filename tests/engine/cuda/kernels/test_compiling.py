@@ -90,6 +90,9 @@ launches = {
     "planes": planes_to_pixels_launch(t(8, 3, 736, 736, dtype=torch.float32), out=t(8, 736, 736, 4)),
     "planes with zeros around": planes_to_pixels_launch(
         t(64, 3, 224, 224, dtype=torch.float32), out=t(64, 229, 230, 4), corner=(3, 3), pdl=True),
+    "bytes of pixels, without their mean": planes_to_pixels_launch(
+        t(64, 224, 224, 3, dtype=torch.uint8).permute(0, 3, 1, 2), out=t(64, 229, 230, 4), corner=(3, 3),
+        arithmetic=[("sub", t(3)), ("mul", 0.017)], pdl=True),
 }
 for name, launch in launches.items():
     took = launch.compile()
