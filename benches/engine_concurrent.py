@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 sys.path.insert(0, str(Path(__file__).parent))
 
 import penstock as ps
-from engine_served import serving
+from serving import serving
 
 POOL: Final = 32
 TOLERANCE: Final = 2e-3
