@@ -43,7 +43,7 @@ def text(code: bytes) -> str:
 
 def lying(kernel: Mapping[str, object] | None = None, **changes: object) -> bytes:
     one = {
-        "code": 0, "symbol": "k", "grid": [1, 1, 1], "threads": 32, "shared_bytes": 0, "parameters": "p",
+        "code": 0, "symbol": "k", "grid": [1, 1, 1], "threads": 32, "shared_bytes": 0, "parameters": "p", "maps": [],
         "early": False, "cluster": 1,
     }  # fmt: skip
     data = {

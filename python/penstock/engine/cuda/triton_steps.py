@@ -27,6 +27,7 @@ from penstock.engine.cuda.recurrent import RECURRENT
 from penstock.engine.cuda.sites import RunInto, Site, seen
 from penstock.engine.cuda.triton_joined import JOINED, LAYERS, depthwise_and_gate, suits_gate_layers
 from penstock.engine.cuda.triton_moves import MOVES
+from penstock.engine.cuda.warpgroup_steps import PRODUCTS
 from penstock.engine.cuda.ways import (
     Config,
     Launched,
@@ -254,6 +255,7 @@ WAYS: Final[dict[tuple[str, str], Way]] = {
     **JOINED,
     **MOVES,
     **RECURRENT,
+    **PRODUCTS,
 }
 """Kind and name -> kernel."""
 

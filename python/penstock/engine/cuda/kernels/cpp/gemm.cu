@@ -1,0 +1,331 @@
+// A matrix product on Hopper: out = activation(x W^T + bias + residual), or with RESIDUAL_LAST the residual after the
+// activation. x [M, K] and W [N, K] have their depth in a row, so has out its columns.
+//
+// Blocks stay and go from tile to tile. One thread of the first four warps has tiles of x and W copied, 64 of the depth
+// at a time, into a ring of STAGES that barriers guard; two times four warps multiply them. With PINGPONG these have
+// tiles of their own, every other one, and what one does with its sums goes on while the other multiplies; they take
+// turns, since a parity tells a round of the ring from the next and not from the one after. Otherwise they share a tile,
+// one having the rows below the other's. Sums stay in registers. A residual is copied to where the
+// result will lie in shared memory while its tile is multiplied, and the result is copied from there.
+//
+// Of a cluster's two blocks one has the rows below the other's; each copies half of W's tile to both.
+//
+// Given by whoever compiles:
+//   SIZE_M SIZE_N SIZE_K   of the product; N and K multiples of 8
+//   ROWS COLUMNS           of a tile of four warps: 64 or 128 by 64, 128, 192 or 256
+//   PINGPONG STAGES CLUSTER   as above; CLUSTER 1 or 2
+//   TEAMS                  clusters in the grid
+//   TILE_GROUP             tiles below each other that are done before those beside them
+//   HAS_BIAS HAS_RESIDUAL RESIDUAL_LAST
+//   ACTIVATION ALPHA_BITS BETA_BITS   a number below, and two FP32 numbers as they lie in memory
+//   BFLOAT16               defined: of BF16, else FP16
+#include "primitives.cuh"
+#include "warpgroup.cuh"
+
+// 0 is none.
+constexpr unsigned int RELU = 1, RELU6 = 2, LEAKY_RELU = 3, SILU = 4, SIGMOID = 5, HARD_SIGMOID = 6, HARD_SWISH = 7,
+                       GELU = 8, GELU_TANH = 9, TANH = 10, CLIP = 11, QUICK_GELU = 12;
+
+constexpr unsigned int WARP = 32, TEAM = 128;  // threads that multiply together
+constexpr unsigned int LINE = 128, DEPTH = 64;  // bytes and numbers of the depth in a row of a stage
+constexpr unsigned int STEPS = (SIZE_K + DEPTH - 1) / DEPTH;
+constexpr unsigned int BLOCK_ROWS = PINGPONG ? ROWS : 2 * ROWS;
+constexpr unsigned int TILES_M = (SIZE_M + BLOCK_ROWS * CLUSTER - 1) / (BLOCK_ROWS * CLUSTER);  // of clusters
+constexpr unsigned int TILES_N = (SIZE_N + COLUMNS - 1) / COLUMNS;
+constexpr unsigned int TILES = TILES_M * TILES_N;
+constexpr unsigned int PARTS = ROWS / 64;  // of one product of four warps
+constexpr unsigned int READERS = 4 * (PINGPONG ? 1 : 2) * CLUSTER;  // warps that read what lies in a stage
+
+constexpr unsigned int X_BYTES = BLOCK_ROWS * LINE, W_BYTES = COLUMNS * LINE, STAGE_BYTES = X_BYTES + W_BYTES;
+constexpr unsigned int SLOT_BYTES = ROWS * LINE, CHUNKS = COLUMNS / DEPTH;  // of the result: 64 columns at a time
+constexpr unsigned int SLOTS = HAS_RESIDUAL ? CHUNKS : (CHUNKS < 2 ? CHUNKS : 2);
+constexpr unsigned int SLOTS_AT = STAGES * STAGE_BYTES, BARRIERS_AT = SLOTS_AT + 2 * SLOTS * SLOT_BYTES;
+
+static_assert(ROWS % 64 == 0 && COLUMNS % 64 == 0 && SIZE_N % 8 == 0 && SIZE_K % 8 == 0, "how the product is cut");
+
+__device__ __forceinline__ float sigmoid(float x) { return reciprocal(1.0f + power_of_two(x * -1.4426950408889634f)); }
+
+__device__ __forceinline__ float clamp(float x, float low, float high) { return smaller(greater(x, low), high); }
+
+// x times the normal distribution's integral, whose tail is a polynomial of 1 / (1 + p z) times exp(-z z) with
+// z = |x| / sqrt(2), right to 1.5e-7 (Abramowitz and Stegun, 7.1.26).
+__device__ __forceinline__ float gelu(float x) {
+  const float size = x < 0.0f ? -x : x, z = size * 0.7071067811865476f;
+  const float t = reciprocal(1.0f + 0.3275911f * z);
+  const float half_tail = t * (0.127414796f + t * (-0.142248368f + t * (0.7107068705f + t * (-0.7265760135f + t * 0.5307027145f))));
+  const float bounded = size < 16.0f ? size : 16.0f;  // infinity times nothing is no number
+  return (x > 0.0f ? x : 0.0f) - bounded * half_tail * power_of_two(z * z * -1.4426950408889634f);
+}
+
+__device__ __forceinline__ float activate(float x) {
+  if (ACTIVATION == RELU) return greater(x, 0.0f);
+  if (ACTIVATION == RELU6) return clamp(x, 0.0f, 6.0f);
+  if (ACTIVATION == LEAKY_RELU) return x < 0.0f ? x * number_of(ALPHA_BITS) : x;
+  if (ACTIVATION == SILU) return x * sigmoid(x);
+  if (ACTIVATION == SIGMOID) return sigmoid(x);
+  if (ACTIVATION == HARD_SIGMOID) return clamp(x * number_of(ALPHA_BITS) + number_of(BETA_BITS), 0.0f, 1.0f);
+  if (ACTIVATION == HARD_SWISH) return x * clamp(x * 0.16666666666666666f + 0.5f, 0.0f, 1.0f);
+  if (ACTIVATION == GELU) return gelu(x);
+  if (ACTIVATION == GELU_TANH) return x * sigmoid(1.5957691216057308f * (x + 0.044715f * x * x * x));
+  if (ACTIVATION == TANH) return 2.0f * sigmoid(2.0f * x) - 1.0f;
+  if (ACTIVATION == CLIP) return clamp(x, number_of(ALPHA_BITS), number_of(BETA_BITS));
+  if (ACTIVATION == QUICK_GELU) return x * sigmoid(1.702f * x);
+  return x;
+}
+
+// What a number of the result is, from its sum and the residual's number.
+__device__ __forceinline__ float finished(float sum, float residual) {
+  if (!HAS_RESIDUAL) return activate(sum);
+  return RESIDUAL_LAST ? activate(sum) + residual : activate(sum + residual);
+}
+
+struct Tile {
+  unsigned int row, column;
+};
+
+// Of this block, in the order in which clusters take them.
+__device__ __forceinline__ Tile tile_at(unsigned int number, unsigned int rank) {
+  const unsigned int group = number / (TILE_GROUP * TILES_N), inside = number % (TILE_GROUP * TILES_N);
+  const unsigned int first = group * TILE_GROUP;
+  const unsigned int high = TILES_M - first < TILE_GROUP ? TILES_M - first : TILE_GROUP;
+  return Tile{((first + inside % high) * CLUSTER + rank) * BLOCK_ROWS, inside / high * COLUMNS};
+}
+
+// A place in the ring.
+struct Turn {
+  unsigned int stage = 0, parity = 0;
+
+  template <unsigned int BY>
+  __device__ __forceinline__ void advance() {
+    stage += BY % STAGES, parity ^= BY / STAGES % 2;
+    if (stage >= STAGES) stage -= STAGES, parity ^= 1;
+  }
+};
+
+struct Ring {
+  Address memory;
+
+  __device__ __forceinline__ Address x(unsigned int stage) const { return memory + stage * STAGE_BYTES; }
+  __device__ __forceinline__ Address weights(unsigned int stage) const { return x(stage) + X_BYTES; }
+  __device__ __forceinline__ Address full(unsigned int stage) const { return memory + BARRIERS_AT + 8 * stage; }
+  __device__ __forceinline__ Address empty(unsigned int stage) const { return full(stage) + 8 * STAGES; }
+  __device__ __forceinline__ Address residual(unsigned int team) const {
+    return memory + BARRIERS_AT + 16 * STAGES + 8 * team;
+  }
+  __device__ __forceinline__ Address turn(unsigned int team) const { return residual(2) + 8 * team; }
+  __device__ __forceinline__ Address slot(unsigned int team, unsigned int number) const {
+    return memory + SLOTS_AT + (team * SLOTS + number) * SLOT_BYTES;
+  }
+};
+
+// Lets a stage count what will come, and asks for its weights: they need not wait for the kernel ahead.
+__device__ __forceinline__ void load_weights(const Ring& ring, unsigned int stage, const TensorMap& weights,
+                                             unsigned int column, unsigned int step, unsigned int rank) {
+  barrier_expect(ring.full(stage), STAGE_BYTES);
+  if (CLUSTER == 1) {
+    tile_load(ring.weights(stage), weights, step * DEPTH, column, ring.full(stage));
+  } else {
+    const unsigned int part = COLUMNS / CLUSTER;
+    tile_load_to((1 << CLUSTER) - 1, ring.weights(stage) + rank * part * LINE, weights, step * DEPTH,
+                 column + rank * part, ring.full(stage));
+  }
+}
+
+__device__ __forceinline__ void load_all(const Ring& ring, const TensorMap& x, const TensorMap& weights,
+                                         unsigned int first, unsigned int rank) {
+  Turn turn;
+  unsigned int ahead = 0;
+  for (unsigned int number = first; number < TILES && ahead < STAGES; number += TEAMS) {
+    const Tile tile = tile_at(number, rank);
+    for (unsigned int step = 0; step < STEPS && ahead < STAGES; ++step, ++ahead) {
+      load_weights(ring, ahead, weights, tile.column, step, rank);
+    }
+  }
+  wait_for_kernel_ahead();
+  let_kernel_behind_start();
+  for (unsigned int number = first; number < TILES; number += TEAMS) {
+    const Tile tile = tile_at(number, rank);
+#pragma unroll 1
+    for (unsigned int step = 0; step < STEPS; ++step) {
+      if (ahead > 0) {
+        --ahead;
+      } else {
+        barrier_wait(ring.empty(turn.stage), turn.parity ^ 1);
+        load_weights(ring, turn.stage, weights, tile.column, step, rank);
+      }
+      tile_load(ring.x(turn.stage), x, step * DEPTH, tile.row, ring.full(turn.stage));
+      turn.advance<1>();
+    }
+  }
+}
+
+__device__ __forceinline__ void release(const Ring& ring, unsigned int stage, unsigned int lane) {
+  if (CLUSTER == 1) {
+    if (lane == 0) barrier_arrive(ring.empty(stage));
+  } else if (lane < CLUSTER) {
+    barrier_arrive_there(address_in_block(ring.empty(stage), lane));
+  }
+}
+
+extern "C" __global__ void
+#if CLUSTER > 1
+__cluster_dims__(CLUSTER, 1, 1)
+#endif
+    __launch_bounds__(3 * TEAM, 1)
+    warpgroup_gemm(const __grid_constant__ TensorMap x, const __grid_constant__ TensorMap weights,
+                   const __grid_constant__ TensorMap out
+#if HAS_RESIDUAL
+                   ,
+                   const __grid_constant__ TensorMap residual
+#endif
+#if HAS_BIAS
+                   ,
+                   const float* bias
+#endif
+    ) {
+  extern __shared__ Quad memory[];
+  const Ring ring{(shared_address(memory) + 1023) & ~1023u};
+  const unsigned int rank = CLUSTER > 1 ? cluster_rank() : 0, first = block_index() / CLUSTER;
+  if (thread_index() == 0) {
+    for (unsigned int stage = 0; stage < STAGES; ++stage) {
+      barrier_init(ring.full(stage), 1);
+      barrier_init(ring.empty(stage), READERS);
+    }
+    barrier_init(ring.residual(0), 1);
+    barrier_init(ring.residual(1), 1);
+    barrier_init(ring.turn(0), TEAM / WARP);
+    barrier_init(ring.turn(1), TEAM / WARP);
+    barriers_initialised();
+  }
+  block_sync();
+  if (CLUSTER > 1) {
+    cluster_arrive();
+    cluster_wait();
+  }
+
+  if (thread_index() < TEAM) {
+    give_registers<40>();
+    if (thread_index() == 0) {
+      fetch_map(x);
+      fetch_map(weights);
+      load_all(ring, x, weights, first, rank);
+    }
+    warp_sync();
+  } else {
+    take_registers<232>();
+    const unsigned int team = thread_index() / TEAM - 1, thread = thread_index() % TEAM;
+    const unsigned int warp = thread / WARP, lane = thread % WARP;
+    const unsigned int row_inside = warp * 16 + lane / 4;  // of the first number; its place in eight is lane / 4
+    wait_for_kernel_ahead();
+
+    float sums[PARTS][COLUMNS / 2];
+    Turn turn;
+    unsigned int slot = 0, turn_parity = 0;
+#if HAS_RESIDUAL
+    unsigned int residual_parity = 0;
+#endif
+    if (PINGPONG && team == 1) turn.advance<STEPS>();
+#pragma unroll 1
+    for (unsigned int number = first + (PINGPONG ? team * TEAMS : 0); number < TILES;
+         number += PINGPONG ? 2 * TEAMS : TEAMS) {
+      const Tile tile = tile_at(number, rank);
+      const unsigned int row = tile.row + (PINGPONG ? 0 : team * ROWS);
+#if HAS_RESIDUAL
+      if (thread == 0) {
+        const unsigned int columns = SIZE_N - tile.column, most = (columns + DEPTH - 1) / DEPTH;
+        const unsigned int chunks = most < CHUNKS ? most : CHUNKS;
+        stores_have_read<0>();
+        barrier_expect(ring.residual(team), chunks * SLOT_BYTES);
+        for (unsigned int chunk = 0; chunk < chunks; ++chunk) {
+          tile_load(ring.slot(team, chunk), residual, tile.column + chunk * DEPTH, row, ring.residual(team));
+        }
+      }
+      warp_sync();
+#endif
+
+      if (PINGPONG) {  // the first turn is the first team's
+        if (team == 1 || number != first) barrier_wait(ring.turn(team), turn_parity ^ (team == 0));
+        turn_parity ^= 1;
+      }
+      unsigned int last = 0;
+#pragma unroll 1
+      for (unsigned int step = 0; step < STEPS; ++step) {
+        barrier_wait(ring.full(turn.stage), turn.parity);
+        const Matrix a = matrix_at(ring.x(turn.stage) + (PINGPONG ? 0 : team * ROWS * LINE));
+        const Matrix b = matrix_at(ring.weights(turn.stage));
+        products_begin();
+#pragma unroll
+        for (unsigned int inner = 0; inner < DEPTH / 16; ++inner) {
+#pragma unroll
+          for (unsigned int part = 0; part < PARTS; ++part) {
+            multiply_rows(sums[part], a + part * (64 * LINE / 16) + inner * MATRIX_STEP, b + inner * MATRIX_STEP,
+                          inner > 0 || step > 0);
+          }
+        }
+        products_commit();
+        if (step > 0) {
+          products_are_done<1>();
+          release(ring, last, lane);
+        }
+        last = turn.stage;
+        turn.advance<1>();
+      }
+      if (PINGPONG && lane == 0) barrier_arrive(ring.turn(1 - team));
+      warp_sync();
+      products_are_done<0>();
+      release(ring, last, lane);
+      if (PINGPONG) turn.advance<STEPS>();
+#pragma unroll
+      for (unsigned int part = 0; part < PARTS; ++part) hold(sums[part]);
+
+#if HAS_RESIDUAL
+      barrier_wait(ring.residual(team), residual_parity);
+      residual_parity ^= 1;
+#endif
+#pragma unroll
+      for (unsigned int chunk = 0; chunk < CHUNKS; ++chunk) {
+        const unsigned int column = tile.column + chunk * DEPTH;
+        if (SIZE_N % COLUMNS == 0 || column < SIZE_N) {
+          const Address to = ring.slot(team, HAS_RESIDUAL ? chunk : slot);
+          if (!HAS_RESIDUAL) {
+            if (thread == 0) stores_have_read<SLOTS - 1>();
+            warp_sync();
+            warps_sync(1 + team, TEAM);
+          }
+#pragma unroll
+          for (unsigned int eight = 0; eight < 8; ++eight) {
+            const unsigned int at = column + 8 * eight + lane % 4 * 2;
+            Two added{0.0f, 0.0f};
+#if HAS_BIAS
+            added = load_two(bias + (SIZE_N % COLUMNS == 0 || at < SIZE_N ? at : 0));
+#endif
+#pragma unroll
+            for (unsigned int part = 0; part < PARTS; ++part) {
+#pragma unroll
+              for (unsigned int half = 0; half < 2; ++half) {
+                const Address word = to + (part * 64 + half * 8 + row_inside) * LINE + (eight ^ lane / 4) * 16 + lane % 4 * 4;
+                const float* sum = &sums[part][(chunk * 8 + eight) * 4 + half * 2];
+                unsigned int both = 0;
+                if (HAS_RESIDUAL) both = shared_load_word(word);
+                const float low = finished(sum[0] + added.low, wide(static_cast<unsigned short>(both)));
+                const float high = finished(sum[1] + added.high, wide(static_cast<unsigned short>(both >> 16)));
+                shared_store(word, narrow(low, high));
+              }
+            }
+          }
+          show_to_stores();
+          warps_sync(1 + team, TEAM);
+          if (thread == 0) tile_store(out, column, row, to);
+          warp_sync();
+          if (SLOTS == 2) slot ^= 1;
+        }
+      }
+    }
+    if (thread == 0) stores_are_done();
+    warp_sync();
+  }
+  if (CLUSTER > 1) {  // a block that is gone can't be arrived at
+    cluster_arrive();
+    cluster_wait();
+  }
+}
