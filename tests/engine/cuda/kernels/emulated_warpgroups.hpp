@@ -24,6 +24,7 @@ inline void arrived(Address barrier, long bytes) {
 }
 
 inline void fetch_map(const TensorMap&) {}
+inline void tile_fetch(const TensorMap&, unsigned int, unsigned int) {}
 
 inline void tile_load(Address to, const TensorMap& map, unsigned int column, unsigned int row, Address barrier) {
   const unsigned int line = map.tile_columns * map.itemsize;

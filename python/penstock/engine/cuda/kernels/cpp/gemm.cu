@@ -131,8 +131,18 @@ __device__ __forceinline__ void load_weights(const Ring& ring, unsigned int stag
   }
 }
 
+// Of a whole tile, which those that finish it will wait for: it is small enough to stay in the second cache till then.
+__device__ __forceinline__ void fetch_residual(const TensorMap& residual, const Tile& tile) {
+  for (unsigned int chunk = 0; chunk < CHUNKS; ++chunk) {
+    for (unsigned int row = 0; row < BLOCK_ROWS; row += ROWS) {
+      const unsigned int column = tile.column + chunk * DEPTH;
+      if (column < SIZE_N) tile_fetch(residual, column, tile.row + row);
+    }
+  }
+}
+
 __device__ __forceinline__ void load_all(const Ring& ring, const TensorMap& x, const TensorMap& weights,
-                                         unsigned int first, unsigned int rank) {
+                                         const TensorMap* residual, unsigned int first, unsigned int rank) {
   Turn turn;
   unsigned int ahead = 0;
   for (unsigned int number = first; number < TILES && ahead < STAGES; number += TEAMS) {
@@ -145,6 +155,7 @@ __device__ __forceinline__ void load_all(const Ring& ring, const TensorMap& x, c
   let_kernel_behind_start();
   for (unsigned int number = first; number < TILES; number += TEAMS) {
     const Tile tile = tile_at(number, rank);
+    if (HAS_RESIDUAL) fetch_residual(*residual, tile);
 #pragma unroll 1
     for (unsigned int step = 0; step < STEPS; ++step) {
       if (ahead > 0) {
@@ -208,7 +219,11 @@ __cluster_dims__(CLUSTER, 1, 1)
     if (thread_index() == 0) {
       fetch_map(x);
       fetch_map(weights);
-      load_all(ring, x, weights, first, rank);
+#if HAS_RESIDUAL
+      load_all(ring, x, weights, &residual, first, rank);
+#else
+      load_all(ring, x, weights, nullptr, first, rank);
+#endif
     }
     warp_sync();
   } else {

@@ -38,6 +38,11 @@ __device__ __forceinline__ void tile_load_to(unsigned short blocks, Address to, 
       : "memory");
 }
 
+// To the second cache only.
+__device__ __forceinline__ void tile_fetch(const TensorMap& map, unsigned int column, unsigned int row) {
+  asm volatile("cp.async.bulk.prefetch.tensor.2d.L2.global [%0, {%1, %2}];" ::"l"(&map), "r"(column), "r"(row) : "memory");
+}
+
 // What lies outside of the tensor is not stored.
 __device__ __forceinline__ void tile_store(const TensorMap& map, unsigned int column, unsigned int row, Address from) {
   asm volatile("cp.async.bulk.tensor.2d.global.shared::cta.bulk_group [%0, {%2, %3}], [%1];" ::"l"(&map), "r"(from),
