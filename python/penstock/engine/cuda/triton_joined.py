@@ -18,6 +18,7 @@ from penstock.engine.cuda.kernels.implicit_gemm import gemm_launch
 from penstock.engine.cuda.kernels.launching import Launch
 from penstock.engine.cuda.kernels.squeeze_excite import (
     apply_gate_launch,
+    splits_for,
     squeeze_excite_gate_launch,
     squeeze_excite_launch,
 )
@@ -84,28 +85,37 @@ def depthwise_and_gate(launch: Depthwise) -> Build:
     """The convolution leaves the sums of its blocks, of which the gate is made."""
 
     def build(ready: Ready, operands: Tensors, outputs: Tensors, scratch: Scratch | None) -> list[Launch]:
-        del scratch
         (y, gate), constants = outputs, ready.constants
         images, height, width, channels = y.shape
         blocks = DepthwiseTile(*ready.config).blocks(height, width)
         sums = torch.empty((images, blocks, channels), dtype=torch.float32, device=y.device)
-        return [
-            launch(ready, operands, y, sums),
-            squeeze_excite_gate_launch(
-                sums,
-                constants["first"],
-                constants.get("first_bias"),
-                constants["second"],
-                constants.get("second_bias"),
-                pixels=height * width,
-                out=gate.view(images, channels),
-                inner=ready.activation("inner_"),
-                outer=ready.activation("outer_"),
-                pdl=ready.site.early,
-            ),
-        ]
+        splits = splits_for(blocks, channels)
+        layers = (
+            constants["first"],
+            constants.get("first_bias"),
+            constants["second"],
+            constants.get("second_bias"),
+        )
+        out, inner, outer = gate.view(images, channels), ready.activation("inner_"), ready.activation("outer_")
+        if splits == 1:
+            gating = squeeze_excite_gate_launch(
+                sums, *layers, pixels=height * width, out=out, inner=inner, outer=outer, pdl=ready.site.early
+            )
+        else:
+            assert scratch is not None
+            gating = squeeze_excite_launch(
+                sums[:, :, None], *layers, out=out, splits=splits, inner=inner, outer=outer, scratch=scratch,
+                count=height * width, pdl=ready.site.early,
+            )  # fmt: skip
+        return [launch(ready, operands, y, sums), gating]
 
     return build
+
+
+def sums_scratch(site: Site, config: Config) -> tuple[int, int]:
+    images, height, width, channels = site.out_shape()
+    splits = splits_for(DepthwiseTile(*config).blocks(height, width), channels)
+    return (0, 0) if splits == 1 else (images * splits * channels, images)
 
 
 def suits_gate_layers(site: Site) -> bool:

@@ -24,7 +24,7 @@ from penstock.engine.cuda.kernels.max_pool import max_pool2d_nhwc_launch
 from penstock.engine.cuda.kernels.reductions import global_average_pool_launch, layer_norm_launch
 from penstock.engine.cuda.kernels.tiles import Product, Tile
 from penstock.engine.cuda.sites import RunInto, Site, seen
-from penstock.engine.cuda.triton_joined import JOINED, LAYERS, depthwise_and_gate, suits_gate_layers
+from penstock.engine.cuda.triton_joined import JOINED, LAYERS, depthwise_and_gate, suits_gate_layers, sums_scratch
 from penstock.engine.cuda.triton_moves import MOVES
 from penstock.engine.cuda.ways import (
     Config,
@@ -241,6 +241,7 @@ WAYS: Final[dict[tuple[str, str], Way]] = {
     ("conv_gate", "triton_depthwise"): Way(
         depthwise_and_gate(_filtered),
         _depthwise_tiles,
+        sums_scratch,
         forms={"weight": _taps_first, **LAYERS},
         suits=_suits_depthwise_and_gate,
     ),

@@ -23,6 +23,15 @@ from .rows import expect_shape, pitch, power_of_two
 WIDEST: Final = 2048
 """Channels of a map that one block sums."""
 
+_IN_FLIGHT: Final = 8192  # numbers that a block adds to its sums at a time
+_FEWEST_SPLITS: Final = 3  # that are worth what it costs blocks to wait for each other
+
+
+def splits_for(blocks: int, channels: int) -> int:
+    """Into how many the sums of so many blocks of an image are best cut for `squeeze_excite`; 1: let one block add."""
+    splits = int(triton.cdiv(blocks, max(1, _IN_FLIGHT // power_of_two(channels, 16))))
+    return splits if splits >= _FEWEST_SPLITS else 1
+
 
 def squeeze_excite(
     x: torch.Tensor,
@@ -60,8 +69,10 @@ def squeeze_excite_launch(
     inner: Epilogue,
     outer: Epilogue,
     scratch: Scratch,
+    count: int = 0,
     pdl: bool = False,
 ) -> Launch:
+    """`count`: what the sum over x is divided by, if not by its pixels: x may hold sums over blocks of them."""
     images, height, width, channels = x.shape
     if channels > WIDEST:
         raise ValueError(f"x: expected at most {WIDEST} channels, got {channels}")
@@ -77,9 +88,10 @@ def squeeze_excite_launch(
         (x, squeeze, squeeze_bias, excite, excite_bias, scratch.partial_sums, scratch.counters, out),
         {
             "PIXELS": height * width,
+            "COUNT": count or height * width,
             "X_PITCH": pitch(x, "x"),
             "SPLITS": splits,
-            "BLOCK_PIXELS": max(1, min(8192 // block_channels, power_of_two(triton.cdiv(height * width, splits)))),
+            "BLOCK_PIXELS": max(1, min(_IN_FLIGHT // block_channels, power_of_two(triton.cdiv(height * width, splits)))),
             **_layers(channels, squeeze.shape[0], splits, inner, outer),
             "PDL": pdl,
         },
@@ -181,8 +193,30 @@ def _layers(
         "BLOCK_CHANNELS": wide,
         # Eight vectors of 16 bytes of each of 256 threads in flight.
         "BLOCK_REDUCED": min(power_of_two(reduced), max(1, 16384 // wide)),
-        "BLOCK_SPLITS": min(power_of_two(splits), max(1, 8192 // wide)),
+        "BLOCK_SPLITS": min(power_of_two(splits), max(1, _IN_FLIGHT // wide)),
     }
+
+
+@triton.jit
+def _layers_ahead(
+    squeeze,
+    squeeze_bias,
+    excite,
+    start,
+    CHANNELS: tl.constexpr,
+    REDUCED: tl.constexpr,
+    BLOCK_CHANNELS: tl.constexpr,
+    BLOCK_REDUCED: tl.constexpr,
+):
+    """Some rows of both layers, and their biases: nothing that another kernel writes. Past the end they are 0."""
+    channels = tl.arange(0, BLOCK_CHANNELS)
+    r = start + tl.arange(0, BLOCK_REDUCED)
+    at = r[:, None] * CHANNELS + channels[None, :]
+    inside = (r < REDUCED)[:, None] & (channels < CHANNELS)[None, :]
+    hidden = tl.zeros((BLOCK_REDUCED,), dtype=tl.float32)
+    if squeeze_bias is not None:
+        hidden += tl.load(squeeze_bias + r, mask=r < REDUCED, other=0.0).to(tl.float32)
+    return tl.load(squeeze + at, mask=inside, other=0.0), hidden, tl.load(excite + at, mask=inside, other=0.0)
 
 
 @triton.jit
@@ -194,6 +228,9 @@ def _gate(
     out,
     image,
     gate,
+    first,
+    hidden,
+    second,
     CHANNELS: tl.constexpr,
     REDUCED: tl.constexpr,
     SPLITS: tl.constexpr,
@@ -208,7 +245,8 @@ def _gate(
     BLOCK_REDUCED: tl.constexpr,
     BLOCK_SPLITS: tl.constexpr,
 ):
-    """One image's gate from its sums; `gate` starts as the second layer's bias."""
+    """One image's gate from its sums; `gate` starts as the second layer's bias, the others are the first rows of both
+    layers, loaded before the sums were there."""
     channels = tl.arange(0, BLOCK_CHANNELS)
     exists = channels < CHANNELS
     mean = tl.zeros((BLOCK_CHANNELS,), dtype=tl.float32)
@@ -222,18 +260,15 @@ def _gate(
         )
         mean += tl.sum(part, axis=0)
     mean = mean / PIXELS
-    for start in range(0, REDUCED, BLOCK_REDUCED):
-        r = start + tl.arange(0, BLOCK_REDUCED)
-        at = r[:, None] * CHANNELS + channels[None, :]
-        inside = (r < REDUCED)[:, None] & exists[None, :]
-        weights = tl.load(squeeze + at, mask=inside, other=0.0).to(tl.float32)
-        hidden = tl.sum(weights * mean[None, :], axis=1)
-        if squeeze_bias is not None:
-            hidden += tl.load(squeeze_bias + r, mask=r < REDUCED, other=0.0).to(tl.float32)
-        hidden = activate(hidden, INNER, INNER_ALPHA, INNER_BETA)
-        # Rows past the end meet weights of 0.
-        weights = tl.load(excite + at, mask=inside, other=0.0).to(tl.float32)
-        gate += tl.sum(weights * hidden[:, None], axis=0)
+    # Rows past the end meet weights of 0 in the second layer.
+    hidden += tl.sum(first.to(tl.float32) * mean[None, :], axis=1)
+    gate += tl.sum(second.to(tl.float32) * activate(hidden, INNER, INNER_ALPHA, INNER_BETA)[:, None], axis=0)
+    for start in range(BLOCK_REDUCED, REDUCED, BLOCK_REDUCED):
+        first, hidden, second = _layers_ahead(
+            squeeze, squeeze_bias, excite, start, CHANNELS, REDUCED, BLOCK_CHANNELS, BLOCK_REDUCED
+        )
+        hidden += tl.sum(first.to(tl.float32) * mean[None, :], axis=1)
+        gate += tl.sum(second.to(tl.float32) * activate(hidden, INNER, INNER_ALPHA, INNER_BETA)[:, None], axis=0)
     gate = activate(gate, OUTER, OUTER_ALPHA, OUTER_BETA)
     tl.store(out + image * CHANNELS + channels, gate.to(out.dtype.element_ty), mask=exists)
 
@@ -249,6 +284,7 @@ def squeeze_excite_kernel(
     counters,
     out,
     PIXELS: tl.constexpr,
+    COUNT: tl.constexpr,
     X_PITCH: tl.constexpr,
     SPLITS: tl.constexpr,
     BLOCK_PIXELS: tl.constexpr,
@@ -265,7 +301,7 @@ def squeeze_excite_kernel(
     BLOCK_SPLITS: tl.constexpr,
     PDL: tl.constexpr,
 ):
-    """Grid: (splits, images). The last block of an image makes the gate."""
+    """Grid: (splits, images). The last block of an image makes the gate; COUNT is what the sum is divided by."""
     EACH: tl.constexpr = (PIXELS + SPLITS - 1) // SPLITS
     split = tl.program_id(0)
     image = tl.program_id(1)
@@ -287,12 +323,16 @@ def squeeze_excite_kernel(
     tl.debug_barrier()
     if tl.atomic_add(counters + image, 1, sem="acq_rel") == SPLITS - 1:
         tl.store(counters + image, 0)
+        first, hidden, second = _layers_ahead(
+            squeeze, squeeze_bias, excite, 0, CHANNELS, REDUCED, BLOCK_CHANNELS, BLOCK_REDUCED
+        )
         gate = tl.zeros((BLOCK_CHANNELS,), dtype=tl.float32)
         if excite_bias is not None:
             gate += tl.load(excite_bias + channels, mask=exists, other=0.0).to(tl.float32)
         _gate(
-            sums, squeeze, squeeze_bias, excite, out, image, gate, CHANNELS, REDUCED, SPLITS, PIXELS,
-            INNER, INNER_ALPHA, INNER_BETA, OUTER, OUTER_ALPHA, OUTER_BETA, BLOCK_CHANNELS, BLOCK_REDUCED, BLOCK_SPLITS,
+            sums, squeeze, squeeze_bias, excite, out, image, gate, first, hidden, second, CHANNELS, REDUCED, SPLITS,
+            COUNT, INNER, INNER_ALPHA, INNER_BETA, OUTER, OUTER_ALPHA, OUTER_BETA, BLOCK_CHANNELS, BLOCK_REDUCED,
+            BLOCK_SPLITS,
         )  # fmt: skip
 
 
@@ -324,12 +364,15 @@ def gate_kernel(
     gate = tl.zeros((BLOCK_CHANNELS,), dtype=tl.float32)
     if excite_bias is not None:
         gate += tl.load(excite_bias + channels, mask=channels < CHANNELS, other=0.0).to(tl.float32)
+    first, hidden, second = _layers_ahead(
+        squeeze, squeeze_bias, excite, 0, CHANNELS, REDUCED, BLOCK_CHANNELS, BLOCK_REDUCED
+    )
     if PDL:
         gdc_wait()
         gdc_launch_dependents()
     _gate(
-        sums, squeeze, squeeze_bias, excite, out, tl.program_id(0), gate, CHANNELS, REDUCED, SPLITS,
-        PIXELS, INNER, INNER_ALPHA, INNER_BETA, OUTER, OUTER_ALPHA, OUTER_BETA, BLOCK_CHANNELS, BLOCK_REDUCED,
+        sums, squeeze, squeeze_bias, excite, out, tl.program_id(0), gate, first, hidden, second, CHANNELS, REDUCED,
+        SPLITS, PIXELS, INNER, INNER_ALPHA, INNER_BETA, OUTER, OUTER_ALPHA, OUTER_BETA, BLOCK_CHANNELS, BLOCK_REDUCED,
         BLOCK_SPLITS,
     )  # fmt: skip
 
