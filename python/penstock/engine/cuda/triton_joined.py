@@ -11,6 +11,8 @@ from typing import Final
 import torch
 
 from penstock.engine.cuda.kernels.activations import ACTIVATIONS
+from penstock.engine.cuda.kernels.chunked_mlp import chunked_mlp_launch, chunked_mlp_tiles
+from penstock.engine.cuda.kernels.chunked_mlp import fits as chunks_fit
 from penstock.engine.cuda.kernels.depthwise import DepthwiseTile
 from penstock.engine.cuda.kernels.epilogue import Epilogue, Scratch
 from penstock.engine.cuda.kernels.gated_mlp import WIDEST, MlpTile, gated_mlp_launch, mlp_tiles
@@ -140,33 +142,51 @@ def _gate_scratch(site: Site, config: Config) -> tuple[int, int]:
 # ---- two layers ----
 
 
-def _mlp(ready: Ready, operands: Tensors, outputs: Tensors, scratch: Scratch | None) -> Launch:
-    del scratch
-    rows, inner = _Rows.of(ready, operands, outputs), ready.activation("inner_")
-    constants = ready.constants
-    return gated_mlp_launch(
-        rows.x,
-        constants["first"],
-        constants.get("first_bias"),
-        constants["second"],
-        constants.get("second_bias"),
-        out=rows.out,
-        config=MlpTile(*ready.config),
-        activation=inner.activation,
-        alpha=inner.alpha,
-        beta=inner.beta,
-        gate=rows.gate,
-        residual=rows.residual,
-        skip=bool(ready.site.number("skip")),
-        epilogue=ready.epilogue,
-        pdl=ready.site.early,
-    )
+def _mlp_by(launch: Callable[..., Launch]) -> Build:
+    """`gated_mlp_launch`, or what takes the same."""
+
+    def build(ready: Ready, operands: Tensors, outputs: Tensors, scratch: Scratch | None) -> Launch:
+        del scratch
+        rows, inner = _Rows.of(ready, operands, outputs), ready.activation("inner_")
+        constants = ready.constants
+        return launch(
+            rows.x,
+            constants["first"],
+            constants.get("first_bias"),
+            constants["second"],
+            constants.get("second_bias"),
+            out=rows.out,
+            config=MlpTile(*ready.config),
+            activation=inner.activation,
+            alpha=inner.alpha,
+            beta=inner.beta,
+            gate=rows.gate,
+            residual=rows.residual,
+            skip=bool(ready.site.number("skip")),
+            epilogue=ready.epilogue,
+            pdl=ready.site.early,
+        )
+
+    return build
 
 
 def _mlp_tiles(site: Site) -> list[Config]:
-    (hidden, wide), out = site.shape("first"), site.shape("second")[0]
-    rows = count(site.shape("x")) // wide
+    rows, wide, hidden, out = _mlp_sizes(site)
     return [astuple(tile) for tile in mlp_tiles(rows, wide, hidden, multiprocessors_of(site.device), out)]
+
+
+def _chunked_tiles(site: Site) -> list[Config]:
+    return [astuple(tile) for tile in chunked_mlp_tiles(*_mlp_sizes(site), multiprocessors_of(site.device))]
+
+
+def _mlp_sizes(site: Site) -> tuple[int, int, int, int]:
+    """Rows, numbers in, between and out."""
+    (hidden, wide), out = site.shape("first"), site.shape("second")[0]
+    return count(site.shape("x")) // wide, wide, hidden, out
+
+
+def _suits_chunks(site: Site) -> bool:
+    return chunks_fit(*_mlp_sizes(site)[1:]) and _suits_layers(site)
 
 
 def _suits_mlp(site: Site) -> bool:
@@ -372,7 +392,12 @@ def _any_float(site: Site) -> bool:
 
 JOINED: Final[dict[tuple[str, str], Way]] = {
     ("squeeze_excite", "triton"): Way(_squeeze_excite, _gate_splits, _gate_scratch, LAYERS, _suits_layers),
-    ("mlp", "triton"): Way(_mlp, _mlp_tiles, forms={"first": _plain, "second": _plain}, suits=_suits_mlp),
+    ("mlp", "triton"): Way(
+        _mlp_by(gated_mlp_launch), _mlp_tiles, forms={"first": _plain, "second": _plain}, suits=_suits_mlp
+    ),
+    ("mlp", "triton_chunks"): Way(
+        _mlp_by(chunked_mlp_launch), _chunked_tiles, forms={"first": _plain, "second": _plain}, suits=_suits_chunks
+    ),
     ("mlp", "triton_pair"): Way(_pair, _pair_tiles, _pair_scratch, {"first": same, "second": same}, _suits_layers),
     ("top_1", "triton"): Way(_top_1, forms={}, types=_any_float),
     ("pointwise", "triton_gate"): Way(_gate, suits=_suits_gate),

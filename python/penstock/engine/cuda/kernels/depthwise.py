@@ -9,7 +9,6 @@ of every channel over each block of pixels, before rounding: a later kernel adds
 # mypy: disable-error-code="no-untyped-def, untyped-decorator, assignment, var-annotated"
 # ruff: noqa: RUF005  (Triton knows no unpacking)
 
-from collections import Counter
 from dataclasses import dataclass
 from typing import Final
 
@@ -22,6 +21,7 @@ from .activations import activate
 from .epilogue import Epilogue
 from .launching import Launch
 from .rows import expect_shape, pitch, power_of_two
+from .ranking import diverse
 from .tiles import H200_MULTIPROCESSORS
 
 _VECTOR: Final = 8  # FP16 channels in one 16-byte access
@@ -66,15 +66,7 @@ def depthwise_tiles(
                 # Threads beyond what hides the latency (half of 2048 a multiprocessor) are better spent on longer runs.
                 idle = max(1.0, multiprocessors * 1024 / (blocks * num_warps * 32))
                 found.append((cost * triton.cdiv(wide, columns) * columns / wide * loads * idle**0.7, tile))
-    found.sort(key=lambda each: each[0])
-    # Of two cuts that differ only in their warps the second is the less interesting one.
-    seen: Counter[tuple[int, int]] = Counter()
-    ranked: list[tuple[float, DepthwiseTile]] = []
-    for cost, tile in found:
-        ranked.append((cost * 1.15 ** seen[tile.block_channels, tile.columns], tile))
-        seen[tile.block_channels, tile.columns] += 1
-    ranked.sort(key=lambda each: each[0])
-    return [tile for _, tile in ranked[:12]]
+    return diverse(found, lambda tile: (tile.block_channels, tile.columns))
 
 
 def _widths(channels: int) -> list[tuple[int, float]]:
