@@ -29,6 +29,9 @@ KINDS: Final[Mapping[str, tuple[str, ...]]] = {
     # A depthwise convolution, all of `conv`, and the squeeze-and-excite of what it makes, which is its second output;
     # the gate's activation at the end is `outer` with `outer_alpha` and `outer_beta`.
     "conv_gate": ("x", "weight", "first", "second"),
+    # The largest of each 2 x 2 window of x beside a 2 x 2 convolution `second` of a 2 x 2 convolution `first` of it, all
+    # of stride 1 and overhanging below and to the right; activations and biases as those of `mlp`.
+    "fork": ("x", "first", "second"),
     "matmul": ("a", "b"),
     "attention": ("q", "k", "v"),  # [B, H, T, D] each, mask [B, H, T, T]; scale; written as [B, T, H, D]
     "lstm": ("x", "weight", "recurrence"),  # bias, recurrence_bias, hidden, cell; gates i, f, c, o; writes [T, B, D, H]
@@ -159,6 +162,7 @@ _ALLOWED: Final[Mapping[str, Mapping[str, _Rule]]] = {
     "gemm": _EPILOGUE,
     "squeeze_excite": {**_EPILOGUE, **_INNER},
     "mlp": {**_EPILOGUE, **_INNER, "skip": _Rule("flag")},
+    "fork": {**_EPILOGUE, **_INNER},
     "conv_gate": {
         **_EPILOGUE,
         **_INNER,

@@ -339,11 +339,12 @@ _LONGEST_AXIS: Final = 2**31 - 1
 _OUTPUTS: Final = {"conv_gate": 2, "top_1": 2, "lstm": 3}
 # What is laid out anew before anything runs, so that it has to be a weight.
 _CONSTANT: Final = ("weight", "bias", "recurrence", "recurrence_bias", "first", "first_bias", "second", "second_bias")
-_MAPS: Final = ("conv", "conv_transpose", "conv_gate", "squeeze_excite", "max_pool", "average_pool", "resize")
+_MAPS: Final = ("conv", "conv_transpose", "conv_gate", "squeeze_excite", "max_pool", "average_pool", "resize", "fork")
 # Kind -> role -> axes of what plays it.
 _AXES: Final[Mapping[str, Mapping[str, int]]] = {
     **{kind: {"x": 4} for kind in _MAPS},
     **{kind: {"x": 4, "weight": 4} for kind in ("conv", "conv_transpose", "conv_gate")},
+    "fork": {"x": 4, "first": 4, "second": 4},
     "gemm": {"weight": 2},
     "attention": {"q": 4, "k": 4, "v": 4},
     "lstm": {"x": 3, "weight": 3, "recurrence": 3},
@@ -376,7 +377,9 @@ def _check_shapes(graph: LoweredGraph, step: Step) -> None:
         raise InvalidArgument(f"step {step.name!r} of kind {step.kind!r} {problem}")
 
 
-_LAYERS: Final = ("conv", "conv_transpose", "gemm", "squeeze_excite", "mlp", "conv_gate", "lstm", "layer_norm")
+_LAYERS: Final = (
+    *("conv", "conv_transpose", "gemm", "squeeze_excite", "mlp", "conv_gate", "fork", "lstm", "layer_norm"),
+)
 
 
 def _check_program(step: Step) -> None:

@@ -161,3 +161,24 @@ def test_the_likeliest_class_is_told_with_its_softmax(precision: str, tolerance:
     assert np.mean(found["index"] == right["index"]) > 0.9
     if precision == "fp32":
         np.testing.assert_array_equal(found["index"], right["index"])
+
+
+OVERHANGING = "kernel_shape=[2,2], pads=[0,0,1,1]"
+
+
+@pytest.mark.parametrize(("precision", "tolerance"), [("fp32", 2e-6), ("fp16", 3e-3), ("bf16", 2e-2)])
+@pytest.mark.parametrize(
+    ("order", "kinds"), [("m, c", ["conv", "fork"]), ("c, m", ["conv", "conv", "conv", "max_pool", "concat"])]
+)
+def test_a_pool_beside_two_convolutions_is_one_step(
+    order: str, kinds: list[str], precision: str, tolerance: float
+) -> None:
+    text = f"""(float[2,8,6,7] i) => (float[2,16,6,7] y) {{ x = Conv <group=4, pads=[1,1,1,1]> (i, k)
+        a = Conv <{OVERHANGING}> (x, p, f) b = Relu(a) e = Conv <{OVERHANGING}> (b, q, g) c = Gelu(e)
+        m = MaxPool <{OVERHANGING}> (x) y = Concat <axis=1> ({order}) }}"""
+    weights = {"k": WEIGHTS["k"], "p": normal(4, 8, 2, 2) / 4, "q": normal(8, 4, 2, 2, seed=1) / 3}
+    model = graph(text, weights | {"f": normal(4), "g": normal(8)}, opset=20)
+    inputs = {"i": normal(2, 8, 6, 7)}
+    found, given = lowered(model, inputs)
+    assert sorted(step.kind for step in found.steps if step.kind != "copy") == sorted(kinds)
+    assert error(execute(found, given, inputs, precision)["y"], run(model, inputs)["y"]) < tolerance

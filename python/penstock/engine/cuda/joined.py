@@ -71,6 +71,28 @@ def mlp(site: Site) -> Run:
     return run
 
 
+def fork(site: Site) -> Run:
+    """A pool beside two convolutions, their windows 2 x 2 and overhanging at the far sides."""
+    first, second = site.weight("first"), site.weight("second")
+    assert first is not None
+    assert second is not None
+    biases = site.weight("first_bias"), site.weight("second_bias")
+    inner = site.text("inner", "none"), site.number("inner_alpha"), site.number("inner_beta")
+    outer = site.text("activation", "none"), site.number("alpha"), site.number("beta")
+    dtype = site.out_dtype()
+
+    def run(operands: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
+        x = operands[0].permute(0, 3, 1, 2)
+        largest = functional.max_pool2d(functional.pad(x, (0, 1, 0, 1), value=float("-inf")), 2, 1)
+        y = x
+        for weight, bias, how in ((first, biases[0], inner), (second, biases[1], outer)):
+            y = functional.conv2d(functional.pad(y, (0, 1, 0, 1)), weight.permute(0, 3, 1, 2), bias)
+            y = activate(y, *how)
+        return (torch.cat((largest, y), 1).permute(0, 2, 3, 1).to(dtype).contiguous(),)
+
+    return run
+
+
 def top_1(site: Site) -> Run:
     """Where the largest of the last axis is, and its softmax; sums in FP32."""
     (places, whole), (scores, number) = ((site.out_shape(at), site.out_dtype(at)) for at in (0, 1))

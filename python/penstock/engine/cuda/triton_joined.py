@@ -15,6 +15,7 @@ from penstock.engine.cuda.kernels.chunked_mlp import chunked_mlp_launch, chunked
 from penstock.engine.cuda.kernels.chunked_mlp import fits as chunks_fit
 from penstock.engine.cuda.kernels.depthwise import DepthwiseTile
 from penstock.engine.cuda.kernels.epilogue import Epilogue, Scratch
+from penstock.engine.cuda.kernels.fork import ForkTile, fork_launch, fork_tiles
 from penstock.engine.cuda.kernels.gated_mlp import WIDEST, MlpTile, gated_mlp_launch, mlp_tiles
 from penstock.engine.cuda.kernels.implicit_gemm import gemm_launch
 from penstock.engine.cuda.kernels.launching import Launch
@@ -386,6 +387,28 @@ def _top_1(ready: Ready, operands: Tensors, outputs: Tensors, scratch: Scratch |
     return top_1_launch(x.view(-1, x.shape[-1]), index=index.view(-1), score=score.view(-1), pdl=ready.site.early)
 
 
+def _fork(ready: Ready, operands: Tensors, outputs: Tensors, scratch: Scratch | None) -> Launch:
+    del scratch
+    constants = ready.constants
+    return fork_launch(
+        operands[0],
+        constants["first"],
+        constants.get("first_bias"),
+        constants["second"],
+        constants.get("second_bias"),
+        out=outputs[0],
+        config=ForkTile(*ready.config),
+        inner=ready.activation("inner_"),
+        outer=ready.epilogue,
+        pdl=ready.site.early,
+    )
+
+
+def _fork_tiles(site: Site) -> list[Config]:
+    pixels = count(site.shape("x")[:3])
+    return [astuple(tile) for tile in fork_tiles(pixels, multiprocessors_of(site.device))]
+
+
 def _any_float(site: Site) -> bool:
     return bool(dtype_of(site, 0).is_floating_point) and site.out_dtype(0) == torch.int64
 
@@ -399,6 +422,7 @@ JOINED: Final[dict[tuple[str, str], Way]] = {
         _mlp_by(chunked_mlp_launch), _chunked_tiles, forms={"first": _plain, "second": _plain}, suits=_suits_chunks
     ),
     ("mlp", "triton_pair"): Way(_pair, _pair_tiles, _pair_scratch, {"first": same, "second": same}, _suits_layers),
+    ("fork", "triton"): Way(_fork, _fork_tiles, forms={"first": _plain, "second": _plain}, suits=_suits_layers),
     ("top_1", "triton"): Way(_top_1, forms={}, types=_any_float),
     ("pointwise", "triton_gate"): Way(_gate, suits=_suits_gate),
 }

@@ -22,6 +22,7 @@ _MOST_GATE_WEIGHTS: Final = 1 << 14
 _WIDEST: Final = 512
 # Below this the rows don't fill two blocks, and the weights are better spread over many.
 _FEWEST_ROWS: Final = 32
+_WIDEST_FORK: Final = 64
 _LAYERS: Final = ("conv", "gemm")
 _NUMBERS: Final = ("alpha", "beta")
 
@@ -33,6 +34,7 @@ def join(graph: LoweredGraph) -> LoweredGraph:
     joining.find_pairs()
     joining.find_tops()
     joining.find_repeats()
+    joining.find_forks()
     return joining.result()
 
 
@@ -251,6 +253,46 @@ class _Joining:
         cut = (batch, height // high, high, width // wide, wide, channels)
         return View(cut, (a, b * high, b, c * wide, c, d), view.offset)
 
+    # ---- a pool beside two convolutions ----
+
+    def find_forks(self) -> None:
+        """A pool of a map, and a convolution of a convolution of it, that are put side by side."""
+        for number, step in enumerate(self._steps):
+            if step is None or step.kind != "concat" or step.attributes.get("axis") != 3 or len(step.inputs) != 2:
+                continue
+            pool, second = (self._maker(operand) for operand in step.inputs)
+            first = self._maker(second.inputs[0]) if second is not None else None
+            if pool is None or first is None or second is None or pool.inputs[0] != first.inputs[0]:
+                continue
+            if pool.kind != "max_pool" or not all(_overhangs(each) for each in (pool, first, second)):
+                continue
+            if not all(self._is_narrow(each) for each in (first, second)) or pool.inputs[0].view is not None:
+                continue
+            operands = [Operand(pool.inputs[0].value, "x")]
+            for layer, role in ((first, "first"), (second, "second")):
+                for each in layer.inputs[1:]:
+                    operands.append(replace(each, role=role if each.role == "weight" else f"{role}_bias"))
+            attributes = {"inner": str(first.attributes.get("activation", "none")), **_epilogue(second.attributes)}
+            attributes |= {f"inner_{name}": first.attributes[name] for name in _NUMBERS if name in first.attributes}
+            nodes = tuple(node for each in (pool, first, second, step) for node in each.nodes)
+            for each in (pool, first, second):
+                self._steps[self._makers[each.outputs[0]]] = None
+            self._steps[number] = Step(step.name, "fork", tuple(operands), step.outputs, attributes, (), nodes)
+
+    def _is_narrow(self, step: Step) -> bool:
+        """A convolution of few channels into few, over all of them, with nothing added."""
+        weight = step.operand("weight")
+        if step.kind != "conv" or weight is None or weight.view is not None or _residual(step):
+            return False
+        shape = self._graph.weights[weight.value].shape
+        return step.attributes.get("groups") == 1 and max(shape[0], shape[3]) <= _WIDEST_FORK
+
+    def _maker(self, operand: Operand) -> Step | None:
+        """The step that makes all of this operand, for one reader alone."""
+        number = self._makers.get(operand.value)
+        alone = operand.view is None and operand.value not in self._kept and len(self._readers(operand.value)) == 1
+        return self._steps[number] if number is not None and alone else None
+
     # ---- shared ----
 
     def _layer(self, number: int, step: Step | None) -> _Layer | None:
@@ -323,6 +365,13 @@ def _epilogue(attributes: Mapping[str, Attribute]) -> dict[str, Attribute]:
 
 def _residual(step: Step) -> bool:
     return step.operand("residual") is not None
+
+
+def _overhangs(step: Step) -> bool:
+    """Windows of 2 x 2, one for each pixel, that reach over the far sides."""
+    attributes = step.attributes
+    windows = attributes.get("kernel"), attributes.get("strides"), attributes.get("dilations")
+    return windows == ((2, 2), (1, 1), (1, 1)) and attributes.get("pads") == (0, 0, 1, 1)
 
 
 def _is_pointwise(step: Step) -> bool:
