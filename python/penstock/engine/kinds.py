@@ -32,6 +32,9 @@ KINDS: Final[Mapping[str, tuple[str, ...]]] = {
     # The largest of each 2 x 2 window of x beside a 2 x 2 convolution `second` of a 2 x 2 convolution `first` of it, all
     # of stride 1 and overhanging below and to the right; activations and biases as those of `mlp`.
     "fork": ("x", "first", "second"),
+    # 1 x 1 convolutions g = 0, 1, … of maps g_x with weights g_weight, maybe g_bias, each times (plus + g_gate), which
+    # is [N, 1, 1, O], and repeated as `times` says, side by side; a `residual` that is repeated `residual_times`.
+    "gated_layers": ("0_x", "0_weight", "0_gate"),
     "matmul": ("a", "b"),
     "attention": ("q", "k", "v"),  # [B, H, T, D] each, mask [B, H, T, T]; scale; written as [B, T, H, D]
     "lstm": ("x", "weight", "recurrence"),  # bias, recurrence_bias, hidden, cell; gates i, f, c, o; writes [T, B, D, H]
@@ -146,6 +149,7 @@ _NEEDED: Final[Mapping[str, Mapping[str, _Rule]]] = {
     "average_pool": _POOL,
     "reduce": {"how": _Rule("text", words=("mean", "sum", "max", "min", "l2")), "axes": _EDGES},
     "arg_max": {"axis": _AXIS, "how": _EXTREME},
+    "gated_layers": {"times": _Rule("integer", _ANY, least=1), "plus": _Rule("flag")},
     "resize": {
         "mode": _Rule("text", words=("nearest", "linear")),
         "coordinates": _Rule("text"),
@@ -170,6 +174,7 @@ _ALLOWED: Final[Mapping[str, Mapping[str, _Rule]]] = {
         "outer_alpha": _NUMBER,
         "outer_beta": _NUMBER,
     },
+    "gated_layers": {"residual_times": _PAIR},
     "lstm": {"hidden": _Rule("integer", least=1)},
     "max_pool": _POOL,
 }

@@ -339,12 +339,14 @@ _LONGEST_AXIS: Final = 2**31 - 1
 _OUTPUTS: Final = {"conv_gate": 2, "top_1": 2, "lstm": 3}
 # What is laid out anew before anything runs, so that it has to be a weight.
 _CONSTANT: Final = ("weight", "bias", "recurrence", "recurrence_bias", "first", "first_bias", "second", "second_bias")
+_NUMBERED: Final = "0123456789_"  # before a role that several operands play
 _MAPS: Final = ("conv", "conv_transpose", "conv_gate", "squeeze_excite", "max_pool", "average_pool", "resize", "fork")
 # Kind -> role -> axes of what plays it.
 _AXES: Final[Mapping[str, Mapping[str, int]]] = {
     **{kind: {"x": 4} for kind in _MAPS},
     **{kind: {"x": 4, "weight": 4} for kind in ("conv", "conv_transpose", "conv_gate")},
     "fork": {"x": 4, "first": 4, "second": 4},
+    "gated_layers": {"0_x": 4},
     "gemm": {"weight": 2},
     "attention": {"q": 4, "k": 4, "v": 4},
     "lstm": {"x": 3, "weight": 3, "recurrence": 3},
@@ -366,7 +368,7 @@ def _check_shapes(graph: LoweredGraph, step: Step) -> None:
         if 0 in shape[1:] and (step.kind in _MAPS or role == "recurrence"):
             raise InvalidArgument(f"step {step.name!r}: {role} has shape {list(shape)}, expected numbers inside")
     for operand in step.inputs:
-        if step.kind in _LAYERS and operand.role in _CONSTANT and operand.value not in graph.weights:
+        if step.kind in _LAYERS and operand.role.lstrip(_NUMBERED) in _CONSTANT and operand.value not in graph.weights:
             raise InvalidArgument(f"step {step.name!r}: its {operand.role} is no weight")
     out = graph.values[step.outputs[0]].shape
     if step.kind in _MAPS and step.kind != "squeeze_excite" and len(out) != 4:
@@ -379,6 +381,7 @@ def _check_shapes(graph: LoweredGraph, step: Step) -> None:
 
 _LAYERS: Final = (
     *("conv", "conv_transpose", "gemm", "squeeze_excite", "mlp", "conv_gate", "fork", "lstm", "layer_norm"),
+    "gated_layers",
 )
 
 

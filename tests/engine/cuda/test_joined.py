@@ -182,3 +182,42 @@ def test_a_pool_beside_two_convolutions_is_one_step(
     found, given = lowered(model, inputs)
     assert sorted(step.kind for step in found.steps if step.kind != "copy") == sorted(kinds)
     assert error(execute(found, given, inputs, precision)["y"], run(model, inputs)["y"]) < tolerance
+
+
+GATED = """w{0} = GlobalAveragePool(c{0}) s{0} = Conv(w{0}, v, b) r{0} = Relu(s{0}) e{0} = Conv(r{0}, u, d)
+    g{0} = HardSigmoid <alpha=0.25> (e{0}) m{0} = Mul(c{0}, g{0}) n{0} = Add(c{0}, m{0})"""
+"""What a map times its gate is added to it."""
+
+
+@pytest.mark.parametrize(("precision", "tolerance"), [("fp32", 2e-6), ("fp16", 3e-3), ("bf16", 2e-2)])
+@pytest.mark.parametrize("biased", ["", ", d"])
+def test_a_gated_convolution_takes_its_gate_from_the_mean_of_what_it_reads(
+    biased: str, precision: str, tolerance: float
+) -> None:
+    text = f"""(float[2,16,6,4] i) => (float[2,8,6,4] y) {{ x = Conv <group=4, pads=[1,1,1,1]> (i, k) z = Relu(x)
+        c1 = Conv(z, a{biased}) {GATED.format(1)} l = MaxPool <kernel_shape=[3,2], strides=[3,2]> (n1)
+        o = Resize <mode="nearest", coordinate_transformation_mode="asymmetric", nearest_mode="floor"> (l, , t)
+        c2 = Conv(z, h) {GATED.format(2)} y = Add(n2, o) }}"""
+    weights = {"k": normal(16, 4, 3, 3) / 5, "a": normal(8, 16, 1, 1) / 3, "h": normal(8, 16, 1, 1, seed=3) / 3}
+    model = graph(text, {**WEIGHTS, **weights, "t": np.array([1, 1, 3, 2], np.float32)})
+    inputs = {"i": normal(2, 16, 6, 4)}
+    found, given = lowered(model, inputs)
+    kinds = [step.kind for step in found.steps if step.kind != "copy"]
+    assert sorted(kinds) == sorted(["conv", *["squeeze_excite", "gated_layers"] * 2, "max_pool"])
+    assert error(execute(found, given, inputs, precision)["y"], run(model, inputs)["y"]) < tolerance
+
+
+@pytest.mark.parametrize(("precision", "tolerance"), [("fp32", 2e-6), ("fp16", 3e-3), ("bf16", 2e-2)])
+def test_gated_convolutions_are_put_side_by_side_by_one_step(precision: str, tolerance: float) -> None:
+    text = f"""(float[2,16,6,4] i) => (float[2,16,6,4] y) {{
+        z = Conv <group=16, pads=[1,1,1,1]> (i, k) j = MaxPool <kernel_shape=[3,2], strides=[3,2]> (i)
+        c1 = Conv(j, a) {GATED.format(1)} c2 = Conv(z, h) {GATED.format(2)}
+        o = Resize <mode="nearest", coordinate_transformation_mode="asymmetric", nearest_mode="floor"> (n1, , t)
+        y = Concat <axis=1> (o, n2) }}"""
+    weights = {"k": normal(16, 1, 3, 3), "a": normal(8, 16, 1, 1) / 3, "h": normal(8, 16, 1, 1, seed=3) / 3}
+    model = graph(text, {**WEIGHTS, **weights, "t": np.array([1, 1, 3, 2], np.float32)})
+    inputs = {"i": normal(2, 16, 6, 4)}
+    found, given = lowered(model, inputs)
+    kinds = [step.kind for step in found.steps if step.kind != "copy"]
+    assert sorted(kinds) == ["conv_gate", "gated_layers", "max_pool", "squeeze_excite"]
+    assert error(execute(found, given, inputs, precision)["y"], run(model, inputs)["y"]) < tolerance

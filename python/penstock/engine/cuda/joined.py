@@ -93,6 +93,39 @@ def fork(site: Site) -> Run:
     return run
 
 
+def gated_layers(site: Site) -> Run:
+    """Pointwise convolutions, gated and side by side, and a smaller map that is added."""
+    plus, dtype = site.number("plus"), site.out_dtype()
+    times = site.integers("times")
+    groups = [
+        (site.index(f"{number}_x"), site.weight(f"{number}_weight"), site.weight(f"{number}_bias"), *times[2 * number :])
+        for number in range(len(times) // 2)
+    ]
+    residual = site.index("residual")
+    enlarged = site.integers("residual_times") if residual is not None else (1, 1)
+
+    def run(operands: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
+        found = []
+        for number, (x, weight, bias, high, wide, *_) in enumerate(groups):
+            gate = site.index(f"{number}_gate")
+            assert x is not None
+            assert weight is not None
+            assert gate is not None
+            y = functional.linear(operands[x], weight.flatten(1), bias).float()
+            y = y * (plus + operands[gate].float())
+            found.append(_repeated(y, high, wide))
+        y = torch.cat(found, 3)
+        if residual is not None:
+            y = y + _repeated(operands[residual].float(), *enlarged)
+        return (written(y, dtype).contiguous(),)
+
+    return run
+
+
+def _repeated(x: torch.Tensor, high: int, wide: int) -> torch.Tensor:
+    return x.repeat_interleave(high, 1).repeat_interleave(wide, 2) if high * wide > 1 else x
+
+
 def top_1(site: Site) -> Run:
     """Where the largest of the last axis is, and its softmax; sums in FP32."""
     (places, whole), (scores, number) = ((site.out_shape(at), site.out_dtype(at)) for at in (0, 1))

@@ -11,16 +11,18 @@ from typing import Final
 import torch
 
 from penstock.engine.cuda.kernels.activations import ACTIVATIONS
+from penstock.engine.cuda.kernels.apply_gate import apply_gate_launch
 from penstock.engine.cuda.kernels.chunked_mlp import chunked_mlp_launch, chunked_mlp_tiles
 from penstock.engine.cuda.kernels.chunked_mlp import fits as chunks_fit
 from penstock.engine.cuda.kernels.depthwise import DepthwiseTile
 from penstock.engine.cuda.kernels.epilogue import Epilogue, Scratch
 from penstock.engine.cuda.kernels.fork import ForkTile, fork_launch, fork_tiles
+from penstock.engine.cuda.kernels.gated_layers import MOST as MOST_LAYERS
+from penstock.engine.cuda.kernels.gated_layers import Group, LayersTile, gated_layers_launch, layers_tiles
 from penstock.engine.cuda.kernels.gated_mlp import WIDEST, MlpTile, gated_mlp_launch, mlp_tiles
 from penstock.engine.cuda.kernels.implicit_gemm import gemm_launch
 from penstock.engine.cuda.kernels.launching import Launch
 from penstock.engine.cuda.kernels.squeeze_excite import (
-    apply_gate_launch,
     splits_for,
     squeeze_excite_gate_launch,
     squeeze_excite_launch,
@@ -75,7 +77,7 @@ def _squeeze_excite(ready: Ready, operands: Tensors, outputs: Tensors, scratch: 
         constants.get("first_bias"),
         constants["second"],
         constants.get("second_bias"),
-        out=outputs[0].view(x.shape[0], x.shape[3]),
+        out=outputs[0].view(x.shape[0], -1),
         splits=splits,
         inner=ready.activation("inner_"),
         outer=ready.epilogue,
@@ -99,7 +101,7 @@ def depthwise_and_gate(launch: Depthwise) -> Build:
             constants["second"],
             constants.get("second_bias"),
         )
-        out, inner, outer = gate.view(images, channels), ready.activation("inner_"), ready.activation("outer_")
+        out, inner, outer = gate.view(images, -1), ready.activation("inner_"), ready.activation("outer_")
         if splits == 1:
             gating = squeeze_excite_gate_launch(
                 sums, *layers, pixels=height * width, out=out, inner=inner, outer=outer, pdl=ready.site.early
@@ -409,6 +411,40 @@ def _fork_tiles(site: Site) -> list[Config]:
     return [astuple(tile) for tile in fork_tiles(pixels, multiprocessors_of(site.device))]
 
 
+def _gated_layers(ready: Ready, operands: Tensors, outputs: Tensors, scratch: Scratch | None) -> Launch:
+    del scratch
+    site, constants, times = ready.site, ready.constants, ready.site.integers("times")
+    groups = []
+    for number in range(len(times) // 2):
+        x, gate = (site.index(f"{number}_{role}") for role in ("x", "gate"))
+        if x is None or gate is None:
+            raise ValueError(f"{number}_x: expected a map and its gate")
+        weight, bias = constants[f"{number}_weight"], constants.get(f"{number}_bias")
+        high, wide = times[2 * number : 2 * number + 2]
+        groups.append(Group(operands[x], weight, bias, operands[gate][:, 0, 0, :], (high, wide)))
+    residual = ready.residual(operands)
+    high, wide = site.integers("residual_times") if residual is not None else (1, 1)
+    return gated_layers_launch(
+        groups,
+        out=outputs[0],
+        config=LayersTile(*ready.config),
+        plus=bool(site.number("plus")),
+        residual=residual,
+        residual_times=(high, wide),
+        pdl=site.early,
+    )
+
+
+def _layers_tiles(site: Site) -> list[Config]:
+    made = site.shape("0_weight")[0]
+    pixels = count(site.out_shape()[:3])
+    return [astuple(tile) for tile in layers_tiles(pixels, made, multiprocessors_of(site.device))]
+
+
+def _flat(weight: torch.Tensor) -> torch.Tensor:
+    return weight.reshape(weight.shape[0], -1).contiguous()
+
+
 def _any_float(site: Site) -> bool:
     return bool(dtype_of(site, 0).is_floating_point) and site.out_dtype(0) == torch.int64
 
@@ -422,6 +458,9 @@ JOINED: Final[dict[tuple[str, str], Way]] = {
         _mlp_by(chunked_mlp_launch), _chunked_tiles, forms={"first": _plain, "second": _plain}, suits=_suits_chunks
     ),
     ("mlp", "triton_pair"): Way(_pair, _pair_tiles, _pair_scratch, {"first": same, "second": same}, _suits_layers),
+    ("gated_layers", "triton"): Way(
+        _gated_layers, _layers_tiles, forms={f"{number}_weight": _flat for number in range(MOST_LAYERS)}
+    ),
     ("fork", "triton"): Way(_fork, _fork_tiles, forms={"first": _plain, "second": _plain}, suits=_suits_layers),
     ("top_1", "triton"): Way(_top_1, forms={}, types=_any_float),
     ("pointwise", "triton_gate"): Way(_gate, suits=_suits_gate),

@@ -27,9 +27,16 @@ _LAYERS: Final = ("conv", "gemm")
 _NUMBERS: Final = ("alpha", "beta")
 
 
-def join(graph: LoweredGraph) -> LoweredGraph:
+def join_gates(graph: LoweredGraph) -> LoweredGraph:
+    """Squeeze-and-excite gates alone."""
     joining = _Joining(graph)
     joining.find_gates()
+    return joining.result()
+
+
+def join(graph: LoweredGraph) -> LoweredGraph:
+    """Everything else."""
+    joining = _Joining(graph)
     joining.find_gates_of_convolutions()
     joining.find_pairs()
     joining.find_tops()

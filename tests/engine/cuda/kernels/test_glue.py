@@ -10,7 +10,8 @@ from penstock.engine.cuda.kernels.epilogue import Epilogue, Scratch  # noqa: E40
 from penstock.engine.cuda.kernels.gated_mlp import MlpTile, gated_mlp, mlp_tiles  # noqa: E402
 from penstock.engine.cuda.kernels.moves import concat_channels, planes_to_pixels  # noqa: E402
 from penstock.engine.cuda.kernels.reductions import channel_sums, global_average_pool, layer_norm  # noqa: E402
-from penstock.engine.cuda.kernels.squeeze_excite import apply_gate, squeeze_excite, squeeze_excite_gate  # noqa: E402
+from penstock.engine.cuda.kernels.apply_gate import apply_gate  # noqa: E402
+from penstock.engine.cuda.kernels.squeeze_excite import squeeze_excite, squeeze_excite_gate  # noqa: E402
 from penstock.engine.cuda.kernels.top_1 import WIDEST, top_1  # noqa: E402
 
 pytestmark = pytest.mark.torch
@@ -52,11 +53,12 @@ def test_channel_sums_cover_each_pixel_once(device: str) -> None:
     assert (out.double().sum(1) - x.double().sum((1, 2))).abs().max() < 1e-5
 
 
-def test_a_gate_is_two_small_layers_of_the_mean(device: str) -> None:
-    sums = torch.randn(2, 5, 40, device=device) * 50
-    squeeze, excite = torch.randn(10, 40, device=device).half(), torch.randn(10, 40, device=device).half()
-    squeeze_bias, excite_bias = torch.randn(10, device=device), torch.randn(40, device=device)
-    out = torch.full((2, 40), float("nan"), device=device, dtype=torch.float16)
+@pytest.mark.parametrize(("channels", "made"), [(40, 40), (40, 24), (8, 40), (600, 600)])
+def test_a_gate_is_two_small_layers_of_the_mean(channels: int, made: int, device: str) -> None:
+    sums = torch.randn(2, 5, channels, device=device) * 50
+    squeeze, excite = (torch.randn(20, size, device=device).half() / 4 for size in (channels, made))
+    squeeze_bias, excite_bias = torch.randn(20, device=device), torch.randn(made, device=device)
+    out = torch.full((2, made), float("nan"), device=device, dtype=torch.float16)
     squeeze_excite_gate(
         sums, squeeze, squeeze_bias, excite, excite_bias, pixels=99, out=out, inner=Epilogue("relu"),
         outer=Epilogue("hard_sigmoid", 0.2, 0.5),
