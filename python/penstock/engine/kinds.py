@@ -32,6 +32,9 @@ KINDS: Final[Mapping[str, tuple[str, ...]]] = {
     # The largest of each 2 x 2 window of x beside a 2 x 2 convolution `second` of a 2 x 2 convolution `first` of it, all
     # of stride 1 and overhanging below and to the right; activations and biases as those of `mlp`.
     "fork": ("x", "first", "second"),
+    # A 1 x 1 convolution `first`, maybe with `first_bias`, its activation `inner`, and a depthwise one behind it, all of
+    # `conv`, whose padding is of zeros.
+    "expand_depthwise": ("x", "first", "weight"),
     # 1 x 1 convolutions g = 0, 1, … of maps g_x with weights g_weight, maybe g_bias, each times (plus + g_gate), which
     # is [N, 1, 1, O], and repeated as `times` says, side by side; a `residual` that is repeated `residual_times`.
     "gated_layers": ("0_x", "0_weight", "0_gate"),
@@ -141,6 +144,7 @@ _NEEDED: Final[Mapping[str, Mapping[str, _Rule]]] = {
     "conv": _CONV,
     "conv_transpose": {**_CONV, "output_padding": _Rule("integer", 2, least=0)},
     "conv_gate": _CONV,
+    "expand_depthwise": _CONV,
     "attention": {"scale": _NUMBER},
     "layer_norm": {"axes": _Rule("integer", least=1), "epsilon": _NUMBER},
     "softmax": {"axis": _AXIS},
@@ -167,6 +171,7 @@ _ALLOWED: Final[Mapping[str, Mapping[str, _Rule]]] = {
     "squeeze_excite": {**_EPILOGUE, **_INNER},
     "mlp": {**_EPILOGUE, **_INNER, "skip": _Rule("flag")},
     "fork": {**_EPILOGUE, **_INNER},
+    "expand_depthwise": {**_EPILOGUE, **_INNER},
     "conv_gate": {
         **_EPILOGUE,
         **_INNER,

@@ -340,11 +340,11 @@ _OUTPUTS: Final = {"conv_gate": 2, "top_1": 2, "lstm": 3}
 # What is laid out anew before anything runs, so that it has to be a weight.
 _CONSTANT: Final = ("weight", "bias", "recurrence", "recurrence_bias", "first", "first_bias", "second", "second_bias")
 _NUMBERED: Final = "0123456789_"  # before a role that several operands play
-_MAPS: Final = ("conv", "conv_transpose", "conv_gate", "squeeze_excite", "max_pool", "average_pool", "resize", "fork")
+_MAPS: Final = ("conv", "conv_transpose", "conv_gate", "squeeze_excite", "max_pool", "average_pool", "resize", "fork", "expand_depthwise")
 # Kind -> role -> axes of what plays it.
 _AXES: Final[Mapping[str, Mapping[str, int]]] = {
     **{kind: {"x": 4} for kind in _MAPS},
-    **{kind: {"x": 4, "weight": 4} for kind in ("conv", "conv_transpose", "conv_gate")},
+    **{kind: {"x": 4, "weight": 4} for kind in ("conv", "conv_transpose", "conv_gate", "expand_depthwise")},
     "fork": {"x": 4, "first": 4, "second": 4},
     "gated_layers": {"0_x": 4},
     "gemm": {"weight": 2},
@@ -381,7 +381,7 @@ def _check_shapes(graph: LoweredGraph, step: Step) -> None:
 
 _LAYERS: Final = (
     *("conv", "conv_transpose", "gemm", "squeeze_excite", "mlp", "conv_gate", "fork", "lstm", "layer_norm"),
-    "gated_layers",
+    *("gated_layers", "expand_depthwise"),
 )
 
 

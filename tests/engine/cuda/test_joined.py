@@ -39,7 +39,7 @@ CASES = [
     Case(f"{SQUEEZED} y = Mul(x, g)", ("squeeze_excite", "pointwise")),
     Case(f"{SQUEEZED} m = Mul(g, x) y = Add(x, m)", ("squeeze_excite", "pointwise")),
     Case("a = Conv(x, p, f) h = Gelu(a) y = Conv(h, q, d)", ("mlp",)),
-    Case("a = Conv(x, p) c = Conv(a, q) y = Relu(c)", ("mlp",)),
+    Case("a = Conv(x, p) c = Conv(a, q) y = Relu(c)", ("conv",)),
     Case("a = Conv(x, p) h = HardSwish(a) c = Conv(h, q) n = Add(c, x) y = Relu(n)", ("mlp",)),
     Case("a = Conv(x, p) h = Relu(a) c = Conv(h, q) s = Relu(c) y = Add(x, s)", ("mlp",)),
     Case("a = Conv(x, p) h = Relu(a) c = Conv(h, q) z = Tanh(x) y = Add(c, z)", ("pointwise", "mlp")),
@@ -221,3 +221,36 @@ def test_gated_convolutions_are_put_side_by_side_by_one_step(precision: str, tol
     kinds = [step.kind for step in found.steps if step.kind != "copy"]
     assert sorted(kinds) == ["conv_gate", "gated_layers", "max_pool", "squeeze_excite"]
     assert error(execute(found, given, inputs, precision)["y"], run(model, inputs)["y"]) < tolerance
+
+
+@pytest.mark.parametrize(("precision", "tolerance"), [("fp32", 2e-6), ("fp16", 3e-3), ("bf16", 2e-2)])
+@pytest.mark.parametrize(("stride", "kinds"), [(2, ["conv", "expand_depthwise"]), (1, ["conv", "conv", "conv"])])
+def test_a_layer_joins_the_depthwise_convolution_that_strides(
+    stride: int, kinds: list[str], precision: str, tolerance: float
+) -> None:
+    size = 6 // stride
+    text = f"""(float[2,8,6,6] i) => (float[2,24,{size},{size}] y) {{ {BEFORE} z = Relu(x) a = Conv(z, p, f) h = Gelu(a)
+        c = Conv <group=24, strides=[{stride},{stride}], pads=[1,1,1,1]> (h, o, f) y = LeakyRelu <alpha=0.2> (c) }}"""
+    model = graph(text, {**WEIGHTS, "o": normal(24, 1, 3, 3, seed=9) / 3}, opset=20)
+    inputs = {"i": normal(2, 8, 6, 6)}
+    found, given = lowered(model, inputs)
+    assert [step.kind for step in found.steps if step.kind != "copy"] == kinds
+    assert error(execute(found, given, inputs, precision)["y"], run(model, inputs)["y"]) < tolerance
+
+
+@pytest.mark.parametrize(
+    ("rest", "convolutions"),
+    [
+        ("c = Conv(a, w, e) y = Relu(c)", 2),
+        ("c = Conv(a, w) y = Add(c, o)", 3),  # of them one makes what is added
+        ("r = Relu(a) y = Conv(r, w, e)", 1),  # the two others are one step of another kind
+        ("c = Conv(a, w, e) m = Conv(a, w) y = Add(c, m)", 4),
+    ],
+)
+def test_layers_with_nothing_between_them_are_one(rest: str, convolutions: int) -> None:
+    text = f"(float[2,8,6,7] i) => (float[2,24,6,7] y) {{ {BEFORE} a = Conv(x, v, b) {rest} }}"
+    weights = {"k": WEIGHTS["k"], "v": normal(6, 8, 1, 1) / 3, "b": normal(6), "w": normal(24, 6, 1, 1) / 2}
+    text = text.replace("y = Add(c, o)", "o = Conv <pads=[1,1,1,1]> (i, j) y = Add(c, o)")
+    model = graph(text, {**weights, "e": normal(24), "j": normal(24, 8, 3, 3) / 8})
+    found = assert_agrees(model, model, {"i": normal(2, 8, 6, 7)}, 2e-6)
+    assert sum(step.kind == "conv" for step in found.steps) == convolutions

@@ -61,6 +61,7 @@ IMPLEMENTATIONS: Final[dict[str, dict[str, Implementation]]] = {
     "squeeze_excite": {"torch": Implementation(joined.squeeze_excite)},
     "conv_gate": {"torch": Implementation(joined.conv_gate)},
     "gated_layers": {"torch": Implementation(joined.gated_layers)},
+    "expand_depthwise": {"torch": Implementation(joined.expand_depthwise)},
     "fork": {"torch": Implementation(joined.fork)},
     "top_1": {"torch": Implementation(joined.top_1)},
     "mlp": {"cublas": Implementation(joined.mlp)},

@@ -93,6 +93,21 @@ def fork(site: Site) -> Run:
     return run
 
 
+def expand_depthwise(site: Site) -> Run:
+    """The layer, rounded, and the convolution behind it."""
+    first, bias = site.weight("first"), site.weight("first_bias")
+    assert first is not None
+    inner = site.text("inner", "none"), site.number("inner_alpha"), site.number("inner_beta")
+    convolve = conv(site)
+
+    def run(operands: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
+        x = operands[0]
+        expanded = activate(functional.linear(x, first.flatten(1), bias), *inner).to(x.dtype)
+        return convolve([expanded, *operands[1:]])
+
+    return run
+
+
 def gated_layers(site: Site) -> Run:
     """Pointwise convolutions, gated and side by side, and a smaller map that is added."""
     plus, dtype = site.number("plus"), site.out_dtype()

@@ -6,7 +6,7 @@ compiles ahead. Biases and norms' weights are kept in FP32. Imported where Trito
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import astuple
+from dataclasses import astuple, replace
 from typing import Final
 
 import torch
@@ -17,6 +17,7 @@ from penstock.engine.cuda.kernels.activations import ACTIVATIONS
 from penstock.engine.cuda.kernels.attention import AttentionTile, attention_launch, attention_tiles
 from penstock.engine.cuda.kernels.depthwise import DepthwiseTile, depthwise_conv2d_nhwc_launch, depthwise_tiles
 from penstock.engine.cuda.kernels.epilogue import Scratch
+from penstock.engine.cuda.kernels.expand_depthwise import ExpandTile, expand_depthwise_launch, expand_tiles
 from penstock.engine.cuda.kernels.implicit_gemm import conv2d_nhwc_launch, gemm_launch
 from penstock.engine.cuda.kernels.implicit_gemm_kernel import implicit_gemm_kernel
 from penstock.engine.cuda.kernels.launching import Launch, interpreted
@@ -135,6 +136,67 @@ def _depthwise_tiles(site: Site) -> list[Config]:
     return [astuple(tile) for tile in found]
 
 
+def _expand(ready: Ready, operands: Tensors, outputs: Tensors, scratch: Scratch | None) -> Launch:
+    del scratch
+    site, constants = ready.site, ready.constants
+    strides, pads, dilations = (site.integers(name) for name in ("strides", "pads", "dilations"))
+    return expand_depthwise_launch(
+        operands[0],
+        constants["first"],
+        constants.get("first_bias"),
+        ready.weight,
+        ready.bias,
+        out=outputs[0],
+        config=ExpandTile(*ready.config),
+        inner=ready.activation("inner_"),
+        outer=ready.epilogue,
+        stride=_pair(strides),
+        padding=_pair(pads),
+        dilation=_pair(dilations),
+        pdl=site.early,
+    )
+
+
+def _expand_tiles(site: Site) -> list[Config]:
+    _, high, wide, _ = site.shape("weight")
+    found = expand_tiles(
+        count(site.out_shape()[:3]), site.shape("x")[3], high * wide, multiprocessors_of(site.device)
+    )
+    return [astuple(tile) for tile in found]
+
+
+_TILE: Final = 7  # numbers of a product's cut
+
+
+def _expand_pair(ready: Ready, operands: Tensors, outputs: Tensors, scratch: Scratch | None) -> list[Launch]:
+    """The wide map in memory: a product, and a depthwise convolution."""
+    site, x = ready.site, operands[0]
+    first, pdl = ready.constants["first"], site.early
+    expanded = torch.empty((*x.shape[:3], first.shape[0]), dtype=x.dtype, device=x.device)
+    product = gemm_launch(
+        x.view(-1, x.shape[3]), first, out=expanded.view(-1, first.shape[0]), config=Tile(*ready.config[:_TILE]),
+        bias=ready.constants.get("first_bias"), epilogue=ready.activation("inner_"), scratch=scratch, pdl=pdl,
+    )  # fmt: skip
+    behind = replace(ready, config=ready.config[_TILE:])
+    return [product, _filtered(behind, [expanded, *operands[1:]], outputs[0], None)]
+
+
+def _expand_product(site: Site) -> Product:
+    expanded, channels = site.shape("first")[0], site.shape("x")[3]
+    return Product(count(site.shape("x")[:3]), expanded, channels)
+
+
+def _expand_pair_tiles(site: Site) -> list[Config]:
+    """The best of one with the best of the other, and so on."""
+    ours, others = tiles_of(_expand_product(site), multiprocessors_of(site.device)), _depthwise_tiles(site)
+    length = max(len(ours), len(others))
+    return [(*ours[min(n, len(ours) - 1)], *others[min(n, len(others) - 1)]) for n in range(length)]
+
+
+def _expand_pair_scratch(site: Site, config: Config) -> tuple[int, int]:
+    return tile_scratch(_expand_product(site), config[:_TILE])
+
+
 def _attention(ready: Ready, operands: Tensors, outputs: Tensors, scratch: Scratch | None) -> Launch:
     del scratch
     q, k, v = (operands[_at(ready.site, role)].transpose(1, 2) for role in ("q", "k", "v"))
@@ -220,6 +282,14 @@ def _taps_first(weight: torch.Tensor) -> torch.Tensor:
     return weight[..., 0].permute(1, 2, 0).contiguous()
 
 
+def _flat(weight: torch.Tensor) -> torch.Tensor:
+    return weight.reshape(weight.shape[0], -1).contiguous()
+
+
+def _suits_layers(site: Site) -> bool:
+    return site.text("inner", "none") in ACTIVATIONS
+
+
 def _suits_conv(site: Site) -> bool:
     return site.integer("groups") == 1
 
@@ -244,6 +314,16 @@ WAYS: Final[dict[tuple[str, str], Way]] = {
         sums_scratch,
         forms={"weight": _taps_first, **LAYERS},
         suits=_suits_depthwise_and_gate,
+    ),
+    ("expand_depthwise", "triton"): Way(
+        _expand, _expand_tiles, forms={"first": _flat, "weight": _taps_first}, suits=_suits_layers
+    ),
+    ("expand_depthwise", "triton_pair"): Way(
+        _expand_pair,
+        _expand_pair_tiles,
+        _expand_pair_scratch,
+        {"first": _flat, "weight": _taps_first},
+        _suits_layers,
     ),
     ("gemm", "triton"): Way(_gemm, _tiles, _tile_scratch),
     ("attention", "triton"): Way(_attention, _attention_tiles, suits=_suits_attention),

@@ -23,6 +23,7 @@ _WIDEST: Final = 512
 # Below this the rows don't fill two blocks, and the weights are better spread over many.
 _FEWEST_ROWS: Final = 32
 _WIDEST_FORK: Final = 64
+_WIDEST_EXPANDED: Final = 64
 _LAYERS: Final = ("conv", "gemm")
 _NUMBERS: Final = ("alpha", "beta")
 
@@ -42,6 +43,7 @@ def join(graph: LoweredGraph) -> LoweredGraph:
     joining.find_tops()
     joining.find_repeats()
     joining.find_forks()
+    joining.find_expansions()
     return joining.result()
 
 
@@ -299,6 +301,33 @@ class _Joining:
         number = self._makers.get(operand.value)
         alone = operand.view is None and operand.value not in self._kept and len(self._readers(operand.value)) == 1
         return self._steps[number] if number is not None and alone else None
+
+    # ---- a layer before a depthwise convolution ----
+
+    def find_expansions(self) -> None:
+        """Where the convolution strides, what is between is much larger than what becomes of it."""
+        for number, step in enumerate(self._steps):
+            if step is None or step.kind != "conv" or not self._is_depthwise(step) or _residual(step):
+                continue
+            if step.attributes.get("strides") != (2, 2):
+                continue
+            before = self._maker(step.inputs[0])
+            layer = None if before is None else self._layer(self._makers[step.inputs[0].value], before)
+            if before is None or layer is None or before.kind != "conv" or _residual(before):
+                continue
+            x = before.inputs[0]
+            if layer.wide > _WIDEST_EXPANDED or layer.wide % 8 or x.view is not None or layer.wide >= layer.out:
+                continue
+            operands = [x]
+            operands += [replace(each, role={"weight": "first"}.get(each.role, "first_bias")) for each in before.inputs[1:]]
+            attributes: dict[str, Attribute] = {"inner": str(before.attributes.get("activation", "none"))}
+            attributes |= {f"inner_{name}": before.attributes[name] for name in _NUMBERS if name in before.attributes}
+            nodes = (*before.nodes, *step.nodes)
+            inputs = (*operands, *step.inputs[1:])
+            self._steps[layer.number] = None
+            self._steps[number] = replace(
+                step, kind="expand_depthwise", inputs=inputs, attributes={**step.attributes, **attributes}, nodes=nodes
+            )
 
     # ---- shared ----
 

@@ -147,6 +147,12 @@ MODELS: dict[str, tuple[str, Arrays, Arrays, str]] = {
         {"p": normal(8, 16, 2, 2) / 6, "q": normal(16, 8, 2, 2) / 4, "f": normal(8)}, {"x": normal(2, 16, 6, 7)},
         "fork",
     ),
+    "a layer and a depthwise convolution that strides": (
+        """(float[2,16,6,6] x) => (float[2,32,3,3] y) { z = Relu(x) a = Conv(z, p, f) h = LeakyRelu <alpha=0.3> (a)
+        c = Conv <group=32, strides=[2,2], pads=[1,1,1,1]> (h, o, f) y = Relu(c) }""",
+        {"p": normal(32, 16, 1, 1) / 4, "o": normal(32, 1, 3, 3) / 3, "f": normal(32)}, {"x": normal(2, 16, 6, 6)},
+        "expand_depthwise",
+    ),
     "upsampled beside another": (
         """(float[2,16,6,6] x) => (float[2,32,6,6] y) { z = MaxPool <kernel_shape=[2,3], strides=[2,3]> (x)
         c = Conv(x, v) u = Resize <mode="nearest",
@@ -187,6 +193,16 @@ def test_two_layers_may_have_their_channels_in_pieces(name: str, device: str) ->
     lowered_, found_weights = lowered(graph(text, weights, opset=20), inputs)
     (step,) = (step for step in lowered_.steps if step.kind == "mlp")
     choices = {step.name: Choice("triton_chunks", (16, 16, 4, 2))}
+    executor = Executor(lowered_, found_weights, device, "fp16", choices=choices)
+    found = executor.run({key: torch.from_numpy(each).to(device) for key, each in inputs.items()})["y"]
+    assert error(found.cpu().numpy(), run(graph(text, weights, opset=20), inputs)["y"]) < 2e-3
+
+
+def test_an_expansion_may_be_two_kernels(device: str) -> None:
+    text, weights, inputs, kind = MODELS["a layer and a depthwise convolution that strides"]
+    lowered_, found_weights = lowered(graph(text, weights, opset=20), inputs)
+    (step,) = (step for step in lowered_.steps if step.kind == kind)
+    choices = {step.name: Choice("triton_pair", (16, 16, 16, 4, 2, 1, 8, 4, 16, 2, 1))}
     executor = Executor(lowered_, found_weights, device, "fp16", choices=choices)
     found = executor.run({key: torch.from_numpy(each).to(device) for key, each in inputs.items()})["y"]
     assert error(found.cpu().numpy(), run(graph(text, weights, opset=20), inputs)["y"]) < 2e-3
