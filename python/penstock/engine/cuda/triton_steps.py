@@ -256,7 +256,7 @@ def _suits_pool(site: Site) -> bool:
     return site.text("how") == "mean" and len(site.shape("x")) == 4 and axes == (1, 2)
 
 
-def _max_pool(ready: Ready, operands: Tensors, outputs: Tensors, scratch: Scratch | None) -> Launch:
+def _window(ready: Ready, operands: Tensors, outputs: Tensors, scratch: Scratch | None) -> Launch:
     del scratch
     site = ready.site
     kernel, strides, pads, dilations = (site.integers(name) for name in ("kernel", "strides", "pads", "dilations"))
@@ -267,6 +267,7 @@ def _max_pool(ready: Ready, operands: Tensors, outputs: Tensors, scratch: Scratc
         padding=_pair(pads),
         out=outputs[0],
         dilation=_pair(dilations),
+        mean=site.step.kind == "average_pool",
         pdl=site.early,
     )
 
@@ -329,7 +330,8 @@ WAYS: Final[dict[tuple[str, str], Way]] = {
     ("attention", "triton"): Way(_attention, _attention_tiles, suits=_suits_attention),
     ("layer_norm", "triton"): Way(_layer_norm, forms={"weight": _wide}, suits=_suits_layer_norm),
     ("reduce", "triton"): Way(_pool, _pool_splits, _pool_scratch, suits=_suits_pool),
-    ("max_pool", "triton"): Way(_max_pool),
+    ("max_pool", "triton"): Way(_window),
+    ("average_pool", "triton"): Way(_window),
     **JOINED,
     **MOVES,
 }

@@ -97,6 +97,10 @@ MODELS: dict[str, tuple[str, Arrays, Arrays, str]] = {
         "(float[1,16,6,6] x) => (float[1,16,3,3] y) { y = MaxPool <kernel_shape=[3,3], strides=[2,2], pads=[1,1,1,1]> "
         "(x) }", {}, X, "max_pool",
     ),
+    "average pool": (
+        "(float[2,16,6,6] x) => (float[2,16,2,3] y) { y = AveragePool <kernel_shape=[3,2], strides=[3,2]> (x) }", {},
+        {"x": normal(2, 16, 6, 6)}, "average_pool",
+    ),
     "gate": (
         """(float[2,16,6,6] x) => (float[2,16,6,6] y) { a = Conv <pads=[1,1,1,1]> (x, w, b) p = GlobalAveragePool(a)
         c = Conv(p, v) d = Conv(x, v) g = Sigmoid(c) m = Mul(a, g) y = Add(m, d) }""",
