@@ -48,6 +48,7 @@ KINDS: Final[Mapping[str, tuple[str, ...]]] = {
     "average_pool": ("x",),  # and count_pads
     "reduce": ("x",),  # how: mean, sum, max, min, l2; axes, which stay with size 1
     "top_1": ("x",),  # over the last axis: where the largest is, and its softmax: two outputs
+    "gemm_top_1": ("x", "weight"),  # the same of a `gemm` with nothing but its bias, which is not written
     "arg_max": ("x",),  # axis, how: max or min
     "resize": ("x",),  # mode, coordinates, nearest, scales: as in ONNX
     "pad": ("x",),  # begin, end, value

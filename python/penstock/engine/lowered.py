@@ -336,7 +336,7 @@ _MOST_ELEMENTS: Final = 2**40
 _LONGEST_AXIS: Final = 2**31 - 1
 
 # Kind -> how many outputs it has, where that is not one.
-_OUTPUTS: Final = {"conv_gate": 2, "top_1": 2, "lstm": 3}
+_OUTPUTS: Final = {"conv_gate": 2, "top_1": 2, "gemm_top_1": 2, "lstm": 3}
 # What is laid out anew before anything runs, so that it has to be a weight.
 _CONSTANT: Final = ("weight", "bias", "recurrence", "recurrence_bias", "first", "first_bias", "second", "second_bias")
 _NUMBERED: Final = "0123456789_"  # before a role that several operands play
@@ -347,7 +347,7 @@ _AXES: Final[Mapping[str, Mapping[str, int]]] = {
     **{kind: {"x": 4, "weight": 4} for kind in ("conv", "conv_transpose", "conv_gate", "expand_depthwise")},
     "fork": {"x": 4, "first": 4, "second": 4},
     "gated_layers": {"0_x": 4},
-    "gemm": {"weight": 2},
+    **{kind: {"weight": 2} for kind in ("gemm", "gemm_top_1")},
     "attention": {"q": 4, "k": 4, "v": 4},
     "lstm": {"x": 3, "weight": 3, "recurrence": 3},
 }
@@ -381,7 +381,7 @@ def _check_shapes(graph: LoweredGraph, step: Step) -> None:
 
 _LAYERS: Final = (
     *("conv", "conv_transpose", "gemm", "squeeze_excite", "mlp", "conv_gate", "fork", "lstm", "layer_norm"),
-    *("gated_layers", "expand_depthwise"),
+    *("gated_layers", "expand_depthwise", "gemm_top_1"),
 )
 
 

@@ -254,3 +254,24 @@ def test_layers_with_nothing_between_them_are_one(rest: str, convolutions: int) 
     model = graph(text, {**weights, "e": normal(24), "j": normal(24, 8, 3, 3) / 8})
     found = assert_agrees(model, model, {"i": normal(2, 8, 6, 7)}, 2e-6)
     assert sum(step.kind == "conv" for step in found.steps) == convolutions
+
+
+@pytest.mark.parametrize(("precision", "tolerance"), [("fp32", 1e-6), ("fp16", 3e-3), ("bf16", 2e-2)])
+@pytest.mark.parametrize(("activation", "kind"), [("Identity", "gemm_top_1"), ("Relu", "top_1")])
+def test_the_likeliest_class_is_told_by_the_layer_that_makes_them(
+    activation: str, kind: str, precision: str, tolerance: float
+) -> None:
+    model = graph(
+        f"""(float[N,5,12] x) => (int64[N,5] index, float[N,5] score) {{
+        m = MatMul(x, w) z = Add(m, b) r = {activation}(z) s = Softmax <axis=-1> (r)
+        index = ArgMax <axis=2, keepdims=0> (s) score = ReduceMax <keepdims=0> (s, axis) }}""",
+        {"axis": np.array([2]), "w": normal(12, 70), "b": normal(70)},
+        opset=20,
+    )
+    given = {"x": normal(3, 5, 12)}
+    graph_, weights = lowered(model, given)
+    assert [step.kind for step in graph_.steps][-1] == kind
+    found, right = execute(graph_, weights, given, precision), run(model, given)
+    assert error(found["score"], right["score"]) < tolerance
+    if precision == "fp32":
+        assert np.array_equal(found["index"], right["index"])

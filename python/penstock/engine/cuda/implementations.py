@@ -63,6 +63,7 @@ IMPLEMENTATIONS: Final[dict[str, dict[str, Implementation]]] = {
     "gated_layers": {"torch": Implementation(joined.gated_layers)},
     "expand_depthwise": {"torch": Implementation(joined.expand_depthwise)},
     "fork": {"torch": Implementation(joined.fork)},
+    "gemm_top_1": {"torch": Implementation(joined.gemm_top_1)},
     "top_1": {"torch": Implementation(joined.top_1)},
     "mlp": {"cublas": Implementation(joined.mlp)},
     "matmul": {"cublas": Implementation(layers.matmul)},

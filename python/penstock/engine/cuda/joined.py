@@ -153,6 +153,16 @@ def top_1(site: Site) -> Run:
     return run
 
 
+def gemm_top_1(site: Site) -> Run:
+    weight, bias, top = site.weight("weight"), site.weight("bias"), top_1(site)
+    assert weight is not None
+
+    def run(operands: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
+        return top([functional.linear(operands[0], weight, bias)])
+
+    return run
+
+
 def _layers(site: Site) -> "_Layers":
     first, second = site.weight("first"), site.weight("second")
     assert first is not None

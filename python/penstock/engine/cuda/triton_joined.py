@@ -20,6 +20,7 @@ from penstock.engine.cuda.kernels.fork import ForkTile, fork_launch, fork_tiles
 from penstock.engine.cuda.kernels.gated_layers import MOST as MOST_LAYERS
 from penstock.engine.cuda.kernels.gated_layers import Group, LayersTile, gated_layers_launch, layers_tiles
 from penstock.engine.cuda.kernels.gated_mlp import WIDEST, MlpTile, gated_mlp_launch, mlp_tiles
+from penstock.engine.cuda.kernels.gemm_top_1 import TopTile, gemm_top_1_launches, top_tiles
 from penstock.engine.cuda.kernels.implicit_gemm import gemm_launch
 from penstock.engine.cuda.kernels.launching import Launch
 from penstock.engine.cuda.kernels.squeeze_excite import (
@@ -445,6 +446,29 @@ def _flat(weight: torch.Tensor) -> torch.Tensor:
     return weight.reshape(weight.shape[0], -1).contiguous()
 
 
+def _gemm_top_1(ready: Ready, operands: Tensors, outputs: Tensors, scratch: Scratch | None) -> Sequence[Launch]:
+    del scratch
+    (index, score), tile = outputs, TopTile(*ready.config)
+    x = operands[0].view(-1, operands[0].shape[-1])
+    parts = torch.empty((3, x.shape[0], tile.splits), dtype=torch.float32, device=x.device)
+    return gemm_top_1_launches(
+        x,
+        ready.weight,
+        ready.bias,
+        index=index.view(-1),
+        score=score.view(-1),
+        parts=parts,
+        config=tile,
+        pdl=ready.site.early,
+    )
+
+
+def _top_tiles(site: Site) -> list[Config]:
+    columns, deep = site.shape("weight")
+    rows = count(site.shape("x")) // deep
+    return [astuple(tile) for tile in top_tiles(rows, columns, multiprocessors_of(site.device))]
+
+
 def _any_float(site: Site) -> bool:
     return bool(dtype_of(site, 0).is_floating_point) and site.out_dtype(0) == torch.int64
 
@@ -462,6 +486,7 @@ JOINED: Final[dict[tuple[str, str], Way]] = {
         _gated_layers, _layers_tiles, forms={f"{number}_weight": _flat for number in range(MOST_LAYERS)}
     ),
     ("fork", "triton"): Way(_fork, _fork_tiles, forms={"first": _plain, "second": _plain}, suits=_suits_layers),
+    ("gemm_top_1", "triton"): Way(_gemm_top_1, _top_tiles, types=_any_float),
     ("top_1", "triton"): Way(_top_1, forms={}, types=_any_float),
     ("pointwise", "triton_gate"): Way(_gate, suits=_suits_gate),
 }

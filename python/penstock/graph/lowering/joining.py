@@ -23,6 +23,7 @@ _WIDEST: Final = 512
 # Below this the rows don't fill two blocks, and the weights are better spread over many.
 _FEWEST_ROWS: Final = 32
 _WIDEST_FORK: Final = 64
+_WIDEST_TOP: Final = 256
 _WIDEST_EXPANDED: Final = 64
 _LAYERS: Final = ("conv", "gemm")
 _NUMBERS: Final = ("alpha", "beta")
@@ -136,10 +137,26 @@ class _Joining:
                 continue
             nodes = (*step.nodes, *(node for each in readers.values() for node in each.nodes))
             outputs = (found["place"].outputs[0], found["value"].outputs[0])
-            self._steps[number] = Step(step.name, "top_1", step.inputs, outputs, nodes=nodes)
+            self._steps[number] = self._top(Step(step.name, "top_1", step.inputs, outputs, nodes=nodes))
             for at in readers:
                 self._steps[at] = None
             self._makers |= dict.fromkeys(outputs, number)
+
+    def _top(self, step: Step) -> Step:
+        """With the product before it, if there is one that nobody else reads and that a block can keep a row of."""
+        x = step.inputs[0]
+        number = self._makers.get(x.value)
+        before = self._steps[number] if number is not None else None
+        if number is None or before is None or before.kind != "gemm" or x.value in self._kept or not self._is_all(x):
+            return step
+        bare = before.attributes.get("activation", "none") == "none" and not _residual(before)
+        if not bare or len(self._readers(x.value)) != 1 or self._graph.shape(before.inputs[0])[-1] > _WIDEST_TOP:
+            return step
+        if self._graph.shape(x)[-1] != self._graph.values[x.value].shape[-1]:
+            return step
+        self._steps[number] = None
+        nodes = (*before.nodes, *step.nodes)
+        return replace(step, kind="gemm_top_1", inputs=before.inputs, nodes=nodes)
 
     def _largest(self, step: Step, axis: int) -> str:
         """What a step tells of the largest along this axis: its `place`, its `value`, or something else."""
