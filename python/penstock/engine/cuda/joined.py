@@ -4,6 +4,7 @@ The reference for kernels that do each in one go: every value in between is roun
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch.nn import functional
@@ -112,33 +113,45 @@ def gated_layers(site: Site) -> Run:
     """Pointwise convolutions, gated and side by side, and a smaller map that is added."""
     plus, dtype = site.number("plus"), site.out_dtype()
     times = site.integers("times")
-    groups = [
-        (site.index(f"{number}_x"), site.weight(f"{number}_weight"), site.weight(f"{number}_bias"), *times[2 * number :])
-        for number in range(len(times) // 2)
-    ]
+    groups = [_Group.of(site, number, times[2 * number : 2 * number + 2]) for number in range(len(times) // 2)]
     residual = site.index("residual")
     enlarged = site.integers("residual_times") if residual is not None else (1, 1)
 
     def run(operands: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
         found = []
-        for number, (x, weight, bias, high, wide, *_) in enumerate(groups):
-            gate = site.index(f"{number}_gate")
-            assert x is not None
-            assert weight is not None
-            assert gate is not None
-            y = functional.linear(operands[x], weight.flatten(1), bias).float()
-            y = y * (plus + operands[gate].float())
-            found.append(_repeated(y, high, wide))
+        for group in groups:
+            y = functional.linear(operands[group.x], group.weight, group.bias).float()
+            y = y * (plus + operands[group.gate].float())
+            found.append(_repeated(y, group.times))
         y = torch.cat(found, 3)
         if residual is not None:
-            y = y + _repeated(operands[residual].float(), *enlarged)
+            y = y + _repeated(operands[residual].float(), enlarged)
         return (written(y, dtype).contiguous(),)
 
     return run
 
 
-def _repeated(x: torch.Tensor, high: int, wide: int) -> torch.Tensor:
-    return x.repeat_interleave(high, 1).repeat_interleave(wide, 2) if high * wide > 1 else x
+@dataclass(frozen=True, slots=True)
+class _Group:
+    """One of the convolutions: which operands are its map and gate."""
+
+    x: int
+    gate: int
+    weight: torch.Tensor
+    bias: torch.Tensor | None
+    times: tuple[int, ...]
+
+    @staticmethod
+    def of(site: Site, number: int, times: tuple[int, ...]) -> "_Group":
+        x, gate, weight = site.index(f"{number}_x"), site.index(f"{number}_gate"), site.weight(f"{number}_weight")
+        assert x is not None
+        assert gate is not None
+        assert weight is not None
+        return _Group(x, gate, weight.flatten(1), site.weight(f"{number}_bias"), times)
+
+
+def _repeated(x: torch.Tensor, times: tuple[int, ...]) -> torch.Tensor:
+    return x.repeat_interleave(times[0], 1).repeat_interleave(times[1], 2)
 
 
 def top_1(site: Site) -> Run:

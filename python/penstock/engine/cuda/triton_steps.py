@@ -159,9 +159,7 @@ def _expand(ready: Ready, operands: Tensors, outputs: Tensors, scratch: Scratch 
 
 def _expand_tiles(site: Site) -> list[Config]:
     _, high, wide, _ = site.shape("weight")
-    found = expand_tiles(
-        count(site.out_shape()[:3]), site.shape("x")[3], high * wide, multiprocessors_of(site.device)
-    )
+    found = expand_tiles(count(site.out_shape()[:3]), site.shape("x")[3], high * wide, multiprocessors_of(site.device))
     return [astuple(tile) for tile in found]
 
 

@@ -189,7 +189,7 @@ class _Candidate:
     @property
     def size(self) -> int:
         """What the step reads, as often as there are such steps: how long it may take, before anything is timed."""
-        return len(self.row.steps) * sum(each.numel() * each.element_size() for each in self.row.operands)
+        return int(len(self.row.steps) * sum(each.numel() * each.element_size() for each in self.row.operands))
 
     @property
     def promise(self) -> float:

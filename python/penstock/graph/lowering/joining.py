@@ -301,8 +301,8 @@ class _Joining:
             attributes = {"inner": str(first.attributes.get("activation", "none")), **_epilogue(second.attributes)}
             attributes |= {f"inner_{name}": first.attributes[name] for name in _NUMBERS if name in first.attributes}
             nodes = tuple(node for each in (pool, first, second, step) for node in each.nodes)
-            for each in (pool, first, second):
-                self._steps[self._makers[each.outputs[0]]] = None
+            for made in (pool, first, second):
+                self._steps[self._makers[made.outputs[0]]] = None
             self._steps[number] = Step(step.name, "fork", tuple(operands), step.outputs, attributes, (), nodes)
 
     def _is_narrow(self, step: Step) -> bool:
@@ -336,7 +336,9 @@ class _Joining:
             if layer.wide > _WIDEST_EXPANDED or layer.wide % 8 or x.view is not None or layer.wide >= layer.out:
                 continue
             operands = [x]
-            operands += [replace(each, role={"weight": "first"}.get(each.role, "first_bias")) for each in before.inputs[1:]]
+            operands += [
+                replace(each, role={"weight": "first"}.get(each.role, "first_bias")) for each in before.inputs[1:]
+            ]
             attributes: dict[str, Attribute] = {"inner": str(before.attributes.get("activation", "none"))}
             attributes |= {f"inner_{name}": before.attributes[name] for name in _NUMBERS if name in before.attributes}
             nodes = (*before.nodes, *step.nodes)

@@ -14,6 +14,9 @@ from penstock.engine.cuda.kernels.gated_mlp import MlpTile  # noqa: E402
 pytestmark = pytest.mark.torch
 
 
+SMALL = MlpTile(16, 32, 4, 2)
+
+
 @dataclass(frozen=True)
 class Case:
     width: int = 48
@@ -23,7 +26,7 @@ class Case:
     gated: bool = True
     skip: bool = True
     last: bool = False
-    tile: MlpTile = MlpTile(16, 32, 4, 2)
+    tile: MlpTile = SMALL
 
 
 CASES = {

@@ -17,6 +17,9 @@ from penstock.engine.cuda.kernels.expand_depthwise import (  # noqa: E402
 pytestmark = pytest.mark.torch
 
 
+SMALL = ExpandTile(16, 16, 4)
+
+
 @dataclass(frozen=True)
 class Case:
     shape: tuple[int, int, int, int] = (2, 8, 10, 24)
@@ -25,7 +28,7 @@ class Case:
     pads: tuple[int, int, int, int] = (0, 0, 1, 1)
     stride: tuple[int, int] = (2, 2)
     biased: bool = True
-    tile: ExpandTile = ExpandTile(16, 16, 4)
+    tile: ExpandTile = SMALL
 
 
 CASES = {

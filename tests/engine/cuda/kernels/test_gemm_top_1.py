@@ -10,7 +10,9 @@ from penstock.engine.cuda.kernels.gemm_top_1 import TopTile, gemm_top_1_launches
 pytestmark = pytest.mark.torch
 
 
-def found(x: "torch.Tensor", w: "torch.Tensor", bias: "torch.Tensor | None", tile: TopTile) -> "tuple[torch.Tensor, ...]":
+def found(
+    x: "torch.Tensor", w: "torch.Tensor", bias: "torch.Tensor | None", tile: TopTile
+) -> "tuple[torch.Tensor, ...]":
     index = torch.full((len(x),), -1, dtype=torch.int64, device=x.device)
     score = torch.full((len(x),), float("nan"), device=x.device)
     parts = torch.full((3, len(x), tile.splits), float("nan"), device=x.device)

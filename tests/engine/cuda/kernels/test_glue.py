@@ -5,12 +5,12 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("triton")
 
+from penstock.engine.cuda.kernels.apply_gate import apply_gate  # noqa: E402
 from penstock.engine.cuda.kernels.attention import AttentionTile, attention, attention_tiles  # noqa: E402
 from penstock.engine.cuda.kernels.epilogue import Epilogue, Scratch  # noqa: E402
 from penstock.engine.cuda.kernels.gated_mlp import MlpTile, gated_mlp, mlp_tiles  # noqa: E402
 from penstock.engine.cuda.kernels.moves import concat_channels, planes_to_pixels  # noqa: E402
 from penstock.engine.cuda.kernels.reductions import channel_sums, global_average_pool, layer_norm  # noqa: E402
-from penstock.engine.cuda.kernels.apply_gate import apply_gate  # noqa: E402
 from penstock.engine.cuda.kernels.squeeze_excite import (  # noqa: E402
     squeeze_excite,
     squeeze_excite_gate,

@@ -1,8 +1,8 @@
 """Activations inside a kernel, on FP32 values. NaN in gives NaN out, which the hardware's own maximum would not.
 
 gelu is the one with erf, to 5e-5 and an eighth of what rounding to FP16 costs; `gelu_tanh` is another function. `alpha`
-is the slope of leaky_relu; hard_sigmoid is clamp(alpha x + beta) to 0 … 1 and hard_swish is x times it with alpha 1/6 and beta 1/2;
-clip is clamp(x) to alpha … beta, and quick_gelu is x times the sigmoid of 1.702 x.
+is the slope of leaky_relu; hard_sigmoid is clamp(alpha x + beta) to 0 … 1 and hard_swish is x times it with alpha 1/6
+and beta 1/2; clip is clamp(x) to alpha … beta, and quick_gelu is x times the sigmoid of 1.702 x.
 """
 
 # What Triton compiles has Triton's types, which are not Python's.

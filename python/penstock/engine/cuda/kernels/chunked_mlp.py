@@ -1,4 +1,4 @@
-"""Two pointwise layers in one kernel, channels in pieces: for widths that are no power of two, 48, 96 and 192 among them.
+"""Two pointwise layers in one kernel, channels in pieces: for widths that are no power of two, like 48, 96 and 192.
 
 What `gated_mlp` computes, of the same arguments. There a block's channels are one matrix, which is as wide as the next
 power of two: of 192 channels a quarter of each product is zeros, and sums of 128 rows don't fit into its registers.

@@ -20,8 +20,8 @@ from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 from .activations import activate
 from .epilogue import Epilogue
 from .launching import Launch
-from .rows import expect_shape, pitch, power_of_two
 from .ranking import diverse
+from .rows import expect_shape, pitch, power_of_two
 from .tiles import H200_MULTIPROCESSORS
 
 _VECTOR: Final = 8  # FP16 channels in one 16-byte access

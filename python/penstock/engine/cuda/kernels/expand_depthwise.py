@@ -207,10 +207,16 @@ def expand_depthwise_kernel(
                 y = tl.dot(seen[r * TAPS_WIDE + s], weights, input_precision="ieee")
                 y = activate(y + added[None, :], INNER, INNER_ALPHA, INNER_BETA)
                 # Padding is of zeros, not of what the first layer would make of zeros; most taps never meet it.
-                if r * DILATION_HIGH < PAD_TOP or (OUT_HEIGHT - 1) * STRIDE_HIGH - PAD_TOP + r * DILATION_HIGH >= HEIGHT:
+                if (
+                    r * DILATION_HIGH < PAD_TOP
+                    or (OUT_HEIGHT - 1) * STRIDE_HIGH - PAD_TOP + r * DILATION_HIGH >= HEIGHT
+                ):
                     row = top + r * DILATION_HIGH
                     y = tl.where((row.to(tl.uint32, bitcast=True) < HEIGHT)[:, None], y, 0.0)
-                if s * DILATION_WIDE < PAD_LEFT or (OUT_WIDTH - 1) * STRIDE_WIDE - PAD_LEFT + s * DILATION_WIDE >= WIDTH:
+                if (
+                    s * DILATION_WIDE < PAD_LEFT
+                    or (OUT_WIDTH - 1) * STRIDE_WIDE - PAD_LEFT + s * DILATION_WIDE >= WIDTH
+                ):
                     column = left + s * DILATION_WIDE
                     y = tl.where((column.to(tl.uint32, bitcast=True) < WIDTH)[:, None], y, 0.0)
                 tap = tl.load(filters + (r * TAPS_WIDE + s) * EXPANDED + h, mask=used, other=0.0).to(tl.float32)

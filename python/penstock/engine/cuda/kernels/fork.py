@@ -1,13 +1,13 @@
 """Where a text model's stem forks: a pool and two convolutions of the same map, side by side, in one kernel.
 
-out[..., :C] is the largest of each 2 x 2 window of x, out[..., C:] a 2 x 2 convolution of a 2 x 2 convolution of it, all
-of stride 1 and with windows that overhang below and to the right. Four kernels and a concatenation move the widest maps
-of the network seven times; here they are read once and written once. The values between the convolutions are made anew
-for each of the four pixels that look at them: few channels make that cheap.
+out[..., :C] is the largest of each 2 x 2 window of x, out[..., C:] a 2 x 2 convolution of a 2 x 2 convolution of it,
+all of stride 1 and with windows that overhang below and to the right. Four kernels and a concatenation move the widest
+maps of the network seven times; here they are read once and written once. The values between the convolutions are made
+anew for each of the four pixels that look at them: few channels make that cheap.
 """
 
 # What Triton compiles has Triton's types, which are not Python's.
-# mypy: disable-error-code="no-untyped-def, untyped-decorator, assignment, var-annotated"
+# mypy: disable-error-code="no-untyped-def, untyped-decorator, assignment, var-annotated, misc, unreachable"
 # ruff: noqa: RUF005  (Triton knows no unpacking)
 
 from dataclasses import dataclass

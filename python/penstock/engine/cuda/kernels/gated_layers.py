@@ -136,9 +136,8 @@ def _place(at, HEIGHT: tl.constexpr, WIDTH: tl.constexpr, HIGH: tl.constexpr, WI
     """Where in a map, whose pixels are repeated, a pixel of the large one is from."""
     if HIGH * WIDE == 1:
         return at
-    else:
-        row = at // WIDTH  # of all images, one below the other
-        return (row // HIGH) * (WIDTH // WIDE) + (at % WIDTH) // WIDE
+    row = at // WIDTH  # of all images, one below the other
+    return (row // HIGH) * (WIDTH // WIDE) + (at % WIDTH) // WIDE
 
 
 @triton.jit

@@ -2,7 +2,7 @@
 
 A text recogniser's last layer makes tens of thousands of numbers for each place on a line, 48 MB for 32 lines. A block
 walks through some of the columns of its rows and keeps the largest, where it was, and the sum of exponents; a second
-kernel puts the blocks of a row together. Nothing is rounded on the way, so of two numbers that FP16 can't tell apart the
+kernel puts the blocks of a row together. Nothing is rounded on the way: of two numbers that FP16 can't tell apart the
 larger one is found.
 """
 
@@ -63,7 +63,7 @@ def gemm_top_1_launches(
     config: TopTile,
     pdl: bool = False,
 ) -> tuple[Launch, Launch]:
-    """The first of the largest of each row of x [M, K] w [N, K]^T + bias into index, and its softmax into score, both [M].
+    """The first of the largest of each row of x [M, K] w [N, K]^T + bias into index, its softmax into score, both [M].
 
     parts  FP32 [3, M, splits], for what the blocks tell each other. A row with NaN has a NaN for its score.
     """
@@ -71,7 +71,9 @@ def gemm_top_1_launches(
     expect_shape(w, "w", columns, deep)
     expect_shape(parts, "parts", 3, rows, config.splits)
     if deep > WIDEST or columns >= 1 << 24:
-        raise ValueError(f"x, w: expected rows of up to {WIDEST} and fewer than 2**24 columns, got {deep} and {columns}")
+        raise ValueError(
+            f"x, w: expected rows of up to {WIDEST} and fewer than 2**24 columns, got {deep} and {columns}"
+        )
     for name, each in (("index", index), ("score", score)):
         expect_shape(each, name, rows)
         if not each.is_contiguous():

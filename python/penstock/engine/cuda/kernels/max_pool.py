@@ -133,9 +133,9 @@ def max_pool_kernel(
             at_column = column + wide * DILATION_WIDE
             inside = (at_row >= 0) & (at_row < HEIGHT) & (at_column >= 0) & (at_column < WIDTH)
             place = ((picture * HEIGHT + at_row) * WIDTH + at_column) * X_PITCH
-            seen = tl.load(
-                x + place[:, None] + channels[None, :], mask=exists & inside[:, None], other=start
-            ).to(tl.float32)
+            seen = tl.load(x + place[:, None] + channels[None, :], mask=exists & inside[:, None], other=start).to(
+                tl.float32
+            )
             if MEAN:
                 result += seen
             else:

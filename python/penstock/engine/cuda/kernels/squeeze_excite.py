@@ -91,7 +91,9 @@ def squeeze_excite_launch(
             "COUNT": count or height * width,
             "X_PITCH": pitch(x, "x"),
             "SPLITS": splits,
-            "BLOCK_PIXELS": max(1, min(_IN_FLIGHT // block_channels, power_of_two(triton.cdiv(height * width, splits)))),
+            "BLOCK_PIXELS": max(
+                1, min(_IN_FLIGHT // block_channels, power_of_two(triton.cdiv(height * width, splits)))
+            ),
             **_layers(channels, excite, splits, inner, outer),
             "PDL": pdl,
         },
