@@ -24,8 +24,8 @@ from penstock.engine.cuda.kernels.implicit_gemm import conv2d_nhwc_launch, gemm_
 from penstock.engine.cuda.kernels.reductions import global_average_pool_launch, layer_norm_launch
 from penstock.engine.cuda.kernels.gated_mlp import MlpTile, gated_mlp_launch
 from penstock.engine.cuda.kernels.moves import concat_channels_launch, planes_to_pixels_launch
+from penstock.engine.cuda.kernels.apply_gate import apply_gate_launch
 from penstock.engine.cuda.kernels.squeeze_excite import (
-    apply_gate_launch,
     squeeze_excite_gate_launch,
     squeeze_excite_launch,
 )
