@@ -29,6 +29,14 @@ KINDS: Final[Mapping[str, tuple[str, ...]]] = {
     # A depthwise convolution, all of `conv`, and the squeeze-and-excite of what it makes, which is its second output;
     # the gate's activation at the end is `outer` with `outer_alpha` and `outer_beta`.
     "conv_gate": ("x", "weight", "first", "second"),
+    # A convolution and what a 1 x 1 `shortcut` [out, in] makes of every `shortcut_strides`-th pixel of `source`, added
+    # before the activation; maybe `shortcut_bias`.
+    "conv_shortcut": ("x", "weight", "source", "shortcut"),
+    # A convolution with the activation `inner`, and the 1 x 1 convolution `second` of it, whose `activation` comes
+    # behind what is added: a `residual`, or a `source` with its `shortcut` as above. `bottleneck_next` also writes
+    # what the 1 x 1 convolution `third` with the activation `outer` makes of that. Each may have a bias.
+    "bottleneck": ("x", "weight", "second"),
+    "bottleneck_next": ("x", "weight", "second", "third"),
     "matmul": ("a", "b"),
     "attention": ("q", "k", "v"),  # [B, H, T, D] each, mask [B, H, T, T]; scale; written as [B, T, H, D]
     "lstm": ("x", "weight", "recurrence"),  # bias, recurrence_bias, hidden, cell; gates i, f, c, o; writes [T, B, D, H]
@@ -119,13 +127,10 @@ _NUMBER: Final = _Rule("number")
 _EXTREME: Final = _Rule("text", words=("max", "min"))
 _ACTIVATION: Final = _Rule("text", words=ACTIVATIONS)
 
-_EPILOGUE: Final = {
-    "activation": _ACTIVATION,
-    "alpha": _NUMBER,
-    "beta": _NUMBER,
-    "residual": _Rule("text", words=("before", "after")),
-}
+_ENDING: Final = {"activation": _ACTIVATION, "alpha": _NUMBER, "beta": _NUMBER}
+_EPILOGUE: Final = {**_ENDING, "residual": _Rule("text", words=("before", "after"))}
 _INNER: Final = {"inner": _ACTIVATION, "inner_alpha": _NUMBER, "inner_beta": _NUMBER}
+_OUTER: Final = {"outer": _ACTIVATION, "outer_alpha": _NUMBER, "outer_beta": _NUMBER}
 _WINDOWS: Final = {"kernel": _PAIR, "strides": _PAIR, "pads": _SIDES, "dilations": _PAIR}
 _CONV: Final = {**_WINDOWS, "groups": _Rule("integer", least=1)}
 _POOL: Final = {**_WINDOWS, "count_pads": _Rule("flag")}
@@ -135,6 +140,9 @@ _NEEDED: Final[Mapping[str, Mapping[str, _Rule]]] = {
     "conv": _CONV,
     "conv_transpose": {**_CONV, "output_padding": _Rule("integer", 2, least=0)},
     "conv_gate": _CONV,
+    "conv_shortcut": {**_CONV, "shortcut_strides": _PAIR},
+    "bottleneck": _CONV,
+    "bottleneck_next": _CONV,
     "attention": {"scale": _NUMBER},
     "layer_norm": {"axes": _Rule("integer", least=1), "epsilon": _NUMBER},
     "softmax": {"axis": _AXIS},
@@ -159,13 +167,10 @@ _ALLOWED: Final[Mapping[str, Mapping[str, _Rule]]] = {
     "gemm": _EPILOGUE,
     "squeeze_excite": {**_EPILOGUE, **_INNER},
     "mlp": {**_EPILOGUE, **_INNER, "skip": _Rule("flag")},
-    "conv_gate": {
-        **_EPILOGUE,
-        **_INNER,
-        "outer": _ACTIVATION,
-        "outer_alpha": _NUMBER,
-        "outer_beta": _NUMBER,
-    },
+    "conv_gate": {**_EPILOGUE, **_INNER, **_OUTER},
+    "conv_shortcut": _ENDING,
+    "bottleneck": {**_ENDING, **_INNER, "shortcut_strides": _PAIR},
+    "bottleneck_next": {**_ENDING, **_INNER, **_OUTER, "shortcut_strides": _PAIR},
     "lstm": {"hidden": _Rule("integer", least=1)},
     "max_pool": _POOL,
 }

@@ -336,14 +336,20 @@ _MOST_ELEMENTS: Final = 2**40
 _LONGEST_AXIS: Final = 2**31 - 1
 
 # Kind -> how many outputs it has, where that is not one.
-_OUTPUTS: Final = {"conv_gate": 2, "top_1": 2, "lstm": 3}
+_OUTPUTS: Final = {"conv_gate": 2, "bottleneck_next": 2, "top_1": 2, "lstm": 3}
 # What is laid out anew before anything runs, so that it has to be a weight.
-_CONSTANT: Final = ("weight", "bias", "recurrence", "recurrence_bias", "first", "first_bias", "second", "second_bias")
-_MAPS: Final = ("conv", "conv_transpose", "conv_gate", "squeeze_excite", "max_pool", "average_pool", "resize")
+_CONSTANT: Final = (
+    *("weight", "bias", "recurrence", "recurrence_bias", "first", "first_bias", "second", "second_bias"),
+    *("third", "third_bias", "shortcut", "shortcut_bias"),
+)
+_FILTERS: Final = ("conv", "conv_transpose", "conv_gate", "conv_shortcut", "bottleneck", "bottleneck_next")
+_MAPS: Final = (*_FILTERS, "squeeze_excite", "max_pool", "average_pool", "resize")
 # Kind -> role -> axes of what plays it.
 _AXES: Final[Mapping[str, Mapping[str, int]]] = {
     **{kind: {"x": 4} for kind in _MAPS},
-    **{kind: {"x": 4, "weight": 4} for kind in ("conv", "conv_transpose", "conv_gate")},
+    **{kind: {"x": 4, "weight": 4} for kind in _FILTERS},
+    "conv_shortcut": {"x": 4, "weight": 4, "source": 4, "shortcut": 2},
+    **{kind: {"x": 4, "weight": 4, "second": 2} for kind in ("bottleneck", "bottleneck_next")},
     "gemm": {"weight": 2},
     "attention": {"q": 4, "k": 4, "v": 4},
     "lstm": {"x": 3, "weight": 3, "recurrence": 3},
@@ -376,7 +382,7 @@ def _check_shapes(graph: LoweredGraph, step: Step) -> None:
         raise InvalidArgument(f"step {step.name!r} of kind {step.kind!r} {problem}")
 
 
-_LAYERS: Final = ("conv", "conv_transpose", "gemm", "squeeze_excite", "mlp", "conv_gate", "lstm", "layer_norm")
+_LAYERS: Final = (*_FILTERS, "gemm", "squeeze_excite", "mlp", "lstm", "layer_norm")
 
 
 def _check_program(step: Step) -> None:

@@ -17,6 +17,7 @@ from penstock.engine.lowered import LoweredGraph
 from penstock.errors import Unsupported
 from penstock.graph.editing import Array, is_operator
 from penstock.graph.lowering import attention, layers, moves, reductions
+from penstock.graph.lowering.blocks import join_blocks
 from penstock.graph.lowering.builder import Builder
 from penstock.graph.lowering.fusing import fuse
 from penstock.graph.lowering.joining import join
@@ -79,7 +80,7 @@ def lower(model: ir.Model) -> tuple[LoweredGraph, Weights]:
         _one(builder, node)
     for value in graph.outputs:
         builder.add_output(value, value.producer() or node or ir.node("Identity", [value], name=f"{value.name}.output"))
-    lowered, weights = unfold(join(fuse(builder.finish())), builder.weights)
+    lowered, weights = unfold(join(join_blocks(fuse(builder.finish()))), builder.weights)
     return lowered, {name: weights[name] for name in lowered.weights}
 
 
