@@ -177,18 +177,19 @@ def test_a_step_of_ours_computes_what_the_model_does(name: str, device: str) -> 
 @pytest.mark.parametrize("shortcut", [False, True])
 @pytest.mark.parametrize("name", ["triton", "triton_row"])
 def test_a_bottleneck_of_ours_computes_what_the_model_does(name: str, shortcut: bool, device: str) -> None:
-    text = """(float[1,64,5,4] i, float[1,128,5,4] j) => (float[1,64,5,4] y) { g = Conv <pads=[1,1,1,1]> (i, v) x = Relu(g)
-        a = Conv <pads=[1,1,1,1]> (x, w, b) h = Relu(a) c = Conv(h, p, q) {added} s = Add(c, d) z = Relu(s)
+    text = """(float[1,64,5,4] i) => (float[1,64,5,4] y) {
+        g = Conv <pads=[1,1,1,1]> (i, v) x = Relu(g) {added}
+        a = Conv <pads=[1,1,1,1]> (x, w, b) h = Relu(a) c = Conv(h, p, q) s = Add(c, d) z = Relu(s)
         n = Conv(z, e, b) y = HardSigmoid <alpha=0.3> (n) }"""
-    added = "d = Conv(x, u, q)" if shortcut else "d = Tanh(j)"
+    added = "d = Conv(x, u, q)" if shortcut else "k = Conv <pads=[1,1,1,1]> (x, o) d = LeakyRelu(k)"
     weights = {
         "v": normal(64, 64, 3, 3, seed=1) / 24, "w": normal(64, 64, 3, 3, seed=2) / 24, "b": normal(64, seed=3),
         "p": normal(128, 64, 1, 1, seed=4) / 8, "q": normal(128, seed=5), "u": normal(128, 64, 1, 1, seed=6) / 8,
-        "e": normal(64, 128, 1, 1, seed=8) / 11,
+        "o": normal(128, 64, 3, 3, seed=7) / 24, "e": normal(64, 128, 1, 1, seed=8) / 11,
     }  # fmt: skip
     body = text.replace("{added}", added)
     used = {key: each for key, each in weights.items() if f" {key}," in body or f" {key})" in body}
-    model, inputs = graph(body, used), {"i": normal(1, 64, 5, 4), "j": normal(1, 128, 5, 4, seed=12)}
+    model, inputs = graph(body, used), {"i": normal(1, 64, 5, 4)}
     lowered_, found_weights = lowered(model, inputs)
     joined = join_blocks(lowered_, fewest_pixels=1)
     (step,) = (step for step in joined.steps if step.kind == "bottleneck_next")
