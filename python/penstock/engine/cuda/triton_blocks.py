@@ -15,8 +15,8 @@ from penstock.engine.cuda.kernels.bottleneck import BottleneckTile, Widths, bott
 from penstock.engine.cuda.kernels.epilogue import Scratch
 from penstock.engine.cuda.kernels.implicit_gemm import conv2d_nhwc_launch
 from penstock.engine.cuda.kernels.launching import Launch
-from penstock.engine.cuda.kernels.shortcut_conv import shortcut_conv_launch, shortcut_product
 from penstock.engine.cuda.kernels.tiles import Product, Tile
+from penstock.engine.cuda.kernels.window_conv import window_conv_launch, window_product
 from penstock.engine.cuda.sites import Site
 from penstock.engine.cuda.ways import (
     Config,
@@ -63,7 +63,7 @@ def _conv_shortcut(ready: Ready, operands: Tensors, outputs: Tensors, scratch: S
     site, constants = ready.site, ready.constants
     source = site.index("source")
     assert source is not None
-    return shortcut_conv_launch(
+    return window_conv_launch(
         operands[0],
         ready.weight,
         operands[source],
@@ -84,7 +84,7 @@ def _conv_shortcut(ready: Ready, operands: Tensors, outputs: Tensors, scratch: S
 
 def _both(site: Site) -> Product:
     filters, _, _, channels = site.shape("weight")
-    return shortcut_product(_rows(site), filters, channels, _taps(site), site.shape("shortcut")[1])
+    return window_product(_rows(site), filters, channels, _taps(site), site.shape("shortcut")[1])
 
 
 def _conv_shortcut_tiles(site: Site) -> list[Config]:
@@ -178,7 +178,7 @@ def _row(ready: Ready, operands: Tensors, outputs: Tensors, scratch: Scratch | N
         )  # fmt: skip
     else:
         launches.append(
-            shortcut_conv_launch(
+            window_conv_launch(
                 middle, second, operands[source], constants["shortcut"], out=wide, config=tiles[1],
                 bias=constants.get("second_bias"), shortcut_bias=constants.get("shortcut_bias"),
                 epilogue=ready.epilogue, source_stride=_pair(site, "shortcut_strides"), scratch=scratch, pdl=site.early,
@@ -199,7 +199,7 @@ def _products(site: Site) -> list[Product]:
     wide, rows = site.out_shape()[3], _rows(site)
     second = Product(rows, wide, middle)
     if site.step.operand("shortcut") is not None:
-        second = shortcut_product(rows, wide, middle, 1, site.shape("shortcut")[1])
+        second = window_product(rows, wide, middle, 1, site.shape("shortcut")[1])
     third = [Product(rows, site.shape("third")[0], wide)] if site.step.operand("third") is not None else []
     return [Product(rows, middle, channels, _taps(site)), second, *third]
 

@@ -11,8 +11,8 @@ from torch.nn import functional  # noqa: E402
 
 from penstock.engine.cuda.kernels.bottleneck import BottleneckTile, Widths, bottleneck_launch, bottleneck_tiles  # noqa: E402
 from penstock.engine.cuda.kernels.epilogue import Epilogue, Scratch  # noqa: E402
-from penstock.engine.cuda.kernels.shortcut_conv import shortcut_conv_launch, shortcut_product  # noqa: E402
 from penstock.engine.cuda.kernels.tiles import Tile  # noqa: E402
+from penstock.engine.cuda.kernels.window_conv import window_conv_launch, window_product  # noqa: E402
 
 pytestmark = pytest.mark.torch
 
@@ -132,12 +132,12 @@ def test_two_layers_are_added_in_one_product(case: Sum, device: str) -> None:
     if case.activation == "relu":
         expected = expected.relu()
     out = torch.full(expected.shape, float("nan"), dtype=torch.float16, device=device)
-    product = shortcut_product(2 * high * across, case.filters, case.channels, case.window**2, case.source)
+    product = window_product(2 * high * across, case.filters, case.channels, case.window**2, case.source)
     scratch = Scratch(
         torch.empty(max(1, case.tile.partial_sums(product)), device=device),
         torch.zeros(max(1, case.tile.counters(product)), dtype=torch.int32, device=device),
     )
-    shortcut_conv_launch(
+    window_conv_launch(
         x, w, source, shortcut, out=out, config=case.tile, bias=biases[0], shortcut_bias=biases[1],
         epilogue=Epilogue(case.activation), stride=(case.stride,) * 2, padding=(case.window // 2,) * 2,
         source_stride=(case.spread,) * 2, scratch=scratch,

@@ -1,8 +1,9 @@
-"""A convolution and the 1 x 1 convolution of another map that is added to it, as one product.
+"""Convolutions that take all taps of a few channels before the next channels, maybe with a shortcut's layer.
 
-out = activation(w * x + shortcut · source + biases): the last layer of a residual block whose shortcut is a layer. Both
-reductions run one after the other into the same sums, so that what the shortcut makes is neither written nor read.
-Tiles are `implicit_gemm`'s, with all of both reductions as their steps; a split shares them through `Scratch`.
+out = activation(w * x + shortcut · source + biases + residual). A window's taps read the same pixels, a few of a row
+further: taken one after the other they find them in the cache of their multiprocessor, where `implicit_gemm`, which
+takes all channels of a tap first, has to ask L2 again. A shortcut, the 1 x 1 convolution of another map that is added,
+goes on with the same sums, so that what it makes is neither written nor read. Tiles are `implicit_gemm`'s.
 """
 
 # What Triton compiles has Triton's types, which are not Python's.
@@ -20,7 +21,7 @@ from .rows import expect_shape, picture_strides, pitch
 from .tiles import Product, Tile
 
 
-def shortcut_product(rows: int, filters: int, channels: int, taps: int, source: int) -> Product:
+def window_product(rows: int, filters: int, channels: int, taps: int, source: int = 0) -> Product:
     """The product that both are, for `tiles`: a tap is the largest number of channels that is whole in either."""
     unit = channels
     while source % unit or channels % unit:
@@ -28,16 +29,17 @@ def shortcut_product(rows: int, filters: int, channels: int, taps: int, source: 
     return Product(rows, filters, unit, (channels * taps + source) // unit)
 
 
-def shortcut_conv_launch(
+def window_conv_launch(
     x: torch.Tensor,
     w: torch.Tensor,
-    source: torch.Tensor,
-    shortcut: torch.Tensor,
+    source: torch.Tensor | None = None,
+    shortcut: torch.Tensor | None = None,
     *,
     out: torch.Tensor,
     config: Tile,
     bias: torch.Tensor | None = None,
     shortcut_bias: torch.Tensor | None = None,
+    residual: torch.Tensor | None = None,
     epilogue: Epilogue | None = None,
     stride: tuple[int, int] = (1, 1),
     padding: tuple[int, int] = (0, 0),
@@ -53,21 +55,30 @@ def shortcut_conv_launch(
     images, height, width, channels = x.shape
     filters, taps_high, taps_wide, _ = w.shape
     out_high, out_wide = out.shape[1:3]
-    others = source.shape[3]
+    others = 0 if source is None else source.shape[3]
     expect_shape(w, "w", filters, taps_high, taps_wide, channels)
-    expect_shape(shortcut, "shortcut", filters, others)
     expect_shape(out, "out", images, out_high, out_wide, filters)
-    reached = [-(-size // step) for size, step in zip(source.shape[1:3], source_stride, strict=True)]
-    if (source.shape[0], *reached) != (images, out_high, out_wide):
-        raise ValueError(f"source: expected {images} x {out_high} x {out_wide} pixels, got {tuple(source.shape)}")
-    if not w.is_contiguous() or not shortcut.is_contiguous() or {w.dtype, source.dtype, shortcut.dtype} != {x.dtype}:
-        raise ValueError(f"w, shortcut: expected contiguous {x.dtype}")
+    if residual is not None:
+        expect_shape(residual, "residual", *out.shape)
+    if not w.is_contiguous() or w.dtype != x.dtype:
+        raise ValueError(f"w: expected contiguous {x.dtype}")
+    far = (0, 0, 0)
+    if source is not None and shortcut is not None:
+        expect_shape(shortcut, "shortcut", filters, others)
+        far = picture_strides(source, "source")
+        reached = [-(-size // step) for size, step in zip(source.shape[1:3], source_stride, strict=True)]
+        if (source.shape[0], *reached) != (images, out_high, out_wide):
+            raise ValueError(f"source: expected {images} x {out_high} x {out_wide} pixels, got {tuple(source.shape)}")
+        if not shortcut.is_contiguous() or {source.dtype, shortcut.dtype} != {x.dtype}:
+            raise ValueError(f"shortcut: expected contiguous {x.dtype}")
+    if (source is None) != (shortcut is None):
+        raise ValueError("source, shortcut: expected both or neither")
     if channels % config.block_k or others % config.block_k:
         raise ValueError(f"config: expected steps that divide {channels} and {others} channels, got {config.block_k}")
     for name, each in (("bias", bias), ("shortcut_bias", shortcut_bias)):
         if each is not None:
             expect_shape(each, name, filters)
-    product = shortcut_product(images * out_high * out_wide, filters, channels, taps_high * taps_wide, others)
+    product = window_product(images * out_high * out_wide, filters, channels, taps_high * taps_wide, others)
     split = config.split_k > 1
     if split and (
         scratch is None
@@ -77,10 +88,10 @@ def shortcut_conv_launch(
         raise ValueError(f"scratch: expected {config.partial_sums(product)} floats for {config}")
     epilogue = epilogue or Epilogue()
     expect_activation(epilogue.activation)
-    near, far = picture_strides(x, "x"), picture_strides(source, "source")
+    near = picture_strides(x, "x")
     tiles = triton.cdiv(product.m, config.block_m) * triton.cdiv(filters, config.block_n)
     return Launch(
-        shortcut_conv_kernel,
+        window_conv_kernel,
         (tiles, config.split_k, 1),
         (
             x,
@@ -89,6 +100,7 @@ def shortcut_conv_launch(
             shortcut,
             bias,
             shortcut_bias,
+            residual,
             out,
             scratch.partial_sums if split and scratch else None,
             scratch.counters if split and scratch else None,
@@ -116,10 +128,12 @@ def shortcut_conv_launch(
             "SOURCE_PITCH": far[0] * source_stride[1],
             "SOURCE_ROW": far[1] * source_stride[0],
             "SOURCE_IMAGE": far[2],
+            "RESIDUAL_PITCH": 0 if residual is None else pitch(residual, "residual"),
             "OUT_PITCH": pitch(out, "out"),
             "ACTIVATION": epilogue.activation,
             "ALPHA": epilogue.alpha,
             "BETA": epilogue.beta,
+            "RESIDUAL_LAST": epilogue.residual_last,
             "BLOCK_M": config.block_m,
             "BLOCK_N": config.block_n,
             "BLOCK_K": config.block_k,
@@ -134,13 +148,14 @@ def shortcut_conv_launch(
 
 
 @triton.jit
-def shortcut_conv_kernel(
+def window_conv_kernel(
     x,
     w,
     source,
     shortcut,
     bias,
     shortcut_bias,
+    residual,
     out,
     partial_sums,
     counters,
@@ -166,10 +181,12 @@ def shortcut_conv_kernel(
     SOURCE_PITCH: tl.constexpr,
     SOURCE_ROW: tl.constexpr,
     SOURCE_IMAGE: tl.constexpr,
+    RESIDUAL_PITCH: tl.constexpr,
     OUT_PITCH: tl.constexpr,
     ACTIVATION: tl.constexpr,
     ALPHA: tl.constexpr,
     BETA: tl.constexpr,
+    RESIDUAL_LAST: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
@@ -182,7 +199,8 @@ def shortcut_conv_kernel(
     TILES_N: tl.constexpr = (N + BLOCK_N - 1) // BLOCK_N
     REDUCED: tl.constexpr = CHANNELS * TAPS_HIGH * TAPS_WIDE
     CHUNKS: tl.constexpr = CHANNELS // BLOCK_K
-    OWN: tl.constexpr = TAPS_HIGH * TAPS_WIDE * CHUNKS
+    TAPS: tl.constexpr = TAPS_HIGH * TAPS_WIDE
+    OWN: tl.constexpr = TAPS * CHUNKS
     STEPS: tl.constexpr = OWN + OTHERS // BLOCK_K
     STEPS_EACH: tl.constexpr = (STEPS + SPLIT_K - 1) // SPLIT_K
 
@@ -203,7 +221,10 @@ def shortcut_conv_kernel(
     top = down_out * STRIDE_HIGH - PAD_TOP
     left = right_out * STRIDE_WIDE - PAD_LEFT
     corner = image * X_IMAGE + top * X_ROW + left * X_PITCH
-    place = image * SOURCE_IMAGE + down_out * SOURCE_ROW + right_out * SOURCE_PITCH
+    # Rows past the end are as far outside the picture as the padding is: one comparison serves both.
+    top = tl.where(rows_inside, top, -(1 << 20))
+    if source is not None:
+        place = image * SOURCE_IMAGE + down_out * SOURCE_ROW + right_out * SOURCE_PITCH
     if PDL:
         gdc_wait()
         gdc_launch_dependents()
@@ -212,25 +233,35 @@ def shortcut_conv_kernel(
     first_step = 0 if SPLIT_K == 1 else split * STEPS_EACH
     last_step = STEPS if SPLIT_K == 1 else tl.minimum((split + 1) * STEPS_EACH, STEPS)
     for step in range(first_step, last_step):
-        own = step < OWN
-        tap = step // CHUNKS
-        c = tl.where(own, (step % CHUNKS) * BLOCK_K, (step - OWN) * BLOCK_K)
+        tap = step % TAPS
+        c = (step // TAPS) * BLOCK_K
         down = (tap // TAPS_WIDE) * DILATION_HIGH
         right = (tap % TAPS_WIDE) * DILATION_WIDE
-        # As unsigned numbers what is negative is large. The other map has no window, so that nothing is outside.
+        # As unsigned numbers what is negative is large.
         seen = ((top + down).to(tl.uint32, bitcast=True) < HEIGHT) & (
             (left + right).to(tl.uint32, bitcast=True) < WIDTH
         )
-        pixel = tl.where(own, corner + (down * X_ROW + right * X_PITCH), place) + c
-        map_ = tl.where(own, x, source)
-        pixels = tl.load(
-            map_ + pixel[:, None] + ks[None, :], mask=(rows_inside & (seen | (step >= OWN)))[:, None], other=0
-        )
-        matrix = tl.where(own, w, shortcut)
-        pitch_ = tl.where(own, REDUCED, OTHERS)
-        k = tl.where(own, tap * CHANNELS, 0) + c
-        addresses = matrix + (columns * pitch_ + k)[None, :] + ks[:, None]
-        weights = tl.load(addresses, mask=columns_inside[None, :], other=0)
+        pixel = corner + (down * X_ROW + right * X_PITCH + c)
+        k = tap * CHANNELS + c
+        if source is None:
+            pixels = tl.load(x + pixel[:, None] + ks[None, :], mask=seen[:, None], other=0)
+            addresses = w + (columns * REDUCED + k)[None, :] + ks[:, None]
+        else:
+            # The other map has no window, so that nothing is outside.
+            own = step < OWN
+            rest = (step - OWN) * BLOCK_K
+            pixel = tl.where(own, pixel, place + rest)
+            pixels = tl.load(
+                tl.where(own, x, source) + pixel[:, None] + ks[None, :],
+                mask=(rows_inside & (seen | (step >= OWN)))[:, None],
+                other=0,
+            )
+            first = columns * tl.where(own, REDUCED, OTHERS) + tl.where(own, k, rest)
+            addresses = tl.where(own, w, shortcut) + first[None, :] + ks[:, None]
+        if N % BLOCK_N == 0:  # noqa: SIM108 (decided when it is compiled)
+            weights = tl.load(addresses)
+        else:
+            weights = tl.load(addresses, mask=columns_inside[None, :], other=0)
         total = tl.dot(pixels, weights, total, input_precision="ieee")
 
     finished = True
@@ -251,5 +282,21 @@ def shortcut_conv_kernel(
         if shortcut_bias is not None:
             total += tl.load(shortcut_bias + columns, mask=columns_inside, other=0.0).to(tl.float32)[None, :]
         store_tile(
-            total, rows, columns, bias, None, None, out, 1.0, 1.0, M, N, 0, OUT_PITCH, ACTIVATION, ALPHA, BETA, False
+            total,
+            rows,
+            columns,
+            bias,
+            residual,
+            None,
+            out,
+            1.0,
+            1.0,
+            M,
+            N,
+            RESIDUAL_PITCH,
+            OUT_PITCH,
+            ACTIVATION,
+            ALPHA,
+            BETA,
+            RESIDUAL_LAST,
         )
