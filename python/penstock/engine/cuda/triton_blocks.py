@@ -31,6 +31,8 @@ from penstock.engine.cuda.ways import (
 )
 
 _TILE: Final = 7  # numbers of a product's cut
+_WINDOWS: Final = 5  # cuts of a window that are timed
+_FEW_PIXELS: Final = 2048
 
 
 def _dense(weight: torch.Tensor) -> torch.Tensor:
@@ -99,6 +101,48 @@ def _conv_shortcut_scratch(site: Site, config: Config) -> tuple[int, int]:
 
 def _suits_conv_shortcut(site: Site) -> bool:
     return site.integer("groups") == 1
+
+
+# ---- a window, all taps of a few channels at a time ----
+
+
+def _window(ready: Ready, operands: Tensors, outputs: Tensors, scratch: Scratch | None) -> Launch:
+    site = ready.site
+    return window_conv_launch(
+        operands[0],
+        ready.weight,
+        out=outputs[0],
+        config=Tile(*ready.config),
+        bias=ready.bias,
+        residual=ready.residual(operands),
+        epilogue=ready.epilogue,
+        stride=_pair(site, "strides"),
+        padding=_pair(site, "pads"),
+        dilation=_pair(site, "dilations"),
+        scratch=scratch,
+        pdl=site.early,
+    )
+
+
+def _of_window(site: Site) -> Product:
+    filters, _, _, channels = site.shape("weight")
+    return window_product(_rows(site), filters, channels, _taps(site))
+
+
+def _window_tiles(site: Site) -> list[Config]:
+    product = _of_window(site)
+    found = tiles_of(product, multiprocessors_of(site.device))
+    return [config for config in found if product.channels % Tile(*config).block_k == 0][:_WINDOWS]
+
+
+def _window_scratch(site: Site, config: Config) -> tuple[int, int]:
+    return tile_scratch(_of_window(site), config)
+
+
+def _suits_window(site: Site) -> bool:
+    """Where pixels are read more than once, and often enough for the order to matter."""
+    channels = site.shape("weight")[3]
+    return site.integer("groups") == 1 and _taps(site) > 1 and channels % 32 == 0 and _rows(site) >= _FEW_PIXELS
 
 
 # ---- a bottleneck in one kernel ----
@@ -222,6 +266,7 @@ def _row_scratch(site: Site, config: Config) -> tuple[int, int]:
 
 
 BLOCKS: Final[dict[tuple[str, str], Way]] = {
+    ("conv", "triton_window"): Way(_window, _window_tiles, _window_scratch, {"weight": _dense}, _suits_window),
     ("conv_shortcut", "triton"): Way(
         _conv_shortcut, _conv_shortcut_tiles, _conv_shortcut_scratch, _FORMS, _suits_conv_shortcut
     ),

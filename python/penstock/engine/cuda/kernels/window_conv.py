@@ -16,6 +16,7 @@ from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from .activations import expect_activation
 from .epilogue import Epilogue, Scratch, store_tile
+from .first_cache import through_first_cache
 from .launching import Launch
 from .rows import expect_shape, picture_strides, pitch
 from .tiles import Product, Tile
@@ -147,6 +148,7 @@ def window_conv_launch(
     )
 
 
+@through_first_cache
 @triton.jit
 def window_conv_kernel(
     x,
