@@ -16,7 +16,7 @@ from penstock.engine.cuda import blocks, expressions, joined, layers, patches, s
 from penstock.engine.cuda.sites import Run, RunInto, Site
 from penstock.errors import AlreadyExists, Unsupported
 
-OURS: Final = "triton"
+OURS: Final = ("triton", "cuda")
 """What the names of our own kernels begin with; they are loaded when one is asked for."""
 
 

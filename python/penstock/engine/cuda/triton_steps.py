@@ -24,12 +24,14 @@ from penstock.engine.cuda.kernels.max_pool import max_pool2d_nhwc_launch
 from penstock.engine.cuda.kernels.reductions import global_average_pool_launch, layer_norm_launch
 from penstock.engine.cuda.kernels.resident import ResidentTile, resident_conv_launch, resident_tiles
 from penstock.engine.cuda.kernels.tiles import Product, Tile
+from penstock.engine.cuda.recurrent import RECURRENT
 from penstock.engine.cuda.sites import RunInto, Site, seen
 from penstock.engine.cuda.triton_blocks import BLOCKS
 from penstock.engine.cuda.triton_joined import JOINED, LAYERS, depthwise_and_gate, suits_gate_layers
 from penstock.engine.cuda.triton_moves import MOVES
 from penstock.engine.cuda.ways import (
     Config,
+    Launched,
     Ready,
     Tensors,
     Way,
@@ -291,6 +293,7 @@ WAYS: Final[dict[tuple[str, str], Way]] = {
     **BLOCKS,
     **JOINED,
     **MOVES,
+    **RECURRENT,
 }
 """Kind and name -> kernel."""
 
@@ -302,7 +305,7 @@ def add() -> None:
             register(kind, name, Implementation(writing(_binding(way)), _fitting(name, way), way.configs))
 
 
-def launch(site: Site, name: str, config: Config) -> tuple[Launch, ...]:
+def launch(site: Site, name: str, config: Config) -> tuple[Launched, ...]:
     """What the step would launch, on tensors without memory but with the addresses' alignment: for compiling ahead.
 
     `Launch.run` of it is senseless. ValueError or RuntimeError where the kernel refuses the step's tensors.
@@ -316,7 +319,7 @@ def launch(site: Site, name: str, config: Config) -> tuple[Launch, ...]:
     return way.launches(_ready(way, site, config, on_meta=True), _operands_on_meta(site), outputs, scratch)
 
 
-def launches(sites: Sequence[Site], names: Sequence[str]) -> list[Launch]:
+def launches(sites: Sequence[Site], names: Sequence[str]) -> list[Launched]:
     """What steps with these implementations would launch, for those of them that are ours."""
     pairs = ((site, name) for site, name in zip(sites, names, strict=True) if (site.step.kind, name) in WAYS)
     return [
@@ -373,11 +376,11 @@ def _fitting(name: str, way: Way) -> Callable[[Site], bool]:
 def _ready(way: Way, site: Site, config: Config, *, on_meta: bool = False) -> Ready:
     constants: dict[str, torch.Tensor] = {}
     for role in _roles(site):
-        form = _row if role.endswith("bias") else way.forms.get(role)
+        form = way.forms.get(role) or (_row if role.endswith("bias") else None)
         weight = None if form is None else site.weight(role)
         if form is not None and weight is not None:
             constants[role] = form(_without_memory(weight) if on_meta else weight)
-    return Ready(site, config, constants)
+    return Ready(site, config, way.combined(constants))
 
 
 def _row(bias: torch.Tensor) -> torch.Tensor:

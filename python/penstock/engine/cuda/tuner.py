@@ -25,7 +25,7 @@ from penstock.engine.cuda.sites import DTYPES, Site
 from penstock.engine.cuda.workspace import Needs, working_in
 
 if TYPE_CHECKING:
-    from penstock.engine.cuda.kernels.launching import Launch
+    from penstock.engine.cuda.ways import Launched
 
 Call = Callable[[], object]
 Timer = Callable[[Call], float]
@@ -43,7 +43,7 @@ _SAMPLE_SECONDS: Final = 1.5e-3  # of the device in one measurement
 class Builds(Protocol):
     """`precompile.Compilers`, which can only be named where there is Triton."""
 
-    def submit(self, launch: "Launch", /) -> Future[str]: ...
+    def submit(self, launch: "Launched", /) -> Future[str]: ...
 
 
 @dataclass(slots=True)
