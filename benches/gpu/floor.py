@@ -53,6 +53,8 @@ def flops(graph: LoweredGraph, step: Step) -> float:
         products = step.attributes.get("products")  # those with weights that only fill up are none
         each = products if isinstance(products, int) else math.prod(shape("weight")[1:])
         return 2.0 * _written(graph, step) * each
+    if step.kind in ("conv_shortcut", "bottleneck", "bottleneck_next"):
+        return 2.0 * _of_a_block(graph, step)
     if step.kind == "conv_transpose":  # each input goes into a filter's worth of results
         return 2.0 * math.prod(shape("x")) * math.prod(shape("weight")[1:])
     if step.kind == "gemm":
@@ -87,6 +89,13 @@ def _of_layers(graph: LoweredGraph, step: Step) -> float:
             each = math.prod(shape[1:]) if step.kind == "expand_depthwise" else 0
             total += 2.0 * _written(graph, step) * each if each else 2.0 * rows * math.prod(shape)
     return total
+
+
+def _of_a_block(graph: LoweredGraph, step: Step) -> float:
+    """Multiplications of its layers, each for every pixel that it writes."""
+    pixels = math.prod(graph.values[step.outputs[0]].shape[:3])
+    layers = (step.operand(role) for role in ("weight", "second", "third", "shortcut"))
+    return float(pixels * sum(math.prod(graph.shape(each)) for each in layers if each is not None))
 
 
 def moved(graph: LoweredGraph, step: Step) -> float:

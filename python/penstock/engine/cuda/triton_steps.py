@@ -23,9 +23,11 @@ from penstock.engine.cuda.kernels.implicit_gemm_kernel import implicit_gemm_kern
 from penstock.engine.cuda.kernels.launching import Launch, interpreted
 from penstock.engine.cuda.kernels.max_pool import max_pool2d_nhwc_launch
 from penstock.engine.cuda.kernels.reductions import global_average_pool_launch, layer_norm_launch
+from penstock.engine.cuda.kernels.resident import ResidentTile, resident_conv_launch, resident_tiles
 from penstock.engine.cuda.kernels.tiles import Product, Tile
 from penstock.engine.cuda.recurrent import RECURRENT
 from penstock.engine.cuda.sites import RunInto, Site, seen
+from penstock.engine.cuda.triton_blocks import BLOCKS
 from penstock.engine.cuda.triton_joined import JOINED, LAYERS, depthwise_and_gate, suits_gate_layers, sums_scratch
 from penstock.engine.cuda.triton_moves import MOVES
 from penstock.engine.cuda.ways import (
@@ -102,6 +104,41 @@ def _gemm(ready: Ready, operands: Tensors, outputs: Tensors, scratch: Scratch | 
         scratch=scratch,
         pdl=ready.site.early,
     )
+
+
+def _resident(ready: Ready, operands: Tensors, outputs: Tensors, scratch: Scratch | None) -> Launch:
+    """A product is a convolution of a picture one pixel wide."""
+    del scratch
+    site, weight, residual = ready.site, ready.weight, ready.residual(operands)
+    if residual is not None and residual.shape != outputs[0].shape:
+        raise ValueError("residual: expected the result's shape")
+    x, out = operands[0], outputs[0]
+    strides = pads = dilations = (1, 1)
+    if site.step.kind == "gemm":
+        n, k = weight.shape
+        x, out, weight, pads = x.view(1, -1, 1, k), out.view(1, -1, 1, n), weight[:, None, None, :], (0, 0)
+        residual = None if residual is None else residual.view(1, -1, 1, n)
+    else:
+        strides, pads, dilations = (_pair(site.integers(name)) for name in ("strides", "pads", "dilations"))
+    return resident_conv_launch(
+        x,
+        weight,
+        out=out,
+        config=ResidentTile(*ready.config),
+        bias=ready.bias,
+        residual=residual,
+        epilogue=ready.epilogue,
+        stride=strides,
+        padding=pads,
+        dilation=dilations,
+        multiprocessors=multiprocessors_of(site.device),
+        pdl=site.early,
+    )
+
+
+def _resident_tiles(site: Site) -> list[Config]:
+    residual = site.step.operand("residual") is not None
+    return [astuple(tile) for tile in resident_tiles(_product(site), residual, multiprocessors_of(site.device))]
 
 
 # ---- one channel at a time, one row, one head ----
@@ -326,12 +363,15 @@ WAYS: Final[dict[tuple[str, str], Way]] = {
         {"first": _flat, "weight": _taps_first},
         _suits_layers,
     ),
+    ("conv", "triton_resident"): Way(_resident, _resident_tiles, suits=_suits_conv),
     ("gemm", "triton"): Way(_gemm, _tiles, _tile_scratch),
+    ("gemm", "triton_resident"): Way(_resident, _resident_tiles),
     ("attention", "triton"): Way(_attention, _attention_tiles, suits=_suits_attention),
     ("layer_norm", "triton"): Way(_layer_norm, forms={"weight": _wide}, suits=_suits_layer_norm),
     ("reduce", "triton"): Way(_pool, _pool_splits, _pool_scratch, suits=_suits_pool),
     ("max_pool", "triton"): Way(_window),
     ("average_pool", "triton"): Way(_window),
+    **BLOCKS,
     **JOINED,
     **MOVES,
     **RECURRENT,

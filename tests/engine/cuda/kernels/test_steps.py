@@ -23,6 +23,7 @@ from penstock.engine.cuda.precompile import Compilers
 from penstock.engine.cuda.triton_steps import launch
 from penstock.engine.cuda.tuner import tune
 from penstock.errors import InvalidArgument
+from penstock.graph.lowering.blocks import join_blocks
 from tests.engine.cuda.reference import Arrays, error, lowered
 from tests.graph.small import graph, normal, run
 
@@ -168,6 +169,13 @@ MODELS: dict[str, tuple[str, Arrays, Arrays, str]] = {
         "(float[2,3,6,6] x) => (float[2,16,6,6] y) { y = Conv <pads=[1,1,1,1]> (x, w) }",
         {"w": normal(16, 3, 3, 3, seed=1) / 5}, {"x": normal(2, 3, 6, 6)}, "pad",
     ),
+    "shortcut": (
+        """(float[2,16,7,6] x) => (float[2,32,4,3] y) { a = Conv <pads=[1,1,1,1], strides=[2,2]> (x, w, b)
+        r = Relu(a) c = Conv(r, p) d = Conv <strides=[2,2]> (x, e, f) s = Add(c, d) y = Relu(s) }""",
+        WIDE | {"p": SMALL["p"], "e": normal(32, 16, 1, 1, seed=10) / 4, "f": normal(32, seed=11)},
+        {"x": normal(2, 16, 7, 6)},
+        "conv_shortcut",
+    ),
     "attention": (
         """(float[2,5,32] x) => (float[2,5,32] y) {
         q = Reshape(x, s) a = Transpose<perm=[0,2,1,3]>(q) b = Transpose<perm=[0,2,3,1]>(q)
@@ -223,6 +231,30 @@ def test_a_large_sum_of_blocks_is_cut(device: str) -> None:
     kernels = [each.kernel.__name__ for each in launch(site, "triton_depthwise", (2, 16, 1, 1))]
     assert kernels == ["depthwise_kernel", "squeeze_excite_kernel"]
     assert executor.needs.counters == 2
+
+
+@pytest.mark.parametrize("shortcut", [False, True])
+@pytest.mark.parametrize("name", ["triton", "triton_row"])
+def test_a_bottleneck_of_ours_computes_what_the_model_does(name: str, shortcut: bool, device: str) -> None:
+    text = """(float[1,64,5,4] i) => (float[1,64,5,4] y) {
+        g = Conv <pads=[1,1,1,1]> (i, v) x = Relu(g) {added}
+        a = Conv <pads=[1,1,1,1]> (x, w, b) h = Relu(a) c = Conv(h, p, q) s = Add(c, d) z = Relu(s)
+        n = Conv(z, e, b) y = HardSigmoid <alpha=0.3> (n) }"""
+    added = "d = Conv(x, u, q)" if shortcut else "k = Conv <pads=[1,1,1,1]> (x, o) d = LeakyRelu(k)"
+    weights = {
+        "v": normal(64, 64, 3, 3, seed=1) / 24, "w": normal(64, 64, 3, 3, seed=2) / 24, "b": normal(64, seed=3),
+        "p": normal(128, 64, 1, 1, seed=4) / 8, "q": normal(128, seed=5), "u": normal(128, 64, 1, 1, seed=6) / 8,
+        "o": normal(128, 64, 3, 3, seed=7) / 24, "e": normal(64, 128, 1, 1, seed=8) / 11,
+    }  # fmt: skip
+    body = text.replace("{added}", added)
+    used = {key: each for key, each in weights.items() if f" {key}," in body or f" {key})" in body}
+    model, inputs = graph(body, used), {"i": normal(1, 64, 5, 4)}
+    lowered_, found_weights = lowered(model, inputs)
+    joined = join_blocks(lowered_, fewest_pixels=1)
+    (step,) = (step for step in joined.steps if step.kind == "bottleneck_next")
+    executor = Executor(joined, found_weights, device, "fp16", choices={step.name: Choice(name, ())})
+    found = executor.run({key: torch.from_numpy(each).to(device) for key, each in inputs.items()})["y"]
+    assert error(found.cpu().numpy(), run(model, inputs)["y"]) < 2e-3
 
 
 PAIRS = ("two layers", "two layers of tokens", "squeeze, excite and two layers")
