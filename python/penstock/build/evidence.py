@@ -6,8 +6,11 @@ table that people are shown. Written by the driver; read by `penstock inspect` a
 """
 
 import math
+import platform
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass, replace
+from datetime import UTC, datetime
+from importlib import metadata
 from typing import Any, Final
 
 from penstock.build.gate import Gate, Verdict
@@ -180,6 +183,19 @@ def of_verdict(gate: Gate, verdict: Verdict, *, inputs: str, samples: int) -> Ac
         gate.text, verdict.passed, _finite(verdict.measured), verdict.limit, verdict.message, inputs, samples,
         verdict.interval, verdict.errors,
     )  # fmt: skip
+
+
+def of_verdicts(verdicts: Mapping[Tactic, Verdict]) -> tuple[Refused, ...]:
+    """Those that failed."""
+    return tuple(
+        Refused(tactic, _finite(each.measured), each.message) for tactic, each in verdicts.items() if not each.passed
+    )
+
+
+def environment(machine: Fingerprint) -> Environment:
+    """Here and now."""
+    built_at = datetime.now(UTC).isoformat(timespec="seconds")
+    return Environment(machine, metadata.version("penstock"), platform.python_version(), built_at)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,11 +1,12 @@
 """From chosen tactics to an engine: compile each once more in a child process, keep its artifact, and write the file.
 
 `Sealing.draft` compiles, `Draft.seal` writes and loads: the driver seals a draft, puts that engine through the gate,
-and seals it again with the verdict in its evidence. Called by the driver.
+and writes the file again with the verdict in its evidence; what was loaded stays. Called by the driver.
 """
 
 import hashlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
@@ -16,8 +17,10 @@ from penstock.build.samples import Samples
 from penstock.build.selection import Selection
 from penstock.build.weights import shared
 from penstock.engine import Engine, check, parts, sealed
+from penstock.engine.check import Verdict
 from penstock.engine.engine import from_sealed
 from penstock.engine.plan import (
+    CUDA,
     LOWERED,
     PRECISIONS,
     SOURCE,
@@ -32,8 +35,9 @@ from penstock.engine.plan import (
     Tactic,
 )
 from penstock.engine.retuning import graph_member
+from penstock.engine.sealed import Sealed
 from penstock.errors import ModelLoadError
-from penstock.tactics import Child, Limits, compiled
+from penstock.tactics import Child, Limits, Stable, compiled
 
 # Calls that a profile's times are taken over.
 _PROFILE_CALLS: Final = 10
@@ -49,11 +53,20 @@ class Draft:
 
     def seal(self, found: Evidence) -> Engine:
         """Write the file and load it."""
+        made, verdict = self._written(found)
+        return from_sealed(made, verdict)
+
+    def sealed_again(self, engine: Engine, found: Evidence) -> Engine:
+        """The same engine with other evidence in its file; programs are not loaded again."""
+        made, _ = self._written(found)
+        return engine.with_evidence_of(made)
+
+    def _written(self, found: Evidence) -> tuple[Sealed, Verdict]:
         sealed.write(self.path, self.manifest, self.members, found.to_json())
         verdict = check(self.path, self.manifest.fingerprint)
         if verdict.sealed is None or verdict.action != "run":
             raise ModelLoadError(f"the engine that was just sealed can't run: {'; '.join(verdict.reasons)}")
-        return from_sealed(verdict.sealed, verdict)
+        return verdict.sealed, verdict
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +82,8 @@ class Sealing:
     options: Mapping[str, Any]
     limits: Limits
     custom_ops: tuple[CustomOperator, ...] = ()
+    processes: Stable | None = None
+    """Of a build for a GPU: those that timed the programs export them."""
 
     def draft(self, selection: Selection, folder: Path, sizes: Callable[[Tactic], int]) -> Draft:
         """Compile every program; its files lie in `folder`. Raises CandidateLost when one can't be compiled again.
@@ -83,10 +98,10 @@ class Sealing:
             member = f"artifacts/{len(programs)}.{self._suffix(tactic)}"
             target = folder / Path(member).name
             shapes = self.buckets[bucket] if bucket >= 0 else {}
-            with compiled(tactic, self.forms.files[tactic.form], shapes or None, limits=self.limits) as child:
-                child.export(target)
+            with self._compiled(tactic, bucket) as (child, number):
+                child.export(target, number)
                 if not programs:
-                    regions = self._regions(child, tactic, max(bucket, 0))
+                    regions = self._regions(child, number, tactic, max(bucket, 0))
             index[tactic, bucket] = len(programs)
             programs.append(
                 Program(tactic, member, dict(shapes), sizes(tactic), self._outputs(tactic), beside(tactic.form))
@@ -123,6 +138,17 @@ class Sealing:
         )
         return Draft(folder / f"{self.name}.engine", manifest, artifacts)
 
+    @contextmanager
+    def _compiled(self, tactic: Tactic, bucket: int) -> Iterator[tuple[Child, int]]:
+        """A process with the program, and the program's number there."""
+        if self.processes is not None and tactic.runtime == CUDA:
+            seconds = self.limits.start_seconds + self.limits.compile_seconds
+            yield self.processes.compiled(tactic, bucket, seconds), self.processes.number(tactic, bucket)
+            return
+        shapes = self.buckets[bucket] if bucket >= 0 else {}
+        with compiled(tactic, self.forms.files[tactic.form], shapes or None, limits=self.limits) as child:
+            yield child, 0
+
     def _suffix(self, tactic: Tactic) -> str:
         if parts.beside(self.forms.files[tactic.form].path) is not None:
             return "chain"
@@ -140,9 +166,9 @@ class Sealing:
         specs = self.forms.plain_outputs if beside(tactic.form) else self.forms.outputs
         return tuple(spec.name for spec in specs)
 
-    def _regions(self, child: Child, tactic: Tactic, bucket: int) -> tuple[Region, ...]:
+    def _regions(self, child: Child, number: int, tactic: Tactic, bucket: int) -> tuple[Region, ...]:
         """What the library executes, with the source model's node names in place of the form's."""
-        child.load(bucket, self.samples.at(self.buckets[bucket]))
+        child.load(bucket, self.samples.at(self.buckets[bucket]), number)
         names = self.forms.sources[tactic.form]
         return tuple(
             replace(region, nodes=tuple(dict.fromkeys(each for node in region.nodes for each in names.get(node, ()))))

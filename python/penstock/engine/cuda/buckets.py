@@ -6,6 +6,7 @@ shapes with its choices, from which any number of contexts are made. Called by t
 
 import torch
 
+from penstock.engine.cuda import costs
 from penstock.engine.cuda.artifact import Artifact
 from penstock.engine.cuda.choices import Choice, Choices
 from penstock.engine.cuda.contexts import Context, GraphContext, HostContext
@@ -17,6 +18,10 @@ from penstock.engine.cuda.kernels.replay import Player, Recorder
 from penstock.engine.cuda.sites import DTYPES
 from penstock.engine.plan import Region
 from penstock.errors import ExecutionError, ModelLoadError, Unsupported
+
+
+def _taken(device: torch.device) -> int:
+    return torch.cuda.memory_allocated(device) if device.type == "cuda" else 0
 
 
 def capability(device: torch.device) -> int:
@@ -69,13 +74,27 @@ class Bucket:
             raise ModelLoadError(
                 "kernels of this program are bound with triton, which is not installed; it comes with torch"
             )
+        self.weights = model.weights(prepared, precision)
+        before = _taken(model.device)
         self.executor = Executor(
-            prepared.graph, model.weights(prepared, precision), model.device, precision, choices=choices,
-            early_launch=self._early_launch,
-        )  # fmt: skip
+            prepared.graph, self.weights, model.device, precision, choices=choices, early_launch=self._early_launch
+        )
+        self.prepared_bytes = max(0, _taken(model.device) - before)
+        """Of device memory: weights in the order that kernels want, kept besides."""
+        self.context_bytes = costs.arena(self.executor.graph)
+        """Of device memory; measured with the first context, until then what its values take by liveness."""
+        self._measured = False
 
     def context(self) -> Context:
-        return GraphContext(self.executor) if self.executor.device.type == "cuda" else HostContext(self.executor)
+        device = self.executor.device
+        if device.type != "cuda":
+            return HostContext(self.executor)
+        before = torch.cuda.memory_reserved(device)
+        made = GraphContext(self.executor)
+        gained = torch.cuda.memory_reserved(device) - before
+        if not self._measured and gained > 0:  # zero where it found all it needs in what torch had kept
+            self.context_bytes, self._measured = gained, True
+        return made
 
     def sealed(self) -> Artifact:
         """Its kernels are taken down in one run."""

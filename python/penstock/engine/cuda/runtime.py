@@ -27,11 +27,11 @@ from penstock.engine.cuda.contexts import Context, Phases, phases
 from penstock.engine.cuda.executor import PRECISIONS
 from penstock.engine.cuda.kernels.driver import OUT_OF_MEMORY
 from penstock.engine.cuda.kernels.replay import Player
-from penstock.engine.cuda.tuning import Tuning
+from penstock.engine.cuda.tuning import Tuning, build_early, keep_compilers
 from penstock.engine.lowered import LoweredGraph
 from penstock.engine.plan import CUDA, PLAIN_STEPS, TUNED_STEPS, Region, Shapes, Tactic
 from penstock.engine.routing import beyond_rows
-from penstock.engine.runtimes.base import Array, Arrays, Shelf, checked, library_message, padded
+from penstock.engine.runtimes.base import Array, Arrays, DeviceMemory, Shelf, checked, library_message, padded
 from penstock.errors import (
     ExecutionError,
     InvalidArgument,
@@ -88,7 +88,17 @@ class CudaRuntime:
                 search = shapes is not None
                 choices = tuning.choices(model, each, tactic.precision, search=search) if tuning else {}
                 buckets.append(Bucket(model, each, tactic.precision, choices, early_launch=tuning is not None))
+                build_early(buckets[-1].executor)
             return cls(path.name, tactic, buckets)
+
+    @staticmethod
+    def prepare(tactic: Tactic) -> None:
+        """What a process can do before it knows a model: the GPU's context, and whoever compiles for the tuner."""
+        if torch.cuda.is_available():
+            device = _device(tactic.name)
+            torch.zeros(1, device=device)
+            if tactic.options == TUNED_STEPS:
+                keep_compilers(device)
 
     @classmethod
     def reopen(
@@ -143,6 +153,14 @@ class CudaRuntime:
         self._check_open()
         with _running(self._title):
             return phases(self._fitting(inputs).executor, dict(inputs), calls)
+
+    def memory(self) -> DeviceMemory:
+        weights = {id(tensor): tensor.nbytes for bucket in self._buckets for tensor in bucket.weights.values()}
+        return DeviceMemory(
+            sum(weights.values()),
+            sum(bucket.prepared_bytes for bucket in self._buckets),
+            sum(bucket.context_bytes for bucket in self._buckets),
+        )
 
     def instance(self) -> "CudaInstance":
         buckets = self._buckets  # once: closing takes them away

@@ -97,10 +97,12 @@ def reopen(
     return one(artifact, output_names, name)
 
 
-def import_library(runtime: str) -> None:
-    """Import what a runtime needs, where it is installed."""
+def prepare(tactic: Tactic) -> None:
+    """Import what a tactic needs, where it is installed, and start what it can do before it knows a model."""
     with contextlib.suppress(ModelLoadError, InvalidArgument):  # compiling says what is wrong
-        _class(runtime, runtime)
+        library = _class(tactic.runtime, tactic.runtime)
+        if tactic.runtime == CUDA:
+            library.prepare(tactic)
 
 
 def features() -> Mapping[str, tuple[str, ...]]:

@@ -9,7 +9,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -94,6 +94,34 @@ class Compiled(Runtime, Protocol):
 
     def regions(self, inputs: Arrays, repeats: int = 20) -> tuple[Region, ...]:
         """What the library executes for these inputs, by its own profile."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceMemory:
+    """Bytes on a device that a program takes."""
+
+    weights: int
+    """Once for all programs of an engine."""
+
+    program: int
+    """What its kernels prepared of them, once for all contexts."""
+
+    context: int
+    """Values between the steps and captured graphs, for each context."""
+
+    @property
+    def total(self) -> int:
+        """With one context, and no other program."""
+        return self.weights + self.program + self.context
+
+
+@runtime_checkable
+class OnDevice(Protocol):
+    """A runtime whose programs lie in the memory of a device."""
+
+    def memory(self) -> DeviceMemory:
+        """By the device's own count, of the contexts that were made; an estimate before there is one."""
         ...
 
 
