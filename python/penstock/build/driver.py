@@ -10,10 +10,9 @@ Libraries run in child processes until something is sealed. Called by `entry`.
 import itertools
 import logging
 import math
-import statistics
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
@@ -26,7 +25,7 @@ from penstock.build import custom_ops, evidence
 from penstock.build.evidence import CalibrationRecord, Evidence, SensitivityRecord
 from penstock.build.forms import BESIDE, add_lowered, beside, prepare
 from penstock.build.gate import Metric, Verdict
-from penstock.build.judging import REFERENCE, Run, calling, margin, reducing, within
+from penstock.build.judging import REFERENCE, Run, calling, margin, reducing, reduction_microseconds, within
 from penstock.build.on_gpu import OnGpu, import_ahead, why_not
 from penstock.build.options import AUTO, BuildOptions, allowed, buckets, profiles
 from penstock.build.progress import Progress
@@ -37,7 +36,6 @@ from penstock.build.shapes import distinct
 from penstock.build.target import target
 from penstock.engine import Engine, fingerprint
 from penstock.engine.plan import CUDA, LOWERED, OPTIMIZED, SOURCE, Tactic
-from penstock.engine.reducing import reduced
 from penstock.engine.routing import batched
 from penstock.engine.runtimes import LIBRARIES
 from penstock.errors import AccuracyError, Internal, InvalidArgument, ModelLoadError, Unsupported
@@ -60,7 +58,6 @@ _CONFIRM_SHARE: Final = 0.3
 _WIDER_SHARE: Final = 0.6
 # Tactics of a bucket that are timed side by side at the end.
 _MOST_FINALISTS: Final = 4
-_REDUCTION_CALLS: Final = 5
 _OPTIMUM: Final = 0  # its place among the buckets
 # A quantized form this close to the float model is left as it is; corrections take calibration's time again.
 _CLOSE: Final = 0.999
@@ -114,7 +111,7 @@ class Build:
         self._confirm()
         sealing = Sealing(
             self._path.stem, self._forms, self._profiles, self._buckets, self._samples, self._machine,
-            self._options.to_json(), self._limits, self._custom_ops, self._processes,
+            self._options.to_json(), self._limits, self._custom_ops, self._options.workspace_bytes, self._processes,
         )  # fmt: skip
         for attempt in itertools.count():
             selection = self._accepted()
@@ -180,6 +177,8 @@ class Build:
                 raise
             self._take_the_cpu(error.message)
             return
+        if self._options.workspace_bytes is not None:
+            self._gpu.check_workspace(form, self._options.workspace_bytes)
         note = self._gpu.tune_for(form, self._options.budget_seconds, self._left, self._cache)
         self._notes += [note] if note else []
         if self._data is not None and "int8" in self._allowed:
@@ -228,7 +227,7 @@ class Build:
         """Time every tactic for these forms; with what is `known` of others it is one race, and one scale."""
         self._progress.stage("race", ", ".join(forms))
         wanted = (
-            tactics.for_gpu(forms, self._allowed, self._gpu.precision)
+            tactics.for_gpu(forms, self._allowed, self._gpu.precision, free_shapes=self._free_shapes)
             if self._on_gpu
             else tactics.candidates(forms, self._allowed, self._machine.features, self._buckets)
         )
@@ -292,16 +291,11 @@ class Build:
     def _running(self, tactic: Tactic, form: Form | None = None) -> Iterator[Run]:
         """A tactic in a child process, as a function of inputs, with what the engine would compute beside it."""
         form = form or self._forms.files[tactic.form]
-        with ExitStack() as stack:
-            if self._processes is not None and tactic.runtime == CUDA:
-                source = self._forms.files[SOURCE]
-
-                def rest() -> tactics.Child:
-                    return stack.enter_context(tactics.compiled(REFERENCE, source, limits=self._limits))
-
-                yield self._gpu.running(tactic, self._processes, self._limits, rest)
-                return
-            child = stack.enter_context(tactics.compiled(tactic, form, limits=self._limits))
+        if self._processes is not None and tactic.runtime == CUDA:
+            with self._gpu.running(tactic, self._processes, self._limits, self._forms.files[SOURCE]) as run:
+                yield run
+            return
+        with tactics.compiled(tactic, form, limits=self._limits) as child:
             yield reducing(child.run, self._forms.reductions if beside(tactic.form) else ())
 
     def _judged_as(self, tactic: Tactic) -> Tactic:
@@ -338,16 +332,13 @@ class Build:
             Candidate(tactic, self._times(tactic), self._race.bytes_of(tactic))
             for tactic in known if not self._failed(tactic)
         ]  # fmt: skip
-        selection = select(
-            candidates, len(self._buckets), free_shapes=self._free_shapes,
-            workspace_bytes=self._options.workspace_bytes,
-        )  # fmt: skip
+        # On a GPU programs hold about the same, and what they hold is known when they are sealed.
+        limit = self._options.workspace_bytes if not self._on_gpu else None
+        selection = select(candidates, len(self._buckets), free_shapes=self._free_shapes, workspace_bytes=limit)
         if selection is not None:
             return selection
-        if candidates and self._options.workspace_bytes is not None:
-            raise InvalidArgument(
-                f"no set of programs fits into a workspace of {self._options.workspace_bytes} bytes; allow more"
-            )
+        if candidates and limit is not None:
+            raise InvalidArgument(f"no set of programs fits into a workspace of {limit} bytes; allow more")
         worst = "; ".join(f"{tactic.name}: {each.message}" for tactic, each in self._verdicts.items())
         raise AccuracyError(f"nothing that runs passes {self._options.gate.text}: {worst}")
 
@@ -366,12 +357,7 @@ class Build:
         with tactics.compiled(tactic, self._forms.files[tactic.form], limits=self._limits) as child:
             for bucket, shapes in enumerate(self._buckets):
                 outputs = child.run(self._samples.at(shapes))
-                samples: list[float] = []
-                for _ in range(_REDUCTION_CALLS):
-                    start = time.perf_counter()
-                    reduced(outputs, self._forms.reductions)
-                    samples.append(time.perf_counter() - start)
-                self._beside_microseconds[bucket] = 1e6 * statistics.median(samples)
+                self._beside_microseconds[bucket] = reduction_microseconds(outputs, self._forms.reductions)
 
     @property
     def _free_shapes(self) -> bool:

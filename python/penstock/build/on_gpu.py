@@ -8,23 +8,36 @@ import importlib
 import json
 import threading
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from typing import Any, Final
 
 from numpy.typing import NDArray
 
 from penstock.build.gate import Verdict
-from penstock.build.judging import Run
+from penstock.build.judging import REFERENCE, Run
 from penstock.build.samples import fitted
 from penstock.engine.cuda import choices as chosen
+from penstock.engine.cuda import costs, tuning
 from penstock.engine.cuda import form as forms
-from penstock.engine.cuda import tuning
 from penstock.engine.cuda.tuning import Tuning
+from penstock.engine.lowered import narrowed
 from penstock.engine.plan import CUDA, LOWERED, PLAIN_STEPS, Shapes, Tactic
 from penstock.engine.routing import beyond_rows
-from penstock.tactics import GPU_PRECISIONS, Child, Chosen, Form, Limits, Measurement, Race, Stable, TimingCache
+from penstock.errors import InvalidArgument
+from penstock.tactics import (
+    GPU_PRECISIONS,
+    Child,
+    Chosen,
+    Form,
+    Limits,
+    Measurement,
+    Race,
+    Stable,
+    TimingCache,
+    compiled,
+)
 
 Arrays = Mapping[str, NDArray[Any]]
 
@@ -74,6 +87,20 @@ class OnGpu:
             return ""
         return f"choices of {len(known)} of {len(self._buckets) * len(widths)} buckets came from the timing cache"
 
+    def check_workspace(self, form: Form, limit: int) -> None:
+        """Raises InvalidArgument where weights and values alone are more, before anything is tuned for minutes."""
+        found = forms.read(form.path.read_bytes(), form.path.name)
+        datatype = "FP32" if self.precision in ("tf32", "fp32") else "FP16"
+        floats = costs.SIZES[datatype]
+        sizes = ((each.size, each.dtype) for each in found.weights.values())
+        weights = sum(size * (floats if dtype.kind == "f" else dtype.itemsize) for size, dtype in sizes)
+        contexts = [costs.arena(narrowed(each.graph, datatype)) for each in found.prepared]
+        if weights + sum(contexts) > limit:
+            raise InvalidArgument(
+                f"the GPU's programs take {weights + sum(contexts)} bytes at least (weights {weights}, buckets "
+                f"{', '.join(map(str, contexts))}), --workspace allows {limit}; allow more, or leave out a bucket"
+            )
+
     def race_seconds(self, left: float) -> float:
         """Of what is left, without what comes after."""
         return max(0.0, left - self._closing)
@@ -104,21 +131,23 @@ class OnGpu:
             for name in dict.fromkeys(tuning.name(shapes, precision) for precision in self.precisions)
         }
 
-    def running(self, tactic: Tactic, stable: Stable, limits: Limits, rest: Callable[[], Child]) -> Run:
+    @contextmanager
+    def running(self, tactic: Tactic, stable: Stable, limits: Limits, source: Form) -> Iterator[Run]:
         """A tactic at whatever shapes, in the process that raced it. What no bucket takes runs on the CPU, in the
-        engine as here: in the process that `rest` gives.
+        engine as here.
         """
         child = stable.whole(replace(tactic, shapes="static"), limits.start_seconds + limits.compile_seconds)
-        others: list[Child] = []
+        rest: list[Child] = []
+        with ExitStack() as stack:
 
-        def run(inputs: Arrays) -> Mapping[str, NDArray[Any]]:
-            if self.takes(inputs):
-                return child.run(inputs)
-            if not others:
-                others.append(rest())
-            return others[0].run(inputs)
+            def run(inputs: Arrays) -> Mapping[str, NDArray[Any]]:
+                if self.takes(inputs):
+                    return child.run(inputs)
+                if not rest:
+                    rest.append(stack.enter_context(compiled(REFERENCE, source, limits=limits)))
+                return rest[0].run(inputs)
 
-        return run
+            yield run
 
     def fastest(self, timed: Sequence[Measurement]) -> Tactic | None:
         """Of those on the GPU in the precision of now; `timed` has the fastest first."""

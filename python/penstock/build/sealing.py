@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
-from penstock.build.evidence import Evidence
+from penstock.build.evidence import Evidence, label
 from penstock.build.forms import Forms, beside
 from penstock.build.samples import Samples
 from penstock.build.selection import Selection
@@ -33,10 +33,12 @@ from penstock.engine.plan import (
     Region,
     Shapes,
     Tactic,
+    bytes_together,
 )
 from penstock.engine.retuning import graph_member
+from penstock.engine.runtimes.base import DeviceMemory
 from penstock.engine.sealed import Sealed
-from penstock.errors import ModelLoadError
+from penstock.errors import InvalidArgument, ModelLoadError
 from penstock.tactics import Child, Limits, Stable, compiled
 
 # Calls that a profile's times are taken over.
@@ -82,6 +84,7 @@ class Sealing:
     options: Mapping[str, Any]
     limits: Limits
     custom_ops: tuple[CustomOperator, ...] = ()
+    workspace_bytes: int | None = None
     processes: Stable | None = None
     """Of a build for a GPU: those that timed the programs export them."""
 
@@ -102,11 +105,14 @@ class Sealing:
                 child.export(target, number)
                 if not programs:
                     regions = self._regions(child, number, tactic, max(bucket, 0))
+                held = child.memory(number) if tactic.runtime == CUDA else DeviceMemory(0, sizes(tactic), 0)
             index[tactic, bucket] = len(programs)
+            outputs, later = self._outputs(tactic), beside(tactic.form)
             programs.append(
-                Program(tactic, member, dict(shapes), sizes(tactic), self._outputs(tactic), beside(tactic.form))
+                Program(tactic, member, dict(shapes), held.total, outputs, later, held.weights, held.context)
             )
             artifacts[member] = target
+        self._check_workspace(programs)
         buckets = tuple(
             Bucket(dict(self.buckets[at]), index[tactic, at if tactic.shapes == "static" else -1], time)
             for at, (tactic, time) in enumerate(zip(selection.tactics, selection.microseconds, strict=True))
@@ -137,6 +143,20 @@ class Sealing:
             custom_ops=self.custom_ops,
         )
         return Draft(folder / f"{self.name}.engine", manifest, artifacts)
+
+    def _check_workspace(self, programs: Sequence[Program]) -> None:
+        """Of a GPU's programs, which are known to the byte now; the others were chosen to fit."""
+        here = [each for each in programs if each.tactic.runtime == CUDA]
+        held = bytes_together(here)
+        if self.workspace_bytes is None or held <= self.workspace_bytes:
+            return
+        contexts = ", ".join(f"{label(each.shapes)} {_mib(each.bytes - each.shared_bytes)}" for each in here)
+        weights = max(each.shared_bytes for each in here)
+        raise InvalidArgument(
+            f"the engine takes {_mib(held)} of the GPU's memory with one context of each bucket (weights "
+            f"{_mib(weights)}, {contexts}), --workspace allows {_mib(self.workspace_bytes)}; allow more, or leave out "
+            "the largest bucket"
+        )
 
     @contextmanager
     def _compiled(self, tactic: Tactic, bucket: int) -> Iterator[tuple[Child, int]]:
@@ -181,3 +201,7 @@ def _narrowest(programs: Sequence[Program], regions: Sequence[Region]) -> str:
     reported = {region.precision for region in regions} & set(PRECISIONS)
     asked = {program.tactic.precision for program in programs}
     return min(reported or asked, key=PRECISIONS.index)
+
+
+def _mib(count: int) -> str:
+    return f"{count / 2**20:.1f} MiB"

@@ -59,7 +59,7 @@ def from_sealed(
     memory_bytes: int | None = None,
 ) -> "Engine":
     """Programs of a file that was read; compiled anew where the verdict is `retune`."""
-    indices = fitting(sealed.manifest, memory_bytes)
+    indices = fitting(sealed.manifest, memory_bytes, instances)
     anew = [at for at in indices if sealed.manifest.programs[at].tactic.runtime in verdict.anew]
     programs: dict[int, Compiled] = {}
     if anew:

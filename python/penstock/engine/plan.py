@@ -4,7 +4,7 @@ Everything here is a frozen dataclass that goes to JSON and back without loss (`
 imported and nothing is computed. `tactics` writes them into its cache, `build` into the manifest, reports print them.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal
 
@@ -130,6 +130,23 @@ class Program:
 
     beside: bool = False
     """It answers what the engine's reductions still have to be applied to."""
+
+    shared_bytes: int = 0
+    """Of `bytes`: weights on a device, which programs of the same form and precision hold together once."""
+
+    context_bytes: int = 0
+    """Of `bytes`: what each context takes on a device, one of which is counted."""
+
+
+def bytes_together(programs: Iterable[Program], contexts: int = 1) -> int:
+    """What these programs hold, with so many contexts of each: shared weights once."""
+    shared: dict[tuple[str, str], int] = {}
+    own = 0
+    for each in programs:
+        own += each.bytes - each.shared_bytes + max(0, contexts - 1) * each.context_bytes
+        key = each.tactic.form, each.tactic.precision
+        shared[key] = max(shared.get(key, 0), each.shared_bytes)
+    return own + sum(shared.values())
 
 
 @dataclass(frozen=True, slots=True)

@@ -82,15 +82,22 @@ def candidates(
     return list(dict.fromkeys(found))
 
 
-def for_gpu(forms: Mapping[str, Form], allowed: Collection[str], precision: str) -> list[Tactic]:
-    """Tactics on an NVIDIA GPU in one precision, after the safe one, which stays on the CPU and takes any shapes.
+def for_gpu(
+    forms: Mapping[str, Form], allowed: Collection[str], precision: str, *, free_shapes: bool = False
+) -> list[Tactic]:
+    """Tactics on an NVIDIA GPU in one precision, and the safe one, which stays on the CPU and takes any shapes.
 
-    Plain steps are there within seconds; tuned ones win nearly always.
+    Plain steps are there within seconds, so they are first, and what is slow after them costs little; tuned ones win
+    nearly always. Where calls come with `free_shapes`, which no program for a GPU takes, the safe one has to be there.
     """
-    found = [Tactic(ONNXRUNTIME, "fp32", SOURCE)] if SOURCE in forms and "fp32" in allowed else []
+    safe = [Tactic(ONNXRUNTIME, "fp32", SOURCE)] if SOURCE in forms and "fp32" in allowed else []
     lowered = [form for form in forms if form.startswith(LOWERED)]
-    ways = (PLAIN_STEPS, TUNED_STEPS) if precision in _TUNED else (PLAIN_STEPS,)
-    return found + [Tactic(CUDA, precision, form, "static", options=steps) for form in lowered for steps in ways]
+    plain, tuned = (
+        [Tactic(CUDA, precision, form, "static", options=steps) for form in lowered]
+        for steps in (PLAIN_STEPS, TUNED_STEPS)
+    )
+    first = [*safe, *plain] if free_shapes else [*plain, *safe]
+    return first + (tuned if precision in _TUNED else [])
 
 
 def _openvino(

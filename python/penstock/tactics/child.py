@@ -23,7 +23,7 @@ from typing import Any, Final
 from penstock.engine import parts
 from penstock.engine.custom import Imports
 from penstock.engine.plan import CUDA, Region, Shapes, Tactic, tactic_to_json
-from penstock.engine.runtimes.base import Array, Arrays, library_message
+from penstock.engine.runtimes.base import Array, Arrays, DeviceMemory, library_message
 from penstock.errors import ExecutionError
 from penstock.tactics.frames import Decoder, Frame, FrameError, encode
 from penstock.tactics.memory import available, resident
@@ -204,6 +204,11 @@ class Child:
         """Write the artifact that makes the program loadable without compiling; its bytes."""
         frame = Frame("export", {"path": str(path.resolve()), "program": program})
         return int(self._command(frame, self.limits.compile_seconds, "being exported").fields["bytes"])
+
+    def memory(self, program: int = 0) -> DeviceMemory:
+        """What a program for a GPU takes there."""
+        answer = self._command(Frame("memory", {"program": program}), self.limits.call_seconds, "being asked").fields
+        return DeviceMemory(int(answer["weights"]), int(answer["program"]), int(answer["context"]))
 
     def close(self) -> None:
         """End the process and all it started. Nothing is waited for: it holds nothing worth keeping."""

@@ -46,6 +46,7 @@ _ONE_THREAD_BELOW_US: Final = 2_000.0
 # While a bucket has no time at all, the race goes on this long after its budget: an engine needs one.
 _EXTRA_SECONDS: Final = 60.0
 _TUNING_GRACE_SECONDS: Final = 8.0
+_LEAST_TUNING_SECONDS: Final = 4.0
 
 
 def race(
@@ -117,8 +118,8 @@ class _Race:
         fresh = [tactic for tactic in tactics if tactic not in done]
         for number, tactic in enumerate(fresh, 1):
             self._ledger.tell(Trying(tactic, number, len(fresh)))
-            for next_one in fresh[number : number + 1]:
-                self._stable.expect(next_one)
+            for later in fresh[number:]:
+                self._stable.expect(later)
             for bucket in self._buckets:
                 self._one(tactic, bucket)
 
@@ -159,6 +160,8 @@ class _Race:
         """Why a tactic is not worth its time here; empty when it is."""
         if self._left(tactic, bucket) <= 0:
             return "no time was left"
+        if self._ledger.left() < _LEAST_TUNING_SECONDS and not self._stable.knows(tactic, bucket):
+            return "too little time was left to tune it"
         if bucket != self._optimum:
             why = self._behind(tactic)
             if why:

@@ -6,6 +6,7 @@ what it is for. It ends with its builder: the kernel kills it when the thread th
 when its input ends. Started by `child`.
 """
 
+import contextlib
 import ctypes
 import gc
 import json
@@ -93,6 +94,7 @@ class Worker:
             "run": self._on_run,
             "regions": self._on_regions,
             "export": self._on_export,
+            "memory": self._on_memory,
         }
 
     def answer(self, frame: Frame) -> Frame:
@@ -164,6 +166,12 @@ class Worker:
         Path(frame.fields["path"]).write_bytes(data)
         return Frame("ok", {"bytes": len(data)})
 
+    def _on_memory(self, frame: Frame) -> Frame:
+        runtime = self._program(int(frame.fields["program"])).runtime
+        if not isinstance(runtime, OnDevice):
+            raise RuntimeError("it lies in no device's memory")
+        return Frame("ok", asdict(runtime.memory()))
+
     def _program(self, number: int) -> _Program:
         if number not in self._programs:
             raise RuntimeError("nothing is compiled yet")
@@ -202,7 +210,8 @@ def serve(compiler: Compile) -> None:
     channel = Channel()
     guard(int(sys.argv[1]))
     if len(sys.argv) > 2:  # what it will be asked for: while nobody waits yet
-        prepare(tactic_from_json(json.loads(sys.argv[2])))
+        with contextlib.suppress(Exception):  # whatever a library raises, compiling raises again and is answered
+            prepare(tactic_from_json(json.loads(sys.argv[2])))
     worker = Worker(compiler)
     while (frame := channel.receive()) is not None and frame.kind != "quit":
         channel.send(worker.answer(frame))

@@ -82,18 +82,13 @@ class Bucket:
         self.prepared_bytes = max(0, _taken(model.device) - before)
         """Of device memory: weights in the order that kernels want, kept besides."""
         self.context_bytes = costs.arena(self.executor.graph)
-        """Of device memory; measured with the first context, until then what its values take by liveness."""
-        self._measured = False
+        """Of device memory; as contexts have it; before there is one, what its values take by liveness."""
 
     def context(self) -> Context:
-        device = self.executor.device
-        if device.type != "cuda":
+        if self.executor.device.type != "cuda":
             return HostContext(self.executor)
-        before = torch.cuda.memory_reserved(device)
         made = GraphContext(self.executor)
-        gained = torch.cuda.memory_reserved(device) - before
-        if not self._measured and gained > 0:  # zero where it found all it needs in what torch had kept
-            self.context_bytes, self._measured = gained, True
+        self.context_bytes = made.device_bytes
         return made
 
     def sealed(self) -> Artifact:

@@ -56,6 +56,7 @@ class GraphContext:
         self._outputs = {name: as_numpy(tensor) for name, tensor in answers.items()}
         self.milliseconds = self._timed()
         """Of one replay, copies included."""
+        self.device_bytes = self._captured.device_bytes()
         self._sleeping, self._spinning = torch.cuda.Event(blocking=True), torch.cuda.Event()
 
     def run(self, inputs: Arrays) -> Arrays:

@@ -245,6 +245,14 @@ class Captured:
         self.outputs: Tensors = dict(zip((each.name for each in executor.graph.outputs), answers, strict=True))
         self._launch = _launcher(self._graph)
 
+    def device_bytes(self) -> int:
+        """What it holds of the device's memory: what was captured, its inputs, and where sums are shared."""
+        pool = tuple(self._graph.pool())
+        segments = torch.cuda.memory_snapshot()
+        captured = sum(int(each["total_size"]) for each in segments if tuple(each.get("segment_pool_id", ())) == pool)
+        own = (*self.inputs.values(), self._workspace.partial_sums, self._workspace.counters)
+        return captured + sum(int(tensor.nbytes) for tensor in own)
+
     def replay(self) -> None:
         """On the context's own stream; whoever reads the outputs waits for it. While others capture, too."""
         self._launch(self.stream)
