@@ -30,7 +30,7 @@ from penstock.build.on_gpu import OnGpu, import_ahead, why_not
 from penstock.build.options import AUTO, BuildOptions, allowed, buckets, profiles
 from penstock.build.progress import Progress
 from penstock.build.samples import Samples
-from penstock.build.sealing import Sealing
+from penstock.build.sealing import Draft, Sealing
 from penstock.build.selection import Candidate, Selection, select
 from penstock.build.shapes import distinct
 from penstock.build.target import target
@@ -119,10 +119,10 @@ class Build:
             folder = self._folder / f"sealing-{attempt}"
             folder.mkdir()
             draft = sealing.draft(selection, folder, self._race.bytes_of)
-            made = draft.seal(self._evidence(selection, self._verdict(selection.tactics[0])))
+            made = draft.seal(self._evidence(selection, self._verdict(selection.tactics[0]), draft))
             verdict = self._judge(calling(made))
             if verdict.passed:
-                return draft.sealed_again(made, self._evidence(selection, verdict))
+                return draft.sealed_again(made, self._evidence(selection, verdict, draft))
             made.close()
             # What passed alone and fails sealed was changed by sealing: it is not to be trusted.
             _LOG.warning("sealed engine refused: %s", verdict.message)
@@ -467,7 +467,7 @@ class Build:
 
     # ---- evidence ----
 
-    def _evidence(self, selection: Selection, verdict: Verdict) -> Evidence:
+    def _evidence(self, selection: Selection, verdict: Verdict, draft: Draft) -> Evidence:
         timings, lost, skipped = evidence.of_race(self._race)
         metric = isinstance(self._options.gate, Metric)
         kind = "metric" if metric else "calibration data" if self._samples.real else "noise"
@@ -485,6 +485,7 @@ class Build:
             passes=self._forms.passes,
             calibration=self._calibration,
             sensitivity=self._sensitivity,
+            ceilings=draft.ceilings,
             notes=(*self._forms.notes, *self._race.notes, *self._notes),
         )
 

@@ -16,6 +16,7 @@ from typing import Any, Final
 from penstock.build.gate import Gate, Verdict
 from penstock.build.metrics import OutputError
 from penstock.engine.plan import Fingerprint, Shape, Shapes, Tactic, tactic_from_json, tactic_to_json
+from penstock.engine.roofline import Ceilings
 from penstock.errors import InvalidArgument
 from penstock.graph.optimizing import PassRecord
 from penstock.tactics.results import Measurement, Race
@@ -148,6 +149,9 @@ class Evidence:
     """None: there was no data, and so no INT8."""
 
     sensitivity: SensitivityRecord | None = None
+    ceilings: Ceilings | None = None
+    """Of the device, where the engine is for one; what shares of the roofline are shares of."""
+
     notes: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
@@ -359,6 +363,7 @@ def from_json(data: Mapping[str, Any]) -> Evidence:
 def _evidence(data: Mapping[str, Any]) -> Evidence:
     accuracy, environment = data["accuracy"], data["environment"]
     calibration, sensitivity = data["calibration"], data["sensitivity"]
+    ceilings = data.get("ceilings")  # later than the version
     machine = environment["fingerprint"]
     return Evidence(
         buckets=tuple({name: tuple(shape) for name, shape in each.items()} for each in data["buckets"]),
@@ -384,6 +389,7 @@ def _evidence(data: Mapping[str, Any]) -> Evidence:
         if calibration
         else None,
         sensitivity=SensitivityRecord(**{**sensitivity, "kept": tuple(sensitivity["kept"])}) if sensitivity else None,
+        ceilings=Ceilings(**{name: float(value) for name, value in ceilings.items()}) if ceilings else None,
         notes=tuple(data["notes"]),
     )
 

@@ -36,6 +36,7 @@ from penstock.engine.plan import (
     bytes_together,
 )
 from penstock.engine.retuning import graph_member
+from penstock.engine.roofline import Ceilings
 from penstock.engine.runtimes.base import DeviceMemory
 from penstock.engine.sealed import Sealed
 from penstock.errors import InvalidArgument, ModelLoadError
@@ -52,6 +53,8 @@ class Draft:
     path: Path
     manifest: Manifest
     members: Mapping[str, bytes | Path]
+    ceilings: Ceilings | None = None
+    """Of the device, where the first program lies on one."""
 
     def seal(self, found: Evidence) -> Engine:
         """Write the file and load it."""
@@ -96,6 +99,7 @@ class Sealing:
         artifacts: dict[str, bytes | Path] = {}
         programs: list[Program] = []
         regions: tuple[Region, ...] = ()
+        ceilings: Ceilings | None = None
         index: dict[tuple[Tactic, int], int] = {}
         for tactic, bucket in self._wanted(selection):
             member = f"artifacts/{len(programs)}.{self._suffix(tactic)}"
@@ -105,6 +109,7 @@ class Sealing:
                 child.export(target, number)
                 if not programs:
                     regions = self._regions(child, number, tactic, max(bucket, 0))
+                    ceilings = child.ceilings(number) if tactic.runtime == CUDA else None
                 held = child.memory(number) if tactic.runtime == CUDA else DeviceMemory(0, sizes(tactic), 0)
             index[tactic, bucket] = len(programs)
             outputs, later = self._outputs(tactic), beside(tactic.form)
@@ -142,7 +147,7 @@ class Sealing:
             options=self.options,
             custom_ops=self.custom_ops,
         )
-        return Draft(folder / f"{self.name}.engine", manifest, artifacts)
+        return Draft(folder / f"{self.name}.engine", manifest, artifacts, ceilings)
 
     def _check_workspace(self, programs: Sequence[Program]) -> None:
         """Of a GPU's programs, which are known to the byte now; the others were chosen to fit."""

@@ -110,6 +110,12 @@ class Region:
     tactic: str = ""
     """Kernel or implementation, as the library calls it."""
 
+    flops: float = 0.0
+    """Of products of matrices and convolutions, two for a multiplication and its addition; 0 where nobody counted."""
+
+    bytes: float = 0.0
+    """Read and written, each value once; 0 where nobody counted."""
+
 
 @dataclass(frozen=True, slots=True)
 class Program:

@@ -76,6 +76,8 @@ def manifest_to_json(manifest: Manifest) -> dict[str, Any]:
                 "precision": each.precision,
                 "microseconds": each.microseconds,
                 "tactic": each.tactic,
+                "flops": each.flops,
+                "bytes": each.bytes,
             }
             for each in manifest.regions
         ],
@@ -306,6 +308,7 @@ def _region(data: Reader) -> Region:
         data.text("precision"),
         data.number("microseconds"),
         data.text("tactic"),
+        *(data.number(key) if key in data else 0.0 for key in ("flops", "bytes")),  # later than the format
     )
 
 

@@ -23,6 +23,7 @@ from typing import Any, Final
 from penstock.engine import parts
 from penstock.engine.custom import Imports
 from penstock.engine.plan import CUDA, Region, Shapes, Tactic, tactic_to_json
+from penstock.engine.roofline import Ceilings
 from penstock.engine.runtimes.base import Array, Arrays, DeviceMemory, library_message
 from penstock.errors import ExecutionError
 from penstock.tactics.frames import Decoder, Frame, FrameError, encode
@@ -210,6 +211,15 @@ class Child:
         answer = self._command(Frame("memory", {"program": program}), self.limits.call_seconds, "being asked").fields
         return DeviceMemory(int(answer["weights"]), int(answer["program"]), int(answer["context"]))
 
+    def ceilings(self, program: int = 0) -> Ceilings:
+        """What the device of a program could do."""
+        answer = self._command(
+            Frame("ceilings", {"program": program}), self.limits.call_seconds, "being measured"
+        ).fields
+        return Ceilings(
+            float(answer["flops_per_second"]), float(answer["bytes_per_second"]), float(answer["launch_us"])
+        )
+
     def close(self) -> None:
         """End the process and all it started. Nothing is waited for: it holds nothing worth keeping."""
         if self._closed:
@@ -360,6 +370,8 @@ def _region(fields: Mapping[str, Any]) -> Region:
         precision=str(fields["precision"]),
         microseconds=float(fields["microseconds"]),
         tactic=str(fields["tactic"]),
+        flops=float(fields["flops"]),
+        bytes=float(fields["bytes"]),
     )
 
 

@@ -95,6 +95,7 @@ class Worker:
             "regions": self._on_regions,
             "export": self._on_export,
             "memory": self._on_memory,
+            "ceilings": self._on_ceilings,
         }
 
     def answer(self, frame: Frame) -> Frame:
@@ -167,10 +168,16 @@ class Worker:
         return Frame("ok", {"bytes": len(data)})
 
     def _on_memory(self, frame: Frame) -> Frame:
+        return Frame("ok", asdict(self._on_device(frame).memory()))
+
+    def _on_ceilings(self, frame: Frame) -> Frame:
+        return Frame("ok", asdict(self._on_device(frame).ceilings()))
+
+    def _on_device(self, frame: Frame) -> OnDevice:
         runtime = self._program(int(frame.fields["program"])).runtime
         if not isinstance(runtime, OnDevice):
             raise RuntimeError("it lies in no device's memory")
-        return Frame("ok", asdict(runtime.memory()))
+        return runtime
 
     def _program(self, number: int) -> _Program:
         if number not in self._programs:

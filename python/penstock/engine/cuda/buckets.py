@@ -115,7 +115,7 @@ class Bucket:
             parts = [step.kind, *(role for role in ("bias", "residual") if step.operand(role))]
             parts += [activation] if activation != "none" else []
             choice = self._choices.get(bound.name) or Choice(bound.implementation)
-            found.append(
-                Region(bound.name, "+".join(parts), step.nodes, precision, times.get(bound.name, 0.0), str(choice))
-            )
+            work = costs.flops(self.executor.graph, step), costs.moved(self.executor.graph, step)
+            microseconds = times.get(bound.name, 0.0)
+            found.append(Region(bound.name, "+".join(parts), step.nodes, precision, microseconds, str(choice), *work))
         return tuple(found)

@@ -21,6 +21,7 @@ from penstock.engine.cuda.choices import Choices
 from penstock.engine.cuda.implementations import OURS, chosen
 from penstock.engine.cuda.kernels.driver import OwnStream, launch_graph
 from penstock.engine.cuda.kernels.replay import Launcher, launching
+from penstock.engine.cuda.ranges import named
 from penstock.engine.cuda.sites import DTYPES, Run, Site, narrow, seen
 from penstock.engine.cuda.workspace import Needs, working_in
 from penstock.engine.lowered import LoweredGraph, Operand, narrowed
@@ -112,7 +113,8 @@ class Executor:
             operands = [seen(slots[slot], operand) for slot, operand in bound.reads]
             if watch is not None:
                 watch(number, operands)
-            outputs = bound.run(operands)
+            with named(bound.name):
+                outputs = bound.run(operands)
             for slot, output in zip(bound.writes, outputs, strict=True):
                 slots[slot] = output
             for slot in bound.frees:

@@ -23,6 +23,7 @@ from penstock.engine import gpus
 from penstock.engine.cuda import artifact as artifacts
 from penstock.engine.cuda import form as forms
 from penstock.engine.cuda.buckets import Bucket, Model
+from penstock.engine.cuda.ceilings import measured
 from penstock.engine.cuda.contexts import Context, Phases, phases
 from penstock.engine.cuda.executor import PRECISIONS
 from penstock.engine.cuda.kernels.driver import OUT_OF_MEMORY
@@ -30,6 +31,7 @@ from penstock.engine.cuda.kernels.replay import Player
 from penstock.engine.cuda.tuning import Tuning, build_early, keep_compilers
 from penstock.engine.lowered import LoweredGraph
 from penstock.engine.plan import CUDA, PLAIN_STEPS, TUNED_STEPS, Region, Shapes, Tactic
+from penstock.engine.roofline import Ceilings
 from penstock.engine.routing import beyond_rows
 from penstock.engine.runtimes.base import Array, Arrays, DeviceMemory, Shelf, checked, library_message, padded
 from penstock.errors import (
@@ -147,6 +149,12 @@ class CudaRuntime:
         self._check_open()
         with _running(self._title):
             return self._fitting(inputs).regions(self._tactic.precision)
+
+    def ceilings(self) -> Ceilings:
+        """What this GPU could do in the program's precision, measured now or earlier in this process."""
+        self._check_open()
+        with _running(self._title):
+            return measured(self._buckets[0].executor.device, self._tactic.precision)
 
     def phases(self, inputs: Arrays, calls: int) -> Phases:
         """Copying in, computing and copying out, timed apart by the GPU's clock."""

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from penstock.engine.plan import Region
+from penstock.engine.roofline import Ceilings
 from penstock.errors import InvalidArgument
 from penstock.tensors import TensorSpec, datatype_of
 
@@ -122,6 +123,10 @@ class OnDevice(Protocol):
 
     def memory(self) -> DeviceMemory:
         """By the device's own count, of the contexts that were made; an estimate before there is one."""
+        ...
+
+    def ceilings(self) -> Ceilings:
+        """What the device could do in the program's precision."""
         ...
 
 
