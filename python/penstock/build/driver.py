@@ -227,7 +227,7 @@ class Build:
         """Time every tactic for these forms; with what is `known` of others it is one race, and one scale."""
         self._progress.stage("race", ", ".join(forms))
         wanted = (
-            tactics.for_gpu(forms, self._allowed, self._gpu.precision, free_shapes=self._free_shapes)
+            self._gpu.tactics(forms, free_shapes=self._free_shapes)
             if self._on_gpu
             else tactics.candidates(forms, self._allowed, self._machine.features, self._buckets)
         )

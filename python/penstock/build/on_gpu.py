@@ -25,6 +25,7 @@ from penstock.engine.cuda.tuning import Tuning
 from penstock.engine.lowered import narrowed
 from penstock.engine.plan import CUDA, LOWERED, PLAIN_STEPS, Shapes, Tactic
 from penstock.engine.routing import beyond_rows
+from penstock.engine.runtimes import providers
 from penstock.errors import InvalidArgument
 from penstock.tactics import (
     GPU_PRECISIONS,
@@ -37,6 +38,7 @@ from penstock.tactics import (
     Stable,
     TimingCache,
     compiled,
+    for_gpu,
 )
 
 Arrays = Mapping[str, NDArray[Any]]
@@ -63,6 +65,7 @@ class OnGpu:
     def __init__(self, buckets: Sequence[Shapes], batched: bool, allowed: Collection[str]) -> None:
         """`buckets`: the optimum first; `batched`: rows can be told apart, so that a bucket may be padded."""
         self._buckets, self._batched = [dict(each) for each in buckets], batched
+        self._allowed = frozenset(allowed)
         self.precisions = [each for each in GPU_PRECISIONS if each in allowed]
         self.precision = self.precisions[0]
         """The one that is raced now."""
@@ -73,6 +76,10 @@ class OnGpu:
         found = Stable(files, self._buckets, inputs, limits)
         found.expect(Tactic(CUDA, self.precision, LOWERED, "static", options=PLAIN_STEPS))
         return found
+
+    def tactics(self, forms: Mapping[str, Form], *, free_shapes: bool) -> list[Tactic]:
+        """What is raced for these forms in the precision of now."""
+        return for_gpu(forms, self._allowed, self.precision, free_shapes=free_shapes, providers=providers())
 
     def tune_for(self, form: Form, budget: float, left: float, cache: TimingCache | None) -> str:
         """Say how long buckets are tuned, and hand over what earlier builds chose; a note about that, or nothing."""

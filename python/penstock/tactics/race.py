@@ -16,6 +16,7 @@ from typing import Final
 from penstock.engine.fingerprint import here
 from penstock.engine.plan import CUDA, TUNED_STEPS, Fingerprint, Shapes, Tactic
 from penstock.engine.runtimes.base import Arrays
+from penstock.engine.runtimes.settings import on_gpu
 from penstock.errors import InvalidArgument
 from penstock.tactics.cache import TimingCache
 from penstock.tactics.candidates import Form, candidates, one_thread, siblings
@@ -127,7 +128,7 @@ class _Race:
         """The winners of buckets whose calls are so short that threads may cost more than they give."""
         winners = [self._ledger.best(bucket) for bucket in self._buckets]
         short = dict.fromkeys(each.tactic for each in winners if each and each.median_us < _ONE_THREAD_BELOW_US)
-        return [one_thread(tactic) for tactic in short if tactic.threads == 0 and tactic.runtime != CUDA]
+        return [one_thread(each) for each in short if each.threads == 0 and each.runtime != CUDA and not on_gpu(each)]
 
     def _one(self, tactic: Tactic, bucket: int) -> None:
         """One tactic at one bucket: timed, lost or skipped."""
@@ -261,5 +262,5 @@ class _Race:
 
 
 def _far_ahead(contender: Contender, best: Measurement) -> bool:
-    devices = contender.tactic.runtime == CUDA, best.tactic.runtime == CUDA
+    devices = tuple(each.runtime == CUDA or on_gpu(each) for each in (contender.tactic, best.tactic))
     return devices == (True, False) and contender.call_us * _FAR_AHEAD < best.median_us
