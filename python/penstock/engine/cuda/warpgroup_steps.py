@@ -15,7 +15,7 @@ from penstock.engine.cuda.kernels.epilogue import Scratch
 from penstock.engine.cuda.kernels.tiles import Product
 from penstock.engine.cuda.kernels.warpgroup_gemm import WarpgroupTile, warpgroup_gemm_launch, warpgroup_tiles
 from penstock.engine.cuda.sites import Site
-from penstock.engine.cuda.ways import Config, Launched, Ready, Tensors, Way, count, multiprocessors_of
+from penstock.engine.cuda.ways import Config, Launched, Ready, Tensors, Way, count, dtype_of, multiprocessors_of
 
 
 def _multiply(ready: Ready, operands: Tensors, outputs: Tensors, scratch: Scratch | None) -> Launched:
@@ -28,6 +28,7 @@ def _multiply(ready: Ready, operands: Tensors, outputs: Tensors, scratch: Scratc
         config=WarpgroupTile(*ready.config),
         bias=ready.bias,
         residual=ready.residual(operands),
+        scale=ready.constants.get("scale"),
         epilogue=ready.epilogue,
         pdl=ready.site.early,
     )
@@ -35,8 +36,9 @@ def _multiply(ready: Ready, operands: Tensors, outputs: Tensors, scratch: Scratc
 
 def _tiles(site: Site) -> list[Config]:
     weight, out = site.shape("weight"), site.out_shape()
-    product = Product(count(out[:-1]), weight[0], weight[-1])
-    found = warpgroup_tiles(product, multiprocessors_of(site.device), site.index("residual") is not None)
+    product = Product(count(out[:-1]), weight[0], weight[-1], itemsize=dtype_of(site, 0).itemsize)
+    residual = site.index("residual") is not None
+    found = warpgroup_tiles(product, multiprocessors_of(site.device), residual, site.out_dtype().itemsize)
     return [astuple(tile) for tile in found]
 
 
@@ -51,7 +53,7 @@ def _suits_conv(site: Site) -> bool:
     """One pixel in, one out."""
     plain = site.shape("weight")[1:3] == (1, 1) and set(site.integers("strides")) == {1}
     here = site.out_shape()[:3] == site.shape("x")[:3] and not any(site.integers("pads"))
-    return plain and here and site.integer("groups") == 1 and _suits(site)
+    return bool(plain and here and site.integer("groups") == 1 and _suits(site))
 
 
 PRODUCTS: Final[dict[tuple[str, str], Way]] = {

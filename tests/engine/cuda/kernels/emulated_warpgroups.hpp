@@ -3,6 +3,9 @@
 #pragma once
 #include "emulated.hpp"
 
+#ifndef KIND
+#define KIND 0
+#endif
 #define __grid_constant__
 
 struct TensorMap {
@@ -87,11 +90,43 @@ inline unsigned int shared_load_word(Address from) {
   return value;
 }
 
+inline unsigned short shared_load_short(Address from) {
+  unsigned short value;
+  std::memcpy(&value, at_address(from), sizeof value);
+  return value;
+}
+inline void shared_store_short(Address to, unsigned short value) { std::memcpy(at_address(to), &value, sizeof value); }
+
 inline float number_of(unsigned int bits) {
   float value;
   std::memcpy(&value, &bits, 4);
   return value;
 }
+inline unsigned int bits_of(float number) {
+  unsigned int bits;
+  std::memcpy(&bits, &number, 4);
+  return bits;
+}
+
+inline float of_e4m3(unsigned char bits) {
+  const int exponent = bits >> 3 & 15, fraction = bits & 7;
+  const float size = exponent ? std::ldexp(8.0f + fraction, exponent - 10) : std::ldexp(fraction * 1.0f, -9);
+  return (exponent == 15 && fraction == 7) ? NAN : bits >> 7 ? -size : size;
+}
+inline unsigned char to_e4m3(float number) {
+  unsigned char nearest = 0;
+  float least = INFINITY;
+  for (unsigned int bits = 0; bits < 127; ++bits) {  // of two as near, the even one
+    const float apart = std::fabs(of_e4m3(bits) - std::fabs(number));
+    if (apart < least || (apart == least && bits % 2 == 0)) least = apart, nearest = bits;
+  }
+  return nearest | (std::signbit(number) ? 128 : 0);
+}
+inline unsigned short narrow_to_e4m3(float low, float high) { return to_e4m3(low) | to_e4m3(high) << 8; }
+inline Two wide_of_e4m3(unsigned short both) {
+  return Two{of_e4m3(static_cast<unsigned char>(both)), of_e4m3(static_cast<unsigned char>(both >> 8))};
+}
+
 inline float greater(float one, float other) { return one != one ? one : other != other ? other : one > other ? one : other; }
 inline float smaller(float one, float other) { return one != one ? one : other != other ? other : one < other ? one : other; }
 
@@ -104,13 +139,26 @@ inline Matrix matrix_at(Address address) {
 }
 constexpr Matrix MATRIX_STEP = 2;
 
-inline float of_matrix(Matrix matrix, unsigned int row, unsigned int depth) {
+#if KIND == 1
+using Sum = int;
+#else
+using Sum = float;
+#endif
+constexpr unsigned int BYTES = KIND == 0 ? 2 : 1, DEPTHS = 32 / BYTES;  // of a number; numbers of one product
+
+inline Sum of_matrix(Matrix matrix, unsigned int row, unsigned int depth) {
   const unsigned int start = (matrix & 0x3fff) << 4, eight_rows = (matrix >> 32 & 0x3fff) << 4;
   if (matrix >> 62 != 1) std::exit(73);
-  const unsigned int offset = exchanged(start + row / 8 * eight_rows + row % 8 * 128 + depth * 2);
-  unsigned short bits;
-  std::memcpy(&bits, at_address(my_rank << 24 | offset), sizeof bits);
+  const unsigned int offset = exchanged(start + row / 8 * eight_rows + row % 8 * 128 + depth * BYTES);
+  unsigned short bits = 0;
+  std::memcpy(&bits, at_address(my_rank << 24 | offset), BYTES);
+#if KIND == 1
+  return static_cast<signed char>(bits);
+#elif KIND == 2
+  return of_e4m3(bits);
+#else
   return wide(bits);
+#endif
 }
 
 inline void products_begin() {}
@@ -120,21 +168,21 @@ void products_are_done() {
   my_warp().meet.arrive_and_wait();
 }
 template <int SIZE>
-void hold(float (&)[SIZE]) {}
+void hold(Sum (&)[SIZE]) {}
 
 template <int SIZE>
-void multiply_rows(float (&sum)[SIZE], Matrix a, Matrix b, unsigned int add) {
+void multiply_rows(Sum (&sum)[SIZE], Matrix a, Matrix b, unsigned int add) {
   const unsigned int warp = my_thread % 128 / 32, first = 16 * warp + my_lane() / 4;
-  float left[2][16];
-  for (unsigned int depth = 0; depth < 16; ++depth) {
+  Sum left[2][DEPTHS];
+  for (unsigned int depth = 0; depth < DEPTHS; ++depth) {
     left[0][depth] = of_matrix(a, first, depth), left[1][depth] = of_matrix(a, first + 8, depth);
   }
   for (unsigned int column = 0; column < 2 * SIZE; ++column) {
     if (column % 8 / 2 != my_lane() % 4) continue;
     for (unsigned int half = 0; half < 2; ++half) {
-      float& one = sum[column / 8 * 4 + half * 2 + column % 2];
-      float found = add ? one : 0.0f;
-      for (unsigned int depth = 0; depth < 16; ++depth) found += left[half][depth] * of_matrix(b, column, depth);
+      Sum& one = sum[column / 8 * 4 + half * 2 + column % 2];
+      Sum found = add ? one : 0;
+      for (unsigned int depth = 0; depth < DEPTHS; ++depth) found += left[half][depth] * of_matrix(b, column, depth);
       one = found;
     }
   }

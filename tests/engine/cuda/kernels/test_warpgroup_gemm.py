@@ -3,7 +3,7 @@
 import ctypes
 import shutil
 import subprocess
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 import pytest
@@ -24,7 +24,8 @@ from penstock.engine.cuda.kernels.warpgroup_gemm import (  # noqa: E402
 pytestmark = pytest.mark.torch
 
 HERE = Path(__file__).parent
-BF16 = torch.bfloat16
+BF16, INT8, E4M3 = torch.bfloat16, torch.int8, torch.float8_e4m3fn
+NOTHING = Epilogue()
 
 
 @dataclass(frozen=True)
@@ -33,19 +34,22 @@ class Case:
     n: int
     k: int
     tile: WarpgroupTile
-    epilogue: Epilogue = Epilogue()
+    epilogue: Epilogue = NOTHING
     residual: bool = False
     bias: bool = True
     dtype: torch.dtype = torch.float16
     apart: int = 0
     """Numbers between rows of x, residual and out."""
+    out: torch.dtype | None = None
+    """Of the result and the residual, if not as x."""
 
     def __str__(self) -> str:
         one = self.tile
         how = f"{one.rows}x{one.columns}x{one.pingpong}x{one.stages}x{one.cluster}x{one.blocks}"
-        return f"{self.m}x{self.n}x{self.k} {how} {self.epilogue.activation} {self.residual} {self.dtype}"
+        return f"{self.m}x{self.n}x{self.k} {how} {self.epilogue.activation} {self.residual} {self.dtype} {self.out}"
 
 
+STEPS = Epilogue("relu", residual_scale=0.04, out_scale=0.05)
 CASES = [
     Case(64, 64, 64, WarpgroupTile(64, 64, 1, 3, 1, 1), bias=False),
     Case(333, 64, 200, WarpgroupTile(64, 64, 1, 3, 1, 2), Epilogue("gelu")),
@@ -55,6 +59,11 @@ CASES = [
     Case(260, 520, 328, WarpgroupTile(64, 256, 0, 3, 1, 1), Epilogue("leaky_relu", 0.1), apart=16),
     Case(700, 128, 192, WarpgroupTile(128, 128, 1, 3, 1, 2), Epilogue("clip", -0.5, 0.75), dtype=BF16),
     Case(390, 256, 128, WarpgroupTile(64, 256, 1, 3, 2, 2), Epilogue("quick_gelu"), bias=False),
+    Case(333, 128, 80, WarpgroupTile(64, 128, 1, 3, 1, 2), STEPS, residual=True, dtype=INT8, out=INT8),
+    Case(290, 272, 336, WarpgroupTile(64, 256, 0, 3, 2, 2), dtype=INT8, out=torch.float16, residual=True),
+    Case(200, 128, 144, WarpgroupTile(128, 128, 1, 3, 1, 1), replace(STEPS, activation="silu"), dtype=E4M3, out=E4M3),
+    Case(200, 144, 64, WarpgroupTile(64, 128, 0, 3, 1, 1), STEPS, out=INT8),
+    Case(200, 192, 128, WarpgroupTile(64, 64, 1, 3, 1, 1), dtype=E4M3, out=BF16, bias=False),
 ]
 
 
@@ -63,30 +72,41 @@ class Tensors:
     x: torch.Tensor
     w: torch.Tensor
     bias: torch.Tensor | None
+    scale: torch.Tensor | None
     residual: torch.Tensor | None
     out: torch.Tensor
 
     def launch(self, case: Case) -> CppLaunch:
         return warpgroup_gemm_launch(
             self.x, self.w, out=self.out, config=case.tile, bias=self.bias, residual=self.residual,
-            epilogue=case.epilogue,
+            scale=self.scale, epilogue=case.epilogue,
         )  # fmt: skip
 
 
 def tensors(case: Case, device: str = "cpu") -> Tensors:
     generator = torch.Generator().manual_seed(5)
 
-    def normal(rows: int, columns: int) -> torch.Tensor:
-        wide = torch.randn(rows, columns + case.apart, generator=generator)
-        return wide.to(case.dtype).to(device)[:, :columns]
+    out = case.out or case.dtype
 
+    def normal(rows: int, columns: int, dtype: torch.dtype, size: float = 1.0) -> torch.Tensor:
+        wide = torch.randn(rows, columns + case.apart, generator=generator) * size
+        narrow = (wide * 30).round().clamp(-128, 127) if dtype == INT8 else wide
+        return narrow.to(dtype).to(device)[:, :columns]
+
+    eight = case.dtype.itemsize == 1
+    nothing = torch.full((case.m, case.n + case.apart), 77.0 if out.itemsize == 1 else torch.nan)
     return Tensors(
-        normal(case.m, case.k),
-        (normal(case.n, case.k) * case.k**-0.5).contiguous(),
+        normal(case.m, case.k, case.dtype),
+        normal(case.n, case.k, case.dtype, 1.0 if eight else case.k**-0.5).contiguous(),
         torch.randn(case.n, generator=generator).to(device) if case.bias else None,
-        normal(case.m, case.n) if case.residual else None,
-        torch.full((case.m, case.n + case.apart), torch.nan, dtype=case.dtype, device=device)[:, : case.n],
+        (torch.rand(case.n, generator=generator) + 0.5).to(device) * _worth(case) if eight else None,
+        normal(case.m, case.n, out) if case.residual else None,
+        nothing.to(out).to(device)[:, : case.n],
     )
+
+
+def _worth(case: Case) -> float:
+    return case.k**-0.5 / (900 if case.dtype == INT8 else 1)
 
 
 def activated(y: torch.Tensor, epilogue: Epilogue) -> torch.Tensor:
@@ -104,19 +124,30 @@ def activated(y: torch.Tensor, epilogue: Epilogue) -> torch.Tensor:
 
 
 def expected(given: Tensors, case: Case) -> torch.Tensor:
+    """What is stored, before it is rounded, in its steps."""
+    epilogue, eight = case.epilogue, given.out.itemsize == 1
     y = given.x.double().cpu() @ given.w.double().cpu().T
+    if given.scale is not None:
+        y = y * given.scale.double().cpu()
     if given.bias is not None:
         y = y + given.bias.double().cpu()
-    if given.residual is None:
-        return activated(y, case.epilogue)
-    added = given.residual.double().cpu()
-    if case.epilogue.residual_last:
-        return activated(y, case.epilogue) + added
-    return activated(y + added, case.epilogue)
+    added = torch.zeros(()).double()
+    if given.residual is not None:
+        added = given.residual.double().cpu() * (epilogue.residual_scale if eight else 1.0)
+    y = activated(y, epilogue) + added if epilogue.residual_last else activated(y + added, epilogue)
+    if not eight:
+        return y
+    limit = 127 if given.out.dtype == INT8 else 448
+    return (y / epilogue.out_scale).clamp(-limit - (given.out.dtype == INT8), limit)
 
 
 def difference(found: torch.Tensor, right: torch.Tensor) -> float:
     return float((found.double().cpu() - right).norm() / right.norm())
+
+
+def allowed(case: Case) -> float:
+    """Half a step of INT8 is much of a small number."""
+    return {torch.float16: 5e-4, BF16: 4e-3, INT8: 2e-2, E4M3: 4e-2}[case.out or case.dtype]
 
 
 class EmulatedMap(ctypes.Structure):
@@ -166,10 +197,12 @@ def test_every_thread_of_the_source_does_its_part(case: Case, tmp_path: Path) ->
     ]
     arguments = [*(ctypes.addressof(one) for one in maps), *bound[len(maps) :]]
     library.run((ctypes.c_void_p * len(arguments))(*arguments))
-    assert difference(given.out, expected(given, case)) < (4e-3 if case.dtype is BF16 else 5e-4)
+    assert difference(given.out, expected(given, case)) < allowed(case)
     if case.apart:
         between = torch.as_strided(given.out, (case.m, case.apart), given.out.stride(), case.n)
         assert bool(between.isnan().all())
+    if given.out.dtype == INT8:
+        assert float((given.out.double().cpu() - expected(given, case)).abs().max()) < 0.51
 
 
 FOR_A_GPU = [
@@ -204,12 +237,13 @@ def test_it_compiles_without_a_gpu_and_keeps_sums_in_registers(
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda given: {"x": given.x.float()}, "sixteen bits"),
-        (lambda given: {"out": given.out.float()}, "out: expected torch.float16"),
-        (lambda given: {"x": given.x[:, :60], "w": given.w[:, :60]}, "multiple of 16 bytes"),
+        (lambda given: {"x": given.x.float()}, "x: expected sixteen or eight bits"),
+        (lambda given: {"out": given.out.float()}, "out: expected sixteen or eight bits"),
+        (lambda given: {"out": given.out.bfloat16()}, "out: expected torch.float16"),
+        (lambda given: {"x": given.x[:, :60], "w": given.w[:, :60]}, "multiples of 16 bytes"),
         (lambda given: {"bias": given.bias.half()}, "FP32"),
     ],
-    ids=["wide", "a wide result", "rows of 120 bytes", "a narrow bias"],
+    ids=["wide", "a wide result", "another sixteen bits", "rows of 120 bytes", "a narrow bias"],
 )
 def test_what_the_copying_unit_does_not_take_is_refused(change: object, message: str) -> None:
     case = Case(128, 64, 64, WarpgroupTile(64, 64, 1, 3, 1, 1))
@@ -220,9 +254,13 @@ def test_what_the_copying_unit_does_not_take_is_refused(change: object, message:
         warpgroup_gemm_launch(**operands, config=case.tile)
 
 
-def test_all_cuts_fit_a_multiprocessor() -> None:
-    for m, n, k in ((3200, 768, 3072), (64, 64, 64), (200704, 256, 64), (1, 1000, 2048)):
-        for residual in (False, True):
-            for tile in warpgroup_tiles(Product(m, n, k), 132, residual, limit=100):
-                assert tile.shared_bytes(residual) <= 227 * 1024
-                assert tile.clusters(Product(m, n, k)) * tile.cluster <= 132
+@pytest.mark.parametrize(("itemsize", "out_itemsize"), [(2, 2), (1, 1), (1, 2)])
+@pytest.mark.parametrize("residual", [False, True])
+def test_all_cuts_fit_a_multiprocessor(itemsize: int, out_itemsize: int, residual: bool) -> None:
+    for m, n, k in ((3200, 768, 3072), (64, 64, 64), (200704, 256, 64), (50, 1000, 2048)):
+        product = Product(m, n, k, itemsize=itemsize)
+        tiles = warpgroup_tiles(product, 132, residual, out_itemsize, limit=100)
+        assert tiles
+        for tile in tiles:
+            assert tile.fits(residual, out_itemsize)
+            assert tile.clusters(product) * tile.cluster <= 132

@@ -2,7 +2,7 @@
 
 `warpgroup_gemm_launch` multiplies x [M, K] by the transpose of w [N, K], adds bias and residual and applies an
 activation, as `implicit_gemm` does; `warpgroup_tiles` says how such a product may be cut. CUDA C++ (`cpp/gemm.cu`).
-FP16 and BF16, summed in FP32; sizes and pitches are multiples of 16 bytes. Needs compute capability 9.0 and no other.
+FP16, BF16 and e4m3, summed in FP32, and INT8, summed in INT32; rows are multiples of 16 bytes. Needs compute capability 9.0 and no other.
 """
 
 import struct
@@ -21,7 +21,6 @@ from .rows import expect_shape, pitch
 from .tiles import Product
 
 _LINE: Final = 128  # bytes of a row of a tile in shared memory
-_DEPTH: Final = 64  # numbers of the depth that are copied at once
 _ALIGNED: Final = 16
 _THREADS: Final = 384
 _SHARED: Final = 227 * 1024
@@ -37,6 +36,7 @@ _TILE_GROUP: Final = 8
 _MACS: Final = 1900
 _L2_BYTES: Final = 56
 _EPILOGUE: Final = 8.0  # numbers of a tile finished in one, about
+_DEVICE_BYTES: Final = 2450
 _START: Final = 1500
 _PER_TILE: Final = 400
 
@@ -68,44 +68,52 @@ class WarpgroupTile:
         """In the grid."""
         return max(1, min(self.count(product), self.blocks // self.cluster))
 
-    def slots_bytes(self, residual: bool) -> int:
-        chunks = self.columns // _DEPTH
-        return 2 * self.rows * _LINE * (chunks if residual else min(chunks, 2))
+    def shared_bytes(self, residual: bool, out_itemsize: int) -> int:
+        chunks = ceil(self.columns * out_itemsize / _LINE)
+        slots = 2 * self.rows * _LINE * (chunks if residual else min(chunks, 2))
+        return self.stages * (self.block_rows + self.columns) * _LINE + slots + _SHARED_KEPT
 
-    def shared_bytes(self, residual: bool) -> int:
-        stage = (self.block_rows + self.columns) * _LINE
-        return self.stages * stage + self.slots_bytes(residual) + _SHARED_KEPT
+    def fits(self, residual: bool, out_itemsize: int) -> bool:
+        sums = self.rows // 64 * self.columns // 2
+        whole_lines = self.columns * out_itemsize % _LINE == 0
+        return whole_lines and sums <= _SUMS and self.shared_bytes(residual, out_itemsize) <= _SHARED
 
-    def clocks(self, product: Product, residual: bool) -> float:
+    def clocks(self, product: Product, residual: bool, out_itemsize: int) -> float:
         """Roughly, for telling cuts apart."""
-        steps = ceil(product.k / _DEPTH)
+        steps = ceil(product.k * product.itemsize / _LINE)
         area = self.block_rows * self.columns
-        multiply = area * _DEPTH / _MACS
+        multiply = area * _LINE / 2 / _MACS
         load = (self.block_rows + self.columns / self.cluster) * _LINE / _L2_BYTES
         finish = area / _EPILOGUE * (1.5 if residual else 1.0)
         loop = steps * max(multiply, load)
         waves = ceil(self.count(product) / self.clusters(product))
+        moved = product.m * product.k * product.itemsize + product.m * product.n * out_itemsize * (2 if residual else 1)
         if self.pingpong:
-            return _START + waves * max(loop + _PER_TILE / 4, (finish + loop) / 2) + finish
-        return _START + waves * (loop + finish / 2 + _PER_TILE)
+            busy = _START + waves * max(loop + _PER_TILE / 4, (finish + loop) / 2) + finish
+        else:
+            busy = _START + waves * (loop + finish / 2 + _PER_TILE)
+        return max(busy, moved / _DEVICE_BYTES) + busy / 16
 
 
-def warpgroup_tiles(product: Product, multiprocessors: int, residual: bool, limit: int = 8) -> list[WarpgroupTile]:
+def warpgroup_tiles(
+    product: Product, multiprocessors: int, residual: bool, out_itemsize: int = 2, limit: int = 8
+) -> list[WarpgroupTile]:
     """Those worth timing, most promising first."""
-    found = sorted(_sensible(product, multiprocessors, residual), key=lambda tile: tile.clocks(product, residual))
-    return found[:limit]
+    sensible = _sensible(product, multiprocessors, residual, out_itemsize)
+    return sorted(sensible, key=lambda tile: tile.clocks(product, residual, out_itemsize))[:limit]
 
 
-def _sensible(product: Product, multiprocessors: int, residual: bool) -> Iterator[WarpgroupTile]:
+def _sensible(product: Product, multiprocessors: int, residual: bool, out_itemsize: int) -> Iterator[WarpgroupTile]:
     for rows in _ROWS:
         for columns in _COLUMNS:
             for pingpong in (1, 0):
                 for cluster in (1, 2):
                     tile = WarpgroupTile(rows, columns, pingpong, 0, cluster, multiprocessors)
-                    stage = (tile.block_rows + columns) * _LINE
-                    stages = min(_MOST_STAGES, (_SHARED - tile.shared_bytes(residual)) // stage)
-                    wasteful = (columns > 64 and columns >= product.n + 64) or tile.block_rows >= 2 * product.m
-                    if stages < _FEWEST_STAGES or rows // 64 * columns // 2 > _SUMS or wasteful:
+                    room = _SHARED - tile.shared_bytes(residual, out_itemsize)
+                    stages = min(_MOST_STAGES, room // ((tile.block_rows + columns) * _LINE))
+                    narrowest = max(64, _LINE // out_itemsize)
+                    wasteful = (columns > narrowest and columns >= product.n + 64) or tile.block_rows >= 2 * product.m
+                    if stages < _FEWEST_STAGES or not tile.fits(residual, out_itemsize) or wasteful:
                         continue
                     if cluster == 1 or tile.count(product) >= multiprocessors // 4:
                         yield WarpgroupTile(rows, columns, pingpong, stages, cluster, multiprocessors)
@@ -119,34 +127,40 @@ def warpgroup_gemm_launch(
     config: WarpgroupTile,
     bias: torch.Tensor | None = None,
     residual: torch.Tensor | None = None,
+    scale: torch.Tensor | None = None,
     epilogue: Epilogue | None = None,
     pdl: bool = False,
 ) -> CppLaunch:
-    """x [..., K], w [N, K], out and residual [..., N], rows one step apart; bias [N], FP32."""
+    """x [..., K], w [N, K], out and residual [..., N], rows one step apart; bias and scale [N], FP32.
+
+    w is of x's type, residual of out's.
+    """
     (n, k), m = w.shape, out.numel() // out.shape[-1]
-    product, epilogue = Product(m, n, k), epilogue or Epilogue()
+    product, epilogue = Product(m, n, k, itemsize=x.itemsize), epilogue or Epilogue()
     expect_shape(x, "x", *out.shape[:-1], k)
     expect_shape(out, "out", *x.shape[:-1], n)
-    if x.dtype not in (torch.float16, torch.bfloat16):
-        raise ValueError(f"x: expected sixteen bits, got {x.dtype}")
-    operands = {"x": x, "w": w, "out": out} | ({} if residual is None else {"residual": residual})
-    for name, each in operands.items():
-        if each.dtype != x.dtype:
-            raise ValueError(f"{name}: expected {x.dtype} like x, got {each.dtype}")
-        if each.shape[-1] * each.itemsize % _ALIGNED or pitch(each, name) * each.itemsize % _ALIGNED:
-            raise ValueError(f"{name}: expected rows of a multiple of 16 bytes, got {list(each.shape)}, {each.stride()}")
-        if each.data_ptr() % _ALIGNED or each.storage_offset() * each.itemsize % _ALIGNED:
-            raise ValueError(f"{name}: expected an address that is a multiple of 16")
+    operands = {"x": (x, x), "w": (w, x), "out": (out, out)}
     if residual is not None:
         expect_shape(residual, "residual", *out.shape)
-    if bias is not None:
-        expect_shape(bias, "bias", n)
-        if bias.dtype != torch.float32 or not bias.is_contiguous():
-            raise ValueError(f"bias: expected a row in FP32, got {bias.dtype}")
+        operands["residual"] = (residual, out)
+    for name, (each, like) in operands.items():
+        if each.dtype != like.dtype or each.dtype not in _KINDS:
+            raise ValueError(f"{name}: expected sixteen or eight bits, and one type of operands, got {each.dtype}")
+        if each.shape[-1] * each.itemsize % _ALIGNED or pitch(each, name) * each.itemsize % _ALIGNED:
+            raise ValueError(f"{name}: expected rows of multiples of 16 bytes, got {list(each.shape)}, {each.stride()}")
+        if each.data_ptr() % _ALIGNED or each.storage_offset() * each.itemsize % _ALIGNED:
+            raise ValueError(f"{name}: expected an address that is a multiple of 16")
+    wide = [each.dtype for each in (x, out) if each.itemsize == _SIXTEEN_BITS]
+    if len(set(wide)) > 1:
+        raise ValueError(f"out: expected {x.dtype} like x or eight bits, got {out.dtype}")
+    for name, row in (("bias", bias), ("scale", scale)):
+        if row is not None:
+            expect_shape(row, name, n)
+            if row.dtype != torch.float32 or not row.is_contiguous():
+                raise ValueError(f"{name}: expected a row in FP32, got {row.dtype}")
     expect_activation(epilogue.activation)
-    shared = config.shared_bytes(residual is not None)
-    if shared > _SHARED or config.rows // 64 * config.columns // 2 > _SUMS:
-        raise ValueError(f"{config}: expected at most {_SHARED} bytes of shared memory, got {shared}")
+    if not config.fits(residual is not None, out.itemsize):
+        raise ValueError(f"{config}: expected one that fits a multiprocessor")
     clusters = config.clusters(product)
     constants = {
         "SIZE_M": m,
@@ -159,14 +173,19 @@ def warpgroup_gemm_launch(
         "CLUSTER": config.cluster,
         "TEAMS": clusters,
         "TILE_GROUP": _TILE_GROUP,
+        "KIND": _KINDS[x.dtype],
+        "OUT_KIND": _KINDS[out.dtype],
+        "HAS_SCALES": int(scale is not None),
         "HAS_BIAS": int(bias is not None),
         "HAS_RESIDUAL": int(residual is not None),
         "RESIDUAL_LAST": int(epilogue.residual_last),
         "ACTIVATION": _NUMBERS[epilogue.activation],
         "ALPHA_BITS": _bits(epilogue.alpha),
         "BETA_BITS": _bits(epilogue.beta),
+        "RESIDUAL_SCALE_BITS": _bits(epilogue.residual_scale),
+        "OUT_INVERSE_BITS": _bits(1.0 / epilogue.out_scale),
     }
-    if x.dtype == torch.bfloat16:
+    if torch.bfloat16 in wide:
         constants["BFLOAT16"] = 1
     maps = [
         _map(x, "x", config.block_rows),
@@ -180,23 +199,19 @@ def warpgroup_gemm_launch(
         "warpgroup_gemm",
         (clusters * config.cluster, 1, 1),
         _THREADS,
-        (x, w, out, residual, bias),
+        (x, w, out, residual, scale, bias),
         constants,
-        shared,
+        config.shared_bytes(residual is not None, out.itemsize),
         config.cluster,
         pdl,
         tuple(maps),
     )
 
 
-_NUMBERS: Final = {
-    name: number
-    for number, name in enumerate(
-        ("none", "relu", "relu6", "leaky_relu", "silu", "sigmoid", "hard_sigmoid", "hard_swish", "gelu", "gelu_tanh")
-        + ("tanh", "clip", "quick_gelu")
-    )
-}
-assert set(_NUMBERS) == set(ACTIVATIONS)
+# As `gemm.cu` counts them.
+_KINDS: Final = {torch.float16: 0, torch.bfloat16: 0, torch.int8: 1, torch.float8_e4m3fn: 2}
+_SIXTEEN_BITS: Final = 2
+_NUMBERS: Final = {name: number for number, name in enumerate(ACTIVATIONS)}
 
 
 def _bits(number: float) -> int:

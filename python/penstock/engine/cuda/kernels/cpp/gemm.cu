@@ -10,15 +10,21 @@
 //
 // Of a cluster's two blocks one has the rows below the other's; each copies half of W's tile to both.
 //
+// Numbers of eight bits are worth what scales say: a sum what `scales` has for its column, the residual's and the
+// result's what OUT_... and RESIDUAL_... say.
+//
 // Given by whoever compiles:
-//   SIZE_M SIZE_N SIZE_K   of the product; N and K multiples of 8
+//   SIZE_M SIZE_N SIZE_K   of the product; rows of multiples of 16 bytes
+//   KIND OUT_KIND          of x and W, of out and residual: 0 sixteen bits, 1 INT8, 2 e4m3
 //   ROWS COLUMNS           of a tile of four warps: 64 or 128 by 64, 128, 192 or 256
 //   PINGPONG STAGES CLUSTER   as above; CLUSTER 1 or 2
 //   TEAMS                  clusters in the grid
 //   TILE_GROUP             tiles below each other that are done before those beside them
-//   HAS_BIAS HAS_RESIDUAL RESIDUAL_LAST
+//   HAS_SCALES HAS_BIAS HAS_RESIDUAL RESIDUAL_LAST
+//   RESIDUAL_SCALE_BITS OUT_INVERSE_BITS   FP32 as it lies in memory: what a residual's step is worth, and how many of
+//                          the result's steps one is
 //   ACTIVATION ALPHA_BITS BETA_BITS   a number below, and two FP32 numbers as they lie in memory
-//   BFLOAT16               defined: of BF16, else FP16
+//   BFLOAT16               defined: sixteen bits are BF16, else FP16
 #include "primitives.cuh"
 #include "warpgroup.cuh"
 
@@ -27,7 +33,9 @@ constexpr unsigned int RELU = 1, RELU6 = 2, LEAKY_RELU = 3, SILU = 4, SIGMOID = 
                        GELU = 8, GELU_TANH = 9, TANH = 10, CLIP = 11, QUICK_GELU = 12;
 
 constexpr unsigned int WARP = 32, TEAM = 128;  // threads that multiply together
-constexpr unsigned int LINE = 128, DEPTH = 64;  // bytes and numbers of the depth in a row of a stage
+constexpr unsigned int LINE = 128;              // bytes in a row of a stage, and of the result
+constexpr unsigned int DEPTH = KIND == 0 ? LINE / 2 : LINE;  // numbers in a row of a stage
+constexpr unsigned int WIDTH = OUT_KIND == 0 ? LINE / 2 : LINE;  // columns in a row of a slot
 constexpr unsigned int STEPS = (SIZE_K + DEPTH - 1) / DEPTH;
 constexpr unsigned int BLOCK_ROWS = PINGPONG ? ROWS : 2 * ROWS;
 constexpr unsigned int TILES_M = (SIZE_M + BLOCK_ROWS * CLUSTER - 1) / (BLOCK_ROWS * CLUSTER);  // of clusters
@@ -37,24 +45,31 @@ constexpr unsigned int PARTS = ROWS / 64;  // of one product of four warps
 constexpr unsigned int READERS = 4 * (PINGPONG ? 1 : 2) * CLUSTER;  // warps that read what lies in a stage
 
 constexpr unsigned int X_BYTES = BLOCK_ROWS * LINE, W_BYTES = COLUMNS * LINE, STAGE_BYTES = X_BYTES + W_BYTES;
-constexpr unsigned int SLOT_BYTES = ROWS * LINE, CHUNKS = COLUMNS / DEPTH;  // of the result: 64 columns at a time
+constexpr unsigned int SLOT_BYTES = ROWS * LINE, CHUNKS = COLUMNS / WIDTH;
 constexpr unsigned int SLOTS = HAS_RESIDUAL ? CHUNKS : (CHUNKS < 2 ? CHUNKS : 2);
 constexpr unsigned int SLOTS_AT = STAGES * STAGE_BYTES, BARRIERS_AT = SLOTS_AT + 2 * SLOTS * SLOT_BYTES;
 
-static_assert(ROWS % 64 == 0 && COLUMNS % 64 == 0 && SIZE_N % 8 == 0 && SIZE_K % 8 == 0, "how the product is cut");
+// What commutes with a factor may as well have it from the start: one multiplication less for every number.
+constexpr bool FOLDED = OUT_KIND != 0 && HAS_SCALES && ACTIVATION <= RELU;
+
+static_assert(ROWS % 64 == 0 && COLUMNS % WIDTH == 0 && SIZE_N % 8 == 0 && SIZE_K % 8 == 0, "how the product is cut");
 
 __device__ __forceinline__ float sigmoid(float x) { return reciprocal(1.0f + power_of_two(x * -1.4426950408889634f)); }
 
 __device__ __forceinline__ float clamp(float x, float low, float high) { return smaller(greater(x, low), high); }
 
-// x times the normal distribution's integral, whose tail is a polynomial of 1 / (1 + p z) times exp(-z z) with
-// z = |x| / sqrt(2), right to 1.5e-7 (Abramowitz and Stegun, 7.1.26).
+// x times how much of a normal distribution is below it, by the polynomial of `activations.normal_share`.
 __device__ __forceinline__ float gelu(float x) {
-  const float size = x < 0.0f ? -x : x, z = size * 0.7071067811865476f;
-  const float t = reciprocal(1.0f + 0.3275911f * z);
-  const float half_tail = t * (0.127414796f + t * (-0.142248368f + t * (0.7107068705f + t * (-0.7265760135f + t * 0.5307027145f))));
-  const float bounded = size < 16.0f ? size : 16.0f;  // infinity times nothing is no number
-  return (x > 0.0f ? x : 0.0f) - bounded * half_tail * power_of_two(z * z * -1.4426950408889634f);
+  const float within = clamp(x, -4.4f, 4.4f), t = within * within;
+  float y = 3.569430515049099e-11f * t - 3.754050403870224e-09f;
+  y = y * t + 1.7408477503977338e-07f;
+  y = y * t - 4.724869086203398e-06f;
+  y = y * t + 8.429303125012666e-05f;
+  y = y * t - 0.0010549925500527024f;
+  y = y * t + 0.009643028490245342f;
+  y = y * t - 0.06607642769813538f;
+  y = y * t + 0.3987616002559662f;
+  return x * (within * y + 0.5f);
 }
 
 __device__ __forceinline__ float activate(float x) {
@@ -77,6 +92,54 @@ __device__ __forceinline__ float activate(float x) {
 __device__ __forceinline__ float finished(float sum, float residual) {
   if (!HAS_RESIDUAL) return activate(sum);
   return RESIDUAL_LAST ? activate(sum) + residual : activate(sum + residual);
+}
+
+// A whole number added to the bits of 1.5 x 2^23 is that number plus itself, if it is below 2^22: units that convert are
+// few.
+constexpr float MAGIC = 12582912.0f;
+
+__device__ __forceinline__ float whole(int number) {
+  return number_of(static_cast<unsigned int>(number) + 0x4b400000u) - MAGIC;
+}
+
+__device__ __forceinline__ float number_of_sum(float sum) { return sum; }
+__device__ __forceinline__ float number_of_sum(int sum) {
+  return SIZE_K * 128ull * 127ull < 1ull << 22 ? whole(sum) : static_cast<float>(sum);
+}
+
+// To the nearest, ties to even, in the last bits.
+__device__ __forceinline__ unsigned int rounded_to_int8(float number) {
+  return bits_of(smaller(greater(number, -128.0f), 127.0f) + MAGIC) & 0xff;
+}
+
+__device__ __forceinline__ Two residual_at(Address from) {
+#if OUT_KIND == 0
+  const unsigned int both = shared_load_word(from);
+  return Two{wide(static_cast<unsigned short>(both)), wide(static_cast<unsigned short>(both >> 16))};
+#else
+  const unsigned short both = shared_load_short(from);
+  const float worth = number_of(RESIDUAL_SCALE_BITS) * (FOLDED ? number_of(OUT_INVERSE_BITS) : 1.0f);
+#if OUT_KIND == 1
+  const Two steps{whole(static_cast<signed char>(both)), whole(static_cast<signed char>(both >> 8))};
+#else
+  const Two steps = wide_of_e4m3(both);
+#endif
+  return Two{steps.low * worth, steps.high * worth};
+#endif
+}
+
+__device__ __forceinline__ void store_result(Address to, float low, float high) {
+#if OUT_KIND == 0
+  shared_store(to, narrow(low, high));
+#else
+  const float steps = FOLDED ? 1.0f : number_of(OUT_INVERSE_BITS);
+  low *= steps, high *= steps;
+#if OUT_KIND == 1
+  shared_store_short(to, static_cast<unsigned short>(rounded_to_int8(low) | rounded_to_int8(high) << 8));
+#else
+  shared_store_short(to, narrow_to_e4m3(low, high));
+#endif
+#endif
 }
 
 struct Tile {
@@ -135,7 +198,7 @@ __device__ __forceinline__ void load_weights(const Ring& ring, unsigned int stag
 __device__ __forceinline__ void fetch_residual(const TensorMap& residual, const Tile& tile) {
   for (unsigned int chunk = 0; chunk < CHUNKS; ++chunk) {
     for (unsigned int row = 0; row < BLOCK_ROWS; row += ROWS) {
-      const unsigned int column = tile.column + chunk * DEPTH;
+      const unsigned int column = tile.column + chunk * WIDTH;
       if (column < SIZE_N) tile_fetch(residual, column, tile.row + row);
     }
   }
@@ -189,6 +252,10 @@ __cluster_dims__(CLUSTER, 1, 1)
                    ,
                    const __grid_constant__ TensorMap residual
 #endif
+#if HAS_SCALES
+                   ,
+                   const float* scales
+#endif
 #if HAS_BIAS
                    ,
                    const float* bias
@@ -233,7 +300,7 @@ __cluster_dims__(CLUSTER, 1, 1)
     const unsigned int row_inside = warp * 16 + lane / 4;  // of the first number; its place in eight is lane / 4
     wait_for_kernel_ahead();
 
-    float sums[PARTS][COLUMNS / 2];
+    Sum sums[PARTS][COLUMNS / 2];
     Turn turn;
     unsigned int slot = 0, turn_parity = 0;
 #if HAS_RESIDUAL
@@ -247,12 +314,12 @@ __cluster_dims__(CLUSTER, 1, 1)
       const unsigned int row = tile.row + (PINGPONG ? 0 : team * ROWS);
 #if HAS_RESIDUAL
       if (thread == 0) {
-        const unsigned int columns = SIZE_N - tile.column, most = (columns + DEPTH - 1) / DEPTH;
+        const unsigned int columns = SIZE_N - tile.column, most = (columns + WIDTH - 1) / WIDTH;
         const unsigned int chunks = most < CHUNKS ? most : CHUNKS;
         stores_have_read<0>();
         barrier_expect(ring.residual(team), chunks * SLOT_BYTES);
         for (unsigned int chunk = 0; chunk < chunks; ++chunk) {
-          tile_load(ring.slot(team, chunk), residual, tile.column + chunk * DEPTH, row, ring.residual(team));
+          tile_load(ring.slot(team, chunk), residual, tile.column + chunk * WIDTH, row, ring.residual(team));
         }
       }
       warp_sync();
@@ -270,7 +337,7 @@ __cluster_dims__(CLUSTER, 1, 1)
         const Matrix b = matrix_at(ring.weights(turn.stage));
         products_begin();
 #pragma unroll
-        for (unsigned int inner = 0; inner < DEPTH / 16; ++inner) {
+        for (unsigned int inner = 0; inner < LINE / 32; ++inner) {
 #pragma unroll
           for (unsigned int part = 0; part < PARTS; ++part) {
             multiply_rows(sums[part], a + part * (64 * LINE / 16) + inner * MATRIX_STEP, b + inner * MATRIX_STEP,
@@ -299,7 +366,7 @@ __cluster_dims__(CLUSTER, 1, 1)
 #endif
 #pragma unroll
       for (unsigned int chunk = 0; chunk < CHUNKS; ++chunk) {
-        const unsigned int column = tile.column + chunk * DEPTH;
+        const unsigned int column = tile.column + chunk * WIDTH;
         if (SIZE_N % COLUMNS == 0 || column < SIZE_N) {
           const Address to = ring.slot(team, HAS_RESIDUAL ? chunk : slot);
           if (!HAS_RESIDUAL) {
@@ -308,23 +375,33 @@ __cluster_dims__(CLUSTER, 1, 1)
             warps_sync(1 + team, TEAM);
           }
 #pragma unroll
-          for (unsigned int eight = 0; eight < 8; ++eight) {
+          for (unsigned int eight = 0; eight < WIDTH / 8; ++eight) {
             const unsigned int at = column + 8 * eight + lane % 4 * 2;
-            Two added{0.0f, 0.0f};
-#if HAS_BIAS
-            added = load_two(bias + (SIZE_N % COLUMNS == 0 || at < SIZE_N ? at : 0));
+            const unsigned int known = SIZE_N % COLUMNS == 0 || at < SIZE_N ? at : 0;
+            Two factor{1.0f, 1.0f}, added{0.0f, 0.0f};
+#if HAS_SCALES
+            factor = load_two(scales + known);
 #endif
+#if HAS_BIAS
+            added = load_two(bias + known);
+#endif
+            if (FOLDED) {
+              factor.low *= number_of(OUT_INVERSE_BITS), factor.high *= number_of(OUT_INVERSE_BITS);
+              added.low *= number_of(OUT_INVERSE_BITS), added.high *= number_of(OUT_INVERSE_BITS);
+            }
+            const unsigned int bytes = 8 * eight * LINE / WIDTH;  // before these columns, in pieces of sixteen
+            const unsigned int inside = bytes % 16 + lane % 4 * 2 * LINE / WIDTH;
 #pragma unroll
             for (unsigned int part = 0; part < PARTS; ++part) {
 #pragma unroll
               for (unsigned int half = 0; half < 2; ++half) {
-                const Address word = to + (part * 64 + half * 8 + row_inside) * LINE + (eight ^ lane / 4) * 16 + lane % 4 * 4;
-                const float* sum = &sums[part][(chunk * 8 + eight) * 4 + half * 2];
-                unsigned int both = 0;
-                if (HAS_RESIDUAL) both = shared_load_word(word);
-                const float low = finished(sum[0] + added.low, wide(static_cast<unsigned short>(both)));
-                const float high = finished(sum[1] + added.high, wide(static_cast<unsigned short>(both >> 16)));
-                shared_store(word, narrow(low, high));
+                const Address place =
+                    to + (part * 64 + half * 8 + row_inside) * LINE + (bytes / 16 ^ lane / 4) * 16 + inside;
+                const Sum* sum = &sums[part][(chunk * WIDTH / 8 + eight) * 4 + half * 2];
+                Two more{0.0f, 0.0f};
+                if (HAS_RESIDUAL) more = residual_at(place);
+                store_result(place, finished(number_of_sum(sum[0]) * factor.low + added.low, more.low),
+                             finished(number_of_sum(sum[1]) * factor.high + added.high, more.high));
               }
             }
           }

@@ -1,6 +1,7 @@
 // What four warps do together on Hopper, as PTX: products whose operands lie in shared memory, tiles of tensors loaded and
 // stored by the machine that copies them, and registers handed from some warps to others. Needs compute capability 9.0a.
-// As with `primitives.cuh`, tests have other definitions of these for the CPU.
+// As with `primitives.cuh`, tests have other definitions of these for the CPU. KIND: of what is multiplied, 0 sixteen
+// bits, 1 INT8 (summed in INT32), 2 e4m3.
 #pragma once
 #include "primitives.cuh"
 
@@ -101,7 +102,41 @@ __device__ __forceinline__ unsigned int shared_load_word(Address from) {
   return value;
 }
 
+__device__ __forceinline__ unsigned short shared_load_short(Address from) {
+  unsigned short value;
+  asm volatile("ld.shared.u16 %0, [%1];" : "=h"(value) : "r"(from) : "memory");
+  return value;
+}
+
+__device__ __forceinline__ void shared_store_short(Address to, unsigned short value) {
+  asm volatile("st.shared.u16 [%0], %1;" ::"r"(to), "h"(value) : "memory");
+}
+
 // ---- numbers ----
+
+__device__ __forceinline__ unsigned int bits_of(float number) { return __float_as_uint(number); }
+
+// Two of e4m3, the largest where there is none so large.
+__device__ __forceinline__ unsigned short narrow_to_e4m3(float low, float high) {
+  unsigned short both;
+  asm("cvt.rn.satfinite.e4m3x2.f32 %0, %1, %2;" : "=h"(both) : "f"(high), "f"(low));
+  return both;
+}
+
+__device__ __forceinline__ Two wide_of_e4m3(unsigned short both) {
+  Two value;
+  asm("{\n"
+      ".reg .b32 halves;\n"
+      ".reg .b16 low, high;\n"
+      "cvt.rn.f16x2.e4m3x2 halves, %2;\n"
+      "mov.b32 {low, high}, halves;\n"
+      "cvt.f32.f16 %0, low;\n"
+      "cvt.f32.f16 %1, high;\n"
+      "}"
+      : "=f"(value.low), "=f"(value.high)
+      : "h"(both));
+  return value;
+}
 
 __device__ __forceinline__ float number_of(unsigned int bits) { return __uint_as_float(bits); }
 
@@ -120,9 +155,17 @@ __device__ __forceinline__ float smaller(float one, float other) {
 
 // ---- products of four warps ----
 
+#if KIND == 1
+using Sum = int;
+#define LETTER(sum) "+r"(sum)
+#else
+using Sum = float;
+#define LETTER(sum) "+f"(sum)
+#endif
+
 using Matrix = unsigned long long;  // where it lies in shared memory, and how
 
-// Rows of 128 bytes below each other, from an address that is a multiple of 1024; 16 numbers further in the depth are
+// Rows of 128 bytes below each other, from an address that is a multiple of 1024; 32 bytes further in the depth are
 // `MATRIX_STEP` more.
 __device__ __forceinline__ Matrix matrix_at(Address address) {
   return static_cast<Matrix>((address & 0x3ffff) >> 4) | 1ull << 16 | 64ull << 32 | 1ull << 62;
@@ -140,45 +183,53 @@ __device__ __forceinline__ void products_are_done() {
 
 // Sums may be read after `products_are_done`, and not before: the compiler does not see that one depends on the other.
 template <int SIZE>
-__device__ __forceinline__ void hold(float (&sum)[SIZE]) {
+__device__ __forceinline__ void hold(Sum (&sum)[SIZE]) {
 #pragma unroll
-  for (int number = 0; number < SIZE; ++number) asm volatile("" : "+f"(sum[number])::"memory");
+  for (int number = 0; number < SIZE; ++number) asm volatile("" : LETTER(sum[number])::"memory");
 }
 
-#ifdef BFLOAT16
-#define KIND "bf16"
+#if KIND == 1
+#define TYPES "k32.s32.s8.s8"
+#define FLAGS ""
+#elif KIND == 2
+#define TYPES "k32.f32.e4m3.e4m3"
+#define FLAGS ", 1, 1"
+#elif defined(BFLOAT16)
+#define TYPES "k16.f32.bf16.bf16"
+#define FLAGS ", 1, 1, 0, 0"
 #else
-#define KIND "f16"
+#define TYPES "k16.f32.f16.f16"
+#define FLAGS ", 1, 1, 0, 0"
 #endif
 #define EIGHT(sum, at)                                                                                          \
-  "+f"(sum[at]), "+f"(sum[at + 1]), "+f"(sum[at + 2]), "+f"(sum[at + 3]), "+f"(sum[at + 4]), "+f"(sum[at + 5]), \
-      "+f"(sum[at + 6]), "+f"(sum[at + 7])
+  LETTER(sum[at]), LETTER(sum[at + 1]), LETTER(sum[at + 2]), LETTER(sum[at + 3]), LETTER(sum[at + 4]), LETTER(sum[at + 5]), \
+      LETTER(sum[at + 6]), LETTER(sum[at + 7])
 
-// sum [64, columns] (+)= a [64, 16] times b [columns, 16] transposed; where `add` is 0 what the sum was does not matter.
+// sum [64, columns] (+)= a [64, 32 bytes] times b [columns, 32 bytes] transposed; where `add` is 0 what the sum was does not matter.
 // Warp w has the rows from 16 w on: lane l of each eight columns the numbers 2 (l % 4) and 2 (l % 4) + 1 of row l / 4,
 // then those of row l / 4 + 8. Under way until `products_are_done`.
-__device__ __forceinline__ void multiply_rows(float (&sum)[32], Matrix a, Matrix b, unsigned int add) {
+__device__ __forceinline__ void multiply_rows(Sum (&sum)[32], Matrix a, Matrix b, unsigned int add) {
   asm volatile(
       "{\n"
       ".reg .pred adds;\n"
       "setp.ne.b32 adds, %34, 0;\n"
-      "wgmma.mma_async.sync.aligned.m64n64k16.f32." KIND "." KIND " "
+      "wgmma.mma_async.sync.aligned.m64n64" TYPES " "
       "{%0, %1, %2, %3, %4, %5, %6, %7, "
       "%8, %9, %10, %11, %12, %13, %14, %15, "
       "%16, %17, %18, %19, %20, %21, %22, %23, "
       "%24, %25, %26, %27, %28, %29, %30, %31}, "
-      "%32, %33, adds, 1, 1, 0, 0;\n"
+      "%32, %33, adds" FLAGS ";\n"
       "}\n"
       : EIGHT(sum, 0), EIGHT(sum, 8), EIGHT(sum, 16), EIGHT(sum, 24)
       : "l"(a), "l"(b), "r"(add));
 }
 
-__device__ __forceinline__ void multiply_rows(float (&sum)[64], Matrix a, Matrix b, unsigned int add) {
+__device__ __forceinline__ void multiply_rows(Sum (&sum)[64], Matrix a, Matrix b, unsigned int add) {
   asm volatile(
       "{\n"
       ".reg .pred adds;\n"
       "setp.ne.b32 adds, %66, 0;\n"
-      "wgmma.mma_async.sync.aligned.m64n128k16.f32." KIND "." KIND " "
+      "wgmma.mma_async.sync.aligned.m64n128" TYPES " "
       "{%0, %1, %2, %3, %4, %5, %6, %7, "
       "%8, %9, %10, %11, %12, %13, %14, %15, "
       "%16, %17, %18, %19, %20, %21, %22, %23, "
@@ -187,19 +238,19 @@ __device__ __forceinline__ void multiply_rows(float (&sum)[64], Matrix a, Matrix
       "%40, %41, %42, %43, %44, %45, %46, %47, "
       "%48, %49, %50, %51, %52, %53, %54, %55, "
       "%56, %57, %58, %59, %60, %61, %62, %63}, "
-      "%64, %65, adds, 1, 1, 0, 0;\n"
+      "%64, %65, adds" FLAGS ";\n"
       "}\n"
       : EIGHT(sum, 0), EIGHT(sum, 8), EIGHT(sum, 16), EIGHT(sum, 24),
         EIGHT(sum, 32), EIGHT(sum, 40), EIGHT(sum, 48), EIGHT(sum, 56)
       : "l"(a), "l"(b), "r"(add));
 }
 
-__device__ __forceinline__ void multiply_rows(float (&sum)[96], Matrix a, Matrix b, unsigned int add) {
+__device__ __forceinline__ void multiply_rows(Sum (&sum)[96], Matrix a, Matrix b, unsigned int add) {
   asm volatile(
       "{\n"
       ".reg .pred adds;\n"
       "setp.ne.b32 adds, %98, 0;\n"
-      "wgmma.mma_async.sync.aligned.m64n192k16.f32." KIND "." KIND " "
+      "wgmma.mma_async.sync.aligned.m64n192" TYPES " "
       "{%0, %1, %2, %3, %4, %5, %6, %7, "
       "%8, %9, %10, %11, %12, %13, %14, %15, "
       "%16, %17, %18, %19, %20, %21, %22, %23, "
@@ -212,7 +263,7 @@ __device__ __forceinline__ void multiply_rows(float (&sum)[96], Matrix a, Matrix
       "%72, %73, %74, %75, %76, %77, %78, %79, "
       "%80, %81, %82, %83, %84, %85, %86, %87, "
       "%88, %89, %90, %91, %92, %93, %94, %95}, "
-      "%96, %97, adds, 1, 1, 0, 0;\n"
+      "%96, %97, adds" FLAGS ";\n"
       "}\n"
       : EIGHT(sum, 0), EIGHT(sum, 8), EIGHT(sum, 16), EIGHT(sum, 24),
         EIGHT(sum, 32), EIGHT(sum, 40), EIGHT(sum, 48), EIGHT(sum, 56),
@@ -220,12 +271,12 @@ __device__ __forceinline__ void multiply_rows(float (&sum)[96], Matrix a, Matrix
       : "l"(a), "l"(b), "r"(add));
 }
 
-__device__ __forceinline__ void multiply_rows(float (&sum)[128], Matrix a, Matrix b, unsigned int add) {
+__device__ __forceinline__ void multiply_rows(Sum (&sum)[128], Matrix a, Matrix b, unsigned int add) {
   asm volatile(
       "{\n"
       ".reg .pred adds;\n"
       "setp.ne.b32 adds, %130, 0;\n"
-      "wgmma.mma_async.sync.aligned.m64n256k16.f32." KIND "." KIND " "
+      "wgmma.mma_async.sync.aligned.m64n256" TYPES " "
       "{%0, %1, %2, %3, %4, %5, %6, %7, "
       "%8, %9, %10, %11, %12, %13, %14, %15, "
       "%16, %17, %18, %19, %20, %21, %22, %23, "
@@ -242,7 +293,7 @@ __device__ __forceinline__ void multiply_rows(float (&sum)[128], Matrix a, Matri
       "%104, %105, %106, %107, %108, %109, %110, %111, "
       "%112, %113, %114, %115, %116, %117, %118, %119, "
       "%120, %121, %122, %123, %124, %125, %126, %127}, "
-      "%128, %129, adds, 1, 1, 0, 0;\n"
+      "%128, %129, adds" FLAGS ";\n"
       "}\n"
       : EIGHT(sum, 0), EIGHT(sum, 8), EIGHT(sum, 16), EIGHT(sum, 24),
         EIGHT(sum, 32), EIGHT(sum, 40), EIGHT(sum, 48), EIGHT(sum, 56),
@@ -252,4 +303,6 @@ __device__ __forceinline__ void multiply_rows(float (&sum)[128], Matrix a, Matri
 }
 
 #undef EIGHT
-#undef KIND
+#undef TYPES
+#undef FLAGS
+#undef LETTER
