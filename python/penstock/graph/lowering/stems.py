@@ -71,11 +71,19 @@ def _is_computed(builder: Builder, node: ir.Node, x: Ref) -> bool:
     around it.
     """
     value = node.inputs[0]
-    maker = next((step for step in reversed(builder.steps) if x.value in step.outputs), None)
-    if value is None or len(value.uses()) != 1 or maker is None or maker.kind != "pointwise":
+    if value is None or len(value.uses()) != 1:
         return False
     given = {each.name for each in builder.inputs}
-    return all(each.value in given or each.value in builder.weights for each in maker.inputs)
+    makers = {name: step for step in builder.steps for name in step.outputs}
+    pending = [x.value]
+    while pending:
+        name = pending.pop()
+        if name in given or name in builder.weights:
+            continue
+        if name not in makers or makers[name].kind != "pointwise":
+            return False
+        pending += [each.value for each in makers[name].inputs]
+    return x.value in makers
 
 
 def _pixel_by_pixel(builder: Builder, node: ir.Node, x: Ref, window: Window) -> Stem:
