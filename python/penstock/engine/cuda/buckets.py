@@ -15,6 +15,7 @@ from penstock.engine.cuda.implementations import OURS, add_triton
 from penstock.engine.cuda.kernels.driver import HOPPER
 from penstock.engine.cuda.kernels.replay import Player, Recorder
 from penstock.engine.cuda.sites import DTYPES
+from penstock.engine.narrowing import wide_weights
 from penstock.engine.plan import Region
 from penstock.errors import ExecutionError, ModelLoadError, Unsupported
 
@@ -36,7 +37,11 @@ class Model:
 
     def weights(self, prepared: Prepared, precision: str) -> dict[str, torch.Tensor]:
         dtype = DTYPES[PRECISIONS[precision]]
-        return {name: self._weight(prepared.stored.get(name, name), dtype) for name in prepared.graph.weights}
+        wide = wide_weights(prepared.graph)
+        return {
+            name: self._weight(prepared.stored.get(name, name), torch.float32 if name in wide else dtype)
+            for name in prepared.graph.weights
+        }
 
     def _weight(self, stored: str, dtype: torch.dtype) -> torch.Tensor:
         key = stored, dtype

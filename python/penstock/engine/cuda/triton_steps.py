@@ -21,9 +21,10 @@ from penstock.engine.cuda.kernels.implicit_gemm import conv2d_nhwc_launch, gemm_
 from penstock.engine.cuda.kernels.implicit_gemm_kernel import implicit_gemm_kernel
 from penstock.engine.cuda.kernels.launching import Launch, interpreted
 from penstock.engine.cuda.kernels.max_pool import max_pool2d_nhwc_launch
+from penstock.engine.cuda.kernels.quantize import quantize_launch
 from penstock.engine.cuda.kernels.reductions import global_average_pool_launch, layer_norm_launch
 from penstock.engine.cuda.kernels.tiles import Product, Tile
-from penstock.engine.cuda.sites import RunInto, Site, seen
+from penstock.engine.cuda.sites import RunInto, Site, eight_bits, seen
 from penstock.engine.cuda.triton_joined import JOINED, LAYERS, depthwise_and_gate, suits_gate_layers
 from penstock.engine.cuda.triton_moves import MOVES
 from penstock.engine.cuda.ways import (
@@ -33,6 +34,7 @@ from penstock.engine.cuda.ways import (
     Way,
     count,
     dtype_of,
+    eight_or_narrow,
     multiprocessors_of,
     tile_scratch,
     tiles_of,
@@ -47,13 +49,13 @@ _WIDEST_HEAD: Final = 256
 
 
 def _product(site: Site) -> Product:
-    weight = site.shape("weight")
+    weight, itemsize = site.shape("weight"), dtype_of(site, 0).itemsize
     if site.step.kind == "gemm":
         n, k = weight
         size = site.shape("x")
-        return Product(count(size) // k, n, k)
+        return Product(count(size) // k, n, k, itemsize=itemsize)
     out = site.out_shape()
-    return Product(count(out[:3]), out[3], weight[3], weight[1] * weight[2])
+    return Product(count(out[:3]), out[3], weight[3], weight[1] * weight[2], itemsize=itemsize)
 
 
 def _tiles(site: Site) -> tuple[Config, ...]:
@@ -74,6 +76,7 @@ def _conv(ready: Ready, operands: Tensors, outputs: Tensors, scratch: Scratch | 
         config=Tile(*ready.config),
         bias=ready.bias,
         residual=ready.residual(operands),
+        scale=ready.scale,
         epilogue=ready.epilogue,
         stride=_pair(strides),
         padding=_pair(pads),
@@ -95,6 +98,7 @@ def _gemm(ready: Ready, operands: Tensors, outputs: Tensors, scratch: Scratch | 
         config=Tile(*ready.config),
         bias=ready.bias,
         residual=None if residual is None else residual.view(-1, n),
+        scale=ready.scale,
         epilogue=ready.epilogue,
         scratch=scratch,
         pdl=ready.site.early,
@@ -147,6 +151,7 @@ def _attention(ready: Ready, operands: Tensors, outputs: Tensors, scratch: Scrat
         config=AttentionTile(*ready.config),
         scale=ready.site.number("scale"),
         mask=None if mask is None else operands[mask],
+        out_scale=ready.out_scale,
         pdl=ready.site.early,
     )
 
@@ -165,8 +170,15 @@ def _suits_attention(site: Site) -> bool:
 def _layer_norm(ready: Ready, operands: Tensors, outputs: Tensors, scratch: Scratch | None) -> Launch:
     del scratch
     site = ready.site
-    x, weight = operands[0], ready.weight
-    return layer_norm_launch(x, weight, ready.bias, out=outputs[0], epsilon=site.number("epsilon"), pdl=site.early)
+    return layer_norm_launch(
+        operands[0],
+        ready.weight,
+        ready.bias,
+        out=outputs[0],
+        epsilon=site.number("epsilon"),
+        out_scale=ready.out_scale,
+        pdl=site.early,
+    )
 
 
 def _suits_layer_norm(site: Site) -> bool:
@@ -176,7 +188,15 @@ def _suits_layer_norm(site: Site) -> bool:
 def _pool(ready: Ready, operands: Tensors, outputs: Tensors, scratch: Scratch | None) -> Launch:
     x, (splits,) = operands[0], ready.config
     out = outputs[0].view(x.shape[0], x.shape[3])
-    return global_average_pool_launch(x, out=out, splits=splits, scratch=scratch, pdl=ready.site.early)
+    return global_average_pool_launch(
+        x,
+        out=out,
+        splits=splits,
+        scale=ready.site.scale(0) or 1.0,
+        out_scale=ready.out_scale,
+        scratch=scratch,
+        pdl=ready.site.early,
+    )
 
 
 def _pool_splits(site: Site) -> list[Config]:
@@ -209,6 +229,22 @@ def _max_pool(ready: Ready, operands: Tensors, outputs: Tensors, scratch: Scratc
     )
 
 
+def _same_scale(site: Site) -> bool:
+    """The largest of numbers on a grid lies on it."""
+    return site.scale(0) == site.out_scale()
+
+
+def _quantize(ready: Ready, operands: Tensors, outputs: Tensors, scratch: Scratch | None) -> Launch:
+    del scratch
+    return quantize_launch(operands[0], out=outputs[0], scale=ready.out_scale, pdl=ready.site.early)
+
+
+def _suits_quantize(site: Site) -> bool:
+    """An eight-bit copy, and nothing else."""
+    copies = [(line.name, *line.arguments) for line in site.step.program] == [("identity", "i0")]
+    return copies and len(site.step.inputs) == 1 and site.out_scale() is not None and not eight_bits(dtype_of(site, 0))
+
+
 # ---- all of them ----
 
 
@@ -234,7 +270,7 @@ def _suits_depthwise_and_gate(site: Site) -> bool:
 
 
 WAYS: Final[dict[tuple[str, str], Way]] = {
-    ("conv", "triton"): Way(_conv, _tiles, _tile_scratch, suits=_suits_conv),
+    ("conv", "triton"): Way(_conv, _tiles, _tile_scratch, suits=_suits_conv, types=eight_or_narrow, scales=True),
     ("conv", "triton_depthwise"): Way(
         _depthwise, _depthwise_tiles, forms={"weight": _taps_first}, suits=_suits_depthwise
     ),
@@ -244,11 +280,16 @@ WAYS: Final[dict[tuple[str, str], Way]] = {
         forms={"weight": _taps_first, **LAYERS},
         suits=_suits_depthwise_and_gate,
     ),
-    ("gemm", "triton"): Way(_gemm, _tiles, _tile_scratch),
-    ("attention", "triton"): Way(_attention, _attention_tiles, suits=_suits_attention),
-    ("layer_norm", "triton"): Way(_layer_norm, forms={"weight": _wide}, suits=_suits_layer_norm),
-    ("reduce", "triton"): Way(_pool, _pool_splits, _pool_scratch, suits=_suits_pool),
-    ("max_pool", "triton"): Way(_max_pool),
+    ("gemm", "triton"): Way(_gemm, _tiles, _tile_scratch, types=eight_or_narrow, scales=True),
+    ("attention", "triton"): Way(
+        _attention, _attention_tiles, suits=_suits_attention, types=eight_or_narrow, scales=True
+    ),
+    ("layer_norm", "triton"): Way(
+        _layer_norm, forms={"weight": _wide}, suits=_suits_layer_norm, types=eight_or_narrow, scales=True
+    ),
+    ("reduce", "triton"): Way(_pool, _pool_splits, _pool_scratch, suits=_suits_pool, types=eight_or_narrow, scales=True),
+    ("max_pool", "triton"): Way(_max_pool, suits=_same_scale, types=eight_or_narrow, scales=True),
+    ("pointwise", "triton_quantize"): Way(_quantize, suits=_suits_quantize, types=eight_or_narrow, scales=True),
     **JOINED,
     **MOVES,
 }
@@ -259,7 +300,8 @@ def add() -> None:
     """Into the table of implementations, once."""
     for (kind, name), way in WAYS.items():
         if name not in IMPLEMENTATIONS[kind]:
-            register(kind, name, Implementation(writing(_binding(way)), _fitting(name, way), way.configs))
+            made = Implementation(writing(_binding(way)), _fitting(name, way), way.configs, way.scales)
+            register(kind, name, made)
 
 
 def launch(site: Site, name: str, config: Config) -> tuple[Launch, ...]:
@@ -333,7 +375,7 @@ def _fitting(name: str, way: Way) -> Callable[[Site], bool]:
 def _ready(way: Way, site: Site, config: Config, *, on_meta: bool = False) -> Ready:
     constants: dict[str, torch.Tensor] = {}
     for role in _roles(site):
-        form = _row if role.endswith("bias") else way.forms.get(role)
+        form = _row if role == "scale" or role.endswith("bias") else way.forms.get(role)
         weight = None if form is None else site.weight(role)
         if form is not None and weight is not None:
             constants[role] = form(_without_memory(weight) if on_meta else weight)

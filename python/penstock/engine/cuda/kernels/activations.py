@@ -61,6 +61,18 @@ def activate(x, ACTIVATION: tl.constexpr, ALPHA: tl.constexpr, BETA: tl.constexp
 
 
 @triton.jit
+def stored_as(x, inverse_scale, TYPE: tl.constexpr):
+    """What is written of FP32 values; only eight bits have a scale."""
+    if TYPE == tl.int8:
+        return round_to_int8(x * inverse_scale)
+    elif TYPE == tl.float8e4nv:
+        # Beyond the largest there is only NaN.
+        return tl.minimum(tl.maximum(x * inverse_scale, -448.0), 448.0).to(TYPE)
+    else:
+        return x.to(TYPE)
+
+
+@triton.jit
 def round_to_int8(x):
     """To the nearest, ties to even, saturating. Adding 1.5 x 2**23 leaves no bits for a fraction in FP32."""
     x = tl.minimum(tl.maximum(x, -128.0), 127.0)

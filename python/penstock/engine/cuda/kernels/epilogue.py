@@ -9,7 +9,7 @@ import torch
 import triton
 import triton.language as tl
 
-from .activations import activate, round_to_int8
+from .activations import activate, stored_as
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +33,7 @@ class Epilogue:
     residual_scale: float = 1.0
     """What one step of an INT8 residual is worth."""
     out_scale: float = 1.0
-    """What one step of an INT8 result is worth."""
+    """What one step of an INT8 or e4m3 result is worth."""
 
 
 @triton.jit
@@ -78,6 +78,5 @@ def store_tile(
             y = activate(y, ACTIVATION, ALPHA, BETA) + added
         else:
             y = activate(y + added, ACTIVATION, ALPHA, BETA)
-    if out.dtype.element_ty == tl.int8:
-        y = round_to_int8(y * out_inverse_scale)
-    tl.store(out + rows[:, None] * OUT_PITCH + columns[None, :], y.to(out.dtype.element_ty), mask=inside)
+    y = stored_as(y, out_inverse_scale, out.dtype.element_ty)
+    tl.store(out + rows[:, None] * OUT_PITCH + columns[None, :], y, mask=inside)

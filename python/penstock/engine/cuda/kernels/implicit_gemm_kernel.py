@@ -9,6 +9,9 @@ from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from .epilogue import store_tile
 
+IMPRECISE: tl.constexpr = tl.constexpr(128)
+"""Of e4m3: products that are added at the units' own precision. Fewer than a step of the loop has would lose them."""
+
 MOST_STEPS_AHEAD: tl.constexpr = tl.constexpr(4)
 """Of the loop, for the residual to be loaded before it: longer ones hide the load behind their own."""
 
@@ -181,7 +184,11 @@ def implicit_gemm_kernel(
                 mask=k_inside[:, None] & columns_inside[None, :],
                 other=0,
             )
-        total = tl.dot(pixels, weights, total, input_precision="ieee", out_dtype=SUM)
+        if x.dtype.element_ty == tl.float8e4nv:
+            # The units keep 14 bits of a sum of e4m3 products; so many of them are added before they go to FP32.
+            total = tl.dot(pixels, weights, total, max_num_imprecise_acc=IMPRECISE, out_dtype=SUM)
+        else:
+            total = tl.dot(pixels, weights, total, input_precision="ieee", out_dtype=SUM)
 
     if SPLIT_K == 1:
         store_tile(

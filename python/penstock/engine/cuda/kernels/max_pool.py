@@ -14,7 +14,7 @@ from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 from .launching import Launch
 from .rows import expect_shape, pitch, power_of_two
 
-_ELEMENTS = 1024  # of a block: 8 of 16 bit for each thread of 4 warps
+_BYTES = 2048  # of a block: 16 for each thread of 4 warps
 _WARPS = 4
 
 
@@ -49,7 +49,7 @@ def max_pool2d_nhwc_launch(
     out_height, out_width = out.shape[1:3]
     expect_shape(out, "out", batch, out_height, out_width, channels)
     block_channels = min(power_of_two(channels), 128)
-    block_spots = max(1, _ELEMENTS // block_channels)
+    block_spots = max(1, _BYTES // x.element_size() // block_channels)
     spots = batch * out_height * out_width
     return Launch(
         max_pool_kernel,
@@ -115,15 +115,18 @@ def max_pool_kernel(
     row = spots // OUT_WIDTH % OUT_HEIGHT * STRIDE_HIGH - PAD_TOP
     picture = spots // (OUT_WIDTH * OUT_HEIGHT)
     exists = (spots < SPOTS)[:, None] & (channels < CHANNELS)[None, :]
-    largest = tl.full((BLOCK_SPOTS, BLOCK_CHANNELS), float("-inf"), tl.float32)
+    EIGHT: tl.constexpr = x.dtype.element_ty == tl.int8
+    LEAST: tl.constexpr = -128 if EIGHT else float("-inf")
+    largest = tl.full((BLOCK_SPOTS, BLOCK_CHANNELS), LEAST, tl.int8 if EIGHT else tl.float32)
     for high in tl.static_range(TAPS_HIGH):
         for wide in tl.static_range(TAPS_WIDE):
             at_row = row + high * DILATION_HIGH
             at_column = column + wide * DILATION_WIDE
             inside = (at_row >= 0) & (at_row < HEIGHT) & (at_column >= 0) & (at_column < WIDTH)
             place = ((picture * HEIGHT + at_row) * WIDTH + at_column) * X_PITCH
-            seen = tl.load(
-                x + place[:, None] + channels[None, :], mask=exists & inside[:, None], other=float("-inf")
-            ).to(tl.float32)
-            largest = tl.maximum(largest, seen, propagate_nan=tl.PropagateNan.ALL)
+            seen = tl.load(x + place[:, None] + channels[None, :], mask=exists & inside[:, None], other=LEAST)
+            if EIGHT:
+                largest = tl.maximum(largest, seen)
+            else:
+                largest = tl.maximum(largest, seen.to(tl.float32), propagate_nan=tl.PropagateNan.ALL)
     tl.store(out + spots[:, None] * OUT_PITCH + channels[None, :], largest.to(out.dtype.element_ty), mask=exists)

@@ -34,7 +34,7 @@ _STEP: Final = 150
 
 _BLOCK_M: Final = (16, 32, 64, 128, 256)
 _BLOCK_N: Final = (16, 32, 64, 128, 256)
-_BLOCK_K: Final = (16, 32, 64, 128)
+_BLOCK_K: Final = (16, 32, 64, 128, 256)
 _SPLITS: Final = (1, 2, 3, 4, 6, 8, 12, 16)
 _STAGES: Final = (2, 3, 4, 6)
 _WARPS: Final = (4, 8)
@@ -134,6 +134,8 @@ def _sensible(product: Product, multiprocessors: int) -> Iterator[Tile]:
                 continue
             for block_k in _BLOCK_K:
                 if block_k * product.itemsize < _SMALLEST_K or block_k >= max(2 * product.k, 2 * _SMALLEST_K):
+                    continue
+                if block_k > 128 and (product.itemsize > 1 or product.channels % block_k):
                     continue
                 if block_k == 16 and product.channels % 32 == 0:
                     continue  # half of a 64-byte row of shared memory, for nothing
