@@ -9,7 +9,7 @@ import torch
 import triton
 import triton.language as tl
 
-from .activations import activate, stored_as
+from .activations import activate, stored_as, whole_to_float
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,10 +56,11 @@ def store_tile(
     BETA: tl.constexpr,
     RESIDUAL_LAST: tl.constexpr,
     ahead=None,
+    LARGEST: tl.constexpr = 2147483647,
 ):
-    """`ahead`: the residual's tile, where it was loaded before the sums were made."""
+    """`ahead`: the residual's tile, where it was loaded before the sums were made. `LARGEST`: no INT32 sum is more."""
     inside = (rows < M)[:, None] & (columns < N)[None, :]
-    y = total.to(tl.float32)
+    y = whole_to_float(total, LARGEST) if total.dtype == tl.int32 else total.to(tl.float32)
     if scale is not None:
         y *= tl.load(scale + columns, mask=columns < N, other=0.0).to(tl.float32)[None, :]
     if bias is not None:
@@ -68,12 +69,13 @@ def store_tile(
         y = activate(y, ACTIVATION, ALPHA, BETA)
     else:
         if ahead is None:
-            added = tl.load(residual + rows[:, None] * RESIDUAL_PITCH + columns[None, :], mask=inside, other=0)
+            added = tl.load(residual + rows[:, None] * RESIDUAL_PITCH + columns[None, :], mask=inside, other=0.0)
         else:
             added = ahead
-        added = added.to(tl.float32)
         if residual.dtype.element_ty == tl.int8:
-            added *= residual_scale
+            added = whole_to_float(added, 256) * residual_scale
+        else:
+            added = added.to(tl.float32)
         if RESIDUAL_LAST:
             y = activate(y, ACTIVATION, ALPHA, BETA) + added
         else:
