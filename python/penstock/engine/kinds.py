@@ -41,7 +41,7 @@ KINDS: Final[Mapping[str, tuple[str, ...]]] = {
     "top_1": ("x",),  # over the last axis: where the largest is, and its softmax: two outputs
     "arg_max": ("x",),  # axis, how: max or min
     "resize": ("x",),  # mode, coordinates, nearest, scales: as in ONNX
-    "pad": ("x",),  # begin, end, value
+    "pad": ("x",),  # begin, end, value; maybe a program, which is computed before
     "gather": ("x", "indices"),  # axis
     "concat": (),  # axis; the last one of operands with more axes than the result, whose others are cut in two
     "copy": (),  # the operand's view, made dense

@@ -95,7 +95,7 @@ class Step:
     outputs: tuple[str, ...]
     attributes: Mapping[str, Attribute] = field(default_factory=dict)
     program: tuple[Instruction, ...] = ()
-    """Of pointwise steps; the last one's result is what is written."""
+    """Of pointwise steps, and of pads that compute what they move; the last one's result is what is written."""
 
     nodes: tuple[str, ...] = ()
     """Names of the source model's nodes that went into it."""
@@ -332,8 +332,8 @@ _LAYERS: Final = ("conv", "conv_transpose", "gemm", "squeeze_excite", "mlp", "co
 
 
 def _check_program(step: Step) -> None:
-    if (step.kind == "pointwise") != bool(step.program):
-        raise InvalidArgument(f"step {step.name!r} of kind {step.kind!r}: only pointwise steps have programs")
+    if (step.kind == "pointwise") != bool(step.program) and (step.kind != "pad" or not step.program):
+        raise InvalidArgument(f"step {step.name!r} of kind {step.kind!r}: only pointwise steps and pads have programs")
     known = {f"i{number}" for number in range(len(step.inputs))}
     for number, line in enumerate(step.program):
         if INSTRUCTIONS.get(line.name) != len(line.arguments):

@@ -90,6 +90,9 @@ launches = {
     "planes": planes_to_pixels_launch(t(8, 3, 736, 736, dtype=torch.float32), out=t(8, 736, 736, 4)),
     "planes with zeros around": planes_to_pixels_launch(
         t(64, 3, 224, 224, dtype=torch.float32), out=t(64, 229, 230, 4), corner=(3, 3), pdl=True),
+    "bytes of pixels less their mean": planes_to_pixels_launch(
+        t(64, 224, 224, 3, dtype=torch.uint8).permute(0, 3, 1, 2), out=t(64, 229, 230, 4), corner=(3, 3),
+        arithmetic=[("sub", t(3)), ("mul", 0.017)], pdl=True),
 }
 for name, launch in launches.items():
     took = launch.compile()
@@ -121,7 +124,7 @@ def test_every_kernel_compiles_for_hopper_without_spilling(tmp_path: Path) -> No
     done = subprocess.run([sys.executable, "-c", PROGRAM], env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
     rows = [line.split(",") for line in done.stdout.splitlines()]
-    assert len(rows) == 20
+    assert len(rows) == 21
     narrowest = {name: int(each) for name, *_, each in rows}  # of the copies to shared memory, in bytes
     assert (narrowest["stem"], narrowest["stem of stride 1"]) == (16, 8)
     for name, registers, spilled, shared, wgmma, _ in rows:
