@@ -4,7 +4,7 @@
 
 The rates are the ceilings that plain FP16 products and copies reached on one H200. FLOPs are those of matrix products
 and convolutions (two for a multiplication and its addition), which run on the matrix units; everything else is counted
-by its bytes. Bytes: of each value what the step sees of it, once, and what it writes, once, 16 bits a float. A fused
+by its bytes. Bytes: of each value what the step sees of it, once, and what it writes, once, 16 bits a float, 8 where they have a scale. A fused
 pair of steps may pass below the floor: it is of these steps, not of the model.
 """
 
@@ -18,7 +18,7 @@ FLOPS: Final = 724e12
 BYTES: Final = 4.28e12
 
 _SIZES: Final = {
-    **dict.fromkeys(("BOOL", "INT8", "UINT8"), 1),
+    **dict.fromkeys(("BOOL", "INT8", "UINT8", "FP8"), 1),
     **dict.fromkeys(("FP16", "BF16", "FP32", "INT16"), 2),  # what the graph calls FP32 is executed in 16 bits
     "INT32": 4,
     **dict.fromkeys(("FP64", "INT64"), 8),
@@ -36,9 +36,14 @@ class Cost:
 
 
 def cost(graph: LoweredGraph) -> Cost:
-    steps = [(flops(graph, step), moved(graph, step)) for step in graph.steps]
-    floor = sum(max(arithmetic / FLOPS, traffic / BYTES) for arithmetic, traffic in steps)
-    return Cost(sum(pair[0] for pair in steps), sum(pair[1] for pair in steps), 1e3 * floor)
+    steps = [(flops(graph, step), moved(graph, step), _rate(step)) for step in graph.steps]
+    floor = sum(max(arithmetic / rate, traffic / BYTES) for arithmetic, traffic, rate in steps)
+    return Cost(sum(each[0] for each in steps), sum(each[1] for each in steps), 1e3 * floor)
+
+
+def _rate(step: Step) -> float:
+    """Layers of eight bits have a scale; the units do twice as many of those."""
+    return FLOPS if step.operand("scale") is None else 2 * FLOPS
 
 
 def flops(graph: LoweredGraph, step: Step) -> float:

@@ -287,7 +287,9 @@ WAYS: Final[dict[tuple[str, str], Way]] = {
     ("layer_norm", "triton"): Way(
         _layer_norm, forms={"weight": _wide}, suits=_suits_layer_norm, types=eight_or_narrow, scales=True
     ),
-    ("reduce", "triton"): Way(_pool, _pool_splits, _pool_scratch, suits=_suits_pool, types=eight_or_narrow, scales=True),
+    ("reduce", "triton"): Way(
+        _pool, _pool_splits, _pool_scratch, suits=_suits_pool, types=eight_or_narrow, scales=True
+    ),
     ("max_pool", "triton"): Way(_max_pool, suits=_same_scale, types=eight_or_narrow, scales=True),
     ("pointwise", "triton_quantize"): Way(_quantize, suits=_suits_quantize, types=eight_or_narrow, scales=True),
     **JOINED,

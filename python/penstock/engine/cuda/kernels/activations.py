@@ -63,13 +63,12 @@ def activate(x, ACTIVATION: tl.constexpr, ALPHA: tl.constexpr, BETA: tl.constexp
 @triton.jit
 def stored_as(x, inverse_scale, TYPE: tl.constexpr):
     """What is written of FP32 values; only eight bits have a scale."""
-    if TYPE == tl.int8:
+    if tl.int8 == TYPE:
         return round_to_int8(x * inverse_scale)
-    elif TYPE == tl.float8e4nv:
+    if tl.float8e4nv == TYPE:
         # Beyond the largest there is only NaN.
         return tl.minimum(tl.maximum(x * inverse_scale, -448.0), 448.0).to(TYPE)
-    else:
-        return x.to(TYPE)
+    return x.to(TYPE)
 
 
 @triton.jit
@@ -85,5 +84,4 @@ def whole_to_float(x, BELOW: tl.constexpr):
     """Integers as FP32; `BELOW` says what they are smaller than, and up to 2**22 the sum above does it backwards."""
     if BELOW <= 4194304:
         return (x.to(tl.int32) + 0x4B400000).to(tl.float32, bitcast=True) - 12582912.0
-    else:
-        return x.to(tl.float32)
+    return x.to(tl.float32)

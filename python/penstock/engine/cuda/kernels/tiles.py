@@ -78,6 +78,8 @@ class Tile:
     split_k: int = 1
     group_m: int = 8
     """Tiles of this many rows are done column by column, so that neighbours in time share weights in L2."""
+    registers: int = 0
+    """The most that a thread may have; 0: as many as the compiler likes."""
 
     def flat(self, product: Product) -> bool:
         """Whether k runs through taps and channels as one: no step of the loop straddles two taps otherwise, which
