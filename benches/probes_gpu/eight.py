@@ -129,8 +129,9 @@ def sweep(compilers: "Compilers | None") -> None:
                     or (stages == 2 and deep > 512)
                 ):
                     continue
-                launches[shape, (block_m, block_n, depth, warps, stages, registers)] = conv2d_nhwc_launch(
-                    x, w, out=torch.empty_like(added), config=Tile(block_m, block_n, depth, warps, stages, 1, 8, registers),
+                cut = (block_m, block_n, depth, warps, stages, 1, 8, registers)
+                launches[shape, cut] = conv2d_nhwc_launch(
+                    x, w, out=torch.empty_like(added), config=Tile(*cut),
                     bias=rows[0], scale=rows[1], residual=added if taps == 1 else None,
                     epilogue=Epilogue("relu", residual_scale=0.1, out_scale=0.1), padding=(taps // 2, taps // 2),
                 )  # fmt: skip

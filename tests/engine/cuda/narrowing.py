@@ -58,7 +58,8 @@ NETWORKS = (
         """(float[1,3,17,17] x) => (float[1,10] y) {
         s = Conv <kernel_shape=[7,7], strides=[2,2], pads=[3,3,3,3]> (x, stem) t = Relu(s)
         p = MaxPool <kernel_shape=[3,3], strides=[2,2], pads=[1,1,1,1]> (t)
-        a = Conv <pads=[1,1,1,1]> (p, one, b) c = Relu(a) d = Conv <pads=[1,1,1,1]> (c, two, b) e = Add(d, p) f = Relu(e)
+        a = Conv <pads=[1,1,1,1]> (p, one, b) c = Relu(a)
+        d = Conv <pads=[1,1,1,1]> (c, two, b) e = Add(d, p) f = Relu(e)
         g = Conv <strides=[2,2], pads=[1,1,1,1]> (f, wide) h = Relu(g) i = Conv <pads=[1,1,1,1]> (h, wider)
         j = Conv <strides=[2,2]> (f, across) k = Add(i, j) l = Relu(k)
         m = GlobalAveragePool(l) n = Flatten(m) y = Gemm <transB=1> (n, last) }""",
