@@ -34,26 +34,32 @@ if TYPE_CHECKING:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--graphs", type=Path, required=True)
-    parser.add_argument("--models", nargs="+", required=True, metavar="NAME:BATCH[:SECONDS]")
+    parser.add_argument(
+        "--models",
+        nargs="+",
+        required=True,
+        metavar="NAME:BATCH[:SECONDS]",
+        help="or `sweep`: cuts of a few convolutions",
+    )
     parser.add_argument("--seconds", type=float, default=80.0, help="after which no model is begun")
     parser.add_argument("--tune-seconds", type=float, default=12.0)
     parser.add_argument("--wide-seconds", type=float, default=4.0, help="for tuning the same in 16 bits")
     parser.add_argument("--rows", type=int, default=12)
     parser.add_argument("--all", type=int, default=4, help="candidates named in a row")
-    parser.add_argument("--sweep", action="store_true", help="cuts of a few convolutions first")
     parser.add_argument("--device", default="cuda")
     options = parser.parse_args()
     until = time.monotonic() + options.seconds
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     with ours.compilers(options.device, os.cpu_count() or 1) as compilers:
-        if options.sweep:
-            sweep(compilers)
         for each in options.models:
-            name, batch, *seconds = each.split(":")
+            name, batch, *seconds = [*each.split(":"), "1"] if ":" not in each else each.split(":")
             if time.monotonic() >= until:
                 print(f"{each}: no time was left")
                 continue
             try:
+                if name == "sweep":
+                    sweep(compilers)
+                    continue
                 own = float(seconds[0]) if seconds else options.tune_seconds
                 measure(SUBJECTS[name], int(batch), own, options, compilers)
             except Exception:  # the others are still measured
