@@ -3,10 +3,10 @@
     floor = sum over steps of max(FLOPs / 724 TFLOP/s, bytes / 4.28 TB/s)
 
 The rates are the ceilings that plain FP16 products and copies reached on one H200; products of eight bits count at
-twice the rate. FLOPs are those of matrix products and convolutions (two for a multiplication and its addition), which run on
-the matrix units; everything else is counted by its bytes. Bytes: of each value what the step sees of it, once, and what
-it writes, once, 16 bits a float, 8 where it has a scale. A fused pair of steps may pass below the floor: it is of these
-steps, not of the model.
+twice the rate. FLOPs are those of matrix products and convolutions (two for a multiplication and its addition), which
+run on the matrix units; everything else is counted by its bytes. Bytes: of each value what the step sees of it, once,
+and what it writes, once, 16 bits a float, 8 where it has a scale. A fused pair of steps may pass below the floor: it is
+of these steps, not of the model.
 """
 
 import math
