@@ -73,9 +73,17 @@ class _Narrowing:
         self._makers = {name: step for step in graph.steps for name in step.outputs}
         self._readers = graph.readers()
         self._ends = {each.name for each in graph.inputs} | {each.value for each in graph.outputs}
+        self._through_moves()
         self._through_pools()
         self._takers = {step.name for step in graph.steps if self._takes(step)}
         self._stored = self._settled()
+
+    def _through_moves(self) -> None:
+        """What is only moved, or has zeros put around it, is worth what it was."""
+        for step in self._graph.steps:
+            moves = step.kind == "copy" or (step.kind == "pad" and step.attributes.get("value") == 0.0)
+            if moves and step.inputs[0].value in self._scales:
+                self._scales.setdefault(step.outputs[0], self._scales[step.inputs[0].value])
 
     def _through_pools(self) -> None:
         """The largest of numbers on a grid lies on it: what a max pool reads and writes has one scale."""
