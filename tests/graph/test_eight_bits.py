@@ -14,7 +14,7 @@ from penstock import quantize
 from penstock.engine.lowered import LoweredGraph, from_json, to_json, validate
 from penstock.errors import Unsupported
 from penstock.graph import optimize, signature
-from penstock.graph.eight_bits import lower_in_eight_bits, unquantized
+from penstock.graph.eight_bits import in_fp8, in_int8, unquantized
 from tests.engine.cuda.reference import error, execute
 from tests.graph.residual_network import resnet34
 from tests.graph.small import graph, normal, run
@@ -32,7 +32,8 @@ def quantized(model: ir.Model, shape: tuple[int, ...], scheme: quantize.Scheme =
 
 
 def lowered(model: ir.Model, shape: tuple[int, ...]) -> tuple[LoweredGraph, Arrays]:
-    found, weights = lower_in_eight_bits(model, {"x": shape})
+    float_ = unquantized(model)
+    found, weights = in_int8(optimize(float_.model, shapes={"x": shape}).model, float_)
     validate(found)
     assert from_json(to_json(found)) == found
     return found, dict(weights)
@@ -157,8 +158,12 @@ def test_a_residual_network_is_in_eight_bits_from_the_stem_to_the_end() -> None:
     found, tensors = lowered(form, (2, 3, 64, 64))
     steps = Counter((step.kind, step.operand("scale") is not None) for step in found.steps)
     assert steps == {
-        **{("pad", False): 1, ("conv", False): 1, ("max_pool", False): 1, ("conv", True): 35},
-        **{("reduce", False): 1, ("gemm", True): 1},
+        ("pad", False): 1,
+        ("conv", False): 1,
+        ("max_pool", False): 1,
+        ("conv", True): 35,
+        ("reduce", False): 1,
+        ("gemm", True): 1,
     }
     inputs = {"x": normal(2, 3, 64, 64, seed=9)}
     expected, right = run(form, inputs)["y"], run(model, inputs)["y"]
@@ -200,3 +205,22 @@ def test_layers_that_are_kept_stay_float() -> None:
     found, _ = lowered(recipe.keeping([last.name or ""]).model, (1, 32, 4, 4))
     assert [step.operand("scale") is not None for step in found.steps if step.kind == "conv"] == [True, False]
     assert found.values["b"].scale is None
+
+
+def test_rows_in_e4m3_need_no_form() -> None:
+    text = """(float[2,5,48] x) => (float[2,5,8] y) {
+    n = LayerNormalization <axis=-1> (x, g, g) a = MatMul(n, w) c = Add(a, b) d = Gelu(c) y = MatMul(d, v) }"""
+    weights = {"g": normal(48), "w": normal(48, 64) / 7, "b": normal(64), "v": normal(64, 8) / 8}
+    model = optimize(graph(text, weights)).model
+    inputs = {"x": normal(2, 5, 48, seed=9)}
+    right = run(model, inputs)["y"]
+    bound = optimize(model, shapes={"x": (2, 5, 48)}).model
+    found, tensors = in_fp8(bound, {"n": 5.0, "d": 4.0})
+    assert {name: value.datatype for name, value in found.values.items() if value.scale is not None} == {
+        "n": "FP8",
+        "d": "FP8",
+    }
+    noise = error(execute(found, dict(tensors), inputs)["y"], right)
+    assert 1e-3 < noise < 0.06
+    kept, _ = in_fp8(bound, {"d": 4.0})
+    assert [step.operand("scale") is not None for step in kept.steps if step.kind == "gemm"] == [False, True]

@@ -6,16 +6,20 @@ Called by the driver, which asks it what to race next, and which inputs a progra
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Final
 
+import onnx_ir as ir
 from numpy.typing import NDArray
 
 from penstock.build.gate import Verdict
 from penstock.build.samples import fitted
 from penstock.engine.cuda.tuning import Tuning
-from penstock.engine.plan import CUDA, Shapes, Tactic
+from penstock.engine.plan import CUDA, LOWERED, Shapes, Tactic
 from penstock.engine.routing import beyond_rows
 from penstock.tactics import GPU_PRECISIONS, Form, Measurement, Race
 
 Arrays = Mapping[str, NDArray[Any]]
+
+STEPS_FP8: Final = f"{LOWERED}-fp8"
+"""The form whose layers are in e4m3."""
 
 _TUNE_SHARE: Final = 0.35  # of the time that is left
 # Of one bucket: less finds little, more finds nothing, and a candidate's compilation has a limit.
@@ -53,6 +57,17 @@ class OnGpu:
     def as_prepared(self, inputs: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         """A sample that some bucket takes: brought to the optimum's shapes where none does."""
         return inputs if self.takes(inputs) else fitted(inputs, self._buckets[0])
+
+
+def multiplies_rows(model: ir.Model) -> bool:
+    """Whether more layers are matrix products than convolutions: those gain from e4m3, which keeps their outliers."""
+    products = sum(node.op_type in ("MatMul", "Gemm") and _is_layer(node) for node in model.graph)
+    return products > sum(node.op_type == "Conv" for node in model.graph)
+
+
+def _is_layer(node: ir.Node) -> bool:
+    weight = node.inputs[1]
+    return weight is not None and weight.is_initializer()
 
 
 def why_not(race: Race, verdicts: Mapping[Tactic, Verdict]) -> str:

@@ -21,6 +21,8 @@ Rounded = Callable[[Any, Any, str], Any]
 TOP: Final[Mapping[str, float]] = {"INT8": 127.0, "FP8": 448.0}
 """The largest number of each type; INT8 is symmetric."""
 
+LEAST_SCALE: Final = 2.0**-100
+
 _LAYERS: Final = ("conv", "gemm")
 # The least that a product is over: below, the pieces that tensor cores take are mostly padding.
 _LEAST_DEPTH: Final = 32

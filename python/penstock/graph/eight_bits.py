@@ -1,8 +1,9 @@
 """A graph with Q/DQ as steps in eight bits: the float graph of it is lowered, and the scales are put back by name.
 
-`lower_in_eight_bits` takes what `quantize` writes for GPUs: activations symmetric with one scale for each tensor,
-weights symmetric with one for each output channel, both int8. Layers between quantized tensors become integer; whoever
-reads a quantized tensor and can read eight bits does so, whether its Q/DQ says so or not. Called by build.
+`unquantized` takes what `quantize` writes for GPUs: activations symmetric with one scale for each tensor, weights
+symmetric with one for each output channel, both int8. `in_int8` lowers what it gave: layers between quantized tensors
+become integer; whoever reads a quantized tensor and can read eight bits does so, whether its Q/DQ says so or not.
+`in_fp8` needs no Q/DQ, only how large numbers are. Called by build.
 """
 
 from collections.abc import Mapping
@@ -12,13 +13,11 @@ from typing import Final
 import numpy as np
 import onnx_ir as ir
 
-from penstock.engine.eight_bits import Grids, in_eight_bits
+from penstock.engine.eight_bits import LEAST_SCALE, TOP, Grids, in_eight_bits
 from penstock.engine.lowered import LoweredGraph
-from penstock.engine.plan import Shapes
 from penstock.errors import Unsupported
 from penstock.graph.editing import Array, Edit, constant, input_of, integer, producer
 from penstock.graph.lowering import Weights, lower
-from penstock.graph.optimizing import optimize
 
 _OFF: Final = 1e-3
 """Of a step: what dequantized weights may be off the grid. More, and a pass has changed them."""
@@ -35,11 +34,28 @@ class Unquantized:
     """Initialiser -> the same for each output channel."""
 
 
-def lower_in_eight_bits(model: ir.Model, shapes: Shapes) -> tuple[LoweredGraph, Weights]:
-    """Steps and weights at these shapes. Raises what `optimize` and `lower` raise, and Unsupported for other Q/DQ."""
-    found = unquantized(model)
-    graph, weights = lower(optimize(found.model, shapes=shapes).model, joined=False)
+def in_int8(bound: ir.Model, found: Unquantized) -> tuple[LoweredGraph, Weights]:
+    """Steps and weights of the float graph, optimized and its shapes bound. Raises what `lower` raises."""
+    graph, weights = lower(bound, joined=False)
     return in_eight_bits(graph, weights, Grids(found.values, _rows(graph, weights, found.weights)))
+
+
+def in_fp8(bound: ir.Model, most: Mapping[str, float]) -> tuple[LoweredGraph, Weights]:
+    """Steps with layers in e4m3. `most`: of a tensor the largest number; layers that read others stay as they are."""
+    graph, weights = lower(bound, joined=False)
+    values = {name: max(span / TOP["FP8"], LEAST_SCALE) for name, span in most.items()}
+    rows = {
+        weight.value: _largest(weights[weight.value]) / np.float32(TOP["FP8"])
+        for step in graph.steps
+        if (weight := step.operand("weight")) is not None and weights[weight.value].ndim > 1
+    }
+    return in_eight_bits(graph, weights, Grids(values, rows), "FP8")
+
+
+def _largest(weight: Array) -> Array:
+    """Of each row; of rows of zeros something that can be divided by."""
+    found: Array = np.abs(weight.reshape(len(weight), -1)).max(axis=1).astype(np.float32)
+    return np.maximum(found, LEAST_SCALE * TOP["FP8"])
 
 
 def unquantized(model: ir.Model) -> Unquantized:
@@ -63,7 +79,7 @@ def unquantized(model: ir.Model) -> Unquantized:
         values[origin.name or ""] = _scale(node, quantize)
         if not edit.forward(wide, origin):
             raise Unsupported(f"the output {wide.name!r} is quantized; give it back as a float")
-    edit.remove(*[node for node in edit.nodes("DequantizeLinear")])
+    edit.remove(*edit.nodes("DequantizeLinear"))
     edit.remove(*[node for node in edit.nodes("QuantizeLinear") if not any(value.uses() for value in node.outputs)])
     return Unquantized(copy, values, weights)
 

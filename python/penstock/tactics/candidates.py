@@ -40,10 +40,10 @@ class Form:
 
     path: Path
     precision: str
-    """`fp32` or `int8`: the narrowest type in the graph."""
+    """`fp32`, or `int8` or `fp8`: the narrowest type in the graph."""
 
     quantized: bool
-    """Holds Q/DQ operators, from `quantize` or from the user: its precision is in the graph."""
+    """Holds Q/DQ operators, from `quantize` or from the user, or steps in eight bits: its precision is in the graph."""
 
 
 def candidates(
@@ -85,12 +85,18 @@ def candidates(
 def for_gpu(forms: Mapping[str, Form], allowed: Collection[str], precision: str) -> list[Tactic]:
     """Tactics on an NVIDIA GPU in one precision, after the safe one, which stays on the CPU and takes any shapes.
 
-    Plain steps are there within seconds; tuned ones win nearly always.
+    Plain steps are there within seconds; tuned ones win nearly always, and in eight bits there is nothing else that is
+    worth its time. Forms in eight bits have their own precision.
     """
     found = [Tactic(ONNXRUNTIME, "fp32", SOURCE)] if SOURCE in forms and "fp32" in allowed else []
     lowered = [form for form in forms if form.startswith(LOWERED)]
     ways = (PLAIN_STEPS, TUNED_STEPS) if precision in _TUNED else (PLAIN_STEPS,)
-    return found + [Tactic(CUDA, precision, form, "static", options=steps) for form in lowered for steps in ways]
+    for form in lowered:
+        if forms[form].quantized:
+            found.append(Tactic(CUDA, forms[form].precision, form, "static", options=TUNED_STEPS))
+        else:
+            found += [Tactic(CUDA, precision, form, "static", options=steps) for steps in ways]
+    return found
 
 
 def _openvino(

@@ -15,6 +15,7 @@ from penstock.engine.cuda.implementations import OURS, add_triton
 from penstock.engine.cuda.kernels.driver import HOPPER
 from penstock.engine.cuda.kernels.replay import Player, Recorder
 from penstock.engine.cuda.sites import DTYPES
+from penstock.engine.lowered import Step
 from penstock.engine.narrowing import wide_weights
 from penstock.engine.plan import Region
 from penstock.errors import ExecutionError, ModelLoadError, Unsupported
@@ -108,7 +109,13 @@ class Bucket:
             parts = [step.kind, *(role for role in ("bias", "residual") if step.operand(role))]
             parts += [activation] if activation != "none" else []
             choice = self._choices.get(bound.name) or Choice(bound.implementation)
-            found.append(
-                Region(bound.name, "+".join(parts), step.nodes, precision, times.get(bound.name, 0.0), str(choice))
-            )
+            spent = times.get(bound.name, 0.0)
+            achieved = _achieved(step, precision)
+            found.append(Region(bound.name, "+".join(parts), step.nodes, achieved, spent, str(choice)))
         return tuple(found)
+
+
+def _achieved(step: Step, precision: str) -> str:
+    """What a step computes in: of a program in eight bits many don't."""
+    wide = precision in ("int8", "fp8") and step.operand("scale") is None
+    return PRECISIONS[precision].lower() if wide else precision

@@ -12,13 +12,12 @@ import torch
 
 from penstock.engine.cuda.eight_bits import quantized
 from penstock.engine.cuda.executor import Executor
-from penstock.engine.eight_bits import TOP, Grids
+from penstock.engine.eight_bits import LEAST_SCALE, TOP, Grids
 
 _SHARES: Final = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5)
 """Of the largest number: thresholds that are tried for INT8. e4m3 has its own exponents, and clipping gains nothing."""
 
 _LAYERS: Final = ("conv", "gemm")
-_LEAST: Final = 2.0**-100
 
 
 class Calibrator:
@@ -52,7 +51,7 @@ class Calibrator:
         errors = self._errors.setdefault(name, [x.new_zeros(()) for _ in _SHARES])
         top = float(largest)
         for at, share in enumerate(_SHARES):
-            scale = max(top * share / TOP[self._datatype], _LEAST)
+            scale = max(top * share / TOP[self._datatype], LEAST_SCALE)
             errors[at] = errors[at] + (quantized(x, self._type, scale).float() * scale - x).square().sum()
 
     def grids(self, weights: Mapping[str, torch.Tensor]) -> Grids:
@@ -62,11 +61,11 @@ class Calibrator:
         for name, largest in self._largest.items():
             errors = [float(each) for each in self._errors.get(name, ())]
             share = _SHARES[errors.index(min(errors))] if errors else 1.0
-            values[name] = max(float(largest) * share / top, _LEAST)
+            values[name] = max(float(largest) * share / top, LEAST_SCALE)
         rows: dict[str, torch.Tensor] = {}
         for step in self._executor.graph.steps:
             weight = step.operand("weight")
             if step.kind in _LAYERS and weight is not None and weight.value in weights:
                 array = weights[weight.value]
-                rows[weight.value] = (array.float().abs().flatten(1).amax(1) / top).clamp(min=_LEAST)
+                rows[weight.value] = (array.float().abs().flatten(1).amax(1) / top).clamp(min=LEAST_SCALE)
         return Grids(values, rows)

@@ -27,8 +27,15 @@ from penstock.engine.lowered import LoweredGraph, Operand
 from penstock.engine.narrowing import narrowed, wide_weights
 from penstock.errors import InvalidArgument
 
-PRECISIONS: Final[Mapping[str, str]] = {"fp32": "FP32", "tf32": "FP32", "fp16": "FP16", "bf16": "BF16"}
-"""Precision -> type of the values between the steps."""
+PRECISIONS: Final[Mapping[str, str]] = {
+    "fp32": "FP32",
+    "tf32": "FP32",
+    "fp16": "FP16",
+    "bf16": "BF16",
+    "int8": "FP16",
+    "fp8": "FP16",
+}
+"""Precision -> type of the values between the steps; of eight bits those that have no scale."""
 
 Tensors = dict[str, torch.Tensor]
 Compute = Callable[[Sequence[torch.Tensor]], Sequence[torch.Tensor]]
