@@ -122,12 +122,20 @@ class _Narrowing:
             wanted = kept
 
     def _asked_for(self, name: str) -> bool:
-        """Whether a layer multiplies it, or adds it to what it multiplies, behind a pool or not."""
+        """Whether a layer multiplies it, filters it or adds it to what it multiplies, behind a pool or not."""
         steps = [self._graph.steps[number] for number in self._readers.get(name, ())]
         return any(
-            step.name in self._takers or (step.kind == "max_pool" and self._asked_for(step.outputs[0]))
+            step.name in self._takers
+            or self._is_depthwise(step)
+            or (step.kind == "max_pool" and self._asked_for(step.outputs[0]))
             for step in steps
         )
+
+    def _is_depthwise(self, step: Step) -> bool:
+        """It reads and writes INT8, and multiplies floats: what it does is move numbers."""
+        channels = self._graph.values[step.outputs[0]].shape[-1]
+        plain = step.kind == "conv" and step.attributes.get("groups") == channels > 1 and self._datatype == "INT8"
+        return plain and self._graph.shape(step.inputs[0])[3] == channels
 
     def _can_be_stored(self, name: str, others: set[str]) -> bool:
         maker = self._makers.get(name)
@@ -137,7 +145,7 @@ class _Narrowing:
         if maker.kind == "max_pool":
             if maker.inputs[0].value not in others or self._scales[maker.inputs[0].value] != self._scales[name]:
                 return False
-        elif maker.kind not in _WRITERS or maker.attributes.get("groups", 1) != 1:
+        elif maker.kind not in _WRITERS or (maker.attributes.get("groups", 1) != 1 and not self._is_depthwise(maker)):
             return False
         return all(self._can_read(self._graph.steps[number], name, others) for number in self._readers.get(name, ()))
 
@@ -150,7 +158,7 @@ class _Narrowing:
             return step.attributes.get("how") == "mean" and pools and step.inputs[0].view is None
         # What is added to a sum of e4m3 wants more digits than that has.
         added = {"residual"} if self._datatype == "INT8" and step.kind in _LAYERS else set()
-        return roles <= ({"x"} | added if step.name in self._takers else added)
+        return roles <= ({"x"} | added if step.name in self._takers or self._is_depthwise(step) else added)
 
     # ---- the graph ----
 

@@ -1,6 +1,8 @@
 """Small networks in eight bits: what the tests of steps with a scale have in common."""
 
 from dataclasses import dataclass
+from typing import Any
+from zlib import crc32
 
 import numpy as np
 import torch
@@ -14,6 +16,7 @@ from penstock.graph import optimize
 from penstock.graph.lowering import lower
 from tests.graph.small import graph, normal
 
+Array = Any
 Tensors = dict[str, torch.Tensor]
 
 
@@ -31,10 +34,8 @@ class Network:
     datatype: str = "INT8"
 
     def lowered(self) -> tuple[LoweredGraph, Tensors]:
-        made = {
-            name: normal(*shape, seed=len(name)) / np.sqrt(np.prod(shape[1:])) for name, shape in self.weights.items()
-        }
-        model = graph(self.text, made)
+        made = {name: _drawn(name, shape) for name, shape in self.weights.items()}
+        model = graph(self.text, made, 20)
         found, weights = lower(optimize(model, shapes={"x": self.shape}).model, joined=False)
         return found, {name: torch.from_numpy(np.array(each)) for name, each in weights.items()}
 
@@ -50,6 +51,12 @@ class Network:
             found, {name: each.to(device) for name, each in weights.items()}, grids, self.datatype, rounded
         )
         return narrow, tensors, grids
+
+
+def _drawn(name: str, shape: tuple[int, ...]) -> Array:
+    if not shape:
+        return np.float32({"low": 0.0, "high": 6.0}[name])
+    return normal(*shape, seed=crc32(name.encode())) / np.sqrt(np.prod(shape[1:], dtype=np.float32))
 
 
 NETWORKS = (
@@ -74,7 +81,7 @@ NETWORKS = (
             "across": (48, 32, 1, 1),
             "last": (10, 48),
         },
-        frozenset({"t", "p", "c", "f", "h", "j", "l", "m"}),
+        frozenset({"t", "p", "c", "f", "h", "i", "m"}),
         ("conv", "max_pool", "reduce", "gemm"),
     ),
     Network(
@@ -84,6 +91,26 @@ NETWORKS = (
         (1, 32, 5, 5),
         {"one": (32, 32, 1, 1), "two": (32, 32, 1, 1)},
         frozenset({"x.int8", "b.int8", "e.int8"}),
+        ("conv",),
+    ),
+    Network(
+        "depthwise",
+        """(float[1,32,9,8] x) => (float[1,32,9,8] y) {
+        a = Conv(x, one) b = Clip(a, low, high)
+        c = Conv <group=64, pads=[1,1,1,1]> (b, two, bias) d = Clip(c, low, high)
+        e = Conv(d, three) f = Conv(e, one) g = Relu(f) h = Conv <group=64, pads=[1,1,1,1]> (g, two) i = Conv(h, three)
+        j = Add(i, e) y = Conv(j, four) }""",
+        (1, 32, 9, 8),
+        {
+            "one": (64, 32, 1, 1),
+            "two": (64, 1, 3, 3),
+            "bias": (64,),
+            "three": (32, 64, 1, 1),
+            "four": (32, 32, 1, 1),
+            "low": (),
+            "high": (),
+        },
+        frozenset({"b", "d", "e", "g", "h", "j"}),
         ("conv",),
     ),
     Network(

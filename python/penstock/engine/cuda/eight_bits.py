@@ -14,7 +14,7 @@ from torch.nn import functional
 
 from penstock.engine.cuda.expressions import activate
 from penstock.engine.cuda.layers import padding_of
-from penstock.engine.cuda.sites import Run, Site
+from penstock.engine.cuda.sites import Run, Site, narrow
 from penstock.engine.eight_bits import TOP
 
 TYPES: Final[Mapping[torch.dtype, str]] = {torch.int8: "INT8", torch.float8_e4m3fn: "FP8"}
@@ -93,6 +93,10 @@ def dequantized(x: torch.Tensor, scale: float | None) -> torch.Tensor:
     return x.float() if scale is None else x.float() * scale
 
 
+def _widened(x: torch.Tensor) -> torch.Tensor:
+    return x.float() if narrow(x.dtype) else x
+
+
 def between(bind: Callable[[Site], Run]) -> Callable[[Site], Run]:
     """A float step that reads dequantized operands, and whose results are quantized."""
 
@@ -101,17 +105,20 @@ def between(bind: Callable[[Site], Run]) -> Callable[[Site], Run]:
         for name, value in values.items():
             if value.scale is not None:
                 values[name] = replace(value, datatype="FP32", scale=None)
-        run = bind(replace(site, graph=replace(site.graph, values=values)))
+        weights = {
+            each.value: _widened(site.weights[each.value]) for each in site.step.inputs if each.value in site.weights
+        }
+        run = bind(replace(site, graph=replace(site.graph, values=values), weights=weights))
         scales = [site.scale(index) for index in range(len(site.step.inputs))]
         results = [(site.out_dtype(index), site.out_scale(index)) for index in range(len(site.step.outputs))]
 
         def quantizing(operands: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
             wide = [
-                each if scale is None else dequantized(each, scale)
+                _widened(each) if scale is None else dequantized(each, scale)
                 for each, scale in zip(operands, scales, strict=True)
             ]
             return tuple(
-                each if scale is None else quantized(each, dtype, scale)
+                each.to(dtype) if scale is None else quantized(each, dtype, scale)
                 for each, (dtype, scale) in zip(run(wide), results, strict=True)
             )
 

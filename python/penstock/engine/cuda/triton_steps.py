@@ -35,6 +35,7 @@ from penstock.engine.cuda.ways import (
     count,
     dtype_of,
     eight_or_narrow,
+    float_weights,
     multiprocessors_of,
     tile_scratch,
     tiles_of,
@@ -128,6 +129,7 @@ def _filtered(ready: Ready, operands: Tensors, out: torch.Tensor, sums: torch.Te
         stride=_pair(strides),
         padding=_pair(pads),
         dilation=_pair(dilations),
+        scale=site.scale(0) or 1.0,
         pdl=site.early,
     )
 
@@ -272,7 +274,12 @@ def _suits_depthwise_and_gate(site: Site) -> bool:
 WAYS: Final[dict[tuple[str, str], Way]] = {
     ("conv", "triton"): Way(_conv, _tiles, _tile_scratch, suits=_suits_conv, types=eight_or_narrow, scales=True),
     ("conv", "triton_depthwise"): Way(
-        _depthwise, _depthwise_tiles, forms={"weight": _taps_first}, suits=_suits_depthwise
+        _depthwise,
+        _depthwise_tiles,
+        forms={"weight": _taps_first},
+        suits=_suits_depthwise,
+        types=float_weights,
+        scales=True,
     ),
     ("conv_gate", "triton_depthwise"): Way(
         depthwise_and_gate(_filtered),

@@ -102,6 +102,13 @@ def eight_or_narrow(site: Site) -> bool:
     return narrow(first) and (narrow(out) or out == torch.float32 or (eight_bits(out) and site.out_scale() is not None))
 
 
+def float_weights(site: Site) -> bool:
+    """Layers without tensor cores: of eight bits only what lies in memory is."""
+    out, integers = site.out_dtype(), dtype_of(site, 0) == torch.int8 and site.scale(0) is not None
+    writes = narrow(out) or out == torch.float32 or (out == torch.int8 and site.out_scale() is not None)
+    return writes and (integers or narrow(dtype_of(site, 0))) and narrow(dtype_of(site, site.index("weight") or 1))
+
+
 def always(site: Site) -> bool:
     del site
     return True
