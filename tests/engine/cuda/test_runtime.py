@@ -140,7 +140,7 @@ def test_regions_name_every_step_with_its_time_and_what_executes_it(path: Path) 
     [
         (tactic(steps="guessed"), 4, "expected steps=plain or steps=tuned"),
         (tactic(), 3, "are not prepared, expected one of"),
-        (tactic("int8"), 4, "has no int8"),
+        (tactic("int4"), 4, "has no int4"),
     ],
 )
 def test_what_it_can_not_do_is_refused(which: Tactic, batch: int, words: str, path: Path) -> None:
