@@ -211,7 +211,7 @@ def test_rows_in_e4m3_need_no_form() -> None:
     text = """(float[2,5,48] x) => (float[2,5,8] y) {
     n = LayerNormalization <axis=-1> (x, g, g) a = MatMul(n, w) c = Add(a, b) d = Gelu(c) y = MatMul(d, v) }"""
     weights = {"g": normal(48), "w": normal(48, 64) / 7, "b": normal(64), "v": normal(64, 8) / 8}
-    model = optimize(graph(text, weights)).model
+    model = optimize(graph(text, weights, 20)).model
     inputs = {"x": normal(2, 5, 48, seed=9)}
     right = run(model, inputs)["y"]
     bound = optimize(model, shapes={"x": (2, 5, 48)}).model

@@ -40,6 +40,7 @@ from penstock.engine.cuda.ways import (
     dtype_of,
     eight_or_narrow,
     float_weights,
+    integers_or_narrow,
     multiprocessors_of,
     tile_scratch,
     tiles_of,
@@ -131,6 +132,7 @@ def _resident(ready: Ready, operands: Tensors, outputs: Tensors, scratch: Scratc
         config=ResidentTile(*ready.config),
         bias=ready.bias,
         residual=residual,
+        scale=ready.scale,
         epilogue=ready.epilogue,
         stride=strides,
         padding=pads,
@@ -344,9 +346,11 @@ WAYS: Final[dict[tuple[str, str], Way]] = {
         {"first": _flat, "weight": _taps_first},
         _suits_layers,
     ),
-    ("conv", "triton_resident"): Way(_resident, _resident_tiles, suits=_suits_conv),
+    ("conv", "triton_resident"): Way(
+        _resident, _resident_tiles, suits=_suits_conv, types=integers_or_narrow, scales=True
+    ),
     ("gemm", "triton"): Way(_gemm, _tiles, _tile_scratch, types=eight_or_narrow, scales=True),
-    ("gemm", "triton_resident"): Way(_resident, _resident_tiles),
+    ("gemm", "triton_resident"): Way(_resident, _resident_tiles, types=integers_or_narrow, scales=True),
     ("attention", "triton"): Way(
         _attention, _attention_tiles, suits=_suits_attention, types=eight_or_narrow, scales=True
     ),

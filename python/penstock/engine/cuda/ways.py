@@ -108,6 +108,10 @@ def eight_or_narrow(site: Site) -> bool:
     return narrow(first) and (narrow(out) or out == torch.float32 or (eight_bits(out) and site.out_scale() is not None))
 
 
+def integers_or_narrow(site: Site) -> bool:
+    return eight_or_narrow(site) and dtype_of(site, 0) != torch.float8_e4m3fn
+
+
 def float_weights(site: Site) -> bool:
     """Layers without tensor cores: of eight bits only what lies in memory is."""
     out, integers = site.out_dtype(), dtype_of(site, 0) == torch.int8 and site.scale(0) is not None
