@@ -31,7 +31,7 @@ Call = Callable[[], object]
 Timer = Callable[[Call], float]
 """Microseconds of one call."""
 
-LIMIT: Final = 8
+LIMIT: Final = 10
 """Configurations of one implementation that are timed."""
 
 # Largest difference from the reference, norm-relative, of one step: kernels round differently, but not by this much.

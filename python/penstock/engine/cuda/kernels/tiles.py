@@ -115,10 +115,12 @@ def tiles(product: Product, multiprocessors: int = H200_MULTIPROCESSORS, limit: 
     kept: list[Tile] = []
     shapes: Counter[tuple[int, ...]] = Counter()
     for tile in ranked:
-        # A variant of what is kept already (other depth, split or warps) is worth less than another shape.
-        shape = (tile.block_m, tile.block_n)
+        # A variant of what is kept already (other depth, split or warps) is worth less than another shape; of eight
+        # bits a shape with fewer warps is another one.
+        narrow = product.itemsize == 1
+        shape = (tile.block_m, tile.block_n, tile.num_warps if narrow else 0)
         exact = (*shape, tile.block_k, tile.split_k)
-        if shapes[shape] < 2 and shapes[exact] < 1:
+        if shapes[shape] < (1 if narrow else 2) and shapes[exact] < 1:
             kept.append(tile)
             shapes[shape] += 1
             shapes[exact] += 1
@@ -149,7 +151,9 @@ def _variants(product: Product, multiprocessors: int, block_m: int, block_n: int
         for num_stages in _STAGES:
             for num_warps in _WARPS:
                 area = block_m * block_n
-                if (num_warps == 8 and area < _TWO_GROUPS) or (num_warps == 4 and area > _TWO_GROUPS):
+                # Integers leave more registers: one warpgroup may have twice as many sums.
+                one_group = _TWO_GROUPS * (2 if product.itemsize == 1 else 1)
+                if (num_warps == 8 and area < _TWO_GROUPS) or (num_warps == 4 and area > one_group):
                     continue
                 tile = Tile(block_m, block_n, block_k, num_warps, num_stages, split_k)
                 steps = tile.steps(product)
@@ -168,7 +172,7 @@ def clocks(product: Product, tile: Tile, multiprocessors: int) -> float:
     """Roughly how long the product takes so cut. Good to a factor, better at telling cuts of one product apart."""
     threads = 32 * tile.num_warps
     # Accumulators, and about as many for addresses and operands as the compiler has been seen to take.
-    registers = min(255, tile.block_m * tile.block_n // threads + 64)
+    registers = min(255, tile.block_m * tile.block_n // threads + (96 if product.itemsize == 1 else 64))
     resident = max(
         1,
         min(
