@@ -112,8 +112,8 @@ CASES = [
         "a = Conv <strides=[2,2], pads=[1,1,1,1]> (x, w) c = Relu(a) y = Conv (c, v)",
         (2, 3, 12, 12),
         {"w": (32, 3, 3, 3), "v": (8, 32, 1, 1)},
-        {"c"},
-        1,
+        {"n0.pad", "c"},
+        2,
         0,
     ),
     Case(
@@ -124,7 +124,7 @@ CASES = [
         {"d"},
         2,
     ),
-    Case("too few channels", "y = Conv (x, w)", (2, 4, 6, 6), {"w": (24, 4, 3, 3)}, set(), 0, 0, same=False),
+    Case("few channels", "y = Conv (x, w)", (2, 4, 6, 6), {"w": (24, 4, 3, 3)}, {"n0.pad"}, 1, 0),
 ]  # fmt: skip
 
 
@@ -152,16 +152,15 @@ def test_a_form_is_computed_as_onnx_runtime_computes_it(case: Case) -> None:
     assert error(answer, right) < 0.05
 
 
-def test_a_residual_network_is_in_eight_bits_from_the_stem_to_the_end() -> None:
+def test_a_residual_network_is_in_eight_bits_from_the_picture_to_the_end() -> None:
     model = optimize(resnet34()).model
     form = quantized(model, (1, 3, 64, 64))
     found, tensors = lowered(form, (2, 3, 64, 64))
     steps = Counter((step.kind, step.operand("scale") is not None) for step in found.steps)
     assert steps == {
         ("pad", False): 1,
-        ("conv", False): 1,
         ("max_pool", False): 1,
-        ("conv", True): 35,
+        ("conv", True): 36,
         ("reduce", False): 1,
         ("gemm", True): 1,
     }
@@ -221,6 +220,6 @@ def test_rows_in_e4m3_need_no_form() -> None:
         "d": "FP8",
     }
     noise = error(execute(found, dict(tensors), inputs)["y"], right)
-    assert 1e-3 < noise < 0.06
+    assert 1e-3 < noise < 0.1
     kept, _ = in_fp8(bound, {"d": 4.0})
     assert [step.operand("scale") is not None for step in kept.steps if step.kind == "gemm"] == [False, True]

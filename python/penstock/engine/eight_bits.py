@@ -25,10 +25,10 @@ LEAST_SCALE: Final = 2.0**-100
 
 _LAYERS: Final = ("conv", "gemm")
 # The least that a product is over: below, the pieces that tensor cores take are mostly padding.
-_LEAST_DEPTH: Final = 32
+_LEAST_DEPTH: Final = 16
 _FEWEST_CHANNELS: Final = 8
 # Whose kernels write eight bits; pools over windows move them only.
-_WRITERS: Final = ("conv", "gemm", "reduce", "layer_norm", "attention")
+_WRITERS: Final = ("conv", "gemm", "reduce", "layer_norm", "attention", "pad")
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +107,9 @@ class _Narrowing:
         depth = 1
         for size in shape[1:]:
             depth *= size
-        many = shape[-1] >= _FEWEST_CHANNELS and depth >= _LEAST_DEPTH and "products" not in step.attributes
+        if "products" in step.attributes and self._datatype != "INT8":
+            return False  # of a picture, whose numbers are all of one size
+        many = shape[-1] >= _FEWEST_CHANNELS and depth >= _LEAST_DEPTH
         return many and step.attributes.get("groups", 1) == 1
 
     # ---- which values are stored in eight bits ----
@@ -145,6 +147,8 @@ class _Narrowing:
         if maker.kind == "max_pool":
             if maker.inputs[0].value not in others or self._scales[maker.inputs[0].value] != self._scales[name]:
                 return False
+        elif maker.kind == "pad" and maker.attributes.get("value") != 0.0:
+            return False
         elif maker.kind not in _WRITERS or (maker.attributes.get("groups", 1) != 1 and not self._is_depthwise(maker)):
             return False
         return all(self._can_read(self._graph.steps[number], name, others) for number in self._readers.get(name, ()))

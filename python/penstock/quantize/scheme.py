@@ -98,8 +98,8 @@ def suited(scheme: Scheme, features: Collection[str]) -> Scheme:
     return replace(scheme, weight_bits=7) if narrow else scheme
 
 
-GPU: Final = Scheme("gpu", activations="int8", fused_adds=True, first_layer=False)
-"""For kernels of our own: symmetric, and three planes of a picture stay in 16 bits."""
+GPU: Final = Scheme("gpu", activations="int8", fused_adds=True)
+"""For kernels of our own: symmetric."""
 
 SCHEMES: Final[Mapping[str, Scheme]] = MappingProxyType(
     {each.name: each for each in (Scheme(), Scheme("both", outputs=True, int32_bias=True))}

@@ -81,8 +81,8 @@ NETWORKS = (
             "across": (48, 32, 1, 1),
             "last": (10, 48),
         },
-        frozenset({"t", "p", "c", "f", "h", "i", "m"}),
-        ("conv", "max_pool", "reduce", "gemm"),
+        frozenset({"n0.pad", "t", "p", "c", "f", "h", "i", "m"}),
+        ("pad", "conv", "max_pool", "reduce", "gemm"),
     ),
     Network(
         "a float reader",
