@@ -19,10 +19,10 @@ from penstock.engine.lowered import (
     View,
     Weight,
     from_json,
-    narrowed,
     to_json,
     validate,
 )
+from penstock.engine.narrowing import narrowed
 from penstock.errors import InvalidArgument, Unsupported
 from penstock.graph import optimize
 from penstock.graph.lowering import lower
