@@ -11,7 +11,7 @@ import itertools
 import logging
 import math
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -22,11 +22,12 @@ from numpy.typing import NDArray
 
 from penstock import graph, quantize, tactics
 from penstock.build import custom_ops, evidence
+from penstock.build.calibrating import picked
 from penstock.build.evidence import CalibrationRecord, Evidence, SensitivityRecord
-from penstock.build.forms import BESIDE, add_lowered, beside, prepare
+from penstock.build.forms import BESIDE, add_fp8, add_int8, add_lowered, beside, prepare
 from penstock.build.gate import Metric, Verdict
 from penstock.build.judging import REFERENCE, Run, calling, margin, reducing, reduction_microseconds, within
-from penstock.build.on_gpu import OnGpu, import_ahead, why_not
+from penstock.build.on_gpu import STEPS_FP8, OnGpu, import_ahead, multiplies_rows, why_not
 from penstock.build.options import AUTO, BuildOptions, allowed, buckets, profiles
 from penstock.build.progress import Progress
 from penstock.build.samples import Samples
@@ -59,8 +60,6 @@ _WIDER_SHARE: Final = 0.6
 # Tactics of a bucket that are timed side by side at the end.
 _MOST_FINALISTS: Final = 4
 _OPTIMUM: Final = 0  # its place among the buckets
-# A quantized form this close to the float model is left as it is; corrections take calibration's time again.
-_CLOSE: Final = 0.999
 # A narrower tactic that fails the gate is worth repairing when it is at least this much faster than what passed.
 _WORTH_REPAIRING: Final = 1.05
 
@@ -105,7 +104,7 @@ class Build:
         self._set_up_gate()
         if self._on_gpu:
             self._widen()
-        if self._quantizes:
+        if self._quantizes and self._worth_quantizing():
             self._add_quantized()
         self._set_up_beside()
         self._confirm()
@@ -179,10 +178,7 @@ class Build:
             return
         if self._options.workspace_bytes is not None:
             self._gpu.check_workspace(form, self._options.workspace_bytes)
-        note = self._gpu.tune_for(form, self._options.budget_seconds, self._left, self._cache)
-        self._notes += [note] if note else []
-        if self._data is not None and "int8" in self._allowed:
-            self._notes.append("there are no eight-bit kernels for GPUs yet, so INT8 and FP8 were not tried")
+        self._tune(form, self._first_share)
         if self._free_shapes:
             self._notes.append("shapes other than the buckets' run on the CPU; give a profile for each that counts")
 
@@ -219,7 +215,13 @@ class Build:
 
     @property
     def _quantizes(self) -> bool:
-        return self._data is not None and "int8" in self._allowed and not self._custom_ops and not self._on_gpu
+        narrow = {"int8", "fp8"} if self._on_gpu else {"int8"}
+        return self._data is not None and not narrow.isdisjoint(self._allowed) and not self._custom_ops
+
+    def _tune(self, form: Form, share: float) -> None:
+        self._gpu.narrows = self._quantizes
+        note = self._gpu.tune_for(form, self._options.budget_seconds, self._left, share, self._cache)
+        self._notes += [note] if note else []
 
     # ---- timing ----
 
@@ -237,7 +239,7 @@ class Build:
             self._samples.at,
             machine=self._machine,
             allowed=self._allowed,
-            budget_seconds=max(1.0, self._gpu.race_seconds(self._left) if self._on_gpu else share * self._left),
+            budget_seconds=max(1.0, self._gpu.race_seconds(self._left, share) if self._on_gpu else share * self._left),
             cache=self._cache,
             on_progress=self._progress.racing,
             optimum=_OPTIMUM,
@@ -246,7 +248,8 @@ class Build:
             stable=self._processes,
         )
         if self._on_gpu and self._cache is not None:
-            self._gpu.remember(self._forms.files[LOWERED], self._cache)
+            for name in (each for each in forms if each.startswith(LOWERED)):
+                self._gpu.remember(self._forms.files[name], self._cache)
         return found
 
     @property
@@ -382,8 +385,12 @@ class Build:
         except InvalidArgument as error:  # nothing in the model can be quantized
             self._notes.append(str(error))
             return
-        self._race_quantized(recipe.name, recipe.model)
-        tactic = self._fastest_quantized(recipe.name)
+        if self._on_gpu and "fp8" in self._allowed and multiplies_rows(self._forms.plain):
+            self._race_steps(add_fp8(self._forms, STEPS_FP8, self._forms.optimized, recipe.ranges, self._buckets))
+        if "int8" not in self._allowed:
+            return
+        name = self._race_quantized(recipe.name, recipe.model)
+        tactic = self._fastest_quantized(name)
         if tactic is None or self._verdict(tactic).passed:
             return
         # With FP32 around INT8: what BF16 adds in noise is asked about afterwards, by the race and the gate.
@@ -397,38 +404,55 @@ class Build:
         deadline = time.monotonic() + _CALIBRATE_SHARE * self._left
         features = self._machine.features
         schemes = [quantize.suited(scheme, features) for scheme in quantize.SCHEMES.values()]
-        made = quantize.recipes(self._forms.plain, self._learned, schemes=schemes)
-        picked = quantize.pick(_until(deadline, made), self._unseen, reference)
-        cosines = dict(picked.cosines)
-        if picked.cosine < _CLOSE and time.monotonic() < deadline:
-            self._progress.stage("correct", f"{picked.recipe.name}, cosine {picked.cosine:.4f}")
-            better = quantize.improve(picked.recipe, self._forms.plain, self._learned)
-            picked = quantize.pick(itertools.chain([picked.recipe], _until(deadline, better)), self._unseen, reference)
-            cosines |= picked.cosines
-        self._calibration = CalibrationRecord(
-            self._data.digest, len(self._learned), tuple(cosines), picked.recipe.method
-        )
+        recipe, cosines = picked(
+            self._forms.plain, self._learned, self._unseen, [quantize.GPU] if self._on_gpu else schemes, reference,
+            deadline, self._progress,
+        )  # fmt: skip
+        self._calibration = CalibrationRecord(self._data.digest, len(self._learned), tuple(cosines), recipe.method)
         self._notes.append(
             "least cosine on unseen samples: "
             + ", ".join(f"{name} {value:.4f}" for name, value in sorted(cosines.items(), key=lambda each: -each[1]))
         )
-        return picked.recipe
+        return recipe
 
-    def _race_quantized(self, name: str, model: ir.Model) -> None:
-        """Add a form, with the reductions in the graph and beside it, and time every tactic for it."""
+    def _worth_quantizing(self) -> bool:
+        """On a GPU what is not in eight bits is in FP16, which has to pass by itself."""
+        if not self._on_gpu or self._gpu.precision == "fp16":
+            return True
+        self._notes.append(f"the model needs {self._gpu.precision}, so nothing narrower than FP16 was tried")
+        return False
+
+    def _race_quantized(self, name: str, model: ir.Model) -> str:
+        """Add a form, with the reductions in the graph and beside it, and time every tactic for it; its name."""
         made: dict[str, Form] = {}
+        if self._on_gpu:
+            name = f"{LOWERED}-{name}"
+            self._race_steps(self._steps(name, model))
+            return name
         if self._forms.reductions:
             made[name + BESIDE] = self._forms.add(name + BESIDE, model, precision="int8")
             for text in self._options.reduce:
                 model, _ = graph.boundary.reduce(model, text, beside=False)
         made[name] = self._forms.add(name, model, precision="int8")
         self._race = self._raced(made, _INT8_SHARE, self._race)
+        return name
+
+    def _steps(self, name: str, model: ir.Model) -> Form:
+        """A quantized graph as steps for the GPU, its reductions among them."""
+        for text in self._options.reduce:
+            model, _ = graph.boundary.reduce(model, text, beside=False)
+        return add_int8(self._forms, name, model, self._buckets)
+
+    def _race_steps(self, form: Form) -> None:
+        """Of the GPU, in eight bits."""
+        self._tune(form, _INT8_SHARE)
+        self._race = self._raced({form.path.stem: form}, _INT8_SHARE, self._race)
 
     def _fastest_quantized(self, name: str) -> Tactic | None:
         """The tactic of this form that is fastest at the optimum, where it is worth a gate's time."""
         timed = self._race.at(_OPTIMUM)
         ours = [each for each in timed if each.tactic.form.startswith(name)]
-        wide = [each for each in timed if each.tactic.precision != "int8"]
+        wide = [each for each in timed if each.tactic.precision not in ("int8", "fp8")]
         if not ours or (wide and ours[0].median_us * _WORTH_REPAIRING > wide[0].median_us):
             return None
         return ours[0].tactic
@@ -448,15 +472,17 @@ class Build:
             budget_seconds=_REPAIR_SHARE * self._left,
         )
         score = found.score if math.isfinite(found.score) else None
-        form = f"{recipe.name}-mixed" if found.passed else ""
-        self._sensitivity = SensitivityRecord(tuple(sorted(found.layers)), len(names), score, found.evaluations, form)
+        form = ""
         if found.passed:
-            self._race_quantized(form, recipe.keeping(found.layers).model)
+            form = self._race_quantized(f"{recipe.name}-mixed", recipe.keeping(found.layers).model)
+        self._sensitivity = SensitivityRecord(tuple(sorted(found.layers)), len(names), score, found.evaluations, form)
 
     def _margin(self, model: ir.Model, tactic: Tactic) -> float:
         """How far inside the gate a form is: below 0 it fails."""
         name = "trial" + BESIDE if self._forms.reductions else "trial"
-        form = self._forms.add(name, model, precision="int8")
+        if self._on_gpu:
+            name = f"{LOWERED}-trial"
+        form = self._steps(name, model) if self._on_gpu else self._forms.add(name, model, precision="int8")
         try:
             with self._running(replace(self._judged_as(tactic), form=name), form) as run:
                 return margin(self._judge(run))
@@ -488,11 +514,3 @@ class Build:
             ceilings=draft.ceilings,
             notes=(*self._forms.notes, *self._race.notes, *self._notes),
         )
-
-
-def _until(deadline: float, found: Iterable[Recipe]) -> Iterator[Recipe]:
-    """What comes before the deadline, and at least one."""
-    for each in found:
-        yield each
-        if time.monotonic() > deadline:
-            return

@@ -70,7 +70,7 @@ KINDS: Final[Mapping[str, tuple[str, ...]]] = {
 OUTPUTS: Final = {"conv_gate": 2, "bottleneck_next": 2, "top_1": 2, "gemm_top_1": 2, "lstm": 3}
 # What is laid out anew before anything runs, so that it has to be a weight.
 CONSTANT: Final = (
-    *("weight", "bias", "recurrence", "recurrence_bias", "first", "first_bias", "second", "second_bias"),
+    *("weight", "scale", "bias", "recurrence", "recurrence_bias", "first", "first_bias", "second", "second_bias"),
     *("third", "third_bias", "shortcut", "shortcut_bias"),
 )
 _FILTERS: Final = (

@@ -12,10 +12,11 @@ from penstock.quantize.observe import Statistics, TensorStatistics, cached, coll
 from penstock.quantize.place import layers, quantize, watched
 from penstock.quantize.progress import Progress
 from penstock.quantize.recipe import Picked, Recipe, improve, pick, recipes
-from penstock.quantize.scheme import SCHEMES, Range, Scheme, suited
+from penstock.quantize.scheme import GPU, SCHEMES, Range, Scheme, suited
 from penstock.quantize.sensitivity import Kept, Noise, rank_by_noise, search
 
 __all__ = [
+    "GPU",
     "METHODS",
     "SCHEMES",
     "Calibration",

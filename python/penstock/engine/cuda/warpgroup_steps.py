@@ -15,7 +15,17 @@ from penstock.engine.cuda.kernels.epilogue import Scratch
 from penstock.engine.cuda.kernels.tiles import Product
 from penstock.engine.cuda.kernels.warpgroup_gemm import WarpgroupTile, warpgroup_gemm_launch, warpgroup_tiles
 from penstock.engine.cuda.sites import Site
-from penstock.engine.cuda.ways import Config, Launched, Ready, Tensors, Way, count, dtype_of, multiprocessors_of
+from penstock.engine.cuda.ways import (
+    Config,
+    Launched,
+    Ready,
+    Tensors,
+    Way,
+    count,
+    dtype_of,
+    eight_or_narrow,
+    multiprocessors_of,
+)
 
 
 def _multiply(ready: Ready, operands: Tensors, outputs: Tensors, scratch: Scratch | None) -> Launched:
@@ -28,7 +38,7 @@ def _multiply(ready: Ready, operands: Tensors, outputs: Tensors, scratch: Scratc
         config=WarpgroupTile(*ready.config),
         bias=ready.bias,
         residual=ready.residual(operands),
-        scale=ready.constants.get("scale"),
+        scale=ready.scale,
         epilogue=ready.epilogue,
         pdl=ready.site.early,
     )
@@ -46,7 +56,7 @@ def _suits(site: Site) -> bool:
     if site.device.type != "cuda" or not nvrtc.available():
         return False
     major, minor = torch.cuda.get_device_capability(site.device)
-    return 10 * major + minor == HOPPER
+    return bool(10 * major + minor == HOPPER)
 
 
 def _suits_conv(site: Site) -> bool:
@@ -57,7 +67,7 @@ def _suits_conv(site: Site) -> bool:
 
 
 PRODUCTS: Final[dict[tuple[str, str], Way]] = {
-    ("gemm", "cuda_warpgroups"): Way(_multiply, _tiles, suits=_suits),
-    ("conv", "cuda_warpgroups"): Way(_multiply, _tiles, suits=_suits_conv),
+    ("gemm", "cuda_warpgroups"): Way(_multiply, _tiles, suits=_suits, types=eight_or_narrow, scales=True),
+    ("conv", "cuda_warpgroups"): Way(_multiply, _tiles, suits=_suits_conv, types=eight_or_narrow, scales=True),
 }
 """Kind and name -> kernel."""

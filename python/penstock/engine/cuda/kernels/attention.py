@@ -15,6 +15,7 @@ import triton
 import triton.language as tl
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
+from .activations import stored_as
 from .launching import Launch
 from .rows import INDEX_LIMIT, expect_shape, power_of_two
 
@@ -70,6 +71,7 @@ def attention_launch(
     config: AttentionTile,
     scale: float,
     mask: torch.Tensor | None = None,
+    out_scale: float = 1.0,
     pdl: bool = False,
 ) -> Launch:
     batch, queries, heads, size = q.shape
@@ -89,7 +91,7 @@ def attention_launch(
     return Launch(
         attention_kernel,
         (triton.cdiv(queries, config.block_q), heads, batch),
-        (q, k, v, mask, out, scale),
+        (q, k, v, mask, out, scale, 1.0 / out_scale),
         {
             "QUERIES": queries,
             "KEYS": keys,
@@ -114,6 +116,7 @@ def attention_kernel(
     mask,
     out,
     scale,
+    out_inverse_scale,
     QUERIES: tl.constexpr,
     KEYS: tl.constexpr,
     SIZE: tl.constexpr,
@@ -182,6 +185,6 @@ def attention_kernel(
         highest = raised
     tl.store(
         out + batch * OUT_B + head * OUT_H + rows[:, None] * OUT_T + d[None, :],
-        (total / weight[:, None]).to(out.dtype.element_ty),
+        stored_as(total / weight[:, None], out_inverse_scale, out.dtype.element_ty),
         mask=rows_inside[:, None] & (d < SIZE)[None, :],
     )

@@ -2,7 +2,8 @@
 
 `warpgroup_gemm_launch` multiplies x [M, K] by the transpose of w [N, K], adds bias and residual and applies an
 activation, as `implicit_gemm` does; `warpgroup_tiles` says how such a product may be cut. CUDA C++ (`cpp/gemm.cu`).
-FP16, BF16 and e4m3, summed in FP32, and INT8, summed in INT32; rows are multiples of 16 bytes. Needs compute capability 9.0 and no other.
+FP16, BF16 and e4m3 are summed in FP32, INT8 in INT32; rows are multiples of 16 bytes. Needs compute capability 9.0 and
+no other.
 """
 
 import struct
