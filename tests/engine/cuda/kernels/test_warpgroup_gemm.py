@@ -229,7 +229,7 @@ def test_it_compiles_without_a_gpu_and_keeps_sums_in_registers(
     assert found.cubin.startswith(b"\x7fELF")
     assert found.spilled_bytes == 0
     sealed = launch.seal()
-    assert sealed.parameters == "t" * len(launch.maps) + "p"
+    assert sealed.parameters == "m" * len(launch.maps) + "p"
     assert sealed.maps == launch.maps
     assert sealed.shared_bytes <= 227 * 1024
 

@@ -56,7 +56,7 @@ class CppLaunch:
 
     def seal(self, capability: int = HOPPER) -> SealedKernel:
         """Its machine code and all that launching it takes, but for `bound`, which holds where the tensors are now."""
-        parameters = "t" * len(self.maps) + "p" * (len(self.bound()) - len(self.maps))
+        parameters = "m" * len(self.maps) + "p" * (len(self.bound()) - len(self.maps))
         return SealedKernel(
             self.compile(capability).cubin, self.symbol, self.grid, self.threads, self.shared_bytes, parameters,
             self.pdl, self.cluster, self.maps,

@@ -81,12 +81,12 @@ class SealedKernel:
     threads: int
     shared_bytes: int
     parameters: str
-    """One letter each, in order: p for an address, f for an FP32 number, t for the address of what a map sees."""
+    """One letter each, in order: p for an address, f for an FP32 number, m for the address of what a map sees."""
     pdl: bool = False
     cluster: int = 1
     """Blocks in a row that share their memory, as the code itself says; the grid is a multiple of it."""
     maps: tuple[TensorMap, ...] = ()
-    """For each t of the parameters, in order."""
+    """For each m of the parameters, in order."""
 
 
 class _Attribute(ctypes.Structure):
@@ -206,4 +206,4 @@ def _value(kind: str, value: int | float, maps: Iterator[TensorMap]) -> "_Value"
     """What a parameter is; it has to live until the launch."""
     if kind == "f":
         return ctypes.c_float(value)
-    return next(maps).encoded(int(value)) if kind == "t" else ctypes.c_void_p(int(value))
+    return next(maps).encoded(int(value)) if kind == "m" else ctypes.c_void_p(int(value))

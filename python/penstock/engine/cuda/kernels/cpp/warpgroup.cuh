@@ -163,13 +163,14 @@ using Sum = float;
 #define LETTER(sum) "+f"(sum)
 #endif
 
-using Matrix = unsigned long long;  // where it lies in shared memory, and how
+// Where a matrix lies in shared memory: the lower word of what describes it. The upper one is the same for all, 1024 bytes
+// from eight rows to the next eight, and pieces exchanged within 128 bytes.
+using Matrix = unsigned int;
+#define UPPER_WORD "0x40000040"
 
 // Rows of 128 bytes below each other, from an address that is a multiple of 1024; 32 bytes further in the depth are
 // `MATRIX_STEP` more.
-__device__ __forceinline__ Matrix matrix_at(Address address) {
-  return static_cast<Matrix>((address & 0x3ffff) >> 4) | 1ull << 16 | 64ull << 32 | 1ull << 62;
-}
+__device__ __forceinline__ Matrix matrix_at(Address address) { return (address & 0x3ffff) >> 4 | 1u << 16; }
 constexpr Matrix MATRIX_STEP = 2;
 
 // Before the first product that adds to a sum, and again where the sum was touched.
@@ -212,23 +213,29 @@ __device__ __forceinline__ void multiply_rows(Sum (&sum)[32], Matrix a, Matrix b
   asm volatile(
       "{\n"
       ".reg .pred adds;\n"
+      ".reg .b64 a, b;\n"
       "setp.ne.b32 adds, %34, 0;\n"
+      "mov.b64 a, {%32, " UPPER_WORD "};\n"
+      "mov.b64 b, {%33, " UPPER_WORD "};\n"
       "wgmma.mma_async.sync.aligned.m64n64" TYPES " "
       "{%0, %1, %2, %3, %4, %5, %6, %7, "
       "%8, %9, %10, %11, %12, %13, %14, %15, "
       "%16, %17, %18, %19, %20, %21, %22, %23, "
       "%24, %25, %26, %27, %28, %29, %30, %31}, "
-      "%32, %33, adds" FLAGS ";\n"
+      "a, b, adds" FLAGS ";\n"
       "}\n"
       : EIGHT(sum, 0), EIGHT(sum, 8), EIGHT(sum, 16), EIGHT(sum, 24)
-      : "l"(a), "l"(b), "r"(add));
+      : "r"(a), "r"(b), "r"(add));
 }
 
 __device__ __forceinline__ void multiply_rows(Sum (&sum)[64], Matrix a, Matrix b, unsigned int add) {
   asm volatile(
       "{\n"
       ".reg .pred adds;\n"
+      ".reg .b64 a, b;\n"
       "setp.ne.b32 adds, %66, 0;\n"
+      "mov.b64 a, {%64, " UPPER_WORD "};\n"
+      "mov.b64 b, {%65, " UPPER_WORD "};\n"
       "wgmma.mma_async.sync.aligned.m64n128" TYPES " "
       "{%0, %1, %2, %3, %4, %5, %6, %7, "
       "%8, %9, %10, %11, %12, %13, %14, %15, "
@@ -238,18 +245,21 @@ __device__ __forceinline__ void multiply_rows(Sum (&sum)[64], Matrix a, Matrix b
       "%40, %41, %42, %43, %44, %45, %46, %47, "
       "%48, %49, %50, %51, %52, %53, %54, %55, "
       "%56, %57, %58, %59, %60, %61, %62, %63}, "
-      "%64, %65, adds" FLAGS ";\n"
+      "a, b, adds" FLAGS ";\n"
       "}\n"
       : EIGHT(sum, 0), EIGHT(sum, 8), EIGHT(sum, 16), EIGHT(sum, 24),
         EIGHT(sum, 32), EIGHT(sum, 40), EIGHT(sum, 48), EIGHT(sum, 56)
-      : "l"(a), "l"(b), "r"(add));
+      : "r"(a), "r"(b), "r"(add));
 }
 
 __device__ __forceinline__ void multiply_rows(Sum (&sum)[96], Matrix a, Matrix b, unsigned int add) {
   asm volatile(
       "{\n"
       ".reg .pred adds;\n"
+      ".reg .b64 a, b;\n"
       "setp.ne.b32 adds, %98, 0;\n"
+      "mov.b64 a, {%96, " UPPER_WORD "};\n"
+      "mov.b64 b, {%97, " UPPER_WORD "};\n"
       "wgmma.mma_async.sync.aligned.m64n192" TYPES " "
       "{%0, %1, %2, %3, %4, %5, %6, %7, "
       "%8, %9, %10, %11, %12, %13, %14, %15, "
@@ -263,19 +273,22 @@ __device__ __forceinline__ void multiply_rows(Sum (&sum)[96], Matrix a, Matrix b
       "%72, %73, %74, %75, %76, %77, %78, %79, "
       "%80, %81, %82, %83, %84, %85, %86, %87, "
       "%88, %89, %90, %91, %92, %93, %94, %95}, "
-      "%96, %97, adds" FLAGS ";\n"
+      "a, b, adds" FLAGS ";\n"
       "}\n"
       : EIGHT(sum, 0), EIGHT(sum, 8), EIGHT(sum, 16), EIGHT(sum, 24),
         EIGHT(sum, 32), EIGHT(sum, 40), EIGHT(sum, 48), EIGHT(sum, 56),
         EIGHT(sum, 64), EIGHT(sum, 72), EIGHT(sum, 80), EIGHT(sum, 88)
-      : "l"(a), "l"(b), "r"(add));
+      : "r"(a), "r"(b), "r"(add));
 }
 
 __device__ __forceinline__ void multiply_rows(Sum (&sum)[128], Matrix a, Matrix b, unsigned int add) {
   asm volatile(
       "{\n"
       ".reg .pred adds;\n"
+      ".reg .b64 a, b;\n"
       "setp.ne.b32 adds, %130, 0;\n"
+      "mov.b64 a, {%128, " UPPER_WORD "};\n"
+      "mov.b64 b, {%129, " UPPER_WORD "};\n"
       "wgmma.mma_async.sync.aligned.m64n256" TYPES " "
       "{%0, %1, %2, %3, %4, %5, %6, %7, "
       "%8, %9, %10, %11, %12, %13, %14, %15, "
@@ -293,16 +306,17 @@ __device__ __forceinline__ void multiply_rows(Sum (&sum)[128], Matrix a, Matrix 
       "%104, %105, %106, %107, %108, %109, %110, %111, "
       "%112, %113, %114, %115, %116, %117, %118, %119, "
       "%120, %121, %122, %123, %124, %125, %126, %127}, "
-      "%128, %129, adds" FLAGS ";\n"
+      "a, b, adds" FLAGS ";\n"
       "}\n"
       : EIGHT(sum, 0), EIGHT(sum, 8), EIGHT(sum, 16), EIGHT(sum, 24),
         EIGHT(sum, 32), EIGHT(sum, 40), EIGHT(sum, 48), EIGHT(sum, 56),
         EIGHT(sum, 64), EIGHT(sum, 72), EIGHT(sum, 80), EIGHT(sum, 88),
         EIGHT(sum, 96), EIGHT(sum, 104), EIGHT(sum, 112), EIGHT(sum, 120)
-      : "l"(a), "l"(b), "r"(add));
+      : "r"(a), "r"(b), "r"(add));
 }
 
 #undef EIGHT
 #undef TYPES
+#undef UPPER_WORD
 #undef FLAGS
 #undef LETTER
