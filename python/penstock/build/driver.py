@@ -14,22 +14,21 @@ import platform
 import statistics
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import onnx_ir as ir
 from numpy.typing import NDArray
 
 from penstock import graph, quantize, tactics
-from penstock.build import custom_ops, evidence
+from penstock.build import custom_ops, evidence, mixing
 from penstock.build.evidence import CalibrationRecord, Evidence, SensitivityRecord
 from penstock.build.forms import BESIDE, add_lowered, beside, prepare
 from penstock.build.gate import Metric, Verdict
-from penstock.build.judging import REFERENCE, Run, calling, margin, reducing, within
+from penstock.build.judging import Run, calling, margin
 from penstock.build.on_gpu import OnGpu, why_not
 from penstock.build.options import AUTO, BuildOptions, allowed, buckets, profiles
 from penstock.build.progress import Progress
@@ -38,8 +37,9 @@ from penstock.build.sealing import Sealing
 from penstock.build.selection import Candidate, Selection, select
 from penstock.build.shapes import distinct
 from penstock.build.target import target
+from penstock.build.verdicts import Verdicts, judged_as
 from penstock.engine import Engine, fingerprint
-from penstock.engine.plan import CUDA, LOWERED, OPTIMIZED, SOURCE, Tactic
+from penstock.engine.plan import CUDA, LOWERED, OPTIMIZED, Tactic
 from penstock.engine.reducing import reduced
 from penstock.engine.routing import batched
 from penstock.engine.runtimes import LIBRARIES
@@ -58,6 +58,7 @@ _HELD_OUT_SAMPLES: Final = 32
 _FLOAT_SHARE: Final = 0.5
 _CALIBRATE_SHARE: Final = 0.35
 _INT8_SHARE: Final = 0.5
+_MIX_SHARE: Final = 0.35
 _REPAIR_SHARE: Final = 0.6
 _CONFIRM_SHARE: Final = 0.3
 _WIDER_SHARE: Final = 0.6
@@ -84,9 +85,9 @@ class Build:
         self._machine = fingerprint.here(LIBRARIES, target(options.device))
         self._cache = tactics.TimingCache(options.timing_cache, self._machine) if options.timing_cache else None
         self._limits = tactics.Limits()
-        self._verdicts: dict[Tactic, Verdict] = {}
         self._calibration: CalibrationRecord | None = None
         self._sensitivity: SensitivityRecord | None = None
+        self._mix: mixing.Mix | None = None
         self._notes: list[str] = []
 
     @property
@@ -103,6 +104,8 @@ class Build:
         self._set_up_gate()
         if self._on_gpu:
             self._widen()
+        if not self._on_gpu:
+            self._add_mixed()
         if self._quantizes:
             self._add_quantized()
         self._set_up_beside()
@@ -117,14 +120,16 @@ class Build:
             folder = self._folder / f"sealing-{attempt}"
             folder.mkdir()
             draft = sealing.draft(selection, folder, self._race.bytes_of)
-            made = draft.seal(self._evidence(selection, self._verdict(selection.tactics[0])))
-            verdict = self._judge(calling(made))
+            made = draft.seal(self._evidence(selection, self._verdicts.of(selection.tactics[0])))
+            judge, _ = self._verdicts.judge(*selection.tactics)
+            verdict = judge(calling(made))
             if verdict.passed:
                 made.close()
                 return draft.seal(self._evidence(selection, verdict))
             # What passed alone and fails sealed was changed by sealing: it is not to be trusted.
             _LOG.warning("sealed engine refused: %s", verdict.message)
-            self._verdicts |= {self._judged_as(tactic): verdict for tactic in selection.tactics}
+            for tactic in selection.tactics:
+                self._verdicts.replace(tactic, verdict)
         raise AssertionError("every attempt strikes out a tactic")
 
     # ---- preparation ----
@@ -187,9 +192,9 @@ class Build:
                 self._gpu.precision = precision
                 self._race = self._raced(self._forms.files, _WIDER_SHARE, self._race)
             fastest = self._gpu.fastest(self._race.at(_OPTIMUM))
-            if fastest is not None and self._verdict(fastest).passed:
+            if fastest is not None and self._verdicts.of(fastest).passed:
                 return
-        why = why_not(self._race, self._verdicts)
+        why = why_not(self._race, self._verdicts.found)
         if self._options.device != AUTO:
             raise AccuracyError(f"no program for the GPU passes {self._options.gate.text}: {why}")
         self._take_the_cpu(f"no program for the GPU passes: {why}")
@@ -236,7 +241,8 @@ class Build:
     def _confirm(self) -> None:
         """Time the best few side by side, so that what is chosen is the best and not the luckiest."""
         for bucket in range(len(self._buckets)):
-            few = [each for each in tactics.finalists(self._race, bucket) if not self._failed(each)][:_MOST_FINALISTS]
+            finalists = tactics.finalists(self._race, bucket)
+            few = [each for each in finalists if not self._verdicts.failed(each)][:_MOST_FINALISTS]
             if len(few) < 2:
                 continue
             self._progress.stage("confirm", evidence.label(self._buckets[bucket]))
@@ -256,58 +262,36 @@ class Build:
     def _set_up_gate(self) -> None:
         self._progress.stage("reference", self._options.gate.text)
         count = _HELD_OUT_SAMPLES if self._samples.real else _NOISE_SAMPLES
-        self._held_out = list(self._samples.held_out(self._buckets, count))
+        unseen = list(self._samples.held_out(self._buckets, count))
+        learned = [dict(each) for each in self._learned.samples[: count - len(unseen)]] if self._learned else []
         if self._on_gpu:
-            self._held_out = [self._gpu.as_prepared(each) for each in self._held_out]
-        with self._running(REFERENCE) as reference:
-            run = within(self._profiles, reference)  # a metric brings inputs of its own: tell at once, not at the seal
-            self._judge = self._options.gate.against(run, self._held_out, self._forms.outputs)
-
-    @contextmanager
-    def _running(self, tactic: Tactic, form: Form | None = None) -> Iterator[Run]:
-        """A tactic in a child process, as a function of inputs, with what the engine would compute beside it."""
-        form = form or self._forms.files[tactic.form]
-        with tactics.compiled(tactic, form, limits=self._limits) as child:
-            if tactic.runtime != CUDA:
-                yield reducing(child.run, self._forms.reductions if beside(tactic.form) else ())
-                return
-            # What no bucket takes runs on the CPU, in the engine as here.
-            with tactics.compiled(REFERENCE, self._forms.files[SOURCE], limits=self._limits) as rest:
-                yield lambda inputs: (child if self._gpu.takes(inputs) else rest).run(inputs)
-
-    def _judged_as(self, tactic: Tactic) -> Tactic:
-        """The dynamic program of the same kernels: it takes inputs of any shape, as metrics want."""
-        return replace(tactic, shapes="dynamic")
-
-    def _verdict(self, tactic: Tactic) -> Verdict:
-        wanted = self._judged_as(tactic)
-        if wanted not in self._verdicts:
-            self._progress.stage("gate", wanted.name)
-            try:
-                with self._running(wanted) as run:
-                    self._verdicts[wanted] = self._judge(run)
-            except tactics.CandidateLost as error:
-                self._verdicts[wanted] = Verdict(False, math.nan, math.nan, message=error.lost.reason)
-        return self._verdicts[wanted]
-
-    def _failed(self, tactic: Tactic) -> bool:
-        """Known to fail; what was not judged yet has not."""
-        verdict = self._verdicts.get(self._judged_as(tactic))
-        return verdict is not None and not verdict.passed
+            unseen, learned = ([self._gpu.as_prepared(each) for each in some] for some in (unseen, learned))
+        gpu = self._gpu if self._on_gpu else None
+        self._verdicts = Verdicts(self._forms, self._limits, gpu, self._progress)
+        self._verdicts.set_up(self._options.gate, self._profiles, unseen, learned)
 
     def _accepted(self) -> Selection:
         """The fastest selection whose every tactic passes the gate; only what would be chosen is judged."""
         while True:
             selection = self._selected()
             wanted = dict.fromkeys([*selection.tactics, *([selection.rest] if selection.rest else [])])
-            if all(self._verdict(tactic).passed for tactic in wanted):
+            if all(self._passes(tactic) for tactic in wanted):
                 return selection
+
+    def _passes(self, tactic: Tactic) -> bool:
+        verdict = self._verdicts.of(tactic)
+        if self._mix is not None and self._mix.inside:
+            mixes = {each.tactic for each in self._race.measurements if mixing.is_mix(each.tactic)}
+            of_mixes = [self._times(each) for each in mixes if self._verdicts.of(each).passed]
+            verdict = mixing.passed_over(tactic, verdict, self._times(tactic), of_mixes)
+            self._verdicts.replace(tactic, verdict)
+        return verdict.passed
 
     def _selected(self) -> Selection:
         known = dict.fromkeys(each.tactic for each in self._race.measurements)
         candidates = [
             Candidate(tactic, self._times(tactic), self._race.bytes_of(tactic))
-            for tactic in known if not self._failed(tactic)
+            for tactic in known if not self._verdicts.failed(tactic)
         ]  # fmt: skip
         selection = select(
             candidates, len(self._buckets), free_shapes=self._free_shapes,
@@ -319,7 +303,7 @@ class Build:
             raise InvalidArgument(
                 f"no set of programs fits into a workspace of {self._options.workspace_bytes} bytes; allow more"
             )
-        worst = "; ".join(f"{tactic.name}: {each.message}" for tactic, each in self._verdicts.items())
+        worst = "; ".join(f"{tactic.name}: {each.message}" for tactic, each in self._verdicts.found.items())
         raise AccuracyError(f"nothing that runs passes {self._options.gate.text}: {worst}")
 
     def _times(self, tactic: Tactic) -> tuple[float | None, ...]:
@@ -333,7 +317,7 @@ class Build:
         timed = [each.tactic for each in self._race.measurements if beside(each.tactic.form)]
         if not timed:
             return
-        tactic = self._judged_as(timed[0])
+        tactic = judged_as(timed[0])
         with tactics.compiled(tactic, self._forms.files[tactic.form], limits=self._limits) as child:
             for bucket, shapes in enumerate(self._buckets):
                 outputs = child.run(self._samples.at(shapes))
@@ -352,6 +336,21 @@ class Build:
             for profile in self._profiles for name in profile.minimum
         )  # fmt: skip
 
+    # ---- sixteen bits with FP32 ----
+
+    def _add_mixed(self) -> None:
+        """BF16 or FP16 with a few layers in FP32, where all in one type is fast and fails, or just passes."""
+        tactic = mixing.candidate(self._race.at(_OPTIMUM))
+        if tactic is None or mixing.well_inside(self._verdicts.of(tactic)):
+            return
+        self._progress.stage("mix", tactic.name)
+        self._mix = mixing.search(
+            self._forms.plain, tactic, lambda model: self._verdicts.tried(model, tactic),
+            budget_seconds=_MIX_SHARE * self._left,
+        )  # fmt: skip
+        if self._mix is not None and self._mix.model is not None:
+            self._race_form(mixing.FORM, self._mix.model, self._mix.precision, _MIX_SHARE)
+
     # ---- INT8 ----
 
     def _add_quantized(self) -> None:
@@ -367,9 +366,9 @@ class Build:
         except InvalidArgument as error:  # nothing in the model can be quantized
             self._notes.append(str(error))
             return
-        self._race_quantized(recipe.name, recipe.model)
+        self._race_form(recipe.name, recipe.model, "int8", _INT8_SHARE)
         tactic = self._fastest_quantized(recipe.name)
-        if tactic is None or self._verdict(tactic).passed:
+        if tactic is None or self._verdicts.of(tactic).passed:
             return
         # With FP32 around INT8: what BF16 adds in noise is asked about afterwards, by the race and the gate.
         self._repair(recipe, replace(tactic, options=()))
@@ -399,15 +398,15 @@ class Build:
         )
         return picked.recipe
 
-    def _race_quantized(self, name: str, model: ir.Model) -> None:
+    def _race_form(self, name: str, model: ir.Model, precision: Literal["fp16", "bf16", "int8"], share: float) -> None:
         """Add a form, with the reductions in the graph and beside it, and time every tactic for it."""
         made: dict[str, Form] = {}
         if self._forms.reductions:
-            made[name + BESIDE] = self._forms.add(name + BESIDE, model, precision="int8")
+            made[name + BESIDE] = self._forms.add(name + BESIDE, model, precision=precision)
             for text in self._options.reduce:
                 model, _ = graph.boundary.reduce(model, text, beside=False)
-        made[name] = self._forms.add(name, model, precision="int8")
-        self._race = self._raced(made, _INT8_SHARE, self._race)
+        made[name] = self._forms.add(name, model, precision=precision)
+        self._race = self._raced(made, share, self._race)
 
     def _fastest_quantized(self, name: str) -> Tactic | None:
         """The tactic of this form that is fastest at the optimum, where it is worth a gate's time."""
@@ -428,7 +427,7 @@ class Build:
         self._progress.stage("sensitivity", f"{len(names)} layers")
         found = quantize.search(
             names,
-            lambda kept: self._margin(recipe.keeping(kept).model, tactic),
+            lambda kept: margin(self._verdicts.tried(recipe.keeping(kept).model, tactic)),
             lambda margin: margin >= 0,
             budget_seconds=_REPAIR_SHARE * self._left,
         )
@@ -436,28 +435,12 @@ class Build:
         form = f"{recipe.name}-mixed" if found.passed else ""
         self._sensitivity = SensitivityRecord(tuple(sorted(found.layers)), len(names), score, found.evaluations, form)
         if found.passed:
-            self._race_quantized(form, recipe.keeping(found.layers).model)
-
-    def _margin(self, model: ir.Model, tactic: Tactic) -> float:
-        """How far inside the gate a form is: below 0 it fails."""
-        name = "trial" + BESIDE if self._forms.reductions else "trial"
-        form = self._forms.add(name, model, precision="int8")
-        try:
-            with self._running(replace(self._judged_as(tactic), form=name), form) as run:
-                return margin(self._judge(run))
-        except tactics.CandidateLost:
-            return -math.inf
-        finally:
-            del self._forms.files[name]
+            self._race_form(form, recipe.keeping(found.layers).model, "int8", _INT8_SHARE)
 
     # ---- evidence ----
 
     def _evidence(self, selection: Selection, verdict: Verdict) -> Evidence:
         timings, lost, skipped = evidence.of_race(self._race)
-        refused = tuple(
-            evidence.Refused(tactic, each.measured if math.isfinite(each.measured) else None, each.message)
-            for tactic, each in self._verdicts.items() if not each.passed
-        )  # fmt: skip
         kind = (
             "metric"
             if isinstance(self._options.gate, Metric)
@@ -469,7 +452,12 @@ class Build:
             buckets=self._buckets,
             chosen=selection.tactics,
             timings=timings,
-            accuracy=evidence.of_verdict(self._options.gate, verdict, inputs=kind, samples=len(self._held_out)),
+            accuracy=evidence.of_verdict(
+                self._options.gate,
+                verdict,
+                inputs=kind,
+                samples=self._verdicts.judge(*selection.tactics)[1],
+            ),
             environment=evidence.Environment(
                 self._machine, _version(), platform.python_version(), datetime.now(UTC).isoformat(timespec="seconds")
             ),
@@ -477,10 +465,11 @@ class Build:
             budget_seconds=self._options.budget_seconds,
             lost=lost,
             skipped=skipped,
-            refused=refused,
+            refused=self._verdicts.refused,
             passes=self._forms.passes,
             calibration=self._calibration,
             sensitivity=self._sensitivity,
+            mixed=self._mix.record if self._mix is not None else None,
             notes=(*self._forms.notes, *self._race.notes, *self._notes),
         )
 

@@ -101,9 +101,11 @@ class CalibrationRecord:
 
 @dataclass(frozen=True, slots=True)
 class SensitivityRecord:
-    """Layers that were left in a wider type so that the rest may be INT8."""
+    """Layers that were left in a wider type so that the rest may be INT8, BF16 or FP16."""
 
     kept: tuple[str, ...]
+    """Names of the source model's layers."""
+
     layers: int
     """How many there were to choose from."""
 
@@ -145,6 +147,11 @@ class Evidence:
     """None: there was no data, and so no INT8."""
 
     sensitivity: SensitivityRecord | None = None
+    """Of INT8."""
+
+    mixed: SensitivityRecord | None = None
+    """Of BF16 or FP16: what stays in FP32."""
+
     notes: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
@@ -342,7 +349,7 @@ def from_json(data: Mapping[str, Any]) -> Evidence:
 
 def _evidence(data: Mapping[str, Any]) -> Evidence:
     accuracy, environment = data["accuracy"], data["environment"]
-    calibration, sensitivity = data["calibration"], data["sensitivity"]
+    calibration = data["calibration"]
     machine = environment["fingerprint"]
     return Evidence(
         buckets=tuple({name: tuple(shape) for name, shape in each.items()} for each in data["buckets"]),
@@ -367,9 +374,14 @@ def _evidence(data: Mapping[str, Any]) -> Evidence:
         calibration=CalibrationRecord(**{**calibration, "methods": tuple(calibration["methods"])})
         if calibration
         else None,
-        sensitivity=SensitivityRecord(**{**sensitivity, "kept": tuple(sensitivity["kept"])}) if sensitivity else None,
+        sensitivity=_sensitivity(data["sensitivity"]),
+        mixed=_sensitivity(data.get("mixed")),
         notes=tuple(data["notes"]),
     )
+
+
+def _sensitivity(data: Mapping[str, Any] | None) -> SensitivityRecord | None:
+    return SensitivityRecord(**{**data, "kept": tuple(data["kept"])}) if data else None
 
 
 def _tactics(data: Mapping[str, Any], *names: str) -> dict[str, Tactic | None]:

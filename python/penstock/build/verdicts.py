@@ -1,0 +1,114 @@
+"""Verdicts on tactics: each is run in a child process on the inputs that judge it, once, and its verdict is kept.
+
+A tactic is judged as its dynamic program: the same kernels, for inputs of any shape, as metrics want them. What was
+made from calibration data is judged on what that data left out, everything else on more. Called by the driver.
+"""
+
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from penstock import tactics
+from penstock.build.evidence import Refused
+from penstock.build.forms import BESIDE, Forms, beside
+from penstock.build.gate import Gate, Judge, Verdict
+from penstock.build.judging import REFERENCE, Judges, Run, judges, reducing, within
+from penstock.build.on_gpu import OnGpu
+from penstock.build.progress import Progress
+from penstock.engine.plan import CUDA, SOURCE, Profile, Tactic
+
+Arrays = Mapping[str, NDArray[Any]]
+
+
+def judged_as(tactic: Tactic) -> Tactic:
+    """The tactic whose verdict holds for this one, too."""
+    return replace(tactic, shapes="dynamic")
+
+
+class Verdicts:
+    """Those of one build, by tactic."""
+
+    def __init__(self, forms: Forms, limits: tactics.Limits, gpu: OnGpu | None, progress: Progress) -> None:
+        self._forms = forms
+        self._limits = limits
+        self._gpu = gpu
+        self._progress = progress
+        self._found: dict[Tactic, Verdict] = {}
+        self._judges: Judges
+
+    def set_up(
+        self, gate: Gate, profiles: Iterable[Profile], unseen: Sequence[Arrays], learned: Sequence[Arrays]
+    ) -> None:
+        """Run the reference. Raises what a metric raises, and CandidateLost."""
+        with self.running(REFERENCE) as reference:
+            run = within(profiles, reference)  # a metric brings inputs of its own: tell at once, not at the seal
+            self._judges = judges(gate, run, unseen, learned, self._forms.outputs)
+
+    @contextmanager
+    def running(self, tactic: Tactic) -> Iterator[Run]:
+        """A tactic in a child process, as a function of inputs, with what the engine would compute beside it."""
+        with tactics.compiled(tactic, self._forms.files[tactic.form], limits=self._limits) as child:
+            gpu = self._gpu
+            if tactic.runtime != CUDA or gpu is None:
+                yield reducing(child.run, self._forms.reductions if beside(tactic.form) else ())
+                return
+            # What no bucket takes runs on the CPU, in the engine as here.
+            with tactics.compiled(REFERENCE, self._forms.files[SOURCE], limits=self._limits) as rest:
+                yield lambda inputs: (child if gpu.takes(inputs) else rest).run(inputs)
+
+    def of(self, tactic: Tactic) -> Verdict:
+        """The verdict on a tactic, now or as it was."""
+        wanted = judged_as(tactic)
+        if wanted not in self._found:
+            self._progress.stage("gate", wanted.name)
+            self._found[wanted] = self._now(wanted)
+        return self._found[wanted]
+
+    def tried(self, model: ir.Model, tactic: Tactic) -> Verdict:
+        """The verdict on a graph that may become a form, run as the tactic says; not kept."""
+        name = "trial" + BESIDE if self._forms.reductions else "trial"
+        self._forms.add(name, model, precision="int8" if tactic.precision == "int8" else "fp32")
+        try:
+            return self._now(replace(judged_as(tactic), form=name))
+        finally:
+            del self._forms.files[name]
+
+    def judge(self, *wanted: Tactic) -> tuple[Judge, int]:
+        """Who judges what these compute together, and on how many inputs."""
+        if any(tactic.precision == "int8" and tactic.form != SOURCE for tactic in wanted):
+            return self._judges.learned, self._judges.samples
+        return self._judges.plain, self._judges.plain_samples
+
+    def replace(self, tactic: Tactic, verdict: Verdict) -> None:
+        """Another verdict than was found: of something that was learned since."""
+        self._found[judged_as(tactic)] = verdict
+
+    def failed(self, tactic: Tactic) -> bool:
+        """Known to fail; what was not judged yet has not."""
+        verdict = self._found.get(judged_as(tactic))
+        return verdict is not None and not verdict.passed
+
+    @property
+    def found(self) -> Mapping[Tactic, Verdict]:
+        return self._found
+
+    @property
+    def refused(self) -> tuple[Refused, ...]:
+        """Those that fail, for evidence."""
+        return tuple(
+            Refused(tactic, each.measured if math.isfinite(each.measured) else None, each.message)
+            for tactic, each in self._found.items()
+            if not each.passed
+        )
+
+    def _now(self, tactic: Tactic) -> Verdict:
+        try:
+            with self.running(tactic) as run:
+                return self.judge(tactic)[0](run)
+        except tactics.CandidateLost as error:
+            return Verdict(False, math.nan, math.nan, message=error.lost.reason)
