@@ -21,6 +21,8 @@ VERSION: Final = 1
 
 # The selection takes 2 % for the same time, to have fewer programs; a little more where times were taken again.
 _AS_FAST: Final = 0.97
+# Layers that are named in a sentence; all of them are in the evidence.
+_NAMED: Final = 6
 
 
 @dataclass(frozen=True, slots=True)
@@ -254,6 +256,13 @@ def _reason(evidence: Evidence, table: Sequence[Row], bucket: int) -> str:
     if faster := [tactic.name for time, tactic in timed if _kernels(tactic) in refused and time < own]:
         text += f"; faster and refused by the gate: {', '.join(faster)}"
     return text
+
+
+def kept_wide(found: SensitivityRecord) -> str:
+    """What stays in FP32 in a form in sixteen bits: the first by name."""
+    names, more = ", ".join(found.kept[:_NAMED]), len(found.kept) - _NAMED
+    text = f"{len(found.kept)} of {found.layers} layers that can stay in FP32 do: {names}"
+    return f"{text} and {more} more" if more > 0 else text
 
 
 def milliseconds(microseconds: float) -> str:

@@ -27,6 +27,8 @@ _NARROW: Final = frozenset({"bf16", "fp16"})
 _WORTH: Final = 1.1
 # Of what a cosine gate allows, what a mix may use: it is the best of several, chosen on the same inputs that judge it.
 _USED: Final = 0.5
+# Beyond this share of the layers there is next to nothing left to win.
+_MOST: Final = 0.75
 # A mix that costs no more than this is taken in place of what passes without being well inside.
 _SAFER: Final = 1.03
 
@@ -80,11 +82,11 @@ def search(
         return margin(found[kept]) if not well_inside(found[kept]) else math.inf
 
     ended = quantize.search_run(layers, evaluate, lambda score: score == math.inf, budget_seconds=budget_seconds)
-    passed = [kept for kept, verdict in found.items() if verdict.passed]
-    kept = ended.layers if ended.passed or not passed else min(passed, key=len)
+    few = [kept for kept, verdict in found.items() if verdict.passed and len(kept) <= _MOST * len(layers)]
+    kept = ended.layers if ended.layers in few or not few else min(few, key=len)
     score = margin(found[kept])
     names = tuple(_source(node) for node in model.graph if node.name in kept)
-    good = found[kept].passed
+    good = kept in few
     record = SensitivityRecord(
         names, len(layers), score if math.isfinite(score) else None, len(found), FORM if good else ""
     )
@@ -106,9 +108,7 @@ def passed_over(tactic: Tactic, verdict: Verdict, times: Times, of_mixes: Sequen
     """
     if not verdict.passed or tactic.precision not in _NARROW or is_mix(tactic) or well_inside(verdict):
         return verdict
-    best = [
-        min((each for each in found if each is not None), default=math.inf) for found in zip(*of_mixes, strict=True)
-    ]
+    best = [min((mix[at] or math.inf for mix in of_mixes), default=math.inf) for at in range(len(times))]
     if all(own is None or mixed <= _SAFER * own for own, mixed in zip(times, best, strict=True)):
         return replace(verdict, passed=False, message=f"{verdict.message}; {FORM} is as fast and further inside")
     return verdict
