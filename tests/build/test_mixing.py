@@ -85,9 +85,28 @@ def test_well_inside_is_half_of_what_is_allowed(verdict: Verdict, inside: bool) 
 def test_what_just_passes_gives_way_to_a_mix_that_is_as_fast(
     tactic: Tactic, verdict: Verdict, times: Any, of_mixes: Any, passed: bool
 ) -> None:
-    found = mixing.passed_over(tactic, verdict, times, of_mixes)
+    found = mixing.passed_over(tactic, {tactic: verdict}, times, of_mixes)
     assert found.passed is not passed
     assert ("mixed is as fast and further inside" in found.message) is passed
+
+
+@pytest.mark.parametrize(
+    ("others", "passed"),
+    [
+        ({SOURCE_BF16: cosine(0.9995, 0.9989)}, False),
+        ({SOURCE_BF16: cosine(0.9995, 0.9991)}, True),
+        ({INT8: cosine(0.9), MIXED: cosine(0.9), Tactic("openvino", "fp32"): cosine(0.9)}, True),
+    ],
+)
+def test_what_just_passes_is_refused_where_the_same_arithmetic_fails(
+    others: Mapping[Tactic, Verdict], passed: bool
+) -> None:
+    """However much slower the mix is."""
+    found = mixing.passed_over(BF16, {BF16: cosine(0.9992), **others}, (100, 800), [(150, 900)])
+    assert found.passed is passed
+    assert ("computes alike, fails" in found.message) is not passed
+    inside = cosine(0.9998)
+    assert mixing.passed_over(BF16, {BF16: inside, **others}, (100, 800), [(150, 900)]) is inside
 
 
 def test_a_mixed_form_is_for_its_own_precision_alone() -> None:

@@ -283,7 +283,8 @@ class Build:
         if self._mix is not None and self._mix.inside:
             mixes = {each.tactic for each in self._race.measurements if mixing.is_mix(each.tactic)}
             of_mixes = [self._times(each) for each in mixes if self._verdicts.of(each).passed]
-            verdict = mixing.passed_over(tactic, verdict, self._times(tactic), of_mixes)
+            found = self._verdicts.found
+            verdict = mixing.passed_over(judged_as(tactic), found, self._times(tactic), of_mixes)
             self._verdicts.replace(tactic, verdict)
         return verdict.passed
 

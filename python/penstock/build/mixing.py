@@ -6,7 +6,7 @@ so little to spare that further inputs may fail. Called by the driver.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Final, Literal
 
@@ -50,7 +50,7 @@ class Mix:
 
 def candidate(timed: Sequence[Measurement]) -> Tactic | None:
     """The fastest tactic in sixteen bits of those timed, fastest first, where a part of its lead is worth having."""
-    found = [each for each in timed if each.tactic.runtime == OPENVINO and each.tactic.precision in _NARROW]
+    found = [each for each in timed if _is_narrow(each.tactic)]
     wide = [each for each in timed if each.tactic.precision == "fp32"]
     if not found or (wide and found[0].median_us * _WORTH > wide[0].median_us):
         return None
@@ -100,18 +100,32 @@ def _source(node: ir.Node) -> str:
     return names[0] if names else node.name or ""
 
 
-def passed_over(tactic: Tactic, verdict: Verdict, times: Times, of_mixes: Sequence[Times]) -> Verdict:
-    """The verdict on sixteen bits alone where a mix is well inside: refused when the mix is as fast at every bucket.
+def passed_over(tactic: Tactic, found: Mapping[Tactic, Verdict], times: Times, of_mixes: Sequence[Times]) -> Verdict:
+    """The verdict on sixteen bits alone where a mix is well inside.
 
+    What just passes is refused when the same arithmetic on another form of the model fails, since then it was luck; and
+    when the mix is as fast at every bucket.
+
+    found     the verdicts so far, this tactic's among them.
     times     of the tactic, by bucket; None where it was not timed.
     of_mixes  of the tactics of the mixed form.
     """
-    if not verdict.passed or tactic.precision not in _NARROW or is_mix(tactic) or well_inside(verdict):
+    verdict = found[tactic]
+    if not verdict.passed or not _is_narrow(tactic) or well_inside(verdict):
         return verdict
+    failed = [each for each, other in found.items() if _is_narrow(each) and not other.passed]
     best = [min((mix[at] or math.inf for mix in of_mixes), default=math.inf) for at in range(len(times))]
-    if all(own is None or mixed <= _SAFER * own for own, mixed in zip(times, best, strict=True)):
-        return replace(verdict, passed=False, message=f"{verdict.message}; {FORM} is as fast and further inside")
-    return verdict
+    if failed:
+        why = f"{failed[0].name}, which computes alike, fails"
+    elif all(own is None or mixed <= _SAFER * own for own, mixed in zip(times, best, strict=True)):
+        why = f"{FORM} is as fast and further inside"
+    else:
+        return verdict
+    return replace(verdict, passed=False, message=f"just passes ({verdict.message}), and {why}")
+
+
+def _is_narrow(tactic: Tactic) -> bool:
+    return tactic.runtime == OPENVINO and tactic.precision in _NARROW and not is_mix(tactic)
 
 
 def is_mix(tactic: Tactic) -> bool:
