@@ -64,7 +64,7 @@ def test_a_run_that_has_what_is_needed_and_little_more(needed: tuple[int, int], 
     found = search_run(NAMES, containing(*needed), lambda score: score >= 1, budget_seconds=60)
     assert run(*needed) <= found.layers <= run(*most)
     assert (found.passed, found.complete) == (True, True)
-    assert found.evaluations <= 10
+    assert found.evaluations <= 12
 
 
 def test_where_nothing_passes_all_were_tried() -> None:
@@ -83,7 +83,7 @@ def test_the_budget_ends_the_search_with_what_passed() -> None:
 
     found = search_run(NAMES, slow, lambda score: score >= 1, budget_seconds=0.03)
     assert (found.passed, found.complete, found.evaluations) == (True, False, 1)
-    assert found.layers == run(0, 3)
+    assert found.layers == run(0, 1)
 
 
 def test_without_layers_nothing_is_evaluated() -> None:

@@ -129,7 +129,7 @@ class Build:
             # What passed alone and fails sealed was changed by sealing: it is not to be trusted.
             _LOG.warning("sealed engine refused: %s", verdict.message)
             for tactic in selection.tactics:
-                self._verdicts.replace(tactic, verdict)
+                self._verdicts.overrule(tactic, verdict)
         raise AssertionError("every attempt strikes out a tactic")
 
     # ---- preparation ----
@@ -280,12 +280,12 @@ class Build:
 
     def _passes(self, tactic: Tactic) -> bool:
         verdict = self._verdicts.of(tactic)
-        if self._mix is not None and self._mix.inside:
+        if verdict.passed and self._mix is not None and self._mix.inside:
             mixes = {each.tactic for each in self._race.measurements if mixing.is_mix(each.tactic)}
             of_mixes = [self._times(each) for each in mixes if self._verdicts.of(each).passed]
             found = self._verdicts.found
             verdict = mixing.passed_over(judged_as(tactic), found, self._times(tactic), of_mixes)
-            self._verdicts.replace(tactic, verdict)
+            self._verdicts.overrule(tactic, verdict)
         return verdict.passed
 
     def _selected(self) -> Selection:
@@ -304,7 +304,7 @@ class Build:
             raise InvalidArgument(
                 f"no set of programs fits into a workspace of {self._options.workspace_bytes} bytes; allow more"
             )
-        worst = "; ".join(f"{tactic.name}: {each.message}" for tactic, each in self._verdicts.found.items())
+        worst = "; ".join(f"{tactic.name}: {each.message}" for tactic, each in self._verdicts.standing.items())
         raise AccuracyError(f"nothing that runs passes {self._options.gate.text}: {worst}")
 
     def _times(self, tactic: Tactic) -> tuple[float | None, ...]:

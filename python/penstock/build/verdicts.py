@@ -39,6 +39,7 @@ class Verdicts:
         self._gpu = gpu
         self._progress = progress
         self._found: dict[Tactic, Verdict] = {}
+        self._overruled: dict[Tactic, Verdict] = {}
         self._judges: Judges
 
     def set_up(
@@ -67,7 +68,7 @@ class Verdicts:
         if wanted not in self._found:
             self._progress.stage("gate", wanted.name)
             self._found[wanted] = self._now(wanted)
-        return self._found[wanted]
+        return self._overruled.get(wanted, self._found[wanted])
 
     def tried(self, model: ir.Model, tactic: Tactic) -> Verdict:
         """The verdict on a graph that may become a form, run as the tactic says; not kept."""
@@ -84,25 +85,31 @@ class Verdicts:
             return self._judges.learned, self._judges.samples
         return self._judges.plain, self._judges.plain_samples
 
-    def replace(self, tactic: Tactic, verdict: Verdict) -> None:
+    def overrule(self, tactic: Tactic, verdict: Verdict) -> None:
         """Another verdict than was found: of something that was learned since."""
-        self._found[judged_as(tactic)] = verdict
+        self._overruled[judged_as(tactic)] = verdict
 
     def failed(self, tactic: Tactic) -> bool:
         """Known to fail; what was not judged yet has not."""
-        verdict = self._found.get(judged_as(tactic))
+        verdict = self.standing.get(judged_as(tactic))
         return verdict is not None and not verdict.passed
 
     @property
     def found(self) -> Mapping[Tactic, Verdict]:
+        """As they were judged."""
         return self._found
+
+    @property
+    def standing(self) -> Mapping[Tactic, Verdict]:
+        """Those that hold."""
+        return {**self._found, **self._overruled}
 
     @property
     def refused(self) -> tuple[Refused, ...]:
         """Those that fail, for evidence."""
         return tuple(
             Refused(tactic, each.measured if math.isfinite(each.measured) else None, each.message)
-            for tactic, each in self._found.items()
+            for tactic, each in self.standing.items()
             if not each.passed
         )
 

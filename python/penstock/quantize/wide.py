@@ -25,7 +25,7 @@ _IN_KERNEL: Final = (
     *("Tanh", "Gelu", "Mish", "Swish"),
 )
 # The first try is this share of the layers, and what is added or taken away at the end this share of those found.
-_FIRST_SHARE: Final = 8
+_FIRST_SHARE: Final = 16
 _STEP_SHARE: Final = 8
 
 
