@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from penstock.engine.cuda import costs
-from penstock.engine.lowered import LoweredGraph
+from penstock.engine.lowered import LoweredGraph, Step
 
 FLOPS: Final = 724e12
 BYTES: Final = 4.28e12

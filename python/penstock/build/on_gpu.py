@@ -77,9 +77,9 @@ class OnGpu:
         """Whether other forms are raced after the first."""
         self._closing = 0.0
 
-    def stable(self, files: Mapping[str, Form], inputs: Callable[[Shapes], Arrays], limits: Limits) -> Stable:
+    def start(self, files: Mapping[str, Form], inputs: Callable[[Shapes], Arrays], limits: Limits) -> Stable:
         """The processes of this build; the first one starts now, while there is nothing to compile yet."""
-        found = Stable(files, self._buckets, inputs, limits)
+        self._stable = found = Stable(files, self._buckets, inputs, limits)
         found.expect(Tactic(CUDA, self.precision, LOWERED, "static", options=PLAIN_STEPS))
         return found
 
@@ -147,11 +147,11 @@ class OnGpu:
         }
 
     @contextmanager
-    def running(self, tactic: Tactic, stable: Stable, limits: Limits, source: Form) -> Iterator[Run]:
+    def running(self, tactic: Tactic, limits: Limits, source: Form) -> Iterator[Run]:
         """A tactic at whatever shapes, in the process that raced it. What no bucket takes runs on the CPU, in the
         engine as here.
         """
-        child = stable.whole(replace(tactic, shapes="static"), limits.start_seconds + limits.compile_seconds)
+        child = self._stable.whole(replace(tactic, shapes="static"), limits.start_seconds + limits.compile_seconds)
         rest: list[Child] = []
         with ExitStack() as stack:
 

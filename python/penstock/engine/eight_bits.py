@@ -145,9 +145,13 @@ class _Narrowing:
         if maker is None or value is None or name in self._ends or value.datatype not in FLOATS:
             return False
         if maker.kind == "max_pool":
-            if maker.inputs[0].value not in others or self._scales[maker.inputs[0].value] != self._scales[name]:
-                return False
-        elif (maker.kind == "pad" and maker.attributes.get("value") != 0.0) or maker.kind not in _WRITERS or (maker.attributes.get("groups", 1) != 1 and not self._is_depthwise(maker)):
+            stored = maker.inputs[0].value in others and self._scales[maker.inputs[0].value] == self._scales[name]
+        elif maker.kind == "pad":
+            stored = "pad" in _WRITERS and maker.attributes.get("value") == 0.0
+        else:
+            grouped = maker.attributes.get("groups", 1) != 1
+            stored = maker.kind in _WRITERS and (not grouped or self._is_depthwise(maker))
+        if not stored:
             return False
         return all(self._can_read(self._graph.steps[number], name, others) for number in self._readers.get(name, ()))
 

@@ -41,7 +41,8 @@ class Form:
 
     path: Path
     precision: str
-    """`fp32`, or `int8` or `fp8`: the narrowest type in the graph."""
+    """`fp32`, or `int8` or `fp8`: the narrowest type in the graph. `bf16` or `fp16`: what libraries may narrow it to,
+    and nothing else is worth timing; its marks say which layers stay in FP32 (`plan.WIDE_KEY`)."""
 
     quantized: bool
     """Holds Q/DQ operators, from `quantize` or from the user, or steps in eight bits: its precision is in the graph."""
@@ -72,6 +73,8 @@ def candidates(
     first = [name for name in plain if name.startswith(OPTIMIZED)] or plain[:1]
     others = [name for name in plain if name not in first]
     for shapes in order:
+        mixed = [name for name, form in forms.items() if form.precision in narrow]
+        found += [Tactic(OPENVINO, forms[name].precision, name, shapes) for name in mixed]
         found += _openvino(first, narrow, allowed, shapes)
         found += _openvino_int8(quantized, narrow, allowed, shapes)
     if "fp32" in allowed:
