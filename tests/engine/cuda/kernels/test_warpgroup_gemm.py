@@ -205,6 +205,22 @@ def test_every_thread_of_the_source_does_its_part(case: Case, tmp_path: Path) ->
         assert float((given.out.double().cpu() - expected(given, case)).abs().max()) < 0.51
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(
+    not torch.cuda.is_available() or torch.cuda.get_device_capability() != (9, 0), reason="needs a Hopper GPU"
+)
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_a_gpu_comes_to_the_same(case: Case) -> None:
+    given = tensors(case, "cuda")
+    launch = given.launch(case)
+    found = []
+    for _ in range(2):
+        launch.run()
+        found.append(given.out.clone())
+    assert torch.equal(*(each.view(torch.uint8) for each in found))
+    assert difference(given.out, expected(given, case)) < allowed(case)
+
+
 FOR_A_GPU = [
     (Product(m, n, k), residual, tile)
     for m, n, k, residual in ((3200, 3072, 768, False), (200704, 256, 64, True), (200704, 64, 256, False))
