@@ -41,6 +41,7 @@ constexpr unsigned int BLOCK_ROWS = PINGPONG ? ROWS : 2 * ROWS;
 constexpr unsigned int TILES_M = (SIZE_M + BLOCK_ROWS * CLUSTER - 1) / (BLOCK_ROWS * CLUSTER);  // of clusters
 constexpr unsigned int TILES_N = (SIZE_N + COLUMNS - 1) / COLUMNS;
 constexpr unsigned int TILES = TILES_M * TILES_N;
+constexpr unsigned int AT_ONCE = 4;  // times eight columns, whose residuals are waited for together
 constexpr unsigned int PARTS = ROWS / 64;  // of one product of four warps
 constexpr unsigned int READERS = 4 * (PINGPONG ? 1 : 2) * CLUSTER;  // warps that read what lies in a stage
 
@@ -112,17 +113,19 @@ __device__ __forceinline__ unsigned int rounded_to_int8(float number) {
   return bits_of(smaller(greater(number, -128.0f), 127.0f) + MAGIC) & 0xff;
 }
 
-__device__ __forceinline__ Two residual_at(Address from) {
+__device__ __forceinline__ unsigned int residual_bits(Address from) {
+  return OUT_KIND == 0 ? shared_load_word(from) : shared_load_short(from);
+}
+
+__device__ __forceinline__ Two residual_of(unsigned int both) {
 #if OUT_KIND == 0
-  const unsigned int both = shared_load_word(from);
   return Two{wide(static_cast<unsigned short>(both)), wide(static_cast<unsigned short>(both >> 16))};
 #else
-  const unsigned short both = shared_load_short(from);
   const float worth = number_of(RESIDUAL_SCALE_BITS) * (FOLDED ? number_of(OUT_INVERSE_BITS) : 1.0f);
 #if OUT_KIND == 1
   const Two steps{whole(static_cast<signed char>(both)), whole(static_cast<signed char>(both >> 8))};
 #else
-  const Two steps = wide_of_e4m3(both);
+  const Two steps = wide_of_e4m3(static_cast<unsigned short>(both));
 #endif
   return Two{steps.low * worth, steps.high * worth};
 #endif
@@ -140,6 +143,12 @@ __device__ __forceinline__ void store_result(Address to, float low, float high) 
   shared_store_short(to, narrow_to_e4m3(low, high));
 #endif
 #endif
+}
+
+// Where a lane's two numbers of a row and of eight columns lie in a slot.
+__device__ __forceinline__ Address place_of(Address slot, unsigned int row, unsigned int eight, unsigned int lane) {
+  const unsigned int bytes = 8 * eight * LINE / WIDTH;
+  return slot + row * LINE + (bytes / 16 ^ lane / 4) * 16 + bytes % 16 + lane % 4 * 2 * LINE / WIDTH;
 }
 
 struct Tile {
@@ -375,31 +384,39 @@ __cluster_dims__(CLUSTER, 1, 1)
             warps_sync(1 + team, TEAM);
           }
 #pragma unroll
-          for (unsigned int eight = 0; eight < WIDTH / 8; ++eight) {
-            const unsigned int at = column + 8 * eight + lane % 4 * 2;
-            const unsigned int known = SIZE_N % COLUMNS == 0 || at < SIZE_N ? at : 0;
-            Two factor{1.0f, 1.0f}, added{0.0f, 0.0f};
+          for (unsigned int first_eight = 0; first_eight < WIDTH / 8; first_eight += AT_ONCE) {
+            unsigned int residuals[AT_ONCE][PARTS][2];
+            if (HAS_RESIDUAL) {
+#pragma unroll
+              for (unsigned int eight = 0; eight < AT_ONCE; ++eight) {
+#pragma unroll
+                for (unsigned int number = 0; number < PARTS * 2; ++number) {
+                  residuals[eight][number / 2][number % 2] =
+                      residual_bits(place_of(to, row_inside + number * 8 + number / 2 * 48, first_eight + eight, lane));
+                }
+              }
+            }
+#pragma unroll
+            for (unsigned int eight = first_eight; eight < first_eight + AT_ONCE; ++eight) {
+              const unsigned int at = column + 8 * eight + lane % 4 * 2;
+              const unsigned int known = SIZE_N % COLUMNS == 0 || at < SIZE_N ? at : 0;
+              Two factor{1.0f, 1.0f}, added{0.0f, 0.0f};
 #if HAS_SCALES
-            factor = load_two(scales + known);
+              factor = load_two(scales + known);
 #endif
 #if HAS_BIAS
-            added = load_two(bias + known);
+              added = load_two(bias + known);
 #endif
-            if (FOLDED) {
-              factor.low *= number_of(OUT_INVERSE_BITS), factor.high *= number_of(OUT_INVERSE_BITS);
-              added.low *= number_of(OUT_INVERSE_BITS), added.high *= number_of(OUT_INVERSE_BITS);
-            }
-            const unsigned int bytes = 8 * eight * LINE / WIDTH;  // before these columns, in pieces of sixteen
-            const unsigned int inside = bytes % 16 + lane % 4 * 2 * LINE / WIDTH;
+              if (FOLDED) {
+                factor.low *= number_of(OUT_INVERSE_BITS), factor.high *= number_of(OUT_INVERSE_BITS);
+                added.low *= number_of(OUT_INVERSE_BITS), added.high *= number_of(OUT_INVERSE_BITS);
+              }
 #pragma unroll
-            for (unsigned int part = 0; part < PARTS; ++part) {
-#pragma unroll
-              for (unsigned int half = 0; half < 2; ++half) {
-                const Address place =
-                    to + (part * 64 + half * 8 + row_inside) * LINE + (bytes / 16 ^ lane / 4) * 16 + inside;
-                const Sum* sum = &sums[part][(chunk * WIDTH / 8 + eight) * 4 + half * 2];
+              for (unsigned int number = 0; number < PARTS * 2; ++number) {  // each part's row, and the one 8 below
+                const Address place = place_of(to, row_inside + number * 8 + number / 2 * 48, eight, lane);
+                const Sum* sum = &sums[number / 2][(chunk * WIDTH / 8 + eight) * 4 + number % 2 * 2];
                 Two more{0.0f, 0.0f};
-                if (HAS_RESIDUAL) more = residual_at(place);
+                if (HAS_RESIDUAL) more = residual_of(residuals[eight - first_eight][number / 2][number % 2]);
                 store_result(place, finished(number_of_sum(sum[0]) * factor.low + added.low, more.low),
                              finished(number_of_sum(sum[1]) * factor.high + added.high, more.high));
               }
