@@ -41,8 +41,9 @@ constexpr unsigned int BLOCK_ROWS = PINGPONG ? ROWS : 2 * ROWS;
 constexpr unsigned int TILES_M = (SIZE_M + BLOCK_ROWS * CLUSTER - 1) / (BLOCK_ROWS * CLUSTER);  // of clusters
 constexpr unsigned int TILES_N = (SIZE_N + COLUMNS - 1) / COLUMNS;
 constexpr unsigned int TILES = TILES_M * TILES_N;
-constexpr unsigned int AT_ONCE = 4;  // times eight columns, whose residuals are waited for together
 constexpr unsigned int PARTS = ROWS / 64;  // of one product of four warps
+// Times eight columns, whose residuals are waited for together: what registers there are beside the sums.
+constexpr unsigned int AT_ONCE = PARTS * COLUMNS > 256 ? 1 : 4;
 constexpr unsigned int READERS = 4 * (PINGPONG ? 1 : 2) * CLUSTER;  // warps that read what lies in a stage
 
 constexpr unsigned int X_BYTES = BLOCK_ROWS * LINE, W_BYTES = COLUMNS * LINE, STAGE_BYTES = X_BYTES + W_BYTES;
