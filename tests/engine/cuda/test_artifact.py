@@ -7,6 +7,7 @@ import struct
 import subprocess
 import sys
 from collections.abc import Mapping
+from dataclasses import astuple
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ import pytest
 pytest.importorskip("torch")
 
 from penstock.engine.cuda import artifact
+from penstock.engine.cuda.kernels.driver import TensorMap
 from penstock.errors import ModelLoadError
 
 pytestmark = pytest.mark.torch
@@ -43,7 +45,7 @@ def text(code: bytes) -> str:
 
 def lying(kernel: Mapping[str, object] | None = None, **changes: object) -> bytes:
     one = {
-        "code": 0, "symbol": "k", "grid": [1, 1, 1], "threads": 32, "shared_bytes": 0, "parameters": "p",
+        "code": 0, "symbol": "k", "grid": [1, 1, 1], "threads": 32, "shared_bytes": 0, "parameters": "p", "maps": [],
         "early": False, "cluster": 1,
     }  # fmt: skip
     data = {
@@ -57,6 +59,13 @@ def test_an_artifact_comes_back_as_it_was() -> None:
     found = artifact.from_bytes(lying(), "m.engine")
     assert artifact.from_bytes(memoryview(artifact.to_bytes(found)), "m.engine") == found
     assert found.kernels[0].cubin == elf()
+
+
+def test_matrices_seen_through_maps_come_back_too() -> None:
+    matrix = TensorMap(2, 333, 72, 160, 128, 64)
+    found = artifact.from_bytes(lying({"parameters": "mp", "maps": [astuple(matrix)]}), "m.engine")
+    assert found.kernels[0].maps == (matrix,)
+    assert artifact.from_bytes(artifact.to_bytes(found), "m.engine") == found
 
 
 LIES = {
@@ -74,6 +83,9 @@ LIES = {
     "much memory": lying({"shared_bytes": 1 << 30}),
     "a large cluster": lying({"cluster": 32}),
     "an unknown parameter": lying({"parameters": "x"}),
+    "a matrix without a map": lying({"parameters": "m"}),
+    "a map of five numbers": lying({"parameters": "m", "maps": [[2, 64, 64, 128, 64]]}),
+    "a map that is no list": lying({"parameters": "m", "maps": [7]}),
     "a choice of texts": lying(choices={"a": ["triton", ["1"]]}),
     "a shape that is none": lying(shapes={"x": "1"}),
     "deep": b"[" * 100_000,

@@ -9,12 +9,12 @@ import base64
 import json
 import struct
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from typing import Any, Final
 
 from penstock.engine.cuda import choices as chosen
 from penstock.engine.cuda.choices import Choice, Choices
-from penstock.engine.cuda.kernels.driver import SealedKernel
+from penstock.engine.cuda.kernels.driver import SealedKernel, TensorMap
 from penstock.engine.plan import Shape, Shapes
 from penstock.errors import InvalidArgument, ModelLoadError
 
@@ -66,6 +66,7 @@ def to_bytes(artifact: Artifact) -> bytes:
                 "parameters": each.parameters,
                 "early": each.pdl,
                 "cluster": each.cluster,
+                "maps": [astuple(one) for one in each.maps],
             }
             for each in artifact.kernels
         ],
@@ -131,8 +132,9 @@ def _shape(data: object) -> Shape:
 def _kernel(data: Mapping[str, Any], codes: list[bytes]) -> SealedKernel:
     width, height, depth = (_number(each, _MOST_BLOCKS) for each in data["grid"])
     parameters = str(data["parameters"])
-    if set(parameters) - {"p", "f"}:
-        raise ValueError(f"parameters {parameters!r:.60}")
+    maps = tuple(TensorMap(*(_number(size, _MOST_BLOCKS) for size in each)) for each in data["maps"])
+    if set(parameters) - {"p", "f", "m"} or parameters.count("m") != len(maps):
+        raise ValueError(f"parameters {parameters!r:.60} with {len(maps)} maps")
     return SealedKernel(
         codes[_number(data["code"], len(codes) - 1)],
         str(data["symbol"]),
@@ -142,6 +144,7 @@ def _kernel(data: Mapping[str, Any], codes: list[bytes]) -> SealedKernel:
         parameters,
         data["early"] is True,
         _number(data["cluster"], _MOST_BLOCKS_IN_A_CLUSTER),
+        maps,
     )
 
 

@@ -30,6 +30,7 @@ from penstock.engine.cuda.triton_blocks import BLOCKS
 from penstock.engine.cuda.triton_joined import JOINED, LAYERS, depthwise_and_gate, suits_gate_layers, sums_scratch
 from penstock.engine.cuda.triton_moves import MOVES
 from penstock.engine.cuda.triton_pools import POOLS
+from penstock.engine.cuda.warpgroup_steps import PRODUCTS
 from penstock.engine.cuda.ways import (
     Config,
     Launched,
@@ -362,6 +363,7 @@ WAYS: Final[dict[tuple[str, str], Way]] = {
     **MOVES,
     **POOLS,
     **RECURRENT,
+    **PRODUCTS,
 }
 """Kind and name -> kernel."""
 

@@ -13,11 +13,11 @@ from typing import Final
 import torch
 
 from . import replay
-from .driver import HOPPER, LoadedKernel, LoadedModule, SealedKernel
+from .driver import HOPPER, LoadedKernel, LoadedModule, SealedKernel, TensorMap
 from .nvrtc import Compiled, compile_cpp
 
 _FOLDER: Final = Path(__file__).parent / "cpp"
-_HEADERS: Final = ("primitives.cuh",)
+_HEADERS: Final = ("primitives.cuh", "warpgroup.cuh")
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +37,8 @@ class CppLaunch:
     """As the source declares it."""
     pdl: bool = False
     """As `Launch.pdl`."""
+    maps: tuple[TensorMap, ...] = ()
+    """Through these the kernel sees the first of its arguments, as many as there are."""
 
     def run(self) -> None:
         stream = torch.cuda.current_stream()
@@ -54,10 +56,10 @@ class CppLaunch:
 
     def seal(self, capability: int = HOPPER) -> SealedKernel:
         """Its machine code and all that launching it takes, but for `bound`, which holds where the tensors are now."""
-        parameters = "p" * len(self.bound())
+        parameters = "m" * len(self.maps) + "p" * (len(self.bound()) - len(self.maps))
         return SealedKernel(
             self.compile(capability).cubin, self.symbol, self.grid, self.threads, self.shared_bytes, parameters,
-            self.pdl, self.cluster,
+            self.pdl, self.cluster, self.maps,
         )  # fmt: skip
 
     def bound(self) -> list[int | float]:
@@ -72,7 +74,9 @@ def text(name: str) -> str:
 
 @cache
 def _compiled(source: str, options: tuple[str, ...], capability: int) -> Compiled:
-    return compile_cpp(text(source), [(name, text(name)) for name in _HEADERS], options, f"sm_{capability}")
+    # What Hopper alone has, Hopper's own architecture has.
+    architecture = f"sm_{capability}a" if capability == HOPPER else f"sm_{capability}"
+    return compile_cpp(text(source), [(name, text(name)) for name in _HEADERS], options, architecture)
 
 
 @cache

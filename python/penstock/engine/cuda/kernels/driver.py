@@ -6,7 +6,7 @@ torch makes with its first tensor. Machine code for one architecture (9.0a) does
 """
 
 import ctypes
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, Final
@@ -18,6 +18,14 @@ _PROGRAMMATIC_SERIALIZATION: Final = 6
 _NON_BLOCKING: Final = 1  # of streams: the default stream neither waits for them nor makes them wait
 _WITHOUT_ASKING: Final = 48 * 1024  # more dynamic shared memory than this has to be asked for
 _LARGEST_PORTABLE_CLUSTER: Final = 8  # more blocks than this in a cluster have to be asked for, too
+
+
+# Of matrices seen through a tensor map: whole numbers as long as the matrix's, rows of 128 bytes with their pieces of
+# sixteen exchanged, nothing brought to L2 but what was asked for in lines of 256 bytes.
+_MAP_TYPES: Final = {1: 0, 2: 1}
+_MAP_SWIZZLE: Final = 3
+_MAP_PROMOTION: Final = 3
+_MAP_BYTES: Final = 128  # its size, and what its address is a multiple of
 
 
 HOPPER: Final = 90  # compute capability 9.0
@@ -34,6 +42,38 @@ class DriverError(RuntimeError):
 
 
 @dataclass(frozen=True, slots=True)
+class TensorMap:
+    """A matrix as the unit that copies tiles sees it: all but where it lies."""
+
+    itemsize: int
+    rows: int
+    columns: int
+    pitch: int
+    """Bytes from one row to the next, a multiple of 16."""
+    tile_rows: int
+    """At most 256."""
+    tile_columns: int
+    """Of 128 bytes together."""
+
+    def encoded(self, address: int) -> "ctypes.Array[ctypes.c_char]":
+        """CUtensorMap, somewhere inside the buffer: `aligned` says where."""
+        buffer = ctypes.create_string_buffer(2 * _MAP_BYTES)
+        two, one = ctypes.c_uint64 * 2, ctypes.c_uint64 * 1
+        pair = ctypes.c_uint32 * 2
+        _call(
+            "cuTensorMapEncodeTiled", ctypes.c_void_p(aligned(buffer)), _MAP_TYPES[self.itemsize], 2,
+            ctypes.c_void_p(address), two(self.columns, self.rows), one(self.pitch),
+            pair(self.tile_columns, self.tile_rows), pair(1, 1), 0, _MAP_SWIZZLE, _MAP_PROMOTION, 0,
+        )  # fmt: skip
+        return buffer
+
+
+def aligned(buffer: "ctypes.Array[ctypes.c_char]") -> int:
+    """The first address in it where a tensor map may lie."""
+    return -(-ctypes.addressof(buffer) // _MAP_BYTES) * _MAP_BYTES
+
+
+@dataclass(frozen=True, slots=True)
 class SealedKernel:
     cubin: bytes
     symbol: str
@@ -41,10 +81,12 @@ class SealedKernel:
     threads: int
     shared_bytes: int
     parameters: str
-    """One letter each, in order: p for an address, f for an FP32 number."""
+    """One letter each, in order: p for an address, f for an FP32 number, m for the address of what a map sees."""
     pdl: bool = False
     cluster: int = 1
     """Blocks in a row that share their memory, as the code itself says; the grid is a multiple of it."""
+    maps: tuple[TensorMap, ...] = ()
+    """For each m of the parameters, in order."""
 
 
 class _Attribute(ctypes.Structure):
@@ -137,14 +179,14 @@ class LoadedKernel:
         sealed = self.sealed
         if len(arguments) != len(sealed.parameters):
             raise ValueError(f"{sealed.symbol}: expected {len(sealed.parameters)} arguments, got {len(arguments)}")
-        values: list[ctypes.c_void_p | ctypes.c_float] = [
-            ctypes.c_float(value) if kind == "f" else ctypes.c_void_p(int(value))
-            for kind, value in zip(sealed.parameters, arguments, strict=True)
-        ]
+        maps = iter(sealed.maps)
+        values = [_value(kind, value, maps) for kind, value in zip(sealed.parameters, arguments, strict=True)]
         # Every kernel of Triton 3.6 ends with two addresses for memory it may ask of its launcher; none of ours asks,
         # and of a kernel that has fewer parameters the driver reads no more than those.
         values += [ctypes.c_void_p(), ctypes.c_void_p()]
-        pointers = (ctypes.c_void_p * len(values))(*(ctypes.addressof(value) for value in values))
+        pointers = (ctypes.c_void_p * len(values))(
+            *(aligned(value) if isinstance(value, ctypes.Array) else ctypes.addressof(value) for value in values)
+        )
         attribute = _Attribute(id=_PROGRAMMATIC_SERIALIZATION, value=1)
         config = _Config(
             grid=(ctypes.c_uint * 3)(*sealed.grid),
@@ -155,3 +197,13 @@ class LoadedKernel:
             count=1 if sealed.pdl else 0,
         )
         _call("cuLaunchKernelEx", ctypes.byref(config), self._function, pointers, None)
+
+
+_Value = ctypes.c_void_p | ctypes.c_float | ctypes.Array[ctypes.c_char]
+
+
+def _value(kind: str, value: int | float, maps: Iterator[TensorMap]) -> "_Value":
+    """What a parameter is; it has to live until the launch."""
+    if kind == "f":
+        return ctypes.c_float(value)
+    return next(maps).encoded(int(value)) if kind == "m" else ctypes.c_void_p(int(value))

@@ -1,0 +1,189 @@
+// `warpgroup.cuh` for the CPU, on top of `emulated.hpp`: what is under way on a GPU is done at once here. Shared memory
+// holds tiles as the GPU's does, pieces of sixteen bytes exchanged by the address's bits, and products read it so.
+#pragma once
+#include "emulated.hpp"
+
+#ifndef KIND
+#define KIND 0
+#endif
+#define __grid_constant__
+
+struct TensorMap {
+  char* base;
+  long long itemsize, rows, columns, pitch, tile_rows, tile_columns;  // pitch in bytes
+};
+
+struct alignas(8) Two {
+  float low, high;
+};
+
+inline unsigned int exchanged(unsigned int offset) { return offset ^ (offset >> 7 & 7) << 4; }
+
+inline void arrived(Address barrier, long bytes) {
+  std::lock_guard lock(my_cluster->mutex);
+  Counter& counter = my_cluster->counters.at(barrier);
+  counter.bytes -= bytes;
+  end_of_phase(counter);
+}
+
+inline void fetch_map(const TensorMap&) {}
+inline void tile_fetch(const TensorMap&, unsigned int, unsigned int) {}
+
+inline void tile_load(Address to, const TensorMap& map, unsigned int column, unsigned int row, Address barrier) {
+  const unsigned int line = map.tile_columns * map.itemsize;
+  if (line != 128 || (to & 1023) != 0 || map.tile_rows > 256) std::exit(72);
+  for (unsigned int high = 0; high < map.tile_rows; ++high) {
+    for (unsigned int wide = 0; wide < map.tile_columns; ++wide) {
+      char* place = at_address(exchanged(to + high * line + wide * map.itemsize));
+      if (row + high < map.rows && column + wide < map.columns) {
+        std::memcpy(place, map.base + (row + high) * map.pitch + (column + wide) * map.itemsize, map.itemsize);
+      } else {
+        std::memset(place, 0, map.itemsize);
+      }
+    }
+  }
+  arrived(barrier, map.tile_rows * line);
+}
+
+inline void tile_load_to(unsigned short blocks, Address to, const TensorMap& map, unsigned int column, unsigned int row,
+                         Address barrier) {
+  for (unsigned int rank = 0; rank < 16; ++rank) {
+    if (blocks >> rank & 1) tile_load(address_in_block(to, rank), map, column, row, address_in_block(barrier, rank));
+  }
+}
+
+inline void tile_store(const TensorMap& map, unsigned int column, unsigned int row, Address from) {
+  const unsigned int line = map.tile_columns * map.itemsize;
+  if (line != 128 || (from & 1023) != 0) std::exit(72);
+  for (unsigned int high = 0; high < map.tile_rows && row + high < map.rows; ++high) {
+    for (unsigned int wide = 0; wide < map.tile_columns && column + wide < map.columns; ++wide) {
+      std::memcpy(map.base + (row + high) * map.pitch + (column + wide) * map.itemsize,
+                  at_address(exchanged(from + high * line + wide * map.itemsize)), map.itemsize);
+    }
+  }
+}
+
+template <int BUT>
+void stores_have_read() {}
+inline void stores_are_done() {}
+inline void show_to_stores() {}
+
+inline void barrier_arrive(Address barrier) {
+  std::lock_guard lock(my_cluster->mutex);
+  Counter& counter = my_cluster->counters.at(barrier);
+  --counter.pending;
+  end_of_phase(counter);
+}
+inline void barrier_arrive_there(Address barrier) { barrier_arrive(barrier); }
+
+inline void warp_sync() { my_warp().meet.arrive_and_wait(); }
+
+template <int REGISTERS>
+void give_registers() {}
+template <int REGISTERS>
+void take_registers() {}
+
+inline Two load_two(const float* from) { return Two{from[0], from[1]}; }
+inline unsigned int shared_load_word(Address from) {
+  unsigned int value;
+  std::memcpy(&value, at_address(from), sizeof value);
+  return value;
+}
+
+inline unsigned short shared_load_short(Address from) {
+  unsigned short value;
+  std::memcpy(&value, at_address(from), sizeof value);
+  return value;
+}
+inline void shared_store_short(Address to, unsigned short value) { std::memcpy(at_address(to), &value, sizeof value); }
+
+inline float number_of(unsigned int bits) {
+  float value;
+  std::memcpy(&value, &bits, 4);
+  return value;
+}
+inline unsigned int bits_of(float number) {
+  unsigned int bits;
+  std::memcpy(&bits, &number, 4);
+  return bits;
+}
+
+inline float of_e4m3(unsigned char bits) {
+  const int exponent = bits >> 3 & 15, fraction = bits & 7;
+  const float size = exponent ? std::ldexp(8.0f + fraction, exponent - 10) : std::ldexp(fraction * 1.0f, -9);
+  return (exponent == 15 && fraction == 7) ? NAN : bits >> 7 ? -size : size;
+}
+inline unsigned char to_e4m3(float number) {
+  unsigned char nearest = 0;
+  float least = INFINITY;
+  for (unsigned int bits = 0; bits < 127; ++bits) {  // of two as near, the even one
+    const float apart = std::fabs(of_e4m3(bits) - std::fabs(number));
+    if (apart < least || (apart == least && bits % 2 == 0)) least = apart, nearest = bits;
+  }
+  return nearest | (std::signbit(number) ? 128 : 0);
+}
+inline unsigned short narrow_to_e4m3(float low, float high) { return to_e4m3(low) | to_e4m3(high) << 8; }
+inline Two wide_of_e4m3(unsigned short both) {
+  return Two{of_e4m3(static_cast<unsigned char>(both)), of_e4m3(static_cast<unsigned char>(both >> 8))};
+}
+
+inline float greater(float one, float other) { return one != one ? one : other != other ? other : one > other ? one : other; }
+inline float smaller(float one, float other) { return one != one ? one : other != other ? other : one < other ? one : other; }
+
+using Matrix = unsigned long long;
+
+// As the instruction set has it: start, and the distance of eight rows from the next eight, in sixteens of bytes; the
+// last bits say that pieces are exchanged within 128 bytes.
+inline Matrix matrix_at(Address address) {
+  return static_cast<Matrix>((address & 0x3ffff) >> 4) | 1ull << 16 | 64ull << 32 | 1ull << 62;
+}
+constexpr Matrix MATRIX_STEP = 2;
+
+#if KIND == 1
+using Sum = int;
+#else
+using Sum = float;
+#endif
+constexpr unsigned int BYTES = KIND == 0 ? 2 : 1, DEPTHS = 32 / BYTES;  // of a number; numbers of one product
+
+inline Sum of_matrix(Matrix matrix, unsigned int row, unsigned int depth) {
+  const unsigned int start = (matrix & 0x3fff) << 4, eight_rows = (matrix >> 32 & 0x3fff) << 4;
+  if (matrix >> 62 != 1) std::exit(73);
+  const unsigned int offset = exchanged(start + row / 8 * eight_rows + row % 8 * 128 + depth * BYTES);
+  unsigned short bits = 0;
+  std::memcpy(&bits, at_address(my_rank << 24 | offset), BYTES);
+#if KIND == 1
+  return static_cast<signed char>(bits);
+#elif KIND == 2
+  return of_e4m3(bits);
+#else
+  return wide(bits);
+#endif
+}
+
+inline void products_begin() {}
+inline void products_commit() {}
+template <int BUT>
+void products_are_done() {
+  my_warp().meet.arrive_and_wait();
+}
+template <int SIZE>
+void hold(Sum (&)[SIZE]) {}
+
+template <int SIZE>
+void multiply_rows(Sum (&sum)[SIZE], Matrix a, Matrix b, unsigned int add) {
+  const unsigned int warp = my_thread % 128 / 32, first = 16 * warp + my_lane() / 4;
+  Sum left[2][DEPTHS];
+  for (unsigned int depth = 0; depth < DEPTHS; ++depth) {
+    left[0][depth] = of_matrix(a, first, depth), left[1][depth] = of_matrix(a, first + 8, depth);
+  }
+  for (unsigned int column = 0; column < 2 * SIZE; ++column) {
+    if (column % 8 / 2 != my_lane() % 4) continue;
+    for (unsigned int half = 0; half < 2; ++half) {
+      Sum& one = sum[column / 8 * 4 + half * 2 + column % 2];
+      Sum found = add ? one : 0;
+      for (unsigned int depth = 0; depth < DEPTHS; ++depth) found += left[half][depth] * of_matrix(b, column, depth);
+      one = found;
+    }
+  }
+}
