@@ -102,10 +102,9 @@ def round_to_int8(x):
         x = tl.minimum(tl.maximum(x, -128.0), 127.0)
         # 1.5 x 2**23 leaves no bits for a fraction in FP32, and the whole number in the last ones.
         return (x + 12582912.0).to(tl.int32, bitcast=True).to(tl.int8)
-    else:
-        # Two instructions saturate and pack four numbers.
-        return tl.inline_asm_elementwise(
-            """{
+    # Two instructions saturate and pack four numbers.
+    return tl.inline_asm_elementwise(
+        """{
             .reg .s32 a, b, c, d, high;
             cvt.rni.s32.f32 a, $1;
             cvt.rni.s32.f32 b, $2;
@@ -114,12 +113,12 @@ def round_to_int8(x):
             cvt.pack.sat.s8.s32.b32 high, d, c, 0;
             cvt.pack.sat.s8.s32.b32 $0, b, a, high;
             }""",
-            "=r,f,f,f,f",
-            [x],
-            dtype=tl.int8,
-            is_pure=True,
-            pack=4,
-        )
+        "=r,f,f,f,f",
+        [x],
+        dtype=tl.int8,
+        is_pure=True,
+        pack=4,
+    )
 
 
 @triton.jit

@@ -61,8 +61,8 @@ def store_tile(
     """`ahead`: the residual's tile, where it was loaded before the sums were made. `LARGEST`: no INT32 sum is more."""
     inside = (rows < M)[:, None] & (columns < N)[None, :]
     # What commutes with a factor may as well have it from the start: one multiplication less for every number.
-    EIGHT: tl.constexpr = out.dtype.element_ty == tl.int8 or out.dtype.element_ty == tl.float8e4nv
-    FOLDED: tl.constexpr = EIGHT and scale is not None and (ACTIVATION == "none" or ACTIVATION == "relu")
+    EIGHT: tl.constexpr = out.dtype.element_ty == tl.int8 or out.dtype.element_ty == tl.float8e4nv  # noqa: PLR1714
+    FOLDED: tl.constexpr = EIGHT and scale is not None and (ACTIVATION == "none" or ACTIVATION == "relu")  # noqa: PLR1714
     if bias is not None:
         offset = tl.load(bias + columns, mask=columns < N, other=0.0).to(tl.float32)
     else:

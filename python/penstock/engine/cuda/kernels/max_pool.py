@@ -96,9 +96,8 @@ def _larger(a, b):
     """Of INT8, four at a time: as the upper halves of 16-bit numbers, whose lower halves decide nothing."""
     if INTERPRETED:
         return tl.maximum(a, b)
-    else:
-        return tl.inline_asm_elementwise(
-            """{
+    return tl.inline_asm_elementwise(
+        """{
             .reg .b32 odd, even, a, b;
             shl.b32 a, $1, 8;
             shl.b32 b, $2, 8;
@@ -106,12 +105,12 @@ def _larger(a, b):
             max.s16x2 even, a, b;
             prmt.b32 $0, even, odd, 0x7351;
             }""",
-            "=r,r,r",
-            [a, b],
-            dtype=tl.int8,
-            is_pure=True,
-            pack=4,
-        )
+        "=r,r,r",
+        [a, b],
+        dtype=tl.int8,
+        is_pure=True,
+        pack=4,
+    )
 
 
 @triton.jit
