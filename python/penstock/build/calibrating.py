@@ -1,4 +1,5 @@
-"""The recipe for eight bits that comes closest to the float model: several are made, the best one is corrected.
+"""The recipe for eight bits that comes closest to the float model: several are made, the best one is corrected; and
+whether it is fast enough to be judged.
 
 Called by the driver, which gives the time and the judge.
 """
@@ -13,12 +14,16 @@ from numpy.typing import NDArray
 
 from penstock import quantize
 from penstock.build.progress import Progress
+from penstock.engine.plan import Tactic
 from penstock.quantize import Calibration, Recipe, Scheme
+from penstock.tactics import Measurement
 
 Arrays = Mapping[str, NDArray[Any]]
 
 # A quantized form this close to the float model is left as it is; corrections take calibration's time again.
 _CLOSE: Final = 0.999
+# A narrower tactic that fails the gate is worth repairing when it is at least this much faster than what passed.
+_WORTH_REPAIRING: Final = 1.05
 
 
 def picked(
@@ -43,6 +48,17 @@ def picked(
         best = quantize.pick(itertools.chain([best.recipe], _until(deadline, better)), unseen, reference)
         cosines |= best.cosines
     return best.recipe, cosines
+
+
+def worth_a_gate(form: str, timed: Sequence[Measurement]) -> Tactic | None:
+    """The fastest tactic of a form in eight bits and what was made of it, where it is faster than what is wider by more
+    than the gate's time is worth; `timed` has the fastest first.
+    """
+    ours = [each for each in timed if each.tactic.form.startswith(form)]
+    wide = [each for each in timed if each.tactic.precision not in ("int8", "fp8")]
+    if not ours or (wide and ours[0].median_us * _WORTH_REPAIRING > wide[0].median_us):
+        return None
+    return ours[0].tactic
 
 
 def _until(deadline: float, found: Iterable[Recipe]) -> Iterator[Recipe]:

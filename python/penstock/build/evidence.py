@@ -6,13 +6,17 @@ table that people are shown. Written by the driver; read by `penstock inspect` a
 """
 
 import math
+import platform
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass, replace
+from datetime import UTC, datetime
+from importlib import metadata
 from typing import Any, Final
 
 from penstock.build.gate import Gate, Verdict
 from penstock.build.metrics import OutputError
 from penstock.engine.plan import Fingerprint, Shape, Shapes, Tactic, tactic_from_json, tactic_to_json
+from penstock.engine.roofline import Ceilings
 from penstock.errors import InvalidArgument
 from penstock.graph.optimizing import PassRecord
 from penstock.tactics.results import Measurement, Race
@@ -21,6 +25,8 @@ VERSION: Final = 1
 
 # The selection takes 2 % for the same time, to have fewer programs; a little more where times were taken again.
 _AS_FAST: Final = 0.97
+# Layers that are named in a sentence; all of them are in the evidence.
+_NAMED: Final = 6
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,9 +107,11 @@ class CalibrationRecord:
 
 @dataclass(frozen=True, slots=True)
 class SensitivityRecord:
-    """Layers that were left in a wider type so that the rest may be INT8."""
+    """Layers that were left in a wider type so that the rest may be INT8, BF16 or FP16."""
 
     kept: tuple[str, ...]
+    """Names of the source model's layers."""
+
     layers: int
     """How many there were to choose from."""
 
@@ -145,6 +153,14 @@ class Evidence:
     """None: there was no data, and so no INT8."""
 
     sensitivity: SensitivityRecord | None = None
+    """Of INT8."""
+
+    mixed: SensitivityRecord | None = None
+    """Of BF16 or FP16: what stays in FP32."""
+
+    ceilings: Ceilings | None = None
+    """Of the device, where the engine is for one; what shares of the roofline are shares of."""
+
     notes: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
@@ -180,6 +196,19 @@ def of_verdict(gate: Gate, verdict: Verdict, *, inputs: str, samples: int) -> Ac
         gate.text, verdict.passed, _finite(verdict.measured), verdict.limit, verdict.message, inputs, samples,
         verdict.interval, verdict.errors,
     )  # fmt: skip
+
+
+def of_verdicts(verdicts: Mapping[Tactic, Verdict]) -> tuple[Refused, ...]:
+    """Those that failed."""
+    return tuple(
+        Refused(tactic, _finite(each.measured), each.message) for tactic, each in verdicts.items() if not each.passed
+    )
+
+
+def environment(machine: Fingerprint) -> Environment:
+    """Here and now."""
+    built_at = datetime.now(UTC).isoformat(timespec="seconds")
+    return Environment(machine, metadata.version("penstock"), platform.python_version(), built_at)
 
 
 @dataclass(frozen=True, slots=True)
@@ -247,6 +276,13 @@ def _reason(evidence: Evidence, table: Sequence[Row], bucket: int) -> str:
     if faster := [tactic.name for time, tactic in timed if _kernels(tactic) in refused and time < own]:
         text += f"; faster and refused by the gate: {', '.join(faster)}"
     return text
+
+
+def kept_wide(found: SensitivityRecord) -> str:
+    """What stays in FP32 in a form in sixteen bits: the first by name."""
+    names, more = ", ".join(found.kept[:_NAMED]), len(found.kept) - _NAMED
+    text = f"{len(found.kept)} of {found.layers} layers that can stay in FP32 do: {names}"
+    return f"{text} and {more} more" if more > 0 else text
 
 
 def milliseconds(microseconds: float) -> str:
@@ -342,7 +378,8 @@ def from_json(data: Mapping[str, Any]) -> Evidence:
 
 def _evidence(data: Mapping[str, Any]) -> Evidence:
     accuracy, environment = data["accuracy"], data["environment"]
-    calibration, sensitivity = data["calibration"], data["sensitivity"]
+    calibration = data["calibration"]
+    ceilings = data.get("ceilings")  # later than the version
     machine = environment["fingerprint"]
     return Evidence(
         buckets=tuple({name: tuple(shape) for name, shape in each.items()} for each in data["buckets"]),
@@ -367,9 +404,15 @@ def _evidence(data: Mapping[str, Any]) -> Evidence:
         calibration=CalibrationRecord(**{**calibration, "methods": tuple(calibration["methods"])})
         if calibration
         else None,
-        sensitivity=SensitivityRecord(**{**sensitivity, "kept": tuple(sensitivity["kept"])}) if sensitivity else None,
+        sensitivity=_sensitivity(data["sensitivity"]),
+        mixed=_sensitivity(data.get("mixed")),
+        ceilings=Ceilings(**{name: float(value) for name, value in ceilings.items()}) if ceilings else None,
         notes=tuple(data["notes"]),
     )
+
+
+def _sensitivity(data: Mapping[str, Any] | None) -> SensitivityRecord | None:
+    return SensitivityRecord(**{**data, "kept": tuple(data["kept"])}) if data else None
 
 
 def _tactics(data: Mapping[str, Any], *names: str) -> dict[str, Tactic | None]:

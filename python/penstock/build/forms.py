@@ -63,7 +63,7 @@ class Forms:
     notes: tuple[str, ...] = ()
     """What the evidence should say of them."""
 
-    def add(self, name: str, model: ir.Model, *, precision: Literal["fp32", "int8"] = "fp32") -> Form:
+    def add(self, name: str, model: ir.Model, *, precision: Literal["fp32", "fp16", "bf16", "int8"] = "fp32") -> Form:
         """Write a form; the same name again replaces it."""
         path = self.folder / f"{name}.onnx"
         graph.save(model, path)

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Final, Literal
 
 from penstock.engine.plan import CUDA, LOWERED, OPTIMIZED, PLAIN_STEPS, SOURCE, TUNED_STEPS, Shapes, Tactic
+from penstock.engine.runtimes.settings import CUDA_PROVIDER, PROVIDER, TENSORRT
 
 ONNXRUNTIME: Final = "onnxruntime"
 OPENVINO: Final = "openvino"
@@ -40,7 +41,8 @@ class Form:
 
     path: Path
     precision: str
-    """`fp32`, or `int8` or `fp8`: the narrowest type in the graph."""
+    """`fp32`, or `int8` or `fp8`: the narrowest type in the graph. `bf16` or `fp16`: what libraries may narrow it to,
+    and nothing else is worth timing; its marks say which layers stay in FP32 (`plan.WIDE_KEY`)."""
 
     quantized: bool
     """Holds Q/DQ operators, from `quantize` or from the user, or steps in eight bits: its precision is in the graph."""
@@ -71,6 +73,8 @@ def candidates(
     first = [name for name in plain if name.startswith(OPTIMIZED)] or plain[:1]
     others = [name for name in plain if name not in first]
     for shapes in order:
+        mixed = [name for name, form in forms.items() if form.precision in narrow]
+        found += [Tactic(OPENVINO, forms[name].precision, name, shapes) for name in mixed]
         found += _openvino(first, narrow, allowed, shapes)
         found += _openvino_int8(quantized, narrow, allowed, shapes)
     if "fp32" in allowed:
@@ -82,21 +86,44 @@ def candidates(
     return list(dict.fromkeys(found))
 
 
-def for_gpu(forms: Mapping[str, Form], allowed: Collection[str], precision: str) -> list[Tactic]:
-    """Tactics on an NVIDIA GPU in one precision, after the safe one, which stays on the CPU and takes any shapes.
+def for_gpu(
+    forms: Mapping[str, Form],
+    allowed: Collection[str],
+    precision: str,
+    *,
+    free_shapes: bool = False,
+    providers: Collection[str] = (),
+) -> list[Tactic]:
+    """Tactics on an NVIDIA GPU in one precision, and the safe one, which stays on the CPU and takes any shapes.
 
-    Plain steps are there within seconds; tuned ones win nearly always, and in eight bits there is nothing else that is
-    worth its time. Forms in eight bits have their own precision.
+    Plain steps are there within seconds, so they are first, and what is slow after them costs little; tuned ones win
+    nearly always. Where calls come with `free_shapes`, which no program for a GPU takes, the safe one has to be there.
+    Forms in eight bits have their own precision, and in it nothing but tuned steps is worth its time.
     """
-    found = [Tactic(ONNXRUNTIME, "fp32", SOURCE)] if SOURCE in forms and "fp32" in allowed else []
+    safe = [Tactic(ONNXRUNTIME, "fp32", SOURCE)] if SOURCE in forms and "fp32" in allowed else []
     lowered = [form for form in forms if form.startswith(LOWERED)]
-    ways = (PLAIN_STEPS, TUNED_STEPS) if precision in _TUNED else (PLAIN_STEPS,)
-    for form in lowered:
-        if forms[form].quantized:
-            found.append(Tactic(CUDA, forms[form].precision, form, "static", options=TUNED_STEPS))
-        else:
-            found += [Tactic(CUDA, precision, form, "static", options=steps) for steps in ways]
-    return found
+    narrow = [Tactic(CUDA, forms[form].precision, form, "static", options=TUNED_STEPS) for form in lowered
+              if forms[form].quantized]  # fmt: skip
+    plain, tuned = (
+        [Tactic(CUDA, precision, form, "static", options=steps) for form in lowered if not forms[form].quantized]
+        for steps in (PLAIN_STEPS, TUNED_STEPS)
+    )
+    first = [*safe, *plain] if free_shapes else [*plain, *safe]
+    rivals = [*_of_providers(forms, precision, providers)] if precision != "bf16" else []
+    return [*first, *rivals, *(tuned if precision in _TUNED else []), *narrow]
+
+
+def _of_providers(forms: Mapping[str, Form], precision: str, providers: Collection[str]) -> Iterator[Tactic]:
+    """ONNX Runtime's on the GPU: neither layout is the faster one of every model."""
+    form = OPTIMIZED if OPTIMIZED in forms else SOURCE
+    if form not in forms or forms[form].quantized:
+        return
+    if CUDA_PROVIDER in providers:
+        for layout in ("1", "0"):
+            options = (("prefer_nhwc", layout), (PROVIDER, CUDA_PROVIDER))
+            yield Tactic(ONNXRUNTIME, precision, form, "static", options=options)
+    if TENSORRT in providers:
+        yield Tactic(ONNXRUNTIME, precision, form, "static", options=((PROVIDER, TENSORRT),))
 
 
 def _openvino(
