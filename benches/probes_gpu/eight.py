@@ -38,7 +38,7 @@ def main() -> None:
         "--models",
         nargs="+",
         required=True,
-        metavar="NAME:BATCH[:SECONDS]",
+        metavar="NAME:BATCH[:SECONDS[:OF 16 BITS]]",
         help="or `sweep`: cuts of a few convolutions",
     )
     parser.add_argument("--seconds", type=float, default=80.0, help="after which no model is begun")
@@ -60,15 +60,20 @@ def main() -> None:
                 if name == "sweep":
                     sweep(compilers)
                     continue
-                own = float(seconds[0]) if seconds else options.tune_seconds
-                measure(SUBJECTS[name], int(batch), own, options, compilers)
+                own, wide, *_ = [*map(float, seconds), *(options.tune_seconds, options.wide_seconds)[len(seconds) :]]
+                measure(SUBJECTS[name], int(batch), own, wide, options, compilers)
             except Exception:  # the others are still measured
                 traceback.print_exc(file=sys.stdout)
             torch.cuda.empty_cache()
 
 
 def measure(
-    subject: Subject, batch: int, seconds: float, options: argparse.Namespace, compilers: "Compilers | None"
+    subject: Subject,
+    batch: int,
+    seconds: float,
+    wide_seconds: float,
+    options: argparse.Namespace,
+    compilers: "Compilers | None",
 ) -> None:
     started = time.monotonic()
     folder, device = options.graphs, options.device
@@ -79,7 +84,7 @@ def measure(
     narrow = ours.Model(graph, tensors, given, device, subject.eight, [others])
     ways: list[ready.Ready] = []
     rows: dict[str, list[Tuned]] = {}
-    for model, limit in ((narrow, seconds), (wide, options.wide_seconds)):
+    for model, limit in ((narrow, seconds), (wide, wide_seconds)):
         if limit <= 0:
             continue
         result = tune(model.executor(), model.inputs(others), seconds=limit, compilers=compilers)

@@ -28,7 +28,7 @@ _LAYERS: Final = ("conv", "gemm")
 _LEAST_DEPTH: Final = 16
 _FEWEST_CHANNELS: Final = 8
 # Whose kernels write eight bits; pools over windows move them only.
-_WRITERS: Final = ("conv", "gemm", "reduce", "layer_norm", "attention", "pad")
+_WRITERS: Final = ("conv", "gemm", "reduce", "layer_norm", "attention")
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,16 +144,18 @@ class _Narrowing:
         value = self._graph.values.get(name)
         if maker is None or value is None or name in self._ends or value.datatype not in FLOATS:
             return False
-        if maker.kind == "max_pool":
-            stored = maker.inputs[0].value in others and self._scales[maker.inputs[0].value] == self._scales[name]
-        elif maker.kind == "pad":
-            stored = "pad" in _WRITERS and maker.attributes.get("value") == 0.0
-        else:
-            grouped = maker.attributes.get("groups", 1) != 1
-            stored = maker.kind in _WRITERS and (not grouped or self._is_depthwise(maker))
-        if not stored:
+        if not self._can_write(maker, name, others):
             return False
         return all(self._can_read(self._graph.steps[number], name, others) for number in self._readers.get(name, ()))
+
+    def _can_write(self, maker: Step, name: str, others: set[str]) -> bool:
+        if maker.kind == "max_pool":
+            x = maker.inputs[0].value
+            return x in others and self._scales[x] == self._scales[name]
+        if maker.kind == "pad":
+            return maker.attributes.get("value") == 0.0
+        grouped = maker.attributes.get("groups", 1) != 1
+        return maker.kind in _WRITERS and (not grouped or self._is_depthwise(maker))
 
     def _can_read(self, step: Step, name: str, others: set[str]) -> bool:
         roles = {operand.role for operand in step.inputs if operand.value == name}

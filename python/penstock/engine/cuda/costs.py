@@ -14,7 +14,7 @@ from penstock.engine.lowered import LoweredGraph, Operand, Step, Value, Weight
 _ALIGNMENT: Final = 512  # of every block that torch's allocator gives
 
 SIZES: Final[Mapping[str, int]] = {
-    **dict.fromkeys(("BOOL", "INT8", "UINT8"), 1),
+    **dict.fromkeys(("BOOL", "INT8", "UINT8", "FP8"), 1),
     **dict.fromkeys(("FP16", "BF16", "INT16"), 2),
     **dict.fromkeys(("INT32", "FP32"), 4),
     **dict.fromkeys(("FP64", "INT64"), 8),

@@ -16,7 +16,7 @@ from penstock.engine.cuda.implementations import IMPLEMENTATIONS, Implementation
 from penstock.engine.cuda.kernels.activations import ACTIVATIONS
 from penstock.engine.cuda.kernels.attention import AttentionTile, attention_launch, attention_tiles
 from penstock.engine.cuda.kernels.depthwise import DepthwiseTile, depthwise_conv2d_nhwc_launch, depthwise_tiles
-from penstock.engine.cuda.kernels.epilogue import Scratch
+from penstock.engine.cuda.kernels.epilogue import Scratch, fold
 from penstock.engine.cuda.kernels.expand_depthwise import ExpandTile, expand_depthwise_launch, expand_tiles
 from penstock.engine.cuda.kernels.implicit_gemm import conv2d_nhwc_launch, gemm_launch
 from penstock.engine.cuda.kernels.implicit_gemm_kernel import implicit_gemm_kernel
@@ -451,6 +451,12 @@ def _ready(way: Way, site: Site, config: Config, *, on_meta: bool = False) -> Re
         weight = None if form is None else site.weight(role)
         if form is not None and weight is not None:
             constants[role] = form(_without_memory(weight) if on_meta else weight)
+    if Ready(site, config, constants).folds:
+        # Sums that blocks share come as floats.
+        integers = dtype_of(site, 0) == torch.int8 and not way.scratch(site, config)[0]
+        largest = _product(site).k * 128 * 128 if integers else 0
+        out_scale = site.out_scale() or 1.0
+        constants["scale"], constants["bias"] = fold(constants["scale"], constants.get("bias"), out_scale, largest)
     return Ready(site, config, way.combined(constants))
 
 

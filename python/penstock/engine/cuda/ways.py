@@ -11,7 +11,7 @@ from typing import Final
 import torch
 
 from penstock.engine.cuda.kernels.cpp_launching import CppLaunch
-from penstock.engine.cuda.kernels.epilogue import Epilogue, Scratch
+from penstock.engine.cuda.kernels.epilogue import Epilogue, Scratch, folds
 from penstock.engine.cuda.kernels.launching import Launch
 from penstock.engine.cuda.kernels.tiles import H200_MULTIPROCESSORS, Product, Tile, tiles
 from penstock.engine.cuda.sites import DTYPES, Site, eight_bits, narrow
@@ -51,7 +51,16 @@ class Ready:
         name = site.text(prefix.rstrip("_") or "activation", "none")
         residual = site.index("residual")
         added = None if residual is None else site.scale(residual)
-        return Epilogue(name, alpha, beta, residual_last, added or 1.0, site.out_scale() or 1.0)
+        return Epilogue(name, alpha, beta, residual_last, added or 1.0, site.out_scale() or 1.0, self.folds)
+
+    @property
+    def folds(self) -> bool:
+        """Whether scale and bias are in steps of the result."""
+        return (
+            "scale" in self.constants
+            and self.site.out_scale() is not None
+            and folds(self.site.text("activation", "none"))
+        )
 
     @property
     def scale(self) -> torch.Tensor | None:

@@ -4,12 +4,17 @@
 # mypy: disable-error-code="no-untyped-def, untyped-decorator"
 
 from dataclasses import dataclass
+from typing import Final
 
 import torch
 import triton
 import triton.language as tl
 
 from .activations import activate, stored_as, whole_to_float
+
+SHIFT: Final = 1.5 * 2**23
+"""An integer below 2**22, added to the bits of this number, makes its sum with it."""
+SHIFTED: Final = 2**22
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +39,28 @@ class Epilogue:
     """What one step of an INT8 residual is worth."""
     out_scale: float = 1.0
     """What one step of an INT8 or e4m3 result is worth."""
+    folded: bool = False
+    """Whether `fold` made scale and bias."""
+
+
+def folds(activation: str) -> bool:
+    """Whether what is computed in steps of the result is computed in the result's steps."""
+    return activation in ("none", "relu")
+
+
+def fold(
+    scale: torch.Tensor, bias: torch.Tensor | None, out_scale: float, largest: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Scale and bias in steps of an eight-bit result, as kernels want them that `Epilogue.folded` says so to.
+
+    largest  that an INT32 sum may be; 0 where sums are floats. Up to 2**22 the bias takes away what makes them floats
+    """
+    factor = scale.double() / out_scale
+    offset = torch.zeros_like(factor) if bias is None else bias.double() / out_scale
+    factor = factor.float()
+    if 0 < largest <= SHIFTED:
+        offset = offset - SHIFT * factor.double()
+    return factor, offset.float()
 
 
 @triton.jit
@@ -57,6 +84,7 @@ def store_tile(
     RESIDUAL_LAST: tl.constexpr,
     ahead=None,
     LARGEST: tl.constexpr = 2147483647,
+    PREFOLDED: tl.constexpr = False,
 ):
     """`ahead`: the residual's tile, where it was loaded before the sums were made. `LARGEST`: no INT32 sum is more."""
     inside = (rows < M)[:, None] & (columns < N)[None, :]
@@ -69,14 +97,16 @@ def store_tile(
         offset = tl.zeros((columns.shape[0],), dtype=tl.float32)
     if scale is not None:
         factor = tl.load(scale + columns, mask=columns < N, other=0.0).to(tl.float32)
-        if FOLDED:
+        BY_BITS: tl.constexpr = total.dtype == tl.int32 and LARGEST <= 4194304 and FOLDED
+        if FOLDED and not PREFOLDED:
             factor *= out_inverse_scale
             offset *= out_inverse_scale
-        if total.dtype == tl.int32 and LARGEST <= 4194304 and FOLDED:
+            if BY_BITS:
+                offset -= 12582912.0 * factor
+        if BY_BITS:
             # Below 2**22 an integer added to the bits of 1.5 x 2**23 is that number plus itself. Taking it away from
             # the products in one step is off by one of the sum's steps, of which thousands make one of the result's.
-            y = (total + 0x4B400000).to(tl.float32, bitcast=True) * factor[None, :]
-            y += (offset - 12582912.0 * factor)[None, :]
+            y = (total + 0x4B400000).to(tl.float32, bitcast=True) * factor[None, :] + offset[None, :]
         else:
             y = whole_to_float(total, LARGEST) if total.dtype == tl.int32 else total.to(tl.float32)
             y = y * factor[None, :] + offset[None, :]

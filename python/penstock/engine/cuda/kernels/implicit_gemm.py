@@ -273,6 +273,7 @@ def _launch(
             "ALPHA": epilogue.alpha,
             "BETA": epilogue.beta,
             "RESIDUAL_LAST": epilogue.residual_last,
+            "PREFOLDED": epilogue.folded,
             "FLAT": config.flat(product),
             "BLOCK_M": config.block_m,
             "BLOCK_N": config.block_n,

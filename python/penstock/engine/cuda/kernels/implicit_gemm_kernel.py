@@ -73,6 +73,7 @@ def implicit_gemm_kernel(
     ALPHA: tl.constexpr,
     BETA: tl.constexpr,
     RESIDUAL_LAST: tl.constexpr,
+    PREFOLDED: tl.constexpr,
     FLAT: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
@@ -195,6 +196,7 @@ def implicit_gemm_kernel(
         store_tile(
             total, rows, columns, bias, residual, scale, out, residual_scale, out_inverse_scale, M, N,
             RESIDUAL_PITCH, OUT_PITCH, ACTIVATION, ALPHA, BETA, RESIDUAL_LAST, ahead, REDUCED * 128 * 128,
+            PREFOLDED,
         )  # fmt: skip
     else:
         # INT32 sums beyond 2**24 lose their last bits here, far below what INT8 results can show.
@@ -212,5 +214,5 @@ def implicit_gemm_kernel(
                 everything += tl.load(parts + part * (BLOCK_M * BLOCK_N), cache_modifier=".cg")
             store_tile(
                 everything, rows, columns, bias, residual, scale, out, residual_scale, out_inverse_scale, M, N,
-                RESIDUAL_PITCH, OUT_PITCH, ACTIVATION, ALPHA, BETA, RESIDUAL_LAST,
+                RESIDUAL_PITCH, OUT_PITCH, ACTIVATION, ALPHA, BETA, RESIDUAL_LAST, None, 2147483647, PREFOLDED,
             )  # fmt: skip

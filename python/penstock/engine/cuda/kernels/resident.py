@@ -156,6 +156,7 @@ def resident_conv_launch(
             "ALPHA": epilogue.alpha,
             "BETA": epilogue.beta,
             "RESIDUAL_LAST": epilogue.residual_last,
+            "PREFOLDED": epilogue.folded,
             "WALKERS": walkers,
             "BLOCK_M": config.block_m,
             "BLOCK_N": config.block_n,
@@ -205,6 +206,7 @@ def resident_conv_kernel(
     ALPHA: tl.constexpr,
     BETA: tl.constexpr,
     RESIDUAL_LAST: tl.constexpr,
+    PREFOLDED: tl.constexpr,
     WALKERS: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
@@ -256,6 +258,7 @@ def resident_conv_kernel(
             store_tile(
                 total, rows, columns, bias, residual, scale, out, residual_scale, out_inverse_scale, M, N,
                 RESIDUAL_PITCH, OUT_PITCH, ACTIVATION, ALPHA, BETA, RESIDUAL_LAST, None, REDUCED * 128 * 128,
+                PREFOLDED,
             )  # fmt: skip
         else:
             if bias is not None:
