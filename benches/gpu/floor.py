@@ -55,7 +55,7 @@ def flops(graph: LoweredGraph, step: Step) -> float:
         return 2.0 * _written(graph, step) * each
     if step.kind == "conv_transpose":  # each input goes into a filter's worth of results
         return 2.0 * math.prod(shape("x")) * math.prod(shape("weight")[1:])
-    if step.kind == "gemm":
+    if step.kind in ("gemm", "gemm_norm"):
         return 2.0 * _written(graph, step) * shape("weight")[-1]
     if step.kind == "matmul":
         return 2.0 * _written(graph, step) * shape("a")[-1]

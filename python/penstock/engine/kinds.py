@@ -20,6 +20,12 @@ KINDS: Final[Mapping[str, tuple[str, ...]]] = {
     "conv": ("x", "weight"),  # kernel, strides, pads, dilations, groups; maybe products
     "conv_transpose": ("x", "weight"),  # and output_padding
     "gemm": ("x", "weight"),
+    # A product of rows that a layer norm was to see first, its weight and bias inside those here: `x_moments` [rows,
+    # parts, 2] are the mean of each part of a row and its squared distances from that, summed, with `epsilon`;
+    # `column_sums` is the weight once more, of whose rows kernels want the sums. The `residual` may be such rows too:
+    # `residual_moments`, `residual_scale`, `residual_shift` and `residual_epsilon`. A second output: the moments of
+    # what is written.
+    "gemm_norm": ("x", "weight"),
     # Two layers over the last axis, weights `first` [hidden, in] and `second` [out, hidden], maybe `first_bias` and
     # `second_bias`; the activation between them is `inner` with `inner_alpha` and `inner_beta`, the one at the end
     # `activation`. `squeeze_excite` is of the mean of x [N, H, W, C] over its pixels, and writes C numbers an image.
@@ -47,6 +53,28 @@ KINDS: Final[Mapping[str, tuple[str, ...]]] = {
     "copy": (),  # the operand's view, made dense
     "pointwise": (),  # the step's program; operands may be seen with axes cut in two, as long as all are
 }
+
+# Kind -> how many outputs it has, where that is not one.
+OUTPUTS: Final = {"conv_gate": (2,), "top_1": (2,), "lstm": (3,), "gemm_norm": (1, 2)}
+# What is laid out anew before anything runs, so that it has to be a weight.
+CONSTANT: Final = (
+    *("weight", "bias", "recurrence", "recurrence_bias", "first", "first_bias", "second", "second_bias"),
+    *("residual_scale", "residual_shift", "column_sums"),
+)
+MAPS: Final = ("conv", "conv_transpose", "conv_gate", "squeeze_excite", "max_pool", "average_pool", "resize")
+# Kind -> role -> axes of what plays it.
+AXES: Final[Mapping[str, Mapping[str, int]]] = {
+    **{kind: {"x": 4} for kind in MAPS},
+    **{kind: {"x": 4, "weight": 4} for kind in ("conv", "conv_transpose", "conv_gate")},
+    "gemm": {"weight": 2},
+    "gemm_norm": {"weight": 2, "x_moments": 3, "residual_moments": 3},
+    "attention": {"q": 4, "k": 4, "v": 4},
+    "lstm": {"x": 3, "weight": 3, "recurrence": 3},
+}
+# Kinds whose operands of those roles are so.
+LAYERS: Final = (
+    *("conv", "conv_transpose", "gemm", "gemm_norm", "squeeze_excite", "mlp", "conv_gate", "lstm", "layer_norm"),
+)
 
 # Activation of an epilogue -> what it computes; alpha and beta are the step's attributes.
 ACTIVATIONS: Final = (
@@ -157,6 +185,7 @@ _ALLOWED: Final[Mapping[str, Mapping[str, _Rule]]] = {
     "conv": {**_EPILOGUE, "products": _Rule("integer", least=1)},
     "conv_transpose": _EPILOGUE,
     "gemm": _EPILOGUE,
+    "gemm_norm": {**_EPILOGUE, "epsilon": _NUMBER, "residual_epsilon": _NUMBER},
     "squeeze_excite": {**_EPILOGUE, **_INNER},
     "mlp": {**_EPILOGUE, **_INNER, "skip": _Rule("flag")},
     "conv_gate": {

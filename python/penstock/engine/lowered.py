@@ -173,6 +173,7 @@ def narrowed(graph: LoweredGraph, datatype: str) -> LoweredGraph:
         raise InvalidArgument(f"values can't be {datatype}, expected one of {', '.join(FLOATS)}")
     kept = {each.name for each in graph.inputs} | {each.value for each in graph.outputs}
     wide = {name for step in graph.steps if datatype == "FP16" and _is_wide(step) for name in step.outputs}
+    wide |= {name for step in graph.steps if step.kind == "gemm_norm" for name in step.outputs[1:]}
     values = {
         name: replace(value, datatype="FP32" if name in wide else datatype)
         if value.datatype in _COMPUTED and name not in kept
@@ -187,7 +188,7 @@ def narrowed(graph: LoweredGraph, datatype: str) -> LoweredGraph:
         for operand in step.inputs:
             value = values.get(operand.value)
             as_it_is = value is None or value.datatype == datatype or value.datatype not in cast
-            if value is None or as_it_is or step.kind in _READS_ANY or operand.role == "mask":
+            if value is None or as_it_is or step.kind in _READS_ANY or operand.role in _ANY_TYPE:
                 inputs.append(operand)
                 continue
             if operand.value not in casts:
@@ -203,6 +204,7 @@ def narrowed(graph: LoweredGraph, datatype: str) -> LoweredGraph:
 
 _COMPUTED: Final = ("FP16", "BF16", "FP32")
 _READS_ANY: Final = ("pointwise", "copy", "gather", "pad")
+_ANY_TYPE: Final = ("mask", "x_moments", "residual_moments")  # roles
 _FP16_MAX: Final = 65504.0
 
 
@@ -326,7 +328,7 @@ def _check_roles(step: Step) -> None:
         raise InvalidArgument(f"step {step.name!r} has kind {step.kind!r}, expected one of {', '.join(KINDS)}")
     if missing := [role for role in KINDS[step.kind] if step.operand(role) is None]:
         raise InvalidArgument(f"step {step.name!r} of kind {step.kind!r} has no operand {missing[0]!r}")
-    if not step.inputs or len(step.outputs) != _OUTPUTS.get(step.kind, 1):
+    if not step.inputs or len(step.outputs) not in kinds.OUTPUTS.get(step.kind, (1,)):
         raise InvalidArgument(
             f"step {step.name!r} of kind {step.kind!r} reads {len(step.inputs)} values and writes {len(step.outputs)}"
         )
@@ -334,20 +336,6 @@ def _check_roles(step: Step) -> None:
 
 _MOST_ELEMENTS: Final = 2**40
 _LONGEST_AXIS: Final = 2**31 - 1
-
-# Kind -> how many outputs it has, where that is not one.
-_OUTPUTS: Final = {"conv_gate": 2, "top_1": 2, "lstm": 3}
-# What is laid out anew before anything runs, so that it has to be a weight.
-_CONSTANT: Final = ("weight", "bias", "recurrence", "recurrence_bias", "first", "first_bias", "second", "second_bias")
-_MAPS: Final = ("conv", "conv_transpose", "conv_gate", "squeeze_excite", "max_pool", "average_pool", "resize")
-# Kind -> role -> axes of what plays it.
-_AXES: Final[Mapping[str, Mapping[str, int]]] = {
-    **{kind: {"x": 4} for kind in _MAPS},
-    **{kind: {"x": 4, "weight": 4} for kind in ("conv", "conv_transpose", "conv_gate")},
-    "gemm": {"weight": 2},
-    "attention": {"q": 4, "k": 4, "v": 4},
-    "lstm": {"x": 3, "weight": 3, "recurrence": 3},
-}
 
 
 def _check_size(what: str, shape: Shape) -> None:
@@ -357,26 +345,39 @@ def _check_size(what: str, shape: Shape) -> None:
 
 def _check_shapes(graph: LoweredGraph, step: Step) -> None:
     """Axes are there and those that something is divided by have a size; attributes fit them."""
-    for role, axes in _AXES.get(step.kind, {}).items():
+    for role, axes in kinds.AXES.get(step.kind, {}).items():
         operand = step.operand(role)
+        if operand is None and role not in KINDS[step.kind]:
+            continue
         shape = graph.shape(operand) if operand is not None else ()
         if len(shape) != axes:
             raise InvalidArgument(f"step {step.name!r}: {role} has shape {list(shape)}, expected {axes} axes")
-        if 0 in shape[1:] and (step.kind in _MAPS or role == "recurrence"):
+        if 0 in shape[1:] and (step.kind in kinds.MAPS or role == "recurrence"):
             raise InvalidArgument(f"step {step.name!r}: {role} has shape {list(shape)}, expected numbers inside")
     for operand in step.inputs:
-        if step.kind in _LAYERS and operand.role in _CONSTANT and operand.value not in graph.weights:
+        if step.kind in kinds.LAYERS and operand.role in kinds.CONSTANT and operand.value not in graph.weights:
             raise InvalidArgument(f"step {step.name!r}: its {operand.role} is no weight")
     out = graph.values[step.outputs[0]].shape
-    if step.kind in _MAPS and step.kind != "squeeze_excite" and len(out) != 4:
+    if step.kind in kinds.MAPS and step.kind != "squeeze_excite" and len(out) != 4:
         raise InvalidArgument(f"step {step.name!r}: its result has shape {list(out)}, expected 4 axes")
+    if step.kind == "gemm_norm":
+        _check_moments(graph, step)
     operand = step.operand("x")
     axes = len(out) if operand is None else len(graph.shape(operand))
     if problem := kinds.refused(step.kind, step.attributes, axes):
         raise InvalidArgument(f"step {step.name!r} of kind {step.kind!r} {problem}")
 
 
-_LAYERS: Final = ("conv", "conv_transpose", "gemm", "squeeze_excite", "mlp", "conv_gate", "lstm", "layer_norm")
+def _check_moments(graph: LoweredGraph, step: Step) -> None:
+    """Two numbers of each of some parts of a row."""
+    wide, high = graph.shape(step.inputs[0])[-1:], graph.values[step.outputs[0]].shape[-1:]
+    rows = [
+        (graph.shape(each), wide if each.role[0] == "x" else high) for each in step.inputs if "moments" in each.role
+    ]
+    rows += [(graph.values[name].shape, high) for name in step.outputs[1:]]
+    for shape, row in rows:
+        if len(shape) != 3 or shape[2] != 2 or not shape[1] or not row or row[0] % shape[1]:
+            raise InvalidArgument(f"step {step.name!r}: moments have shape {list(shape)} for rows of {list(row)}")
 
 
 def _check_program(step: Step) -> None:

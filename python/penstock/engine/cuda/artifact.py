@@ -14,7 +14,7 @@ from typing import Any, Final
 
 from penstock.engine.cuda import choices as chosen
 from penstock.engine.cuda.choices import Choice, Choices
-from penstock.engine.cuda.kernels.driver import SealedKernel
+from penstock.engine.cuda.kernels.driver import SealedKernel, SealedTiles
 from penstock.engine.plan import Shape, Shapes
 from penstock.errors import InvalidArgument, ModelLoadError
 
@@ -64,6 +64,10 @@ def to_bytes(artifact: Artifact) -> bytes:
                 "shared_bytes": each.shared_bytes,
                 "parameters": each.parameters,
                 "early": each.pdl,
+                "tiles": [
+                    [tile.type, tile.swizzle, tile.itemsize, *tile.shape, tile.pitch, *tile.block]
+                    for tile in each.tiles
+                ],
             }
             for each in artifact.kernels
         ],
@@ -129,8 +133,9 @@ def _shape(data: object) -> Shape:
 def _kernel(data: Mapping[str, Any], codes: list[bytes]) -> SealedKernel:
     width, height, depth = (_number(each, _MOST_BLOCKS) for each in data["grid"])
     parameters = str(data["parameters"])
-    if set(parameters) - {"p", "f"}:
-        raise ValueError(f"parameters {parameters!r:.60}")
+    tiles = tuple(map(_tiles, data.get("tiles", ())))
+    if set(parameters) - {"p", "f", "t"} or parameters.count("t") != len(tiles):
+        raise ValueError(f"parameters {parameters!r:.60} with {len(tiles)} matrices")
     return SealedKernel(
         codes[_number(data["code"], len(codes) - 1)],
         str(data["symbol"]),
@@ -139,7 +144,15 @@ def _kernel(data: Mapping[str, Any], codes: list[bytes]) -> SealedKernel:
         _number(data["shared_bytes"], _MOST_SHARED),
         parameters,
         data["early"] is True,
+        tiles,
     )
+
+
+def _tiles(data: object) -> SealedTiles:
+    if not isinstance(data, list):
+        raise TypeError(f"a matrix is {data!r:.60}")
+    kind, swizzle, itemsize, rows, columns, pitch, high, wide = (_number(each, _MOST_BLOCKS) for each in data)
+    return SealedTiles(kind, swizzle, itemsize, (rows, columns), pitch, (high, wide))
 
 
 def _number(value: object, most: int) -> int:

@@ -12,7 +12,7 @@ from typing import Final
 
 import torch
 
-from penstock.engine.cuda import expressions, joined, layers, patches, shapes
+from penstock.engine.cuda import expressions, joined, layers, norms, patches, shapes
 from penstock.engine.cuda.sites import Run, RunInto, Site
 from penstock.errors import AlreadyExists, Unsupported
 
@@ -58,6 +58,7 @@ IMPLEMENTATIONS: Final[dict[str, dict[str, Implementation]]] = {
         "cublas": Implementation(layers.gemm),
         "cublas_residual": Implementation(layers.gemm_residual, layers.fits_gemm_residual),
     },
+    "gemm_norm": {"torch": Implementation(norms.gemm_norm)},
     "squeeze_excite": {"torch": Implementation(joined.squeeze_excite)},
     "conv_gate": {"torch": Implementation(joined.conv_gate)},
     "top_1": {"torch": Implementation(joined.top_1)},

@@ -24,6 +24,7 @@ from penstock.engine.cuda.kernels.max_pool import max_pool2d_nhwc_launch
 from penstock.engine.cuda.kernels.reductions import global_average_pool_launch, layer_norm_launch
 from penstock.engine.cuda.kernels.tiles import Product, Tile
 from penstock.engine.cuda.sites import RunInto, Site, seen
+from penstock.engine.cuda.triton_dense import DENSE
 from penstock.engine.cuda.triton_joined import JOINED, LAYERS, depthwise_and_gate, suits_gate_layers
 from penstock.engine.cuda.triton_moves import MOVES
 from penstock.engine.cuda.ways import (
@@ -249,6 +250,7 @@ WAYS: Final[dict[tuple[str, str], Way]] = {
     ("layer_norm", "triton"): Way(_layer_norm, forms={"weight": _wide}, suits=_suits_layer_norm),
     ("reduce", "triton"): Way(_pool, _pool_splits, _pool_scratch, suits=_suits_pool),
     ("max_pool", "triton"): Way(_max_pool),
+    **DENSE,
     **JOINED,
     **MOVES,
 }

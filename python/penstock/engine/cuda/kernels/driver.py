@@ -15,6 +15,9 @@ from typing import Any, Final
 _MAX_DYNAMIC_SHARED: Final = 8
 _PROGRAMMATIC_SERIALIZATION: Final = 6
 _NON_BLOCKING: Final = 1  # of streams: the default stream neither waits for them nor makes them wait
+_L2_128_BYTES: Final = 2  # CU_TENSOR_MAP_L2_PROMOTION_L2_128B
+_TENSOR_MAP: Final = 128  # bytes, and where it may lie
+_TENSOR_MAP_AT: Final = 64
 _WITHOUT_ASKING: Final = 48 * 1024  # more dynamic shared memory than this has to be asked for
 
 
@@ -32,6 +35,21 @@ class DriverError(RuntimeError):
 
 
 @dataclass(frozen=True, slots=True)
+class SealedTiles:
+    """How a matrix is cut by the GPU's unit for copies: all of a CUtensorMap but the address."""
+
+    type: int
+    """CUtensorMapDataType."""
+    swizzle: int
+    """CUtensorMapSwizzle."""
+    itemsize: int
+    shape: tuple[int, int]
+    pitch: int
+    """Elements from one row to the next."""
+    block: tuple[int, int]
+
+
+@dataclass(frozen=True, slots=True)
 class SealedKernel:
     cubin: bytes
     symbol: str
@@ -39,8 +57,10 @@ class SealedKernel:
     threads: int
     shared_bytes: int
     parameters: str
-    """One letter each, in order: p for an address, f for an FP32 number."""
+    """One letter each, in order: p for an address, f for an FP32 number, t for a matrix that is read by blocks."""
     pdl: bool = False
+    tiles: tuple[SealedTiles, ...] = ()
+    """Of every t."""
 
 
 class _Attribute(ctypes.Structure):
@@ -76,6 +96,20 @@ def _call(name: str, *arguments: Any) -> None:
         text = ctypes.c_char_p()
         _library().cuGetErrorString(status, ctypes.byref(text))
         raise DriverError(f"{name}: error {status}, {(text.value or b'unknown').decode()}", int(status))
+
+
+def _tensor_map(tiles: SealedTiles, address: int) -> Any:
+    """A CUtensorMap; the driver wants it at a multiple of 64 bytes. Axes count from the fastest."""
+    room = (ctypes.c_char * (_TENSOR_MAP + _TENSOR_MAP_AT))()
+    skipped = -ctypes.addressof(room) % _TENSOR_MAP_AT
+    found = (ctypes.c_char * _TENSOR_MAP).from_buffer(room, skipped)
+    rows, columns = tiles.shape
+    _call(
+        "cuTensorMapEncodeTiled", found, tiles.type, 2, ctypes.c_void_p(address), (ctypes.c_uint64 * 2)(columns, rows),
+        (ctypes.c_uint64 * 1)(tiles.pitch * tiles.itemsize), (ctypes.c_uint32 * 2)(*reversed(tiles.block)),
+        (ctypes.c_uint32 * 2)(1, 1), 0, tiles.swizzle, _L2_128_BYTES, 0,
+    )  # fmt: skip
+    return found
 
 
 def launch_graph(executable: int, stream: int) -> None:
@@ -131,10 +165,17 @@ class LoadedKernel:
         sealed = self.sealed
         if len(arguments) != len(sealed.parameters):
             raise ValueError(f"{sealed.symbol}: expected {len(sealed.parameters)} arguments, got {len(arguments)}")
-        values: list[ctypes.c_void_p | ctypes.c_float] = [
-            ctypes.c_float(value) if kind == "f" else ctypes.c_void_p(int(value))
-            for kind, value in zip(sealed.parameters, arguments, strict=True)
-        ]
+        values: list[Any] = []
+        tiles = iter(sealed.tiles)
+        for kind, value in zip(sealed.parameters, arguments, strict=True):
+            if kind == "t":
+                tiled = next(tiles)
+                values.append(_tensor_map(tiled, int(value)))
+                # Triton hands over sizes and steps once more, whether the kernel asks or not.
+                values += map(ctypes.c_int32, tiled.shape)
+                values += map(ctypes.c_int64, (tiled.pitch, 1))
+            else:
+                values.append(ctypes.c_float(value) if kind == "f" else ctypes.c_void_p(int(value)))
         # Every kernel of Triton 3.6 ends with two addresses for memory it may ask of its launcher; none of ours asks.
         values += [ctypes.c_void_p(), ctypes.c_void_p()]
         pointers = (ctypes.c_void_p * len(values))(*(ctypes.addressof(value) for value in values))
