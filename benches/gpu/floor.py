@@ -75,7 +75,7 @@ def moved(graph: LoweredGraph, step: Step) -> float:
     for operand in step.inputs:
         stored = graph.stored(operand.value)
         seen = min(_distinct(graph, operand), math.prod(stored.shape))
-        if step.kind == "gather" and operand.role == "x":
+        if operand.role == "x" and step.operand("indices") is not None:
             seen = min(seen, math.prod(graph.values[step.outputs[0]].shape))
         # Two views of one value: at most all of it.
         read[operand.value] = min(read.get(operand.value, 0) + seen, math.prod(stored.shape))

@@ -50,12 +50,12 @@ def complete(graph: LoweredGraph, there: Tensors, device: str, seed: int = 1) ->
             found[name] = there[name]
             continue
         kind, role = roles.get(name, ("", ""))
-        if kind == "layer_norm" or role in ("residual_scale", "residual_shift"):
+        if (kind == "layer_norm" and role in ("weight", "bias")) or role in ("residual_scale", "residual_shift"):
             one = float(role in ("weight", "residual_scale"))
             found[name] = torch.full(weight.shape, one, dtype=torch.float16, device=device)
             continue
         deviation = _NOISE
-        if role in ("weight", "recurrence") or (kind == "gather" and role == "x"):
+        if role in ("weight", "recurrence") or (kind in ("gather", "layer_norm") and role == "x"):
             fan = math.prod(weight.shape[1:]) if kind in ("conv", "gemm", "gemm_norm") else weight.shape[-1]
             deviation = max(fan, 1) ** -0.5
         generator = torch.Generator(device).manual_seed(crc32(name.encode()) ^ seed)

@@ -36,9 +36,13 @@ KINDS: Final[Mapping[str, tuple[str, ...]]] = {
     # the gate's activation at the end is `outer` with `outer_alpha` and `outer_beta`.
     "conv_gate": ("x", "weight", "first", "second"),
     "matmul": ("a", "b"),
-    "attention": ("q", "k", "v"),  # [B, H, T, D] each, mask [B, H, T, T]; scale; written as [B, T, H, D]
+    # [B, H, T, D] each, mask [B, H, T, T]; scale; written as [B, T, H, D]. With `mask_factor` what is added is
+    # (`mask_from` - mask) times that.
+    "attention": ("q", "k", "v"),
     "lstm": ("x", "weight", "recurrence"),  # bias, recurrence_bias, hidden, cell; gates i, f, c, o; writes [T, B, D, H]
-    "layer_norm": ("x",),  # weight, bias; over the last `axes`; epsilon
+    # weight, bias; over the last `axes`; epsilon. Of x + `residual`, whose axes may repeat; with `indices` x is a
+    # table, and its rows of these numbers are what is meant.
+    "layer_norm": ("x",),
     "softmax": ("x",),  # axis
     "log_softmax": ("x",),
     "max_pool": ("x",),  # kernel, strides, pads, dilations
@@ -195,6 +199,7 @@ _ALLOWED: Final[Mapping[str, Mapping[str, _Rule]]] = {
         "outer_alpha": _NUMBER,
         "outer_beta": _NUMBER,
     },
+    "attention": {"mask_from": _NUMBER, "mask_factor": _NUMBER},
     "lstm": {"hidden": _Rule("integer", least=1)},
     "max_pool": _POOL,
 }

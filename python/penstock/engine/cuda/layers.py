@@ -146,6 +146,8 @@ def matmul(site: Site) -> Run:
 def attention(site: Site) -> Run:
     """q, k, v [batch, heads, T, D] from wherever they lie; the answer is stored [batch, T, heads, D]."""
     scale, mask = site.number("scale"), site.index("mask")
+    start = site.number("mask_from")
+    factor = site.number("mask_factor") if "mask_factor" in site.step.attributes else None
     dtype = site.out_dtype()
 
     def run(operands: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
@@ -153,7 +155,8 @@ def attention(site: Site) -> Run:
         added = None
         if mask is not None:
             limit = torch.finfo(q.dtype).max
-            added = operands[mask].clamp(-limit, limit).to(q.dtype)
+            added = operands[mask] if factor is None else (start - operands[mask].float()) * factor
+            added = added.clamp(-limit, limit).to(q.dtype)
         y = functional.scaled_dot_product_attention(q, k, v, attn_mask=added, scale=scale)
         return (y.transpose(1, 2).to(dtype).contiguous(),)
 

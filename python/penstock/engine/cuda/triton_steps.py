@@ -139,7 +139,9 @@ def _depthwise_tiles(site: Site) -> list[Config]:
 def _attention(ready: Ready, operands: Tensors, outputs: Tensors, scratch: Scratch | None) -> Launch:
     del scratch
     q, k, v = (operands[_at(ready.site, role)].transpose(1, 2) for role in ("q", "k", "v"))
-    mask = ready.site.index("mask")
+    site = ready.site
+    mask, whole = site.index("mask"), "mask_factor" in site.step.attributes
+    masked = (site.number("mask_from"), site.number("mask_factor")) if whole else None
     return attention_launch(
         q,
         k,
@@ -148,7 +150,8 @@ def _attention(ready: Ready, operands: Tensors, outputs: Tensors, scratch: Scrat
         config=AttentionTile(*ready.config),
         scale=ready.site.number("scale"),
         mask=None if mask is None else operands[mask],
-        pdl=ready.site.early,
+        mask_of=masked,
+        pdl=site.early,
     )
 
 
@@ -160,14 +163,24 @@ def _attention_tiles(site: Site) -> list[Config]:
 def _suits_attention(site: Site) -> bool:
     mask = site.step.operand("mask")
     floats = mask is None or dtype_of(site, site.step.inputs.index(mask)).is_floating_point
+    floats = floats or "mask_factor" in site.step.attributes
     return len(site.shape("q")) == 4 and site.shape("q")[3] <= _WIDEST_HEAD and floats
 
 
 def _layer_norm(ready: Ready, operands: Tensors, outputs: Tensors, scratch: Scratch | None) -> Launch:
     del scratch
     site = ready.site
-    x, weight = operands[0], ready.weight
-    return layer_norm_launch(x, weight, ready.bias, out=outputs[0], epsilon=site.number("epsilon"), pdl=site.early)
+    indices = site.index("indices")
+    return layer_norm_launch(
+        operands[0],
+        ready.weight,
+        ready.bias,
+        out=outputs[0],
+        epsilon=site.number("epsilon"),
+        residual=ready.residual(operands),
+        indices=None if indices is None else operands[indices],
+        pdl=site.early,
+    )
 
 
 def _suits_layer_norm(site: Site) -> bool:

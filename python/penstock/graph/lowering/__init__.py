@@ -18,6 +18,7 @@ from penstock.errors import Unsupported
 from penstock.graph.editing import Array, is_operator
 from penstock.graph.lowering import attention, layers, moves, reductions
 from penstock.graph.lowering.builder import Builder
+from penstock.graph.lowering.embeddings import join_embeddings
 from penstock.graph.lowering.fusing import fuse
 from penstock.graph.lowering.joining import join
 from penstock.graph.lowering.norms import fold_norms
@@ -80,7 +81,7 @@ def lower(model: ir.Model) -> tuple[LoweredGraph, Weights]:
         _one(builder, node)
     for value in graph.outputs:
         builder.add_output(value, value.producer() or node or ir.node("Identity", [value], name=f"{value.name}.output"))
-    lowered, weights = fold_norms(*unfold(join(fuse(builder.finish())), builder.weights))
+    lowered, weights = fold_norms(*unfold(join_embeddings(join(fuse(builder.finish()))), builder.weights))
     return lowered, {name: weights[name] for name in lowered.weights}
 
 

@@ -54,13 +54,15 @@ def attention(
     config: AttentionTile,
     scale: float,
     mask: torch.Tensor | None = None,
+    mask_of: tuple[float, float] | None = None,
     pdl: bool = False,
 ) -> None:
     """q [B, T, H, D], k and v [B, S, H, D], out [B, T, H, D]: any strides but the last, which is 1.
 
-    mask   added to the scores after scaling; [B or 1, H or 1, T or 1, S].
+    mask   added to the scores after scaling; [B or 1, H or 1, T or 1, S]. With `mask_of` (a, b) it may be of whole
+           numbers, and what is added is (a - mask) · b.
     """
-    attention_launch(q, k, v, out=out, config=config, scale=scale, mask=mask, pdl=pdl).run()
+    attention_launch(q, k, v, out=out, config=config, scale=scale, mask=mask, mask_of=mask_of, pdl=pdl).run()
 
 
 def attention_launch(
@@ -72,6 +74,7 @@ def attention_launch(
     config: AttentionTile,
     scale: float,
     mask: torch.Tensor | None = None,
+    mask_of: tuple[float, float] | None = None,
     pdl: bool = False,
 ) -> Launch:
     batch, queries, heads, size = q.shape
@@ -91,7 +94,7 @@ def attention_launch(
     return Launch(
         attention_kernel,
         (triton.cdiv(queries, config.block_q), heads, batch),
-        (q, k, v, mask, out, scale),
+        (q, k, v, mask, out, scale, *(mask_of or (None, None))),
         {
             "QUERIES": queries,
             "KEYS": keys,
@@ -127,6 +130,8 @@ def _keys(
     weight,
     total,
     scale,
+    mask_from,
+    mask_factor,
     QUERIES: tl.constexpr,
     KEYS: tl.constexpr,
     SIZE: tl.constexpr,
@@ -163,6 +168,8 @@ def _keys(
             )
         # The lowest of FP32 is a usual mask; times LOG2_E it would be infinite, and a row of nothing else NaN.
         added = added.to(tl.float32)
+        if mask_factor is not None:
+            added = (mask_from - added) * mask_factor
         added = tl.where(added > float("-inf"), tl.maximum(added, -2.0e38), added) * LOG2_E
     scores = tl.dot(query, key.T, input_precision="ieee") * (scale * LOG2_E)
     if mask is not None:
@@ -195,6 +202,8 @@ def _queries(
     mask,
     out,
     scale,
+    mask_from,
+    mask_factor,
     first,
     QUERIES: tl.constexpr,
     KEYS: tl.constexpr,
@@ -222,19 +231,19 @@ def _queries(
     total = tl.zeros((BLOCK_Q, BLOCK_D), dtype=tl.float32)
     if BLOCKS == 1:
         highest, weight, total = _keys(
-            query, k, v, mask, rows, 0, highest, weight, total, scale, QUERIES, KEYS, SIZE, K_T, V_T, MASK_T, MASK_S,
-            BLOCK_T, BLOCK_D, True, True,
+            query, k, v, mask, rows, 0, highest, weight, total, scale, mask_from, mask_factor, QUERIES, KEYS, SIZE,
+            K_T, V_T, MASK_T, MASK_S, BLOCK_T, BLOCK_D, True, True,
         )  # fmt: skip
     else:
         for start in range(0, BLOCKS * BLOCK_T, BLOCK_T):
             highest, weight, total = _keys(
-                query, k, v, mask, rows, start, highest, weight, total, scale, QUERIES, KEYS, SIZE, K_T, V_T, MASK_T,
-                MASK_S, BLOCK_T, BLOCK_D, True, False,
+                query, k, v, mask, rows, start, highest, weight, total, scale, mask_from, mask_factor, QUERIES, KEYS,
+                SIZE, K_T, V_T, MASK_T, MASK_S, BLOCK_T, BLOCK_D, True, False,
             )  # fmt: skip
     if LEFT > 0:
         highest, weight, total = _keys(
-            query, k, v, mask, rows, BLOCKS * BLOCK_T, highest, weight, total, scale, QUERIES, KEYS, SIZE, K_T, V_T,
-            MASK_T, MASK_S, LAST_T, BLOCK_D, LEFT == LAST_T, BLOCKS == 0,
+            query, k, v, mask, rows, BLOCKS * BLOCK_T, highest, weight, total, scale, mask_from, mask_factor, QUERIES,
+            KEYS, SIZE, K_T, V_T, MASK_T, MASK_S, LAST_T, BLOCK_D, LEFT == LAST_T, BLOCKS == 0,
         )  # fmt: skip
     tl.store(out + rows[:, None] * OUT_T + d[None, :], (total / weight[:, None]).to(out.dtype.element_ty), mask=inside)
 
@@ -247,6 +256,8 @@ def attention_kernel(
     mask,
     out,
     scale,
+    mask_from,
+    mask_factor,
     QUERIES: tl.constexpr,
     KEYS: tl.constexpr,
     SIZE: tl.constexpr,
@@ -286,13 +297,18 @@ def attention_kernel(
     if PDL:
         gdc_wait()
         gdc_launch_dependents()
-    if LAST_Q == BLOCK_Q or first + BLOCK_Q <= QUERIES:
+    if LAST_Q == BLOCK_Q:  # noqa: SIM114  (known when this is compiled, and then there is nothing else)
         _queries(
-            q, k, v, mask, out, scale, first, QUERIES, KEYS, SIZE, Q_T, K_T, V_T, OUT_T, MASK_T, MASK_S, BLOCK_Q,
-            BLOCK_T, LAST_T, BLOCK_D,
+            q, k, v, mask, out, scale, mask_from, mask_factor, first, QUERIES, KEYS, SIZE, Q_T, K_T, V_T, OUT_T,
+            MASK_T, MASK_S, BLOCK_Q, BLOCK_T, LAST_T, BLOCK_D,
+        )  # fmt: skip
+    elif first + BLOCK_Q <= QUERIES:
+        _queries(
+            q, k, v, mask, out, scale, mask_from, mask_factor, first, QUERIES, KEYS, SIZE, Q_T, K_T, V_T, OUT_T,
+            MASK_T, MASK_S, BLOCK_Q, BLOCK_T, LAST_T, BLOCK_D,
         )  # fmt: skip
     else:
         _queries(
-            q, k, v, mask, out, scale, first, QUERIES, KEYS, SIZE, Q_T, K_T, V_T, OUT_T, MASK_T, MASK_S, LAST_Q,
-            BLOCK_T, LAST_T, BLOCK_D,
+            q, k, v, mask, out, scale, mask_from, mask_factor, first, QUERIES, KEYS, SIZE, Q_T, K_T, V_T, OUT_T,
+            MASK_T, MASK_S, LAST_Q, BLOCK_T, LAST_T, BLOCK_D,
         )  # fmt: skip

@@ -133,6 +133,7 @@ def dense_launch(
             "BLOCK_N": config.block_n,
             "BLOCK_K": config.block_k,
             "SPLIT_K": config.split_k,
+            "CUTS": _cuts(config, out_part, _SUMS if residual_norm is None else _SUMS // 2),
             "GROUP_M": config.group_m,
             "PDL": pdl,
         },
@@ -142,6 +143,8 @@ def dense_launch(
     )
 
 
+_SUMS: Final = 32  # with a normed residual half of it: two blocks of 128 x 128 fit a multiprocessor
+_MOST_CUTS: Final = 2
 _BLOCKS: Final = tuple((m, n) for m in (64, 128, 256) for n in (32, 64, 128, 256) if m * n <= 128 * 256)
 _SPLITS: Final = (1, 2, 3, 4, 6, 8)
 _SHARED: Final = 226 * 1024
@@ -165,12 +168,23 @@ def dense_tiles(product: Product, multiprocessors: int, part: int = 1, limit: in
                 deep = each[1] > max(3, triton.cdiv(steps, each[2]))
                 if not deep and tile.shared_bytes(product.itemsize) <= _SHARED:
                     found.append(tile)
-    kept: list[Tile] = []
-    for tile in sorted(found, key=lambda each: clocks(product, each, multiprocessors)):
-        same = [each for each in kept if (each.block_m, each.block_n) == (tile.block_m, tile.block_n)]
-        if len(same) < 2 and all((each.block_k, each.split_k) != (tile.block_k, tile.split_k) for each in same):
-            kept.append(tile)
-    return kept[:limit]
+    # Of each shape the likeliest, and the likeliest of which two blocks share a multiprocessor: the one computes while
+    # the other begins or ends, which for short rows is most of its time.
+    kept: dict[Tile, None] = {}
+    ranked = sorted(found, key=lambda each: clocks(product, each, multiprocessors))
+    for shape in dict.fromkeys((each.block_m, each.block_n) for each in ranked):
+        alike = [each for each in ranked if (each.block_m, each.block_n) == shape]
+        shared = [each for each in alike if each.shared_bytes(product.itemsize) <= _SHARED // 2]
+        kept |= dict.fromkeys([*shared[:1], *alike[:1]])
+    return list(kept)[:limit]
+
+
+def _cuts(tile: Tile, part: int, sums: int) -> int:
+    """How often a tile is halved behind the loop: to so many sums of a thread, or to whole parts."""
+    cuts, wide = 0, tile.block_n
+    while cuts < _MOST_CUTS and tile.block_m * wide > sums * 32 * tile.num_warps and wide // 2 % part == 0:
+        cuts, wide = cuts + 1, wide // 2
+    return cuts
 
 
 def _parts(norm: Normed | None, rows: int, size: int) -> int:

@@ -25,10 +25,82 @@ def row_moments(moments, rows, rows_inside, SIZE: tl.constexpr, PARTS: tl.conste
 
 
 @triton.jit
-def _finish(
-    total,
+def _columns(
+    y,
     rows,
-    columns,
+    first_column,
+    bias,
+    residual,
+    column_sums,
+    residual_scale,
+    residual_shift,
+    out,
+    out_moments,
+    x_mean,
+    x_scale,
+    residual_mean,
+    residual_deviation,
+    M: tl.constexpr,
+    N: tl.constexpr,
+    RESIDUAL_PITCH: tl.constexpr,
+    OUT_PITCH: tl.constexpr,
+    OUT_PART: tl.constexpr,
+    ACTIVATION: tl.constexpr,
+    ALPHA: tl.constexpr,
+    BETA: tl.constexpr,
+    RESIDUAL_LAST: tl.constexpr,
+):
+    """From sums to what is stored, for some columns of a tile."""
+    WIDE: tl.constexpr = y.shape[1]
+    columns = first_column + tl.arange(0, WIDE)
+    rows_inside = rows < M
+    columns_inside = columns < N
+    inside = rows_inside[:, None] & columns_inside[None, :]
+    if column_sums is not None:
+        sums = tl.load(column_sums + columns, mask=columns_inside, other=0.0)
+        y = (y - x_mean[:, None] * sums[None, :]) * x_scale[:, None]
+    if bias is not None:
+        y += tl.load(bias + columns, mask=columns_inside, other=0.0)[None, :]
+    if residual is None:
+        y = activate(y, ACTIVATION, ALPHA, BETA)
+    else:
+        added = tl.load(residual + rows[:, None] * RESIDUAL_PITCH + columns[None, :], mask=inside, other=0.0)
+        added = added.to(tl.float32)
+        if residual_scale is not None:
+            added = (added - residual_mean[:, None]) * residual_deviation[:, None]
+            added *= tl.load(residual_scale + columns, mask=columns_inside, other=0.0)[None, :]
+            added += tl.load(residual_shift + columns, mask=columns_inside, other=0.0)[None, :]
+        if RESIDUAL_LAST:
+            y = activate(y, ACTIVATION, ALPHA, BETA) + added
+        else:
+            y = activate(y + added, ACTIVATION, ALPHA, BETA)
+    stored = y.to(out.dtype.element_ty)
+    tl.store(out + rows[:, None] * OUT_PITCH + columns[None, :], stored, mask=inside)
+    if out_moments is not None:
+        # Of what is stored: whoever subtracts the mean does so from the rounded numbers.
+        PARTS: tl.constexpr = WIDE // OUT_PART
+        parted = tl.reshape(stored.to(tl.float32), (y.shape[0], PARTS, OUT_PART))
+        means = tl.sum(parted, axis=2) / OUT_PART
+        apart = parted - means[:, :, None]
+        squares = tl.sum(apart * apart, axis=2)
+        parts = first_column // OUT_PART + tl.arange(0, PARTS)
+        at = out_moments + (rows[:, None] * (N // OUT_PART) + parts[None, :]) * 2
+        exists = rows_inside[:, None] & (parts < N // OUT_PART)[None, :]
+        tl.store(at, means, mask=exists)
+        tl.store(at + 1, squares, mask=exists)
+
+
+@triton.jit
+def _halves(y):
+    """The left columns and the right ones; nothing moves, since a thread has its share of both."""
+    return tl.split(tl.permute(tl.reshape(y, (y.shape[0], 2, y.shape[1] // 2)), (0, 2, 1)))
+
+
+@triton.jit
+def _finish(
+    y,
+    rows,
+    first_column,
     bias,
     residual,
     x_moments,
@@ -54,47 +126,45 @@ def _finish(
     ALPHA: tl.constexpr,
     BETA: tl.constexpr,
     RESIDUAL_LAST: tl.constexpr,
+    CUTS: tl.constexpr,
 ):
-    rows_inside = rows < M
-    columns_inside = columns < N
-    inside = rows_inside[:, None] & columns_inside[None, :]
-    y = total
+    """A tile in 2 ** CUTS runs of columns, so that what one needs besides its sums is there but once."""
+    QUARTER: tl.constexpr = y.shape[1] // 4
+    HALF: tl.constexpr = y.shape[1] // 2
+    x_mean = 0.0
+    x_scale = 0.0
+    residual_mean = 0.0
+    residual_deviation = 0.0
     if x_moments is not None:
-        mean, squares = row_moments(x_moments, rows, rows_inside, K, X_PARTS, X_PARTS_ROOM)
-        scale = tl.rsqrt(squares / K + x_epsilon)
-        sums = tl.load(column_sums + columns, mask=columns_inside, other=0.0)
-        y = (y - mean[:, None] * sums[None, :]) * scale[:, None]
-    if bias is not None:
-        y += tl.load(bias + columns, mask=columns_inside, other=0.0)[None, :]
-    if residual is None:
-        y = activate(y, ACTIVATION, ALPHA, BETA)
+        x_mean, squares = row_moments(x_moments, rows, rows < M, K, X_PARTS, X_PARTS_ROOM)
+        x_scale = tl.rsqrt(squares / K + x_epsilon)
+    if residual_moments is not None:
+        residual_mean, squares = row_moments(residual_moments, rows, rows < M, N, RESIDUAL_PARTS, RESIDUAL_PARTS_ROOM)
+        residual_deviation = tl.rsqrt(squares / N + residual_epsilon)
+    if CUTS == 0:
+        _columns(
+            y, rows, first_column, bias, residual, column_sums, residual_scale, residual_shift, out, out_moments,
+            x_mean, x_scale, residual_mean, residual_deviation, M, N, RESIDUAL_PITCH, OUT_PITCH, OUT_PART,
+            ACTIVATION, ALPHA, BETA, RESIDUAL_LAST,
+        )  # fmt: skip
     else:
-        added = tl.load(residual + rows[:, None] * RESIDUAL_PITCH + columns[None, :], mask=inside, other=0.0)
-        added = added.to(tl.float32)
-        if residual_moments is not None:
-            mean, squares = row_moments(residual_moments, rows, rows_inside, N, RESIDUAL_PARTS, RESIDUAL_PARTS_ROOM)
-            scale = tl.rsqrt(squares / N + residual_epsilon)
-            added = (added - mean[:, None]) * scale[:, None]
-            added *= tl.load(residual_scale + columns, mask=columns_inside, other=0.0)[None, :]
-            added += tl.load(residual_shift + columns, mask=columns_inside, other=0.0)[None, :]
-        if RESIDUAL_LAST:
-            y = activate(y, ACTIVATION, ALPHA, BETA) + added
-        else:
-            y = activate(y + added, ACTIVATION, ALPHA, BETA)
-    stored = y.to(out.dtype.element_ty)
-    tl.store(out + rows[:, None] * OUT_PITCH + columns[None, :], stored, mask=inside)
-    if out_moments is not None:
-        # Of what is stored: whoever subtracts the mean does so from the rounded numbers.
-        parted = tl.reshape(stored.to(tl.float32), (total.shape[0], total.shape[1] // OUT_PART, OUT_PART))
-        means = tl.sum(parted, axis=2) / OUT_PART
-        apart = parted - means[:, :, None]
-        squares = tl.sum(apart * apart, axis=2)
-        FIRST: tl.constexpr = total.shape[1] // OUT_PART
-        parts = tl.min(columns, axis=0) // OUT_PART + tl.arange(0, FIRST)
-        at = out_moments + (rows[:, None] * (N // OUT_PART) + parts[None, :]) * 2
-        exists = rows_inside[:, None] & (parts < N // OUT_PART)[None, :]
-        tl.store(at, means, mask=exists)
-        tl.store(at + 1, squares, mask=exists)
+        halves = _halves(y)
+        for half in tl.static_range(2):
+            if CUTS == 1:
+                _columns(
+                    halves[half], rows, first_column + half * HALF, bias, residual, column_sums, residual_scale,
+                    residual_shift, out, out_moments, x_mean, x_scale, residual_mean, residual_deviation, M, N,
+                    RESIDUAL_PITCH, OUT_PITCH, OUT_PART, ACTIVATION, ALPHA, BETA, RESIDUAL_LAST,
+                )  # fmt: skip
+            else:
+                quarters = _halves(halves[half])
+                for quarter in tl.static_range(2):
+                    _columns(
+                        quarters[quarter], rows, first_column + half * HALF + quarter * QUARTER, bias, residual,
+                        column_sums, residual_scale, residual_shift, out, out_moments, x_mean, x_scale, residual_mean,
+                        residual_deviation, M, N, RESIDUAL_PITCH, OUT_PITCH, OUT_PART, ACTIVATION, ALPHA, BETA,
+                        RESIDUAL_LAST,
+                    )  # fmt: skip
 
 
 @triton.jit
@@ -132,6 +202,7 @@ def dense_kernel(
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
     SPLIT_K: tl.constexpr,
+    CUTS: tl.constexpr,
     GROUP_M: tl.constexpr,
     PDL: tl.constexpr,
 ):
@@ -160,13 +231,12 @@ def dense_kernel(
         total = tl.dot(pixels, weights.T, total)
 
     rows = first_row + tl.arange(0, BLOCK_M)
-    columns = first_column + tl.arange(0, BLOCK_N)
     if SPLIT_K == 1:
         _finish(
-            total, rows, columns, bias, residual, x_moments, column_sums, residual_moments, residual_scale,
+            total, rows, first_column, bias, residual, x_moments, column_sums, residual_moments, residual_scale,
             residual_shift, out, out_moments, x_epsilon, residual_epsilon, M, N, K, RESIDUAL_PITCH, OUT_PITCH,
             X_PARTS, X_PARTS_ROOM, RESIDUAL_PARTS, RESIDUAL_PARTS_ROOM, OUT_PART, ACTIVATION, ALPHA, BETA,
-            RESIDUAL_LAST,
+            RESIDUAL_LAST, CUTS,
         )  # fmt: skip
     else:
         within = tl.arange(0, BLOCK_M)[:, None] * BLOCK_N + tl.arange(0, BLOCK_N)[None, :]
@@ -181,8 +251,9 @@ def dense_kernel(
             for part in range(SPLIT_K):
                 everything += tl.load(parts + part * (BLOCK_M * BLOCK_N), cache_modifier=".cg")
             _finish(
-                everything, rows, columns, bias, residual, x_moments, column_sums, residual_moments, residual_scale,
-                residual_shift, out, out_moments, x_epsilon, residual_epsilon, M, N, K, RESIDUAL_PITCH, OUT_PITCH,
+                everything, rows, first_column, bias, residual, x_moments, column_sums, residual_moments,
+                residual_scale, residual_shift, out, out_moments, x_epsilon, residual_epsilon, M, N, K,
+                RESIDUAL_PITCH, OUT_PITCH,
                 X_PARTS, X_PARTS_ROOM, RESIDUAL_PARTS, RESIDUAL_PARTS_ROOM, OUT_PART, ACTIVATION, ALPHA, BETA,
-                RESIDUAL_LAST,
+                RESIDUAL_LAST, CUTS,
             )  # fmt: skip
