@@ -23,6 +23,7 @@ from penstock.graph.lowering.fusing import fuse
 from penstock.graph.lowering.joining import join
 from penstock.graph.lowering.norms import fold_norms
 from penstock.graph.lowering.pointwise import POINTWISE, pointwise
+from penstock.graph.lowering.siblings import join_siblings
 from penstock.graph.lowering.unfolding import unfold
 
 _Lower = Callable[[Builder, ir.Node], None]
@@ -81,7 +82,8 @@ def lower(model: ir.Model) -> tuple[LoweredGraph, Weights]:
         _one(builder, node)
     for value in graph.outputs:
         builder.add_output(value, value.producer() or node or ir.node("Identity", [value], name=f"{value.name}.output"))
-    lowered, weights = fold_norms(*unfold(join_embeddings(join(fuse(builder.finish()))), builder.weights))
+    steps = join_embeddings(join(fuse(builder.finish())))
+    lowered, weights = fold_norms(*join_siblings(*unfold(steps, builder.weights)))
     return lowered, {name: weights[name] for name in lowered.weights}
 
 

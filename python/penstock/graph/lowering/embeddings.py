@@ -22,8 +22,8 @@ def join_embeddings(graph: LoweredGraph) -> LoweredGraph:
         elif step.kind == "pointwise":
             joining.read_mask(number)
     joining = _Joining(joining.result())
-    for number, step in enumerate(joining.steps):
-        if step is not None and step.kind == "layer_norm":
+    for number, each in enumerate(joining.steps):
+        if each is not None and each.kind == "layer_norm":
             joining.add_table(number)
     return joining.result()
 
