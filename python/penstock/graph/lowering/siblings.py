@@ -1,4 +1,4 @@
-"""Products of the same rows that an attention reads, queries, keys and values, as one product of three times the columns.
+"""Queries, keys and values, products of the same rows, as one product of three times the columns.
 
 One launch reads the rows once and fills the chip better; the attention finds each part by strides, so nothing is cut
 apart. Exporters that keep three layers (Hugging Face's BERT) come to what others write themselves. Called by `lower`.
