@@ -147,14 +147,18 @@ class Engine:
         """Write the engine file; one that is there is replaced in one step. Raises OSError."""
         self._sealed.save(Path(path))
 
-    def instance(self) -> "EngineInstance":
+    def instance(self, *, priority: int = 0) -> "EngineInstance":
         """A worker's handle, used by one call at a time."""
         self._check_open()
-        return EngineInstance(self)
+        return EngineInstance(self, priority)
 
-    def context(self) -> "EngineContext":
-        """An execution context: buffers of its own, and a queue of calls that it runs in order."""
-        return EngineContext(self.instance())
+    def context(self, *, priority: int = 0) -> "EngineContext":
+        """An execution context: buffers of its own, and a queue of calls that it runs in order.
+
+        `priority` of its stream on a GPU, as CUDA counts: 0 is the usual one, work of negative ones goes first. A CPU
+        has no streams and takes no notice.
+        """
+        return EngineContext(self.instance(priority=priority))
 
     def __call__(self, **arrays: Any) -> dict[str, Array]:
         """Run on arrays whose shapes lie in one of the profiles; more rows than the largest batch are split.
@@ -198,10 +202,10 @@ class Engine:
         self._check_open()
         return self._programs[index]
 
-    def program(self, index: int) -> CompiledInstance:
+    def program(self, index: int, *, priority: int = 0) -> CompiledInstance:
         """A new instance of one program."""
         self._check_open()
-        return self._programs[index].instance()
+        return self._programs[index].instance(priority=priority)
 
     def _check_open(self) -> None:
         if self._closed:
@@ -211,8 +215,8 @@ class Engine:
 class EngineInstance:
     """What one batch in flight needs: an instance of each program that it met."""
 
-    def __init__(self, engine: Engine) -> None:
-        self._engine = engine
+    def __init__(self, engine: Engine, priority: int = 0) -> None:
+        self._engine, self._priority = engine, priority
         self._instances: dict[int, CompiledInstance] = {}
         self._reductions = engine.manifest.reductions
         self._beside = [bool(self._reductions) and program.beside for program in engine.manifest.programs]
@@ -245,7 +249,7 @@ class EngineInstance:
     def _run(self, program: int, inputs: Arrays) -> dict[str, Array]:
         instance = self._instances.get(program)
         if instance is None:
-            instance = self._instances[program] = self._engine.program(program)
+            instance = self._instances[program] = self._engine.program(program, priority=self._priority)
         if not self._beside[program]:
             return instance.execute(inputs)
         # What is reduced is huge and not needed afterwards: no copy of it is made.

@@ -90,7 +90,7 @@ class Step:
     outputs: tuple[str, ...]
     attributes: Mapping[str, Attribute] = field(default_factory=dict)
     program: tuple[Instruction, ...] = ()
-    """Of pointwise steps; the last one's result is what is written."""
+    """Of pointwise steps, and of pads that compute what they move; the last one's result is what is written."""
 
     nodes: tuple[str, ...] = ()
     """Names of the source model's nodes that went into it."""
@@ -355,7 +355,11 @@ def _check_shapes(graph: LoweredGraph, step: Step) -> None:
         if 0 in shape[1:] and (step.kind in kinds.MAPS or role == "recurrence"):
             raise InvalidArgument(f"step {step.name!r}: {role} has shape {list(shape)}, expected numbers inside")
     for operand in step.inputs:
-        if step.kind in kinds.LAYERS and operand.role in kinds.CONSTANT and operand.value not in graph.weights:
+        if (
+            step.kind in kinds.LAYERS
+            and operand.role.lstrip(kinds.NUMBERED) in kinds.CONSTANT
+            and operand.value not in graph.weights
+        ):
             raise InvalidArgument(f"step {step.name!r}: its {operand.role} is no weight")
     out = graph.values[step.outputs[0]].shape
     if step.kind in kinds.MAPS and step.kind != "squeeze_excite" and len(out) != 4:
@@ -381,8 +385,8 @@ def _check_moments(graph: LoweredGraph, step: Step) -> None:
 
 
 def _check_program(step: Step) -> None:
-    if (step.kind == "pointwise") != bool(step.program):
-        raise InvalidArgument(f"step {step.name!r} of kind {step.kind!r}: only pointwise steps have programs")
+    if (step.kind == "pointwise") != bool(step.program) and (step.kind != "pad" or not step.program):
+        raise InvalidArgument(f"step {step.name!r} of kind {step.kind!r}: only pointwise steps and pads have programs")
     known = {f"i{number}" for number in range(len(step.inputs))}
     for number, line in enumerate(step.program):
         if INSTRUCTIONS.get(line.name) != len(line.arguments):

@@ -74,8 +74,10 @@ class Bucket:
             early_launch=self._early_launch,
         )  # fmt: skip
 
-    def context(self) -> Context:
-        return GraphContext(self.executor) if self.executor.device.type == "cuda" else HostContext(self.executor)
+    def context(self, priority: int = 0) -> Context:
+        return (
+            GraphContext(self.executor, priority) if self.executor.device.type == "cuda" else HostContext(self.executor)
+        )
 
     def sealed(self) -> Artifact:
         """Its kernels are taken down in one run."""

@@ -27,6 +27,7 @@ from penstock.engine.cuda.contexts import Context, Phases, phases
 from penstock.engine.cuda.executor import PRECISIONS
 from penstock.engine.cuda.kernels.driver import OUT_OF_MEMORY
 from penstock.engine.cuda.kernels.replay import Player
+from penstock.engine.cuda.timeline import Span, timeline
 from penstock.engine.cuda.tuning import Tuning
 from penstock.engine.lowered import LoweredGraph
 from penstock.engine.plan import CUDA, PLAIN_STEPS, TUNED_STEPS, Region, Shapes, Tactic
@@ -144,11 +145,17 @@ class CudaRuntime:
         with _running(self._title):
             return phases(self._fitting(inputs).executor, dict(inputs), calls)
 
-    def instance(self) -> "CudaInstance":
+    def timeline(self, inputs: Arrays, contexts: int, calls: int) -> list[Span]:
+        """When each part of the calls of several contexts ran, on one clock."""
+        self._check_open()
+        with _running(self._title):
+            return timeline(self._fitting(inputs).executor, dict(inputs), contexts, calls)
+
+    def instance(self, *, priority: int = 0) -> "CudaInstance":
         buckets = self._buckets  # once: closing takes them away
         if not buckets:
             self._check_open()
-        return CudaInstance(self._title, buckets)
+        return CudaInstance(self._title, buckets, priority)
 
     def __call__(self, **arrays: Any) -> dict[str, Array]:
         inputs = checked(self.inputs, arrays)
@@ -187,8 +194,8 @@ class CudaRuntime:
 class CudaInstance:
     """A worker's handle: a context of each bucket that it met."""
 
-    def __init__(self, title: str, buckets: Sequence[Bucket]) -> None:
-        self._title = title
+    def __init__(self, title: str, buckets: Sequence[Bucket], priority: int = 0) -> None:
+        self._title, self._priority = title, priority
         self._buckets = {_key(bucket.shapes): bucket for bucket in buckets}
         self._contexts: dict[tuple[Any, ...], Context] = {}
         self._closed = False
@@ -213,7 +220,7 @@ class CudaInstance:
     def _context(self, key: tuple[Any, ...]) -> Context:
         if key not in self._contexts:
             with _running(self._title):
-                self._contexts[key] = self._buckets[key].context()
+                self._contexts[key] = self._buckets[key].context(self._priority)
         return self._contexts[key]
 
     def close(self) -> None:

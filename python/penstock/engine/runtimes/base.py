@@ -86,7 +86,9 @@ class CompiledInstance(RuntimeInstance, Protocol):
 class Compiled(Runtime, Protocol):
     """A runtime that can be sealed: what `penstock.engine.runtimes.compile` gives."""
 
-    def instance(self) -> CompiledInstance: ...
+    def instance(self, *, priority: int = 0) -> CompiledInstance:
+        """`priority` is for devices with streams, as CUDA counts: 0 is the usual one, negative ones go first."""
+        ...
 
     def export(self) -> bytes:
         """An artifact for `penstock.engine.runtimes.reopen`, good for this library version and this processor."""

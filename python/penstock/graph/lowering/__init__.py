@@ -17,10 +17,13 @@ from penstock.engine.lowered import LoweredGraph
 from penstock.errors import Unsupported
 from penstock.graph.editing import Array, is_operator
 from penstock.graph.lowering import attention, layers, moves, reductions
+from penstock.graph.lowering.blocks import join_blocks
 from penstock.graph.lowering.builder import Builder
 from penstock.graph.lowering.embeddings import join_embeddings
 from penstock.graph.lowering.fusing import fuse
-from penstock.graph.lowering.joining import join
+from penstock.graph.lowering.gating import fold_gates, join_gated_layers
+from penstock.graph.lowering.joining import join, join_gates
+from penstock.graph.lowering.linear import merge_layers
 from penstock.graph.lowering.norms import fold_norms
 from penstock.graph.lowering.pointwise import POINTWISE, pointwise
 from penstock.graph.lowering.siblings import join_siblings
@@ -82,8 +85,10 @@ def lower(model: ir.Model) -> tuple[LoweredGraph, Weights]:
         _one(builder, node)
     for value in graph.outputs:
         builder.add_output(value, value.producer() or node or ir.node("Identity", [value], name=f"{value.name}.output"))
-    steps = join_embeddings(join(fuse(builder.finish())))
-    lowered, weights = fold_norms(*join_siblings(*unfold(steps, builder.weights)))
+    merged, weights = merge_layers(fuse(builder.finish()), builder.weights)
+    folded, weights = fold_gates(join_gates(merged), weights)
+    steps = join_embeddings(join_gated_layers(join(join_blocks(folded))))
+    lowered, weights = fold_norms(*join_siblings(*unfold(steps, weights)))
     return lowered, {name: weights[name] for name in lowered.weights}
 
 

@@ -13,12 +13,14 @@ from typing import Any, Final
 
 # Of cuda.h.
 _MAX_DYNAMIC_SHARED: Final = 8
+_LARGE_CLUSTERS_ALLOWED: Final = 14
 _PROGRAMMATIC_SERIALIZATION: Final = 6
 _NON_BLOCKING: Final = 1  # of streams: the default stream neither waits for them nor makes them wait
 _L2_128_BYTES: Final = 2  # CU_TENSOR_MAP_L2_PROMOTION_L2_128B
 _TENSOR_MAP: Final = 128  # bytes, and where it may lie
 _TENSOR_MAP_AT: Final = 64
 _WITHOUT_ASKING: Final = 48 * 1024  # more dynamic shared memory than this has to be asked for
+_LARGEST_PORTABLE_CLUSTER: Final = 8  # more blocks than this in a cluster have to be asked for, too
 
 
 HOPPER: Final = 90  # compute capability 9.0
@@ -61,6 +63,8 @@ class SealedKernel:
     pdl: bool = False
     tiles: tuple[SealedTiles, ...] = ()
     """Of every t."""
+    cluster: int = 1
+    """Blocks in a row that share their memory, as the code itself says; the grid is a multiple of it."""
 
 
 class _Attribute(ctypes.Structure):
@@ -159,6 +163,8 @@ class LoadedKernel:
         self._function = module.function(sealed.symbol)
         if sealed.shared_bytes > _WITHOUT_ASKING:
             _call("cuFuncSetAttribute", self._function, _MAX_DYNAMIC_SHARED, sealed.shared_bytes)
+        if sealed.cluster > _LARGEST_PORTABLE_CLUSTER:
+            _call("cuFuncSetAttribute", self._function, _LARGE_CLUSTERS_ALLOWED, 1)
 
     def launch(self, arguments: Sequence[int | float], stream: int) -> None:
         """Enqueue it on `stream` (torch's `cuda_stream`), with addresses and numbers as `parameters` has them."""
