@@ -58,7 +58,7 @@ KINDS: Final[Mapping[str, tuple[str, ...]]] = {
     "attention": ("q", "k", "v"),
     "lstm": ("x", "weight", "recurrence"),  # bias, recurrence_bias, hidden, cell; gates i, f, c, o; writes [T, B, D, H]
     # weight, bias; over the last `axes`; epsilon. Of x + `residual`, whose axes may repeat; with `indices` x is a
-    # table, and its rows of these numbers are what is meant.
+    # table, and its rows of these numbers are what is meant. A second output: the sum itself.
     "layer_norm": ("x",),
     "softmax": ("x",),  # axis
     "log_softmax": ("x",),
@@ -81,6 +81,7 @@ OUTPUTS: Final[Mapping[str, tuple[int, ...]]] = {
     **dict.fromkeys(("conv_gate", "bottleneck_next", "top_1", "gemm_top_1"), (2,)),
     "lstm": (3,),
     "gemm_norm": (1, 2),
+    "layer_norm": (1, 2),
 }
 # What is laid out anew before anything runs, so that it has to be a weight.
 CONSTANT: Final = (

@@ -366,6 +366,8 @@ def _check_shapes(graph: LoweredGraph, step: Step) -> None:
         raise InvalidArgument(f"step {step.name!r}: its result has shape {list(out)}, expected 4 axes")
     if step.kind == "gemm_norm":
         _check_moments(graph, step)
+    if step.kind == "layer_norm" and any(graph.values[name].shape != out for name in step.outputs):
+        raise InvalidArgument(f"step {step.name!r}: expected the sum and its norm to have one shape")
     operand = step.operand("x")
     axes = len(out) if operand is None else len(graph.shape(operand))
     if problem := kinds.refused(step.kind, step.attributes, axes):

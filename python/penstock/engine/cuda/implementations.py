@@ -57,6 +57,7 @@ IMPLEMENTATIONS: Final[dict[str, dict[str, Implementation]]] = {
     "gemm": {
         "cublas": Implementation(layers.gemm),
         "cublas_residual": Implementation(layers.gemm_residual, layers.fits_gemm_residual),
+        "cublas_gelu_tanh": Implementation(layers.gemm_gelu, layers.fits_gemm_gelu),
     },
     "gemm_norm": {"torch": Implementation(norms.gemm_norm)},
     "squeeze_excite": {"torch": Implementation(joined.squeeze_excite)},

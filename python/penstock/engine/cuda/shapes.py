@@ -87,11 +87,13 @@ def layer_norm(site: Site) -> Run:
     weight, bias = site.weight("weight"), site.weight("bias")
     size, epsilon, dtype = site.shape("x")[-site.integer("axes") :], site.number("epsilon"), site.out_dtype()
     indices, residual = site.index("indices"), site.index("residual")
+    totals = [site.out_dtype(index) for index in range(1, len(site.step.outputs))]
 
     def run(operands: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
         x = operands[0] if indices is None else _rows(operands[0], operands[indices])
         x = x if residual is None else x + operands[residual]
-        return (functional.layer_norm(x, size, weight, bias, epsilon).to(dtype).contiguous(),)
+        y = functional.layer_norm(x, size, weight, bias, epsilon).to(dtype).contiguous()
+        return (y, *(x.to(total).contiguous() for total in totals))
 
     return run
 

@@ -278,6 +278,7 @@ def _layer_norm(ready: Ready, operands: Tensors, outputs: Tensors, scratch: Scra
         epsilon=site.number("epsilon"),
         residual=ready.residual(operands),
         indices=None if indices is None else operands[indices],
+        total=outputs[1] if len(outputs) > 1 else None,
         pdl=site.early,
     )
 

@@ -27,6 +27,7 @@ from penstock.graph.lowering.linear import merge_layers
 from penstock.graph.lowering.norms import fold_norms
 from penstock.graph.lowering.pointwise import POINTWISE, pointwise
 from penstock.graph.lowering.siblings import join_siblings
+from penstock.graph.lowering.sums import carry_sums
 from penstock.graph.lowering.unfolding import unfold
 
 _Lower = Callable[[Builder, ir.Node], None]
@@ -89,6 +90,7 @@ def lower(model: ir.Model) -> tuple[LoweredGraph, Weights]:
     folded, weights = fold_gates(join_gates(merged), weights)
     steps = join_embeddings(join_gated_layers(join(join_blocks(folded))))
     lowered, weights = fold_norms(*join_siblings(*unfold(steps, weights)))
+    lowered = carry_sums(lowered)
     return lowered, {name: weights[name] for name in lowered.weights}
 
 

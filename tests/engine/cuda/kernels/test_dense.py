@@ -16,6 +16,7 @@ from penstock.engine.cuda.executor import Executor
 from penstock.engine.cuda.kernels.dense import Affine, Normed, dense_launch, dense_tiles
 from penstock.engine.cuda.kernels.epilogue import Epilogue, Scratch
 from penstock.engine.cuda.kernels.tiles import Product, Tile
+from penstock.graph.lowering.norms import MOST_ROWS
 from tests.engine.cuda.reference import Arrays, assert_agrees, error, execute, lowered
 from tests.graph.small import graph, normal, run
 
@@ -224,3 +225,39 @@ def test_a_norm_stays_where_more_than_products_need_it(text: str, norms: int) ->
     model = graph(whole, WEIGHTS, opset=20)
     found = assert_agrees(model, model, {"i": normal(2, T, D)}, 3e-6)
     assert [step.kind for step in found.steps].count("layer_norm") == norms
+
+
+@pytest.mark.parametrize("before", [True, False], ids=["norm before", "norm behind"])
+@pytest.mark.parametrize("form", HEAD)
+def test_of_many_rows_norms_stay_and_add(form: str, before: bool) -> None:
+    batch = MOST_ROWS // T + 1
+    model, inputs = graph(block(form, before, batch), weights(batch), opset=20), {"i": normal(batch, T, D)}
+    found = assert_agrees(model, model, inputs, 3e-6)
+    kinds = [step.kind for step in found.steps]  # both layers behind the second norm are short enough to be one step
+    assert [kind for kind in kinds if kind != "layer_norm"] == ["gemm", "gemm", "attention", "gemm", "mlp", "gemm"]
+    norms = [step for step in found.steps if step.kind == "layer_norm"]
+    assert [len(step.outputs) for step in norms] == ([1, 2, 1] if before else [1, 1, 1])
+    assert all(step.operand("residual") is None for step in found.steps if step.kind == "gemm")
+    assert error(execute(*lowered(model, inputs), inputs, "fp16")["y"], run(model, inputs)["y"]) < 4e-3
+
+
+def test_our_norm_writes_the_sum_too(device: str) -> None:
+    text = f"""a = MatMul(i, wq) s = Add(a, i) {norm("n", "s", 0)} t = MatMul(n, wk) y = Add(t, s)"""
+    model = graph(
+        f"(float[1,{MOST_ROWS + 1},{D}] i) => (float[1,{MOST_ROWS + 1},{D}] y) {{ {text} }}", WEIGHTS, opset=20
+    )
+    inputs = {"i": normal(1, MOST_ROWS + 1, D)}
+    steps, numbers = lowered(model, inputs)
+    (normed,) = (step for step in steps.steps if step.kind == "layer_norm")
+    assert len(normed.outputs) == 2
+    executor = Executor(steps, numbers, device, "fp16", choices={normed.name: Choice("triton")})
+    answer = executor.run({"i": torch.from_numpy(inputs["i"]).to(device)})["y"]
+    assert error(answer.float().cpu().numpy(), run(model, inputs)["y"]) < 4e-3
+
+
+def test_a_sum_that_is_needed_before_its_norm_stays_where_it_is() -> None:
+    rows = MOST_ROWS + 1
+    text = f"a = MatMul(i, wq) s = Add(a, i) t = MatMul(s, wk) u = Add(t, s) {norm('n', 's', 0)} y = Add(n, u)"
+    model = graph(f"(float[1,{rows},{D}] i) => (float[1,{rows},{D}] y) {{ {text} }}", WEIGHTS, opset=20)
+    found = assert_agrees(model, model, {"i": normal(1, rows, D)}, 3e-6)
+    assert all(step.operand("residual") is None for step in found.steps if step.kind == "layer_norm")
