@@ -8,7 +8,7 @@ import pytest
 
 from penstock.engine import fingerprint
 from penstock.engine.fitting import fitting
-from penstock.engine.plan import Bucket, Manifest, Profile, Program, Tactic
+from penstock.engine.plan import Bucket, Manifest, Profile, Program, Tactic, bytes_together
 from penstock.engine.routing import Route, Step, route
 from penstock.errors import InvalidArgument, ResourceExhausted
 from penstock.tensors import TensorSpec
@@ -206,3 +206,21 @@ def test_an_engine_that_can_not_fit_says_what_it_needs() -> None:
     assert fitting(STATICS, 10) == (2,)  # every row count can be padded up to the largest
     with pytest.raises(ResourceExhausted, match="needs 10 bytes"):
         fitting(STATICS, 9)
+
+
+def test_weights_on_a_device_count_once_and_contexts_as_often_as_there_are() -> None:
+    """Two buckets of 1000 bytes of weights, 10 of their own and 100 or 400 a context."""
+    tactic = Tactic("cuda", "fp16", "lowered", "static")
+    programs = [
+        Program(tactic, f"artifacts/{rows}.steps", {"x": (rows, 8)}, 1000 + 10 + context, (), False, 1000, context)
+        for rows, context in ((1, 100), (8, 400))
+    ]
+    assert bytes_together(programs) == 1000 + 2 * 10 + 500
+    assert bytes_together(programs, contexts=3) == 1000 + 2 * 10 + 3 * 500
+    assert bytes_together(programs[:1]) == 1110
+    manifest = engine(programs, [(1, 0, 10), (8, 1, 40)])
+    assert fitting(manifest, 1520) == (0, 1)
+    assert fitting(manifest, 1519) == (1,)
+    assert fitting(manifest, 1520, contexts=3) == (0,)  # row by row, rather than not at all
+    with pytest.raises(ResourceExhausted, match="needs 1310 bytes at least"):
+        fitting(manifest, 1300, contexts=3)

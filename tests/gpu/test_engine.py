@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,8 @@ pytest.importorskip("torch")
 
 import penstock as ps
 from penstock import graph
-from penstock.errors import ResourceExhausted
+from penstock.engine.plan import bytes_together
+from penstock.errors import InvalidArgument, ResourceExhausted
 from tests.quantize import networks
 
 pytestmark = pytest.mark.gpu
@@ -178,3 +180,44 @@ def test_without_memory_the_error_is_clear_and_the_engine_goes_on(engine: ps.Eng
     hoard.clear()
     torch.cuda.empty_cache()
     np.testing.assert_array_equal(instance.execute({"x": x})["fc"], right)
+
+
+def test_what_a_program_says_it_takes_is_what_it_takes(engine: ps.Engine) -> None:
+    """Weights once and a context of every bucket, by torch's own count."""
+    import torch
+
+    programs = engine.manifest.programs
+    assert len({each.shared_bytes for each in programs}) == 1
+    assert all(each.bytes > each.shared_bytes + each.context_bytes > each.shared_bytes > 0 for each in programs)
+    torch.cuda.empty_cache()
+    before = torch.cuda.memory_allocated()
+    instance = engine.instance()
+    largest = max(programs, key=lambda each: each.context_bytes)
+    instance.execute({"x": pictures(largest.shapes["x"][0])})
+    assert 0 < torch.cuda.memory_allocated() - before <= largest.context_bytes
+
+
+def test_a_workspace_that_is_too_small_is_refused_and_one_that_fits_is_not(engine: ps.Engine, folder: Path) -> None:
+    taken = bytes_together(engine.manifest.programs)
+    build = partial(
+        ps.build, folder / "m.onnx", device="cuda:0", shapes="x:1x3x64x64,16x3x64x64,16x3x64x64", buckets=BATCHES,
+        budget_seconds=20, timing_cache=folder / "cache.json",
+    )  # fmt: skip
+    with pytest.raises(InvalidArgument, match="--workspace allows"):
+        build(workspace_bytes=taken // 3)
+    assert bytes_together(build(workspace_bytes=2 * taken).manifest.programs) <= 2 * taken
+
+
+def test_a_second_build_tunes_nothing(folder: Path) -> None:
+    def seconds(model: str) -> tuple[float, tuple[str, ...]]:
+        begun = time.monotonic()
+        made = ps.build(
+            folder / model, device="cuda:0", shapes="x:1x3x64x64,4x3x64x64,4x3x64x64", budget_seconds=30,
+            timing_cache=folder / "choices.json",
+        )  # fmt: skip
+        assert time.monotonic() - begun < 1.1 * 30
+        return time.monotonic() - begun, made.evidence["notes"]
+
+    seconds("m.onnx")
+    _, notes = seconds("m.onnx")
+    assert "choices of 2 of 2 buckets came from the timing cache" in notes

@@ -8,10 +8,11 @@ from typing import Any
 
 import pytest
 
+from penstock.engine.cuda.choices import Choice
 from penstock.engine.plan import Fingerprint, Tactic
 from penstock.tactics import TimingCache
 from penstock.tactics import cache as module
-from penstock.tactics.cache import Loss, Timing, content_hash
+from penstock.tactics.cache import Chosen, Loss, Timing, content_hash
 from tests import onnx_models
 
 MACHINE = Fingerprint("cpu", "Some CPU", ("avx2", "avx512f"), 2, {"onnxruntime": "1.31.0", "openvino": "2026.4"})
@@ -48,6 +49,20 @@ def test_timings_and_losses_come_back(tmp_path: Path) -> None:
     assert again.get(_key(again, graph="other")) is None
     assert not again.warning
     assert [each.name for each in path.parent.iterdir()] == ["timings.json"]
+
+
+def test_choices_come_back_for_the_same_steps_kernels_and_gpu(tmp_path: Path) -> None:
+    path, gpu = tmp_path / "timings.json", replace(MACHINE, device="cuda:NVIDIA H200", features=("sm_90",))
+    cache = TimingCache(path, gpu)
+    key = cache.key_of_choices("steps", "16")
+    entry = Chosen({"a/conv": Choice("triton", (64, 32)), "b": Choice("cudnn")})
+    cache.put(key, entry)
+    cache.save()
+    assert TimingCache(path, gpu).get(key) == entry
+    drivers = replace(gpu, libraries={**MACHINE.libraries, "cuda-driver": "13.1"})
+    others = [TimingCache(path, each) for each in (MACHINE, drivers, replace(gpu, features=("sm_100",)))]
+    assert all(other.get(other.key_of_choices("steps", "16")) is None for other in others)
+    assert cache.key_of_choices("steps", "32") != key != cache.key_of_choices("other steps", "16")
 
 
 def test_without_a_file_it_lives_in_memory() -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from penstock.engine.plan import PRECISIONS, Tactic
-from penstock.tactics import Form, candidates
+from penstock.tactics import Form, candidates, for_gpu
 from penstock.tactics.candidates import one_thread, siblings
 
 ONE = [{"x": (1, 4)}]
@@ -85,3 +85,16 @@ def test_siblings_differ_in_shapes_only() -> None:
     assert not siblings(one, one)
     assert not siblings(one, Tactic("openvino", "fp32", shapes="static"))
     assert not siblings(one, one_thread(Tactic("openvino", "bf16", shapes="static")))
+
+
+@pytest.mark.parametrize("free_shapes", [False, True])
+def test_on_a_gpu_plain_steps_come_first_and_the_cpu_where_only_it_takes_every_shape(free_shapes: bool) -> None:
+    forms = {"source": FORMS["source"], "lowered": Form(Path("lowered.safetensors"), "fp32", False)}
+    found = for_gpu(forms, PRECISIONS, "fp16", free_shapes=free_shapes)
+    names = ["cuda fp16 lowered static steps=plain", "onnxruntime fp32 source dynamic"]
+    assert [each.name for each in found] == [
+        *(reversed(names) if free_shapes else names), "cuda fp16 lowered static steps=tuned",
+    ]  # fmt: skip
+    assert [each.name for each in for_gpu(forms, ("fp32",), "fp32")] == [
+        "cuda fp32 lowered static steps=plain", "onnxruntime fp32 source dynamic",
+    ]  # fmt: skip

@@ -196,3 +196,14 @@ def test_models_are_told_apart_by_whether_their_shapes_are_fixed(tmp_path: Path,
     for path, expected in ((fixed, True), (network, False)):
         with Child(Tactic("openvino", "fp32"), Limits()) as child:
             assert child.compile(path).fixed is expected
+
+
+def test_a_process_holds_several_programs_and_runs_the_one_that_is_asked(faulty: Limits, network: Path) -> None:
+    with Child(Tactic("sleeps", "fp32", options=(("ms", "1"),)), faulty) as child:
+        for number in (0, 2):
+            child.compile(network, program=number)
+        child.load(7, X, 2)
+        assert len(child.time(7, calls=2, seconds=1).nanoseconds) == 2
+        np.testing.assert_array_equal(child.run(X, 2)["x"], X["x"])
+        with pytest.raises(CandidateLost, match="nothing is compiled yet"):
+            child.run(X, 1)

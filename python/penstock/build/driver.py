@@ -10,14 +10,10 @@ Libraries run in child processes until something is sealed. Called by `entry`.
 import itertools
 import logging
 import math
-import platform
-import statistics
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
-from datetime import UTC, datetime
-from importlib import metadata
 from pathlib import Path
 from typing import Any, Final
 
@@ -29,18 +25,17 @@ from penstock.build import custom_ops, evidence
 from penstock.build.evidence import CalibrationRecord, Evidence, SensitivityRecord
 from penstock.build.forms import BESIDE, add_lowered, beside, prepare
 from penstock.build.gate import Metric, Verdict
-from penstock.build.judging import REFERENCE, Run, calling, margin, reducing, within
-from penstock.build.on_gpu import OnGpu, why_not
+from penstock.build.judging import REFERENCE, Run, calling, margin, reducing, reduction_microseconds, within
+from penstock.build.on_gpu import OnGpu, import_ahead, why_not
 from penstock.build.options import AUTO, BuildOptions, allowed, buckets, profiles
 from penstock.build.progress import Progress
 from penstock.build.samples import Samples
-from penstock.build.sealing import Sealing
+from penstock.build.sealing import Draft, Sealing
 from penstock.build.selection import Candidate, Selection, select
 from penstock.build.shapes import distinct
 from penstock.build.target import target
 from penstock.engine import Engine, fingerprint
 from penstock.engine.plan import CUDA, LOWERED, OPTIMIZED, SOURCE, Tactic
-from penstock.engine.reducing import reduced
 from penstock.engine.routing import batched
 from penstock.engine.runtimes import LIBRARIES
 from penstock.errors import AccuracyError, Internal, InvalidArgument, ModelLoadError, Unsupported
@@ -63,7 +58,6 @@ _CONFIRM_SHARE: Final = 0.3
 _WIDER_SHARE: Final = 0.6
 # Tactics of a bucket that are timed side by side at the end.
 _MOST_FINALISTS: Final = 4
-_REDUCTION_CALLS: Final = 5
 _OPTIMUM: Final = 0  # its place among the buckets
 # A quantized form this close to the float model is left as it is; corrections take calibration's time again.
 _CLOSE: Final = 0.999
@@ -88,6 +82,8 @@ class Build:
         self._calibration: CalibrationRecord | None = None
         self._sensitivity: SensitivityRecord | None = None
         self._notes: list[str] = []
+        self._processes: tactics.Stable | None = None
+        """Of a GPU's build, all of them from the first to the last."""
 
     @property
     def _left(self) -> float:
@@ -96,8 +92,14 @@ class Build:
 
     def run(self) -> Engine:
         """All steps, in order."""
+        try:
+            return self._run()
+        finally:
+            self._end_processes()
+
+    def _run(self) -> Engine:
         self._prepare()
-        self._race = self._raced(self._forms.files, _FLOAT_SHARE if self._quantizes else 1 - _CONFIRM_SHARE)
+        self._race = self._raced(self._forms.files, self._first_share)
         for bucket in range(len(self._buckets)):
             tactics.best(self._race, bucket)  # raises with the reasons where no library runs the model
         self._set_up_gate()
@@ -109,7 +111,7 @@ class Build:
         self._confirm()
         sealing = Sealing(
             self._path.stem, self._forms, self._profiles, self._buckets, self._samples, self._machine,
-            self._options.to_json(), self._limits, self._custom_ops,
+            self._options.to_json(), self._limits, self._custom_ops, self._options.workspace_bytes, self._processes,
         )  # fmt: skip
         for attempt in itertools.count():
             selection = self._accepted()
@@ -117,11 +119,11 @@ class Build:
             folder = self._folder / f"sealing-{attempt}"
             folder.mkdir()
             draft = sealing.draft(selection, folder, self._race.bytes_of)
-            made = draft.seal(self._evidence(selection, self._verdict(selection.tactics[0])))
+            made = draft.seal(self._evidence(selection, self._verdict(selection.tactics[0]), draft))
             verdict = self._judge(calling(made))
             if verdict.passed:
-                made.close()
-                return draft.seal(self._evidence(selection, verdict))
+                return draft.sealed_again(made, self._evidence(selection, verdict, draft))
+            made.close()
             # What passed alone and fails sealed was changed by sealing: it is not to be trusted.
             _LOG.warning("sealed engine refused: %s", verdict.message)
             self._verdicts |= {self._judged_as(tactic): verdict for tactic in selection.tactics}
@@ -164,6 +166,8 @@ class Build:
     def _lower(self) -> None:
         """Steps for the GPU, and how long to tune them for."""
         self._progress.stage("lower", f"{len(self._buckets)} buckets")
+        self._gpu = OnGpu(self._buckets, batched(self._forms.inputs, self._forms.outputs), self._allowed)
+        self._processes = self._gpu.stable(self._forms.files, self._samples.at, self._limits)
         try:
             if self._custom_ops:
                 raise Unsupported("custom operators are Python functions, which run on the CPU; build for device cpu")
@@ -173,8 +177,10 @@ class Build:
                 raise
             self._take_the_cpu(error.message)
             return
-        self._gpu = OnGpu(self._buckets, batched(self._forms.inputs, self._forms.outputs), self._allowed)
-        self._gpu.tune_for(form, self._left)
+        if self._options.workspace_bytes is not None:
+            self._gpu.check_workspace(form, self._options.workspace_bytes)
+        note = self._gpu.tune_for(form, self._options.budget_seconds, self._left, self._cache)
+        self._notes += [note] if note else []
         if self._data is not None and "int8" in self._allowed:
             self._notes.append("there are no eight-bit kernels for GPUs yet, so INT8 and FP8 were not tried")
         if self._free_shapes:
@@ -193,13 +199,19 @@ class Build:
         if self._options.device != AUTO:
             raise AccuracyError(f"no program for the GPU passes {self._options.gate.text}: {why}")
         self._take_the_cpu(f"no program for the GPU passes: {why}")
-        self._race = self._raced(self._forms.files, _FLOAT_SHARE if self._quantizes else 1 - _CONFIRM_SHARE)
+        self._race = self._raced(self._forms.files, self._first_share)
 
     def _take_the_cpu(self, why: str) -> None:
         """Where nobody asked for a GPU by name, one that can't be used is no reason to fail."""
         self._notes.append(f"built for the CPU: {why}")
         self._machine = fingerprint.here(LIBRARIES)
         self._forms.files.pop(LOWERED, None)
+        self._end_processes()
+
+    def _end_processes(self) -> None:
+        if self._processes is not None:
+            self._processes.close()
+        self._processes = None
 
     @property
     def _on_gpu(self) -> bool:
@@ -215,40 +227,51 @@ class Build:
         """Time every tactic for these forms; with what is `known` of others it is one race, and one scale."""
         self._progress.stage("race", ", ".join(forms))
         wanted = (
-            tactics.for_gpu(forms, self._allowed, self._gpu.precision)
+            self._gpu.tactics(forms, free_shapes=self._free_shapes)
             if self._on_gpu
             else tactics.candidates(forms, self._allowed, self._machine.features, self._buckets)
         )
-        return tactics.race(
+        found = tactics.race(
             self._forms.files,
             self._buckets,
             self._samples.at,
             machine=self._machine,
             allowed=self._allowed,
-            budget_seconds=max(1.0, share * self._left),
+            budget_seconds=max(1.0, self._gpu.race_seconds(self._left) if self._on_gpu else share * self._left),
             cache=self._cache,
             on_progress=self._progress.racing,
             optimum=_OPTIMUM,
             tactics=wanted,
             known=known,
+            stable=self._processes,
         )
+        if self._on_gpu and self._cache is not None:
+            self._gpu.remember(self._forms.files[LOWERED], self._cache)
+        return found
+
+    @property
+    def _first_share(self) -> float:
+        return _FLOAT_SHARE if self._quantizes else 1 - _CONFIRM_SHARE
 
     def _confirm(self) -> None:
         """Time the best few side by side, so that what is chosen is the best and not the luckiest."""
+        near = OnGpu.finalist_ratio if self._on_gpu else tactics.FINALIST_RATIO
         for bucket in range(len(self._buckets)):
-            few = [each for each in tactics.finalists(self._race, bucket) if not self._failed(each)][:_MOST_FINALISTS]
+            seconds = max(1.0, _CONFIRM_SHARE * self._left / (len(self._buckets) - bucket))
+            few = [each for each in tactics.finalists(self._race, bucket, near) if not self._failed(each)]
             if len(few) < 2:
                 continue
             self._progress.stage("confirm", evidence.label(self._buckets[bucket]))
             self._race = tactics.confirm(
                 self._race,
-                few,
+                few[:_MOST_FINALISTS],
                 [bucket],
                 self._forms.files,
                 self._samples.at,
-                budget_seconds=max(1.0, _CONFIRM_SHARE * self._left / (len(self._buckets) - bucket)),
+                budget_seconds=min(seconds, OnGpu.confirm_seconds) if self._on_gpu else seconds,
                 cache=self._cache,
                 on_progress=self._progress.racing,
+                stable=self._processes,
             )
 
     # ---- accuracy ----
@@ -259,6 +282,7 @@ class Build:
         self._held_out = list(self._samples.held_out(self._buckets, count))
         if self._on_gpu:
             self._held_out = [self._gpu.as_prepared(each) for each in self._held_out]
+            import_ahead()
         with self._running(REFERENCE) as reference:
             run = within(self._profiles, reference)  # a metric brings inputs of its own: tell at once, not at the seal
             self._judge = self._options.gate.against(run, self._held_out, self._forms.outputs)
@@ -267,13 +291,12 @@ class Build:
     def _running(self, tactic: Tactic, form: Form | None = None) -> Iterator[Run]:
         """A tactic in a child process, as a function of inputs, with what the engine would compute beside it."""
         form = form or self._forms.files[tactic.form]
+        if self._processes is not None and tactic.runtime == CUDA:
+            with self._gpu.running(tactic, self._processes, self._limits, self._forms.files[SOURCE]) as run:
+                yield run
+            return
         with tactics.compiled(tactic, form, limits=self._limits) as child:
-            if tactic.runtime != CUDA:
-                yield reducing(child.run, self._forms.reductions if beside(tactic.form) else ())
-                return
-            # What no bucket takes runs on the CPU, in the engine as here.
-            with tactics.compiled(REFERENCE, self._forms.files[SOURCE], limits=self._limits) as rest:
-                yield lambda inputs: (child if self._gpu.takes(inputs) else rest).run(inputs)
+            yield reducing(child.run, self._forms.reductions if beside(tactic.form) else ())
 
     def _judged_as(self, tactic: Tactic) -> Tactic:
         """The dynamic program of the same kernels: it takes inputs of any shape, as metrics want."""
@@ -309,16 +332,13 @@ class Build:
             Candidate(tactic, self._times(tactic), self._race.bytes_of(tactic))
             for tactic in known if not self._failed(tactic)
         ]  # fmt: skip
-        selection = select(
-            candidates, len(self._buckets), free_shapes=self._free_shapes,
-            workspace_bytes=self._options.workspace_bytes,
-        )  # fmt: skip
+        # On a GPU programs hold about the same, and what they hold is known when they are sealed.
+        limit = self._options.workspace_bytes if not self._on_gpu else None
+        selection = select(candidates, len(self._buckets), free_shapes=self._free_shapes, workspace_bytes=limit)
         if selection is not None:
             return selection
-        if candidates and self._options.workspace_bytes is not None:
-            raise InvalidArgument(
-                f"no set of programs fits into a workspace of {self._options.workspace_bytes} bytes; allow more"
-            )
+        if candidates and limit is not None:
+            raise InvalidArgument(f"no set of programs fits into a workspace of {limit} bytes; allow more")
         worst = "; ".join(f"{tactic.name}: {each.message}" for tactic, each in self._verdicts.items())
         raise AccuracyError(f"nothing that runs passes {self._options.gate.text}: {worst}")
 
@@ -337,12 +357,7 @@ class Build:
         with tactics.compiled(tactic, self._forms.files[tactic.form], limits=self._limits) as child:
             for bucket, shapes in enumerate(self._buckets):
                 outputs = child.run(self._samples.at(shapes))
-                samples: list[float] = []
-                for _ in range(_REDUCTION_CALLS):
-                    start = time.perf_counter()
-                    reduced(outputs, self._forms.reductions)
-                    samples.append(time.perf_counter() - start)
-                self._beside_microseconds[bucket] = 1e6 * statistics.median(samples)
+                self._beside_microseconds[bucket] = reduction_microseconds(outputs, self._forms.reductions)
 
     @property
     def _free_shapes(self) -> bool:
@@ -452,41 +467,27 @@ class Build:
 
     # ---- evidence ----
 
-    def _evidence(self, selection: Selection, verdict: Verdict) -> Evidence:
+    def _evidence(self, selection: Selection, verdict: Verdict, draft: Draft) -> Evidence:
         timings, lost, skipped = evidence.of_race(self._race)
-        refused = tuple(
-            evidence.Refused(tactic, each.measured if math.isfinite(each.measured) else None, each.message)
-            for tactic, each in self._verdicts.items() if not each.passed
-        )  # fmt: skip
-        kind = (
-            "metric"
-            if isinstance(self._options.gate, Metric)
-            else "calibration data"
-            if self._samples.real
-            else "noise"
-        )
+        metric = isinstance(self._options.gate, Metric)
+        kind = "metric" if metric else "calibration data" if self._samples.real else "noise"
         return Evidence(
             buckets=self._buckets,
             chosen=selection.tactics,
             timings=timings,
             accuracy=evidence.of_verdict(self._options.gate, verdict, inputs=kind, samples=len(self._held_out)),
-            environment=evidence.Environment(
-                self._machine, _version(), platform.python_version(), datetime.now(UTC).isoformat(timespec="seconds")
-            ),
+            environment=evidence.environment(self._machine),
             seconds=time.monotonic() - self._started,
             budget_seconds=self._options.budget_seconds,
             lost=lost,
             skipped=skipped,
-            refused=refused,
+            refused=evidence.of_verdicts(self._verdicts),
             passes=self._forms.passes,
             calibration=self._calibration,
             sensitivity=self._sensitivity,
+            ceilings=draft.ceilings,
             notes=(*self._forms.notes, *self._race.notes, *self._notes),
         )
-
-
-def _version() -> str:
-    return metadata.version("penstock")
 
 
 def _until(deadline: float, found: Iterable[Recipe]) -> Iterator[Recipe]:

@@ -6,13 +6,17 @@ table that people are shown. Written by the driver; read by `penstock inspect` a
 """
 
 import math
+import platform
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass, replace
+from datetime import UTC, datetime
+from importlib import metadata
 from typing import Any, Final
 
 from penstock.build.gate import Gate, Verdict
 from penstock.build.metrics import OutputError
 from penstock.engine.plan import Fingerprint, Shape, Shapes, Tactic, tactic_from_json, tactic_to_json
+from penstock.engine.roofline import Ceilings
 from penstock.errors import InvalidArgument
 from penstock.graph.optimizing import PassRecord
 from penstock.tactics.results import Measurement, Race
@@ -145,6 +149,9 @@ class Evidence:
     """None: there was no data, and so no INT8."""
 
     sensitivity: SensitivityRecord | None = None
+    ceilings: Ceilings | None = None
+    """Of the device, where the engine is for one; what shares of the roofline are shares of."""
+
     notes: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
@@ -180,6 +187,19 @@ def of_verdict(gate: Gate, verdict: Verdict, *, inputs: str, samples: int) -> Ac
         gate.text, verdict.passed, _finite(verdict.measured), verdict.limit, verdict.message, inputs, samples,
         verdict.interval, verdict.errors,
     )  # fmt: skip
+
+
+def of_verdicts(verdicts: Mapping[Tactic, Verdict]) -> tuple[Refused, ...]:
+    """Those that failed."""
+    return tuple(
+        Refused(tactic, _finite(each.measured), each.message) for tactic, each in verdicts.items() if not each.passed
+    )
+
+
+def environment(machine: Fingerprint) -> Environment:
+    """Here and now."""
+    built_at = datetime.now(UTC).isoformat(timespec="seconds")
+    return Environment(machine, metadata.version("penstock"), platform.python_version(), built_at)
 
 
 @dataclass(frozen=True, slots=True)
@@ -343,6 +363,7 @@ def from_json(data: Mapping[str, Any]) -> Evidence:
 def _evidence(data: Mapping[str, Any]) -> Evidence:
     accuracy, environment = data["accuracy"], data["environment"]
     calibration, sensitivity = data["calibration"], data["sensitivity"]
+    ceilings = data.get("ceilings")  # later than the version
     machine = environment["fingerprint"]
     return Evidence(
         buckets=tuple({name: tuple(shape) for name, shape in each.items()} for each in data["buckets"]),
@@ -368,6 +389,7 @@ def _evidence(data: Mapping[str, Any]) -> Evidence:
         if calibration
         else None,
         sensitivity=SensitivityRecord(**{**sensitivity, "kept": tuple(sensitivity["kept"])}) if sensitivity else None,
+        ceilings=Ceilings(**{name: float(value) for name, value in ceilings.items()}) if ceilings else None,
         notes=tuple(data["notes"]),
     )
 

@@ -5,6 +5,8 @@ Called by the driver.
 """
 
 import math
+import statistics
+import time
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final
 
@@ -20,6 +22,7 @@ Array = NDArray[Any]
 Arrays = Mapping[str, Array]
 Run = Callable[[Arrays], Mapping[str, Array]]
 
+_REDUCTION_CALLS: Final = 5
 REFERENCE: Final = Tactic("onnxruntime", "fp32", SOURCE, options=(("graph_optimization_level", "disabled"),))
 
 
@@ -32,6 +35,17 @@ def reducing(run: Run, reductions: Iterable[Reduction]) -> Run:
     """`run` followed by what the engine computes beside the library call."""
     steps = tuple(reductions)
     return (lambda inputs: reduced(run(inputs), steps)) if steps else run
+
+
+def reduction_microseconds(outputs: Arrays, reductions: Iterable[Reduction]) -> float:
+    """What computing them beside the library call takes."""
+    steps = tuple(reductions)
+    samples: list[float] = []
+    for _ in range(_REDUCTION_CALLS):
+        start = time.perf_counter()
+        reduced(outputs, steps)
+        samples.append(time.perf_counter() - start)
+    return 1e6 * statistics.median(samples)
 
 
 def within(profiles: Iterable[Profile], run: Run) -> Run:

@@ -18,6 +18,8 @@ import numpy as np
 from penstock.build.samples import Arrays
 from penstock.engine import Engine, Runtime, retuning, runtimes, sealed
 from penstock.engine.plan import CUDA, Region
+from penstock.engine.roofline import Call, Ceilings, Verdict, verdict
+from penstock.engine.runtimes.base import DeviceMemory
 from penstock.errors import ExecutionError, InvalidArgument, Unsupported
 
 # A context is asked for this many calls, of which the hand-over is timed; of slow models for fewer.
@@ -84,6 +86,10 @@ class _OfDevice(Protocol):
 
     def regions(self, inputs: Arrays, repeats: int = 20) -> tuple[Region, ...]: ...
 
+    def memory(self) -> DeviceMemory: ...
+
+    def ceilings(self) -> Ceilings: ...
+
 
 @runtime_checkable
 class _Profiled(Protocol):
@@ -138,6 +144,27 @@ def _longest(engine: Engine, inputs: Arrays) -> tuple[int, Arrays]:
     if route.batched:
         inputs = {name: np.resize(array, (step.rows, *array.shape[1:])) for name, array in inputs.items()}
     return step.program, inputs
+
+
+@dataclass(frozen=True, slots=True)
+class OfDevice:
+    """What a GPU says of the program that runs most of a call's rows."""
+
+    regions: tuple[Region, ...]
+    ceilings: Ceilings
+    verdict: Verdict
+    memory: DeviceMemory
+
+
+def of_device(runtime: Runtime, inputs: Arrays, report: Report) -> OfDevice | None:
+    """Why a call on a GPU takes what `report` says; None where it is computed on the CPU."""
+    if not isinstance(runtime, Engine) or report.phases is None:
+        return None
+    program, inputs = _longest(runtime, inputs)
+    device = cast("_OfDevice", runtime.compiled(program))
+    regions, ceilings, phases = device.regions(inputs), device.ceilings(), report.phases
+    call = Call(report.latency.median, phases.copy_in.median, phases.compute.median, phases.copy_out.median)
+    return OfDevice(regions, ceilings, verdict(regions, ceilings, call), device.memory())
 
 
 class _Stream(threading.Thread):

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from penstock.cli.output import accuracy_text, console, plain, print_json, shapes_text, size_text, specs_json, table
+from penstock.cli.roofline import ROOFLINE, ceilings_json, region_json, roofline_cells
 from penstock.errors import InvalidArgument, ModelLoadError
 
 if TYPE_CHECKING:
@@ -108,6 +109,8 @@ def _profile(profile: "Profile") -> dict[str, Any]:
 
 
 def _document(file: Path, found: "Sealed", seen: "Evidence") -> dict[str, Any]:
+    from penstock.engine.plan import bytes_together
+
     manifest = found.manifest
     return {
         "kind": "engine",
@@ -116,30 +119,27 @@ def _document(file: Path, found: "Sealed", seen: "Evidence") -> dict[str, Any]:
         "content_hash": found.content_hash,
         "source_hash": manifest.source_hash,
         "file_bytes": file.stat().st_size,
-        "memory_bytes": sum(each.bytes for each in manifest.programs),
+        "memory_bytes": bytes_together(manifest.programs),
         "precision": manifest.precision,
         "inputs": specs_json(manifest.inputs),
         "outputs": specs_json(manifest.outputs),
         "profiles": [_profile(each) for each in manifest.profiles],
         "programs": [
-            {"tactic": each.tactic.name, "shapes": plain(each.shapes) or None, "memory_bytes": each.bytes}
+            {
+                "tactic": each.tactic.name,
+                "shapes": plain(each.shapes) or None,
+                "memory_bytes": each.bytes,
+                "shared_bytes": each.shared_bytes,
+                "context_bytes": each.context_bytes,
+            }
             for each in manifest.programs
         ],
         "buckets": [
             {"shapes": plain(each.shapes), "program": each.program, "time_us": each.microseconds}
             for each in manifest.buckets
         ],
-        "regions": [
-            {
-                "name": each.name,
-                "kind": each.kind,
-                "nodes": list(each.nodes),
-                "precision": each.precision or None,
-                "tactic": each.tactic,
-                "time_us": each.microseconds,
-            }
-            for each in manifest.regions
-        ],
+        "regions": [region_json(each, seen.ceilings) for each in manifest.regions],
+        "ceilings": ceilings_json(seen.ceilings) if seen.ceilings else None,
         "machine": plain(manifest.fingerprint),
         "options": plain(manifest.options),
         "evidence": seen.to_json(),
@@ -149,11 +149,12 @@ def _document(file: Path, found: "Sealed", seen: "Evidence") -> dict[str, Any]:
 def _print(file: Path, found: "Sealed", seen: "Evidence", most: int | None) -> None:
     from penstock.build import evidence
     from penstock.cli.build import race_table
+    from penstock.engine.plan import bytes_together
 
     manifest, out = found.manifest, console()
     machine = manifest.fingerprint
     libraries = ", ".join(f"{name} {version}" for name, version in machine.libraries.items())
-    memory = sum(each.bytes for each in manifest.programs)
+    memory = bytes_together(manifest.programs)
     lines = [
         f"{file.name}: {manifest.name}, {manifest.precision}, "
         f"{size_text(file.stat().st_size)} on disk, {size_text(memory)} in memory",
@@ -170,19 +171,28 @@ def _print(file: Path, found: "Sealed", seen: "Evidence", most: int | None) -> N
     ]
     for line in lines:
         out.print(line, markup=False, soft_wrap=True)
-    buckets = table("bucket", ">time ms", "program")
+    on_device = any(each.context_bytes for each in manifest.programs)
+    buckets = table("bucket", ">time ms", "program", *([">a context"] if on_device else []))
     for place in evidence.by_size([each.shapes for each in manifest.buckets]):
         each = manifest.buckets[place]
-        tactic = manifest.programs[each.program].tactic.name
-        buckets.add_row(evidence.label(each.shapes), evidence.milliseconds(each.microseconds), tactic)
+        program = manifest.programs[each.program]
+        held = [size_text(program.context_bytes)] if on_device else []
+        buckets.add_row(
+            evidence.label(each.shapes), evidence.milliseconds(each.microseconds), program.tactic.name, *held
+        )
     out.print(buckets)
+    if on_device:
+        shared = size_text(max(each.shared_bytes for each in manifest.programs))
+        out.print(f"on the device: weights {shared} once, and the above for each context of a bucket", markup=False)
     out.print(race_table(seen))
     total = sum(each.microseconds for each in manifest.regions) or 1.0
     out.print(f"{len(manifest.regions)} regions from {_sources(found)} layers")
-    regions = table("region", "kind", "precision", "tactic", ">time us", ">share")
+    columns = ROOFLINE if seen.ceilings else ()
+    regions = table("region", "kind", "precision", "tactic", ">time us", ">share", *columns)
     for region in sorted(manifest.regions, key=lambda each: -each.microseconds)[:most]:
         time, share = f"{region.microseconds:.1f}", f"{100 * region.microseconds / total:.1f} %"
-        regions.add_row(region.name, region.kind, region.precision, region.tactic, time, share)
+        more = roofline_cells(region, seen.ceilings) if seen.ceilings else ()
+        regions.add_row(region.name, region.kind, region.precision, region.tactic, time, share, *more)
     out.print(regions)
     if most is not None and len(manifest.regions) > most:
         out.print(f"{len(manifest.regions) - most} more with --all", markup=False)

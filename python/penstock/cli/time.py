@@ -7,11 +7,13 @@ import typer
 
 from penstock.cli.custom_ops import CustomOps
 from penstock.cli.output import console, plain, print_json, read, say, shapes_text, table
+from penstock.cli.roofline import ROOFLINE, ceilings_json, memory_json, memory_text, region_json, roofline_cells
 
 if TYPE_CHECKING:
-    from penstock.build.timing import Report, Times
+    from penstock.build.timing import OfDevice, Report, Times
     from penstock.engine import Runtime
     from penstock.engine.plan import Region, Shapes
+    from penstock.engine.roofline import Verdict
 
 _MILLISECONDS = "min = {:.4g} ms, max = {:.4g} ms, mean = {:.4g} ms, median = {:.4g} ms"
 _NO_COPY = "0 ms: the CPU computes where the arrays are"
@@ -67,11 +69,12 @@ def time(
     say(f"{file.name} with {shapes_text(at)}, {streams} stream{'s' if streams > 1 else ''}, {duration:g} s")
     wanted = timing.Load(streams, warm_up, duration, iterations)
     report = timing.measure(model, arrays, wanted, percentile)
-    regions = timing.profile(file, model, arrays) if dump_profile else None
+    device = timing.of_device(model, arrays, report)
+    regions = device.regions if device else timing.profile(file, model, arrays) if dump_profile else None
     if as_json:
-        print_json(_document(file, model, at, wanted, report, regions))
+        print_json(_document(file, model, at, wanted, report, regions, device))
         return
-    _print(report, at, regions)
+    _print(report, at, regions if dump_profile else None, device)
 
 
 def _rows(shapes: "Shapes") -> int:
@@ -89,7 +92,13 @@ def _statistics(times: "Times") -> dict[str, float]:
 
 
 def _document(
-    file: Path, model: "Runtime", shapes: "Shapes", wanted: Any, report: "Report", regions: "tuple[Region, ...] | None"
+    file: Path,
+    model: "Runtime",
+    shapes: "Shapes",
+    wanted: Any,
+    report: "Report",
+    regions: "tuple[Region, ...] | None",
+    device: "OfDevice | None",
 ) -> dict[str, Any]:
     latency, phases = _statistics(report.latency), report.phases
     return {
@@ -107,7 +116,22 @@ def _document(
         "host_to_device_ms": _statistics(phases.copy_in) if phases else dict.fromkeys(latency, 0.0),
         "compute_ms": _statistics(phases.compute) if phases else latency,
         "device_to_host_ms": _statistics(phases.copy_out) if phases else dict.fromkeys(latency, 0.0),
-        "regions": None if regions is None else [_region(each) for each in regions],
+        "regions": None
+        if regions is None
+        else [region_json(each, device.ceilings if device else None) for each in regions],
+        "device_memory": memory_json(device.memory) if device else None,
+        "ceilings": ceilings_json(device.ceilings) if device else None,
+        "verdict": _verdict(device.verdict) if device else None,
+    }
+
+
+def _verdict(verdict: "Verdict") -> dict[str, Any]:
+    return {
+        "bound": verdict.bound,
+        "text": verdict.text,
+        "time_ms": dict(verdict.milliseconds),
+        "floor_ms": verdict.floor_ms,
+        "roofline_share": verdict.share_of_floor,
     }
 
 
@@ -117,23 +141,12 @@ def _device(model: "Runtime") -> str:
     return model.manifest.fingerprint.device if isinstance(model, Engine) else "cpu"
 
 
-def _region(region: "Region") -> dict[str, Any]:
-    return {
-        "name": region.name,
-        "kind": region.kind,
-        "nodes": list(region.nodes),
-        "precision": region.precision,
-        "tactic": region.tactic,
-        "time_us": region.microseconds,
-    }
-
-
 def _line(name: str, times: "Times") -> str:
     text = _MILLISECONDS.format(times.minimum, times.maximum, times.mean, times.median)
     return f"{name}: {text}" + "".join(f", percentile({rank:g}%) = {value:.4g} ms" for rank, value in times.percentiles)
 
 
-def _print(report: "Report", shapes: "Shapes", regions: "tuple[Region, ...] | None") -> None:
+def _print(report: "Report", shapes: "Shapes", regions: "tuple[Region, ...] | None", device: "OfDevice | None") -> None:
     out = console()
     rows, phases = _rows(shapes), report.phases
     lines = [
@@ -148,14 +161,20 @@ def _print(report: "Report", shapes: "Shapes", regions: "tuple[Region, ...] | No
         f"Total Host Walltime: {report.wall_seconds:.6g} s",
         f"Total Compute Time: {(phases.compute if phases else report.latency).mean * report.calls / 1000:.6g} s",
     ]
+    if device:
+        lines += [f"Device Memory: {memory_text(device.memory)}", device.verdict.text]
     for line in lines:
         out.print(line, markup=False, soft_wrap=True)
     if regions is not None:
         total = sum(each.microseconds for each in regions) or 1.0
         out.print("\n=== Profile ===")
-        profile = table("region", "kind", "precision", "tactic", ">time us", ">share")
+        ceilings = device.ceilings if device else None
+        profile = table(
+            "region", "kind", "precision", "tactic", ">time us", ">share", *ROOFLINE[: 4 if ceilings else 0]
+        )
         for each in regions:
             share = f"{100 * each.microseconds / total:.1f} %"
-            profile.add_row(each.name, each.kind, each.precision, each.tactic, f"{each.microseconds:.1f}", share)
+            more = roofline_cells(each, ceilings) if ceilings else ()
+            profile.add_row(each.name, each.kind, each.precision, each.tactic, f"{each.microseconds:.1f}", share, *more)
         profile.add_row("total", "", "", "", f"{sum(each.microseconds for each in regions):.1f}", "")
         out.print(profile)

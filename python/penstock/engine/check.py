@@ -13,7 +13,7 @@ from typing import Final, Literal
 
 from penstock.engine import custom, fingerprint, sealed
 from penstock.engine.plan import CUDA, TUNED_STEPS, Fingerprint, Manifest
-from penstock.engine.runtimes import LIBRARIES, PACKAGES
+from penstock.engine.runtimes import LIBRARIES, PACKAGES, settings
 from penstock.engine.sealed import Sealed, graph_member
 from penstock.errors import ModelLoadError
 
@@ -99,6 +99,8 @@ def _stale(manifest: Manifest, here: Fingerprint) -> dict[str, list[str]]:
     built = manifest.fingerprint
     runtimes = sorted({program.tactic.runtime for program in manifest.programs})
     found = {each: _of_gpu(built, here) if each == CUDA else _of_cpu(built, here, each) for each in runtimes}
+    if any(settings.on_gpu(program.tactic) for program in manifest.programs):
+        found["onnxruntime"] += _of_gpu(built, here)
     return {runtime: reasons for runtime, reasons in found.items() if reasons}
 
 

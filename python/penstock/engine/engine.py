@@ -23,7 +23,7 @@ from penstock.engine.reducing import reduced
 from penstock.engine.retuning import compiled_anew
 from penstock.engine.routing import Route, Step, batched, route
 from penstock.engine.runtimes.base import Array, Arrays, Compiled, CompiledInstance, Shelf, checked, padded
-from penstock.engine.sealed import Sealed, graph_member
+from penstock.engine.sealed import EVIDENCE, Sealed, graph_member
 from penstock.errors import ExecutionError, ModelLoadError, Unavailable
 
 _LOG = logging.getLogger(__name__)
@@ -59,7 +59,7 @@ def from_sealed(
     memory_bytes: int | None = None,
 ) -> "Engine":
     """Programs of a file that was read; compiled anew where the verdict is `retune`."""
-    indices = fitting(sealed.manifest, memory_bytes)
+    indices = fitting(sealed.manifest, memory_bytes, instances)
     anew = [at for at in indices if sealed.manifest.programs[at].tactic.runtime in verdict.anew]
     programs: dict[int, Compiled] = {}
     if anew:
@@ -146,6 +146,16 @@ class Engine:
     def save(self, path: str | Path) -> None:
         """Write the engine file; one that is there is replaced in one step. Raises OSError."""
         self._sealed.save(Path(path))
+
+    def with_evidence_of(self, sealed: Sealed) -> "Engine":
+        """This engine, from a file that says something else in its evidence alone. For the builder, before it is used
+        by anyone; raises ModelLoadError for any other file.
+        """
+        others = [found.members.keys() - {EVIDENCE} for found in (self._sealed, sealed)]
+        if self._sealed.manifest != sealed.manifest or others[0] != others[1]:
+            raise ModelLoadError(f"{sealed.name} is another engine than the one that was loaded; build it again")
+        self._sealed = sealed
+        return self
 
     def instance(self, *, priority: int = 0) -> "EngineInstance":
         """A worker's handle, used by one call at a time."""

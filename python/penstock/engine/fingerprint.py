@@ -25,6 +25,8 @@ RELEVANT: Final = frozenset(
 )
 # Packages that programs for a GPU are compiled or executed by.
 _OF_GPUS: Final = ("torch", "triton")
+# Builds of a library that are packages of other names.
+_OTHER_NAMES: Final = {"onnxruntime": ("onnxruntime-gpu",)}
 _SM: Final = "sm_"
 _MULTIPROCESSORS: Final = "multiprocessors_"
 _CPUINFO: Final = Path("/proc/cpuinfo")
@@ -103,10 +105,12 @@ def processor(cpuinfo: str) -> tuple[str, frozenset[str]]:
 
 
 def _version(package: str) -> str | None:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None
+    for name in (package, *_OTHER_NAMES.get(package, ())):
+        try:
+            return metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return None
 
 
 def _read(path: Path) -> str:

@@ -6,18 +6,20 @@ before anything is loaded.
 
 from itertools import combinations
 
-from penstock.engine.plan import Manifest, Shapes
+from penstock.engine.plan import Manifest, Shapes, bytes_together
 from penstock.engine.routing import route
 from penstock.errors import InvalidArgument, ResourceExhausted
 
 
-def fitting(manifest: Manifest, memory_bytes: int | None) -> tuple[int, ...]:
+def fitting(manifest: Manifest, memory_bytes: int | None, contexts: int = 1) -> tuple[int, ...]:
     """Places of the programs to load: all, or the set within `memory_bytes` that costs the least time over the buckets.
+
+    contexts  of every program on a device; on the CPU calls need nothing that counts.
 
     Raises ResourceExhausted when no set fits that answers all of them.
     """
     everything = tuple(range(len(manifest.programs)))
-    if memory_bytes is None or _bytes(manifest, everything) <= memory_bytes:
+    if memory_bytes is None or _bytes(manifest, everything, contexts) <= memory_bytes:
         return everything
     ranked: list[tuple[float, tuple[int, ...]]] = []
     least: int | None = None
@@ -25,20 +27,20 @@ def fitting(manifest: Manifest, memory_bytes: int | None) -> tuple[int, ...]:
         for chosen in combinations(everything, size):
             if not _answers(manifest, frozenset(chosen)):
                 continue
-            held = _bytes(manifest, chosen)
+            held = _bytes(manifest, chosen, contexts)
             least = held if least is None else min(least, held)
             if held <= memory_bytes:
                 ranked.append((_cost(manifest, chosen), chosen))
     if not ranked:
-        needed = least if least is not None else _bytes(manifest, everything)
+        needed = least if least is not None else _bytes(manifest, everything, contexts)
         raise ResourceExhausted(
             f"engine {manifest.name!r} needs {needed} bytes at least, the limit is {memory_bytes}; raise the limit"
         )
     return min(ranked)[1]
 
 
-def _bytes(manifest: Manifest, chosen: tuple[int, ...]) -> int:
-    return sum(manifest.programs[at].bytes for at in chosen)
+def _bytes(manifest: Manifest, chosen: tuple[int, ...], contexts: int) -> int:
+    return bytes_together((manifest.programs[at] for at in chosen), contexts)
 
 
 def _answers(manifest: Manifest, chosen: frozenset[int]) -> bool:

@@ -4,7 +4,7 @@ Everything here is a frozen dataclass that goes to JSON and back without loss (`
 imported and nothing is computed. `tactics` writes them into its cache, `build` into the manifest, reports print them.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal
 
@@ -110,6 +110,12 @@ class Region:
     tactic: str = ""
     """Kernel or implementation, as the library calls it."""
 
+    flops: float = 0.0
+    """Of products of matrices and convolutions, two for a multiplication and its addition; 0 where nobody counted."""
+
+    bytes: float = 0.0
+    """Read and written, each value once; 0 where nobody counted."""
+
 
 @dataclass(frozen=True, slots=True)
 class Program:
@@ -130,6 +136,23 @@ class Program:
 
     beside: bool = False
     """It answers what the engine's reductions still have to be applied to."""
+
+    shared_bytes: int = 0
+    """Of `bytes`: weights on a device, which programs of the same form and precision hold together once."""
+
+    context_bytes: int = 0
+    """Of `bytes`: what each context takes on a device, one of which is counted."""
+
+
+def bytes_together(programs: Iterable[Program], contexts: int = 1) -> int:
+    """What these programs hold, with so many contexts of each: shared weights once."""
+    shared: dict[tuple[str, str], int] = {}
+    own = 0
+    for each in programs:
+        own += each.bytes - each.shared_bytes + max(0, contexts - 1) * each.context_bytes
+        key = each.tactic.form, each.tactic.precision
+        shared[key] = max(shared.get(key, 0), each.shared_bytes)
+    return own + sum(shared.values())
 
 
 @dataclass(frozen=True, slots=True)

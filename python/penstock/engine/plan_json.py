@@ -50,6 +50,8 @@ def manifest_to_json(manifest: Manifest) -> dict[str, Any]:
                 "bytes": each.bytes,
                 "outputs": list(each.outputs),
                 "beside": each.beside,
+                "shared_bytes": each.shared_bytes,
+                "context_bytes": each.context_bytes,
             }
             for each in manifest.programs
         ],
@@ -74,6 +76,8 @@ def manifest_to_json(manifest: Manifest) -> dict[str, Any]:
                 "precision": each.precision,
                 "microseconds": each.microseconds,
                 "tactic": each.tactic,
+                "flops": each.flops,
+                "bytes": each.bytes,
             }
             for each in manifest.regions
         ],
@@ -282,8 +286,12 @@ def _program(data: Reader) -> Program:
     if tactic.precision not in PRECISIONS:
         raise ModelLoadError(f"manifest: precision {tactic.precision!r:.40} is not known")
     outputs = tuple(_checked(each, str, "programs.outputs") for each in data.sequence("outputs"))
+    shared, context = (data.count(key) if key in data else 0 for key in ("shared_bytes", "context_bytes"))  # are later
+    size = data.count("bytes")
+    if shared + context > size:
+        raise ModelLoadError(f"manifest: a program of {size} bytes can't share {shared} and have contexts of {context}")
     return Program(
-        tactic, data.text("artifact"), data.shapes("shapes"), data.count("bytes"), outputs, data.flag("beside")
+        tactic, data.text("artifact"), data.shapes("shapes"), size, outputs, data.flag("beside"), shared, context
     )
 
 
@@ -300,6 +308,7 @@ def _region(data: Reader) -> Region:
         data.text("precision"),
         data.number("microseconds"),
         data.text("tactic"),
+        *(data.number(key) if key in data else 0.0 for key in ("flops", "bytes")),  # later than the format
     )
 
 

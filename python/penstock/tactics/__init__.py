@@ -4,13 +4,14 @@
 hangs or fills the memory is lost, and nothing else is. Called by `build`, which decides what may be used.
 """
 
-from penstock.tactics.cache import TimingCache
+from penstock.tactics.cache import Chosen, TimingCache
 from penstock.tactics.candidates import GPU_PRECISIONS, Form, candidates, for_gpu
 from penstock.tactics.child import CandidateLost, Child, Limits
 from penstock.tactics.confirming import confirm
 from penstock.tactics.programs import Exported, compiled, export, profile
 from penstock.tactics.race import race
 from penstock.tactics.results import (
+    FINALIST_RATIO,
     Compiled,
     Lost,
     Measurement,
@@ -24,11 +25,14 @@ from penstock.tactics.results import (
     merged,
     ranked,
 )
+from penstock.tactics.stable import Stable
 
 __all__ = [
+    "FINALIST_RATIO",
     "GPU_PRECISIONS",
     "CandidateLost",
     "Child",
+    "Chosen",
     "Compiled",
     "Exported",
     "Form",
@@ -39,6 +43,7 @@ __all__ = [
     "Progress",
     "Race",
     "Skipped",
+    "Stable",
     "TimingCache",
     "Trying",
     "best",

@@ -4,7 +4,8 @@ One JSON file, replaced as a whole, so that a reader sees the old or the new one
 first and which is not tried at all, and nothing else: what it holds is numbers and words, each checked when read, and
 an engine still passes the gate. A file that is cut, foreign or of another format is left out with a warning in the
 log, and replaced by the next save. Lost candidates are kept too: trying a combination that takes eleven seconds a
-call again would cost the next build the same time. Called by `race`.
+call again would cost the next build the same time. Beside times it keeps what was tuned for a GPU: which
+implementation executes each step. Called by `race`, and by `build` for the choices.
 
 The key of an entry is a hash over the graph's bytes, the shapes and element types of the inputs, the tactic, and the
 machine with its libraries' versions: whatever changes there is a miss, and no entry is ever wrong for being old.
@@ -22,10 +23,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from penstock.engine.cuda import choices as chosen
+from penstock.engine.cuda.choices import Choices
 from penstock.engine.fingerprint import here
 from penstock.engine.plan import Fingerprint, Shapes, Tactic, tactic_to_json
 from penstock.engine.runtimes import onnx_file
-from penstock.errors import ModelLoadError
+from penstock.errors import InvalidArgument, ModelLoadError
 
 _LOG = logging.getLogger(__name__)
 
@@ -58,7 +61,14 @@ class Loss:
     reason: str
 
 
-Entry = Timing | Loss
+@dataclass(frozen=True, slots=True)
+class Chosen:
+    """What executes each step of a graph on a GPU, as tuning found it."""
+
+    choices: Choices
+
+
+Entry = Timing | Loss | Chosen
 
 
 class TimingCache:
@@ -97,6 +107,11 @@ class TimingCache:
             "tactic": tactic_to_json(tactic),
             "machine": self._machine,
         }
+        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+    def key_of_choices(self, steps: str, width: str) -> str:
+        """Name of an entry with choices. `steps`: a hash of the graph and of our kernels; `width` of the numbers."""
+        parts = {"choices": steps, "width": width, "machine": self._machine}
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
     def save(self) -> None:
@@ -165,6 +180,8 @@ def _machine(fingerprint: Fingerprint) -> dict[str, Any]:
 def _to_json(entry: Entry) -> dict[str, Any]:
     if isinstance(entry, Loss):
         return {"lost": entry.reason[:_REASON_CHARS]}
+    if isinstance(entry, Chosen):
+        return {"choices": json.loads(chosen.to_json(entry.choices))}
     return {
         "median_us": entry.median_us,
         "spread_us": entry.spread_us,
@@ -182,6 +199,8 @@ def _from_json(key: str, data: object) -> Entry | None:
     if data.keys() == {"lost"}:
         reason = data["lost"]
         return Loss(reason) if isinstance(reason, str) and 0 < len(reason) <= _REASON_CHARS else None
+    if data.keys() == {"choices"}:
+        return _chosen(data["choices"])
     if data.keys() != {"median_us", "spread_us", "samples", "seconds", "bytes", "confirmed"}:
         return None
     median, spread, seconds = (_number(data[name]) for name in ("median_us", "spread_us", "seconds"))
@@ -190,6 +209,13 @@ def _from_json(key: str, data: object) -> Entry | None:
     if not whole or median is None or median <= 0 or spread is None or seconds is None:
         return None
     return Timing(median, spread, samples, seconds, size, data["confirmed"] is True)
+
+
+def _chosen(data: object) -> Chosen | None:
+    try:
+        return Chosen(chosen.from_json(json.dumps(data)))
+    except InvalidArgument:
+        return None
 
 
 def _number(value: object) -> float | None:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Final, Literal
 
 from penstock.engine.plan import CUDA, LOWERED, OPTIMIZED, PLAIN_STEPS, SOURCE, TUNED_STEPS, Shapes, Tactic
+from penstock.engine.runtimes.settings import CUDA_PROVIDER, PROVIDER, TENSORRT
 
 ONNXRUNTIME: Final = "onnxruntime"
 OPENVINO: Final = "openvino"
@@ -82,15 +83,43 @@ def candidates(
     return list(dict.fromkeys(found))
 
 
-def for_gpu(forms: Mapping[str, Form], allowed: Collection[str], precision: str) -> list[Tactic]:
-    """Tactics on an NVIDIA GPU in one precision, after the safe one, which stays on the CPU and takes any shapes.
+def for_gpu(
+    forms: Mapping[str, Form],
+    allowed: Collection[str],
+    precision: str,
+    *,
+    free_shapes: bool = False,
+    providers: Collection[str] = (),
+) -> list[Tactic]:
+    """Tactics on an NVIDIA GPU in one precision, and the safe one, which stays on the CPU and takes any shapes.
 
-    Plain steps are there within seconds; tuned ones win nearly always.
+    Plain steps are there within seconds, so they are first, and what is slow after them costs little; tuned ones win
+    nearly always. Where calls come with `free_shapes`, which no program for a GPU takes, the safe one has to be there.
+
+    providers  of the installed ONNX Runtime for a GPU: the whole model by other libraries, before anything is tuned.
     """
-    found = [Tactic(ONNXRUNTIME, "fp32", SOURCE)] if SOURCE in forms and "fp32" in allowed else []
+    safe = [Tactic(ONNXRUNTIME, "fp32", SOURCE)] if SOURCE in forms and "fp32" in allowed else []
     lowered = [form for form in forms if form.startswith(LOWERED)]
-    ways = (PLAIN_STEPS, TUNED_STEPS) if precision in _TUNED else (PLAIN_STEPS,)
-    return found + [Tactic(CUDA, precision, form, "static", options=steps) for form in lowered for steps in ways]
+    plain, tuned = (
+        [Tactic(CUDA, precision, form, "static", options=steps) for form in lowered]
+        for steps in (PLAIN_STEPS, TUNED_STEPS)
+    )
+    first = [*safe, *plain] if free_shapes else [*plain, *safe]
+    rivals = [*_of_providers(forms, precision, providers)] if precision != "bf16" else []
+    return [*first, *rivals, *(tuned if precision in _TUNED else [])]
+
+
+def _of_providers(forms: Mapping[str, Form], precision: str, providers: Collection[str]) -> Iterator[Tactic]:
+    """ONNX Runtime's on the GPU: neither layout is the faster one of every model."""
+    form = OPTIMIZED if OPTIMIZED in forms else SOURCE
+    if form not in forms or forms[form].quantized:
+        return
+    if CUDA_PROVIDER in providers:
+        for layout in ("1", "0"):
+            options = (("prefer_nhwc", layout), (PROVIDER, CUDA_PROVIDER))
+            yield Tactic(ONNXRUNTIME, precision, form, "static", options=options)
+    if TENSORRT in providers:
+        yield Tactic(ONNXRUNTIME, precision, form, "static", options=((PROVIDER, TENSORRT),))
 
 
 def _openvino(

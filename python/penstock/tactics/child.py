@@ -7,6 +7,7 @@ thread. Called by `race`, `timer` and `programs`.
 """
 
 import contextlib
+import json
 import os
 import select
 import selectors
@@ -15,14 +16,15 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
 from penstock.engine import parts
 from penstock.engine.custom import Imports
-from penstock.engine.plan import Region, Shapes, Tactic, tactic_to_json
-from penstock.engine.runtimes.base import Array, Arrays, library_message
+from penstock.engine.plan import CUDA, Region, Shapes, Tactic, tactic_to_json
+from penstock.engine.roofline import Ceilings
+from penstock.engine.runtimes.base import Array, Arrays, DeviceMemory, library_message
 from penstock.errors import ExecutionError
 from penstock.tactics.frames import Decoder, Frame, FrameError, encode
 from penstock.tactics.memory import available, resident
@@ -101,9 +103,13 @@ class Timed:
 
 
 class Child:
-    """One process. Close it, or use it in `with`."""
+    """One process. Close it, or use it in `with`.
+
+    A process holds one program, number 0; one for a GPU may hold more, of the same tactic at other shapes.
+    """
 
     def __init__(self, tactic: Tactic, limits: Limits) -> None:
+        """It imports its library at once, whether anybody waits for it or not."""
         self.tactic = tactic
         self.limits = limits
         self._path = Path("model")  # whose name is taken out of messages, once known
@@ -115,7 +121,7 @@ class Child:
         self._memory = limits.memory_bytes if limits.memory_bytes is not None else share
         # -P: neither the working directory nor a script's folder may put modules in front of the libraries'.
         self._process = subprocess.Popen(  # noqa: S603  (our own interpreter and module)
-            [sys.executable, "-P", "-m", limits.worker, str(os.getpid())],
+            [sys.executable, "-P", "-m", limits.worker, str(os.getpid()), json.dumps(tactic_to_json(tactic))],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -154,22 +160,28 @@ class Child:
 
     # ---- commands ----
 
-    def compile(self, path: Path, shapes: Shapes | None = None, *, seconds: float | None = None) -> Made:
+    def compile(
+        self, path: Path, shapes: Shapes | None = None, *, seconds: float | None = None, program: int = 0
+    ) -> Made:
         """Compile the file for these shapes (static tactics) or for any."""
         self._path = path
+        whole = self.tactic.runtime == CUDA and not shapes  # of every bucket at once, in whatever process knows one
+        tactic = replace(self.tactic, shapes="dynamic") if whole else self.tactic
         limit = self.limits.start_seconds + self.limits.compile_seconds if seconds is None else seconds
         fields = {
             "path": str(path.resolve()),
-            "tactic": tactic_to_json(self.tactic),
+            "program": program,
+            "tactic": tactic_to_json(tactic),
             "shapes": {name: list(shape) for name, shape in shapes.items()} if shapes else None,
             "imports": Imports.of(parts.read(path).operators).to_json() if parts.beside(path) else None,
         }
         answer = self._command(Frame("compile", fields), limit, "compiling").fields
         return Made(float(answer["seconds"]), int(answer["bytes"]), bool(answer["fixed"]))
 
-    def load(self, bucket: int, inputs: Arrays) -> None:
-        """Hand over the inputs that `time` and `regions` use for a bucket."""
-        self._command(Frame("load", {"bucket": bucket}, inputs), self.limits.call_seconds, "taking its inputs")
+    def load(self, bucket: int, inputs: Arrays, program: int = 0) -> None:
+        """Hand over the inputs that `time` and `regions` use for a bucket, and say which program runs them."""
+        frame = Frame("load", {"bucket": bucket, "program": program}, inputs)
+        self._command(frame, self.limits.call_seconds, "taking its inputs")
 
     def time(self, bucket: int, *, calls: int, seconds: float, warm: int = 0, limit: float | None = None) -> Timed:
         """Time up to `calls` calls for about `seconds`, one at least; the process is stopped after `limit` seconds."""
@@ -177,9 +189,10 @@ class Child:
         answer = self._command(Frame("time", fields), self.limits.call_seconds if limit is None else limit, "running")
         return Timed(tuple(int(each) for each in answer.tensors["ns"]), int(answer.fields["bytes"]))
 
-    def run(self, inputs: Arrays) -> dict[str, Array]:
+    def run(self, inputs: Arrays, program: int = 0) -> dict[str, Array]:
         """One call with these inputs; its outputs."""
-        return dict(self._command(Frame("run", {}, inputs), self.limits.call_seconds, "running").tensors)
+        frame = Frame("run", {"program": program}, inputs)
+        return dict(self._command(frame, self.limits.call_seconds, "running").tensors)
 
     def regions(self, bucket: int, repeats: int) -> tuple[Region, ...]:
         """What the library executes at a bucket whose inputs are loaded, by its own profile."""
@@ -188,10 +201,24 @@ class Child:
         answer = self._command(frame, limit, "being profiled")
         return tuple(_region(each) for each in answer.fields["regions"])
 
-    def export(self, path: Path) -> int:
+    def export(self, path: Path, program: int = 0) -> int:
         """Write the artifact that makes the program loadable without compiling; its bytes."""
-        frame = Frame("export", {"path": str(path.resolve())})
+        frame = Frame("export", {"path": str(path.resolve()), "program": program})
         return int(self._command(frame, self.limits.compile_seconds, "being exported").fields["bytes"])
+
+    def memory(self, program: int = 0) -> DeviceMemory:
+        """What a program for a GPU takes there."""
+        answer = self._command(Frame("memory", {"program": program}), self.limits.call_seconds, "being asked").fields
+        return DeviceMemory(int(answer["weights"]), int(answer["program"]), int(answer["context"]))
+
+    def ceilings(self, program: int = 0) -> Ceilings:
+        """What the device of a program could do."""
+        answer = self._command(
+            Frame("ceilings", {"program": program}), self.limits.call_seconds, "being measured"
+        ).fields
+        return Ceilings(
+            float(answer["flops_per_second"]), float(answer["bytes_per_second"]), float(answer["launch_us"])
+        )
 
     def close(self) -> None:
         """End the process and all it started. Nothing is waited for: it holds nothing worth keeping."""
@@ -343,6 +370,8 @@ def _region(fields: Mapping[str, Any]) -> Region:
         precision=str(fields["precision"]),
         microseconds=float(fields["microseconds"]),
         tactic=str(fields["tactic"]),
+        flops=float(fields["flops"]),
+        bytes=float(fields["bytes"]),
     )
 
 

@@ -6,6 +6,7 @@ before at the bucket is brought to their scale. Called by `build` once the race 
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 
 from penstock.engine.plan import Shapes, Tactic
@@ -31,6 +32,7 @@ def confirm(
     memory_limit: int | None = None,
     on_progress: OnProgress | None = None,
     limits: Limits | None = None,
+    stable: Stable | None = None,
 ) -> Race:
     """The race with these tactics timed again at these buckets.
 
@@ -39,9 +41,9 @@ def confirm(
     """
     chosen = frozenset(tactics)
     limits = limits or Limits(memory_bytes=memory_limit)
-    with Stable(forms, found.buckets, sample_inputs, limits) as stable:
-        ledger = Ledger(found, forms, stable.inputs, budget_seconds, cache, on_progress)
-        final = _Final(ledger, stable, limits)
+    with nullcontext(stable) if stable else Stable(forms, found.buckets, sample_inputs, limits) as processes:
+        ledger = Ledger(found, forms, processes.inputs, budget_seconds, cache, on_progress)
+        final = _Final(ledger, processes, limits)
         for bucket in buckets:
             final.at(bucket, [each for each in ledger.known.at(bucket) if each.tactic in chosen])
         return ledger.finish()

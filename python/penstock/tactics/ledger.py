@@ -10,7 +10,7 @@ from dataclasses import replace
 
 from penstock.engine.plan import Tactic
 from penstock.engine.runtimes.base import Arrays
-from penstock.tactics.cache import Loss, Timing, TimingCache, content_hash
+from penstock.tactics.cache import Chosen, Loss, Timing, TimingCache, content_hash
 from penstock.tactics.candidates import Form
 from penstock.tactics.results import Compiled, Lost, Measurement, Progress, Race, Skipped
 from penstock.tactics.stable import program_key
@@ -100,7 +100,7 @@ class Ledger:
     def recall(self, tactic: Tactic, bucket: int) -> bool:
         """Take what the cache knows of a tactic at a bucket; False when it knows nothing."""
         entry = self._cache.get(self._key(tactic, bucket)) if self._cache is not None else None
-        if entry is None:
+        if entry is None or isinstance(entry, Chosen):  # keys of choices are never those of tactics
             return False
         self.known = replace(self.known, cache_hits=self.known.cache_hits + 1)
         if isinstance(entry, Loss):

@@ -9,12 +9,14 @@ Times at a bucket are on one scale: that of the first tactic timed there, times 
 
 import logging
 from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import Final
 
 from penstock.engine.fingerprint import here
 from penstock.engine.plan import CUDA, TUNED_STEPS, Fingerprint, Shapes, Tactic
 from penstock.engine.runtimes.base import Arrays
+from penstock.engine.runtimes.settings import on_gpu
 from penstock.errors import InvalidArgument
 from penstock.tactics.cache import TimingCache
 from penstock.tactics.candidates import Form, candidates, one_thread, siblings
@@ -34,6 +36,8 @@ _HOPELESS_FIRST_US: Final = 250_000.0
 _FIRST_CALL_SECONDS: Final = 3.0
 # A rough time this far from the best is out of reach of any drift between the two measurements.
 _HOPELESS: Final = 2.5
+# A program on a GPU this far ahead of the CPU's best need not wait for its calls to be sure.
+_FAR_AHEAD: Final = 10.0
 # A tactic this far behind where it matters most does not win elsewhere.
 _FAR_BEHIND: Final = 3.0
 # What static shapes give is less than this. Measured: up to 1.4 on transformers, next to nothing on convolutions.
@@ -42,6 +46,8 @@ _SIBLING_BEHIND: Final = 2.0
 _ONE_THREAD_BELOW_US: Final = 2_000.0
 # While a bucket has no time at all, the race goes on this long after its budget: an engine needs one.
 _EXTRA_SECONDS: Final = 60.0
+_TUNING_GRACE_SECONDS: Final = 8.0
+_LEAST_TUNING_SECONDS: Final = 4.0
 
 
 def race(
@@ -59,6 +65,7 @@ def race(
     tactics: Sequence[Tactic] | None = None,
     known: Race | None = None,
     limits: Limits | None = None,
+    stable: Stable | None = None,
 ) -> Race:
     """Time the candidates for these forms at every bucket.
 
@@ -73,6 +80,7 @@ def race(
     tactics         instead of `candidates` for the forms.
     known           a race over the same buckets that this one goes on with: its tactics are not timed again, its best
                     are who new ones are timed against. The forms of its tactics must be among `forms`.
+    stable          whose processes are used, and stay alive for whoever owns it; None: one of this race alone.
 
     A candidate that fails is in `lost` and raises nothing. Raises InvalidArgument for a tactic whose form is not there.
     """
@@ -82,10 +90,10 @@ def race(
         if tactic.form not in forms:
             raise InvalidArgument(f"{tactic.name}: no such form, there are {', '.join(forms)}")
     limits = limits or Limits(memory_bytes=memory_limit)
-    with Stable(forms, buckets, sample_inputs, limits) as stable:
+    with nullcontext(stable) if stable else Stable(forms, buckets, sample_inputs, limits) as processes:
         begun = known or Race(tuple(buckets))
-        ledger = Ledger(begun, forms, stable.inputs, budget_seconds, cache, on_progress)
-        running = _Race(ledger, stable, limits, optimum)
+        ledger = Ledger(begun, forms, processes.inputs, budget_seconds, cache, on_progress)
+        running = _Race(ledger, processes, limits, optimum)
         running.all_of(order)
         if machine.cores > 1:
             running.all_of(running.worth_one_thread())
@@ -111,6 +119,8 @@ class _Race:
         fresh = [tactic for tactic in tactics if tactic not in done]
         for number, tactic in enumerate(fresh, 1):
             self._ledger.tell(Trying(tactic, number, len(fresh)))
+            for later in fresh[number:]:
+                self._stable.expect(later)
             for bucket in self._buckets:
                 self._one(tactic, bucket)
 
@@ -118,12 +128,11 @@ class _Race:
         """The winners of buckets whose calls are so short that threads may cost more than they give."""
         winners = [self._ledger.best(bucket) for bucket in self._buckets]
         short = dict.fromkeys(each.tactic for each in winners if each and each.median_us < _ONE_THREAD_BELOW_US)
-        return [one_thread(tactic) for tactic in short if tactic.threads == 0 and tactic.runtime != CUDA]
+        return [one_thread(each) for each in short if each.threads == 0 and each.runtime != CUDA and not on_gpu(each)]
 
     def _one(self, tactic: Tactic, bucket: int) -> None:
         """One tactic at one bucket: timed, lost or skipped."""
-        # What was tuned is known to the process that tuned it: its time without its choices is of no use.
-        if tactic.options != TUNED_STEPS and self._ledger.recall(tactic, bucket):
+        if self._stable.knows(tactic, bucket) and self._ledger.recall(tactic, bucket):
             return
         why = self._why_not(tactic, bucket)
         if why:
@@ -140,14 +149,20 @@ class _Race:
     def _left(self, tactic: Tactic, bucket: int) -> float:
         first, best = self._ledger.best(self._optimum), self._ledger.best(bucket)
         # The winner where it matters most is timed elsewhere, too, before the budget may end: else a bucket would be
-        # left to whoever happened to be timed there.
-        owed = best is None or (first is not None and first.tactic == tactic)
+        # left to whoever happened to be timed there. On a GPU each bucket needs a program of its own.
+        if tactic.runtime == CUDA:
+            rivals = (each.tactic for each in self._ledger.known.at(bucket))
+            owed = all((each.runtime, each.precision) != (CUDA, tactic.precision) for each in rivals)
+        else:
+            owed = best is None or (first is not None and first.tactic == tactic)
         return self._ledger.left() + (_EXTRA_SECONDS if owed else 0.0)
 
     def _why_not(self, tactic: Tactic, bucket: int) -> str:
         """Why a tactic is not worth its time here; empty when it is."""
         if self._left(tactic, bucket) <= 0:
             return "no time was left"
+        if self._ledger.left() < _LEAST_TUNING_SECONDS and not self._stable.knows(tactic, bucket):
+            return "too little time was left to tune it"
         if bucket != self._optimum:
             why = self._behind(tactic)
             if why:
@@ -191,7 +206,7 @@ class _Race:
             self._alone(contender, QUALIFYING)
         elif contender.call_us > _HOPELESS * best.median_us:
             self._alone(contender, replace(QUALIFYING, rounds=2))
-        elif not self._against(contender, best):
+        elif _far_ahead(contender, best) or not self._against(contender, best):
             self._alone(contender, QUALIFYING)
 
     def _ready(self, tactic: Tactic, bucket: int, best: Measurement | None) -> Contender:
@@ -202,8 +217,10 @@ class _Race:
             usual = max(self._first_us.get(bucket, 0.0), best.median_us) / 1e6
             call = min(call, max(_FIRST_CALL_SECONDS, 2 * _HOPELESS_FIRST * usual))
         compile_seconds = self._limits.start_seconds + self._limits.compile_seconds
+        # Tuning ends when it is told to, and what it found is lost if it is stopped a moment before.
+        grace = _TUNING_GRACE_SECONDS if tactic.options == TUNED_STEPS else 0.0
         return self._stable.contender(
-            tactic, bucket, compile_seconds=min(compile_seconds, left), call_seconds=min(call, left)
+            tactic, bucket, compile_seconds=min(compile_seconds, left + grace), call_seconds=min(call, left + grace)
         )
 
     def _against(self, contender: Contender, best: Measurement) -> bool:
@@ -242,3 +259,8 @@ class _Race:
         # A static program is for this bucket alone: when it lost here, nobody asks for it again.
         if tactic.shapes == "static" and best is not None and measurement.median_us > best.median_us:
             self._stable.drop(tactic, bucket)
+
+
+def _far_ahead(contender: Contender, best: Measurement) -> bool:
+    devices = tuple(each.runtime == CUDA or on_gpu(each) for each in (contender.tactic, best.tactic))
+    return devices == (True, False) and contender.call_us * _FAR_AHEAD < best.median_us

@@ -6,15 +6,17 @@ what it is for. It ends with its builder: the kernel kills it when the thread th
 when its input ends. Started by `child`.
 """
 
+import contextlib
 import ctypes
 import gc
+import json
 import os
 import resource
 import signal
 import sys
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Final
 
@@ -23,8 +25,8 @@ import numpy as np
 from penstock.engine.custom import Imports
 from penstock.engine.plan import Shapes, Tactic, tactic_from_json
 from penstock.engine.runtimes import compile as compile_runtime
-from penstock.engine.runtimes import import_library
-from penstock.engine.runtimes.base import Arrays, Compiled, RuntimeInstance
+from penstock.engine.runtimes import prepare
+from penstock.engine.runtimes.base import Arrays, Compiled, OnDevice, RuntimeInstance
 from penstock.errors import PenstockError
 from penstock.tactics.frames import Decoder, Frame, encode
 from penstock.tactics.memory import resident
@@ -70,14 +72,20 @@ class Channel:
                 view = view[os.write(self._target, view) :]
 
 
+@dataclass(frozen=True, slots=True)
+class _Program:
+    runtime: Compiled
+    instance: RuntimeInstance
+
+
 class Worker:
-    """One candidate, from compilation to its last call."""
+    """One candidate, from compilation to its last call; of a GPU's, a program for each bucket."""
 
     def __init__(self, compiler: Compile) -> None:
         self._compile = compiler
-        self._runtime: Compiled | None = None
-        self._instance: RuntimeInstance | None = None
-        self._inputs: dict[int, Arrays] = {}
+        self._programs: dict[int, _Program] = {}
+        self._inputs: dict[int, tuple[int, Arrays]] = {}
+        """By bucket: the program that runs it, and what it is called with."""
         self._before = 0
         self._commands: Mapping[str, Callable[[Frame], Frame]] = {
             "compile": self._on_compile,
@@ -86,6 +94,8 @@ class Worker:
             "run": self._on_run,
             "regions": self._on_regions,
             "export": self._on_export,
+            "memory": self._on_memory,
+            "ceilings": self._on_ceilings,
         }
 
     def answer(self, frame: Frame) -> Frame:
@@ -103,25 +113,27 @@ class Worker:
         tactic = tactic_from_json(fields["tactic"])
         shapes = {name: tuple(shape) for name, shape in fields["shapes"].items()} if fields["shapes"] else None
         # Before memory and time are looked at, so that they don't count as the candidate's.
-        import_library(tactic.runtime)
+        prepare(tactic)
         if fields["imports"]:
             Imports.from_json(fields["imports"]).carry_out()
         self._before = resident(os.getpid())
         start = time.perf_counter()
-        self._runtime = self._compile(Path(fields["path"]), tactic, shapes)
-        self._instance = self._runtime.instance()
+        runtime = self._compile(Path(fields["path"]), tactic, shapes)
+        program = self._programs[int(fields["program"])] = _Program(runtime, runtime.instance())
         seconds = time.perf_counter() - start
-        fixed = all(size >= 0 for spec in self._runtime.inputs for size in spec.shape)
-        return Frame("ok", {"seconds": seconds, "bytes": self._gained(), "fixed": fixed})
+        fixed = all(size >= 0 for spec in runtime.inputs for size in spec.shape)
+        return Frame("ok", {"seconds": seconds, "bytes": self._held(program), "fixed": fixed})
 
     def _on_load(self, frame: Frame) -> Frame:
-        self._inputs[int(frame.fields["bucket"])] = frame.tensors
+        self._inputs[int(frame.fields["bucket"])] = int(frame.fields["program"]), frame.tensors
         return Frame("ok")
 
     def _on_time(self, frame: Frame) -> Frame:
         """Per-call times in nanoseconds, after `warm` calls that are not among them; one call at least."""
         fields = frame.fields
-        inputs, instance = self._inputs[int(fields["bucket"])], self._ready()
+        number, inputs = self._inputs[int(fields["bucket"])]
+        program = self._program(number)
+        instance = program.instance
         calls, limit = int(fields["calls"]), int(fields["seconds"] * 1e9)
         samples = np.empty(calls, np.int64)
         clock = time.perf_counter_ns
@@ -140,32 +152,42 @@ class Worker:
                 made += 1
         finally:
             gc.enable()
-        return Frame("ok", {"bytes": self._gained()}, {"ns": samples[:made]})
+        return Frame("ok", {"bytes": self._held(program)}, {"ns": samples[:made]})
 
     def _on_run(self, frame: Frame) -> Frame:
-        return Frame("ok", {}, self._ready().execute(frame.tensors))
+        return Frame("ok", {}, self._program(int(frame.fields["program"])).instance.execute(frame.tensors))
 
     def _on_regions(self, frame: Frame) -> Frame:
-        inputs = self._inputs[int(frame.fields["bucket"])]
-        regions = self._compiled().regions(inputs, int(frame.fields["repeats"]))
+        number, inputs = self._inputs[int(frame.fields["bucket"])]
+        regions = self._program(number).runtime.regions(inputs, int(frame.fields["repeats"]))
         return Frame("ok", {"regions": [asdict(each) for each in regions]})
 
     def _on_export(self, frame: Frame) -> Frame:
-        data = self._compiled().export()
+        data = self._program(int(frame.fields["program"])).runtime.export()
         Path(frame.fields["path"]).write_bytes(data)
         return Frame("ok", {"bytes": len(data)})
 
-    def _compiled(self) -> Compiled:
-        if self._runtime is None:
-            raise RuntimeError("nothing is compiled yet")
-        return self._runtime
+    def _on_memory(self, frame: Frame) -> Frame:
+        return Frame("ok", asdict(self._on_device(frame).memory()))
 
-    def _ready(self) -> RuntimeInstance:
-        if self._instance is None:
-            raise RuntimeError("nothing is compiled yet")
-        return self._instance
+    def _on_ceilings(self, frame: Frame) -> Frame:
+        return Frame("ok", asdict(self._on_device(frame).ceilings()))
 
-    def _gained(self) -> int:
+    def _on_device(self, frame: Frame) -> OnDevice:
+        runtime = self._program(int(frame.fields["program"])).runtime
+        if not isinstance(runtime, OnDevice):
+            raise RuntimeError("it lies in no device's memory")
+        return runtime
+
+    def _program(self, number: int) -> _Program:
+        if number not in self._programs:
+            raise RuntimeError("nothing is compiled yet")
+        return self._programs[number]
+
+    def _held(self, program: _Program) -> int:
+        """Of the device's memory where the program lies there, else what this process gained."""
+        if isinstance(program.runtime, OnDevice):
+            return program.runtime.memory().total
         _give_back_free_memory()
         return max(0, resident(os.getpid()) - self._before)
 
@@ -194,6 +216,9 @@ def serve(compiler: Compile) -> None:
     """Take the pipes and answer commands until told to quit or until the builder is gone."""
     channel = Channel()
     guard(int(sys.argv[1]))
+    if len(sys.argv) > 2:  # what it will be asked for: while nobody waits yet
+        with contextlib.suppress(Exception):  # whatever a library raises, compiling raises again and is answered
+            prepare(tactic_from_json(json.loads(sys.argv[2])))
     worker = Worker(compiler)
     while (frame := channel.receive()) is not None and frame.kind != "quit":
         channel.send(worker.answer(frame))

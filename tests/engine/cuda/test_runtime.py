@@ -135,6 +135,30 @@ def test_regions_name_every_step_with_its_time_and_what_executes_it(path: Path) 
     assert "conv+bias+relu" in {region.kind for region in regions}
 
 
+def test_regions_say_what_they_compute_and_move(path: Path) -> None:
+    """The classifier at 4 rows: 32 numbers to 10 of each, in FP32."""
+    runtime = compiled(path, tactic("fp32"), 4)
+    (last,) = [region for region in runtime.regions({"x": picture(4)}) if region.kind.startswith("gemm")]
+    inputs = last.flops / (2 * 4 * 10)
+    assert inputs == int(inputs) > 1
+    assert last.bytes == 4 * (4 * inputs + 10 * inputs + 10 + 4 * 10)
+    narrow = next(r for r in compiled(path, tactic("fp16"), 4).regions({"x": picture(4)}) if r.name == last.name)
+    assert narrow.flops == last.flops
+    assert last.bytes / 2 <= narrow.bytes < last.bytes
+    ceilings = runtime.ceilings()
+    assert ceilings == runtime.ceilings()
+    assert min(ceilings.flops_per_second, ceilings.bytes_per_second, ceilings.launch_us) > 0
+
+
+def test_memory_is_weights_once_and_a_context_of_each_bucket(path: Path) -> None:
+    one, four, both = (compiled(path, tactic("fp32"), batch).memory() for batch in (1, 4, None))
+    assert one.weights == four.weights == both.weights > 30_000
+    assert compiled(path, tactic("fp16"), 1).memory().weights == one.weights / 2
+    assert one.context < four.context < 5 * one.context
+    assert both.context == one.context + four.context
+    assert both.total == both.weights + both.program + both.context
+
+
 @pytest.mark.parametrize(
     ("which", "batch", "words"),
     [

@@ -6,6 +6,7 @@ shapes with its choices, from which any number of contexts are made. Called by t
 
 import torch
 
+from penstock.engine.cuda import costs
 from penstock.engine.cuda.artifact import Artifact
 from penstock.engine.cuda.choices import Choice, Choices
 from penstock.engine.cuda.contexts import Context, GraphContext, HostContext
@@ -17,6 +18,10 @@ from penstock.engine.cuda.kernels.replay import Player, Recorder
 from penstock.engine.cuda.sites import DTYPES
 from penstock.engine.plan import Region
 from penstock.errors import ExecutionError, ModelLoadError, Unsupported
+
+
+def _taken(device: torch.device) -> int:
+    return torch.cuda.memory_allocated(device) if device.type == "cuda" else 0
 
 
 def capability(device: torch.device) -> int:
@@ -69,15 +74,23 @@ class Bucket:
             raise ModelLoadError(
                 "kernels of this program are bound with triton, which is not installed; it comes with torch"
             )
+        self.weights = model.weights(prepared, precision)
+        before = _taken(model.device)
         self.executor = Executor(
-            prepared.graph, model.weights(prepared, precision), model.device, precision, choices=choices,
-            early_launch=self._early_launch,
-        )  # fmt: skip
+            prepared.graph, self.weights, model.device, precision, choices=choices, early_launch=self._early_launch
+        )
+        self.prepared_bytes = max(0, _taken(model.device) - before)
+        """Of device memory: weights in the order that kernels want, kept besides."""
+        self.context_bytes = costs.arena(self.executor.graph)
+        """Of device memory; as contexts have it; before there is one, what its values take by liveness."""
 
     def context(self, priority: int = 0) -> Context:
-        return (
-            GraphContext(self.executor, priority) if self.executor.device.type == "cuda" else HostContext(self.executor)
-        )
+        """On a stream of this priority; the CPU has none."""
+        if self.executor.device.type != "cuda":
+            return HostContext(self.executor)
+        made = GraphContext(self.executor, priority)
+        self.context_bytes = made.device_bytes
+        return made
 
     def sealed(self) -> Artifact:
         """Its kernels are taken down in one run."""
@@ -103,7 +116,7 @@ class Bucket:
             parts = [step.kind, *(role for role in ("bias", "residual") if step.operand(role))]
             parts += [activation] if activation != "none" else []
             choice = self._choices.get(bound.name) or Choice(bound.implementation)
-            found.append(
-                Region(bound.name, "+".join(parts), step.nodes, precision, times.get(bound.name, 0.0), str(choice))
-            )
+            work = costs.flops(self.executor.graph, step), costs.moved(self.executor.graph, step)
+            microseconds = times.get(bound.name, 0.0)
+            found.append(Region(bound.name, "+".join(parts), step.nodes, precision, microseconds, str(choice), *work))
         return tuple(found)

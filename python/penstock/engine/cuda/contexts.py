@@ -17,6 +17,7 @@ import torch
 from numpy.typing import NDArray
 
 from penstock.engine.cuda.executor import Executor
+from penstock.engine.cuda.ranges import named
 from penstock.engine.cuda.sites import DTYPES
 
 Array = NDArray[Any]
@@ -51,14 +52,22 @@ class GraphContext:
                 host.copy_(tensor, non_blocking=True)
             return found
 
-        self._captured = executor.capture(whole, priority=priority)
+        shapes = " ".join(f"{each.name}:{'x'.join(map(str, each.shape))}" for each in graph.inputs)
+        self._name = f"penstock {executor.precision} {shapes}"
+        with named(f"{self._name} capture"):
+            self._captured = executor.capture(whole, priority=priority)
         self._inputs = {name: as_numpy(tensor) for name, tensor in self._given.items()}
         self._outputs = {name: as_numpy(tensor) for name, tensor in answers.items()}
         self.milliseconds = self._timed()
         """Of one replay, copies included."""
+        self.device_bytes = self._captured.device_bytes()
         self._sleeping, self._spinning = torch.cuda.Event(blocking=True), torch.cuda.Event()
 
     def run(self, inputs: Arrays) -> Arrays:
+        with named(self._name):
+            return self._run(inputs)
+
+    def _run(self, inputs: Arrays) -> Arrays:
         for name, array in self._inputs.items():
             np.copyto(array, inputs[name])
         self._captured.replay()

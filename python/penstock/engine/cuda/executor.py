@@ -21,6 +21,7 @@ from penstock.engine.cuda.choices import Choices
 from penstock.engine.cuda.implementations import OURS, chosen
 from penstock.engine.cuda.kernels.driver import OwnStream, launch_graph
 from penstock.engine.cuda.kernels.replay import Launcher, launching
+from penstock.engine.cuda.ranges import named
 from penstock.engine.cuda.sites import DTYPES, Run, Site, narrow, seen
 from penstock.engine.cuda.workspace import Needs, working_in
 from penstock.engine.lowered import LoweredGraph, Operand, narrowed
@@ -112,7 +113,8 @@ class Executor:
             operands = [seen(slots[slot], operand) for slot, operand in bound.reads]
             if watch is not None:
                 watch(number, operands)
-            outputs = bound.run(operands)
+            with named(bound.name):
+                outputs = bound.run(operands)
             for slot, output in zip(bound.writes, outputs, strict=True):
                 slots[slot] = output
             for slot in bound.frees:
@@ -244,6 +246,14 @@ class Captured:
                 self._graph.capture_end()
         self.outputs: Tensors = dict(zip((each.name for each in executor.graph.outputs), answers, strict=True))
         self._launch = _launcher(self._graph)
+
+    def device_bytes(self) -> int:
+        """What it holds of the device's memory: what was captured, its inputs, and where sums are shared."""
+        pool = tuple(self._graph.pool())
+        segments = torch.cuda.memory_snapshot()
+        captured = sum(int(each["total_size"]) for each in segments if tuple(each.get("segment_pool_id", ())) == pool)
+        own = (*self.inputs.values(), self._workspace.partial_sums, self._workspace.counters)
+        return captured + sum(int(tensor.nbytes) for tensor in own)
 
     def replay(self) -> None:
         """On the context's own stream; whoever reads the outputs waits for it. While others capture, too."""

@@ -118,9 +118,14 @@ class Compilers:
     """Some processes that compile; a context. They start with the first launch and serve any number of models."""
 
     def __init__(self, processes: int, capability: int = HOPPER) -> None:
-        self._capability = capability
+        self._capability, self._processes = capability, processes
         self._threads = ThreadPoolExecutor(processes)
         self._idle: queue.SimpleQueue[subprocess.Popen[str]] = queue.SimpleQueue()
+
+    def start(self) -> None:
+        """All processes now, and not with the first launches: they import for seconds before they compile."""
+        for _ in range(self._processes):
+            self._idle.put(_start())
 
     def submit(self, launch: Launch | CppLaunch) -> Future[str]:
         """The answer says why it does not compile; empty if it does."""

@@ -23,16 +23,18 @@ from penstock.engine import gpus
 from penstock.engine.cuda import artifact as artifacts
 from penstock.engine.cuda import form as forms
 from penstock.engine.cuda.buckets import Bucket, Model
+from penstock.engine.cuda.ceilings import measured
 from penstock.engine.cuda.contexts import Context, Phases, phases
 from penstock.engine.cuda.executor import PRECISIONS
 from penstock.engine.cuda.kernels.driver import OUT_OF_MEMORY
 from penstock.engine.cuda.kernels.replay import Player
 from penstock.engine.cuda.timeline import Span, timeline
-from penstock.engine.cuda.tuning import Tuning
+from penstock.engine.cuda.tuning import Tuning, build_early, keep_compilers
 from penstock.engine.lowered import LoweredGraph
 from penstock.engine.plan import CUDA, PLAIN_STEPS, TUNED_STEPS, Region, Shapes, Tactic
+from penstock.engine.roofline import Ceilings
 from penstock.engine.routing import beyond_rows
-from penstock.engine.runtimes.base import Array, Arrays, Shelf, checked, library_message, padded
+from penstock.engine.runtimes.base import Array, Arrays, DeviceMemory, Shelf, checked, library_message, padded
 from penstock.errors import (
     ExecutionError,
     InvalidArgument,
@@ -89,7 +91,17 @@ class CudaRuntime:
                 search = shapes is not None
                 choices = tuning.choices(model, each, tactic.precision, search=search) if tuning else {}
                 buckets.append(Bucket(model, each, tactic.precision, choices, early_launch=tuning is not None))
+                build_early(buckets[-1].executor)
             return cls(path.name, tactic, buckets)
+
+    @staticmethod
+    def prepare(tactic: Tactic) -> None:
+        """What a process can do before it knows a model: the GPU's context, and whoever compiles for the tuner."""
+        if torch.cuda.is_available():
+            device = _device(tactic.name)
+            torch.zeros(1, device=device)
+            if tactic.options == TUNED_STEPS:
+                keep_compilers(device)
 
     @classmethod
     def reopen(
@@ -139,6 +151,12 @@ class CudaRuntime:
         with _running(self._title):
             return self._fitting(inputs).regions(self._tactic.precision)
 
+    def ceilings(self) -> Ceilings:
+        """What this GPU could do in the program's precision, measured now or earlier in this process."""
+        self._check_open()
+        with _running(self._title):
+            return measured(self._buckets[0].executor.device, self._tactic.precision)
+
     def phases(self, inputs: Arrays, calls: int) -> Phases:
         """Copying in, computing and copying out, timed apart by the GPU's clock."""
         self._check_open()
@@ -150,6 +168,14 @@ class CudaRuntime:
         self._check_open()
         with _running(self._title):
             return timeline(self._fitting(inputs).executor, dict(inputs), contexts, calls)
+
+    def memory(self) -> DeviceMemory:
+        weights = {id(tensor): tensor.nbytes for bucket in self._buckets for tensor in bucket.weights.values()}
+        return DeviceMemory(
+            sum(weights.values()),
+            sum(bucket.prepared_bytes for bucket in self._buckets),
+            sum(bucket.context_bytes for bucket in self._buckets),
+        )
 
     def instance(self, *, priority: int = 0) -> "CudaInstance":
         buckets = self._buckets  # once: closing takes them away

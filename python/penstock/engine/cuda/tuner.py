@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 
 import torch
 
-from penstock.engine.cuda.choices import Choice
+from penstock.engine.cuda.choices import Choice, Choices
 from penstock.engine.cuda.executor import Executor, Tensors
 from penstock.engine.cuda.implementations import OURS, add_triton, fitting
 from penstock.engine.cuda.kernels.replay import Player, launching
@@ -95,15 +95,20 @@ def tune(
     compilers: Builds | None = None,
     timer: Timer | None = None,
     clock: Callable[[], float] = time.monotonic,
+    hints: Choices | None = None,
 ) -> Result:
-    """Choices for an executor of the same graph, precision and device. `inputs`: typical ones, else random numbers."""
+    """Choices for an executor of the same graph, precision and device.
+
+    inputs  typical ones, else random numbers.
+    hints   what is worth trying first: choices for the same steps at other shapes.
+    """
     started = clock()
     add_triton()
     glance = _glance if timer is None and executor.device.type == "cuda" else None
     timer = timer or timer_for(executor.device)
     with torch.no_grad(), executor.arithmetic(search=True):
         rows = observed(executor, inputs if inputs is not None else random_inputs(executor))
-        race = _Race(rows, timer, glance, clock, started + seconds, seconds / 2, limit)
+        race = _Race(rows, timer, glance, clock, started + seconds, seconds / 2, limit, hints or {})
         untimed = race.run(compilers)
     rows.sort(key=lambda row: -row.microseconds * len(row.steps))
     choices = {name: row.best for row in rows for name in row.steps if row.best is not None}
@@ -225,6 +230,7 @@ class _Race:
     """Seconds beyond it for steps without any kernel of ours."""
 
     limit: int
+    hints: Choices
 
     def run(self, compilers: Builds | None) -> int:
         """The number of candidates that were not timed."""
@@ -255,11 +261,14 @@ class _Race:
     def _candidates(self, row: Tuned) -> list[_Candidate]:
         # The executor's own choice is in the site, and must not be the only one.
         row.site = replace(row.site, step=replace(row.site.step, implementation=""), config=())
-        return [
-            _Candidate(row, Choice(name, tuple(config)), rank)
-            for name, implementation in fitting(row.site).items()
-            for rank, config in enumerate(implementation.configs(row.site)[: self.limit])
-        ]
+        hint = self.hints.get(row.steps[0])
+        found: list[_Candidate] = []
+        for name, implementation in fitting(row.site).items():
+            configs = [tuple(config) for config in implementation.configs(row.site)]
+            if hint is not None and hint.implementation == name and hint.config in configs:
+                configs.sort(key=lambda config: config != hint.config)
+            found += [_Candidate(row, Choice(name, config), rank) for rank, config in enumerate(configs[: self.limit])]
+        return found
 
     def over(self) -> bool:
         return self.clock() >= self.deadline

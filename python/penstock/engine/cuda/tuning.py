@@ -1,90 +1,185 @@
 """How long to tune a form's buckets for, and what was chosen: a file beside the form.
 
-The builder writes the time, whoever compiles a bucket first tunes it and writes its choices, and everybody after that
-takes them over: the race, the seal, another precision of the same width. Called by the runtime and the builder; torch
-is imported when something is tuned.
+The builder writes the time, and what it knows from earlier builds; whoever compiles a bucket first tunes it and writes
+its choices, and everybody after that takes them over: the race, the seal, another precision of the same width. Called
+by the runtime and the builder; torch is imported when something is tuned.
 """
 
+import hashlib
 import json
 import logging
 import os
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from penstock.engine.cuda import choices as chosen
 from penstock.engine.cuda.choices import Choices
 from penstock.engine.cuda.form import Prepared
+from penstock.engine.lowered import to_json
+from penstock.engine.plan import Shapes
 
 if TYPE_CHECKING:
     import torch
 
     from penstock.engine.cuda.buckets import Model
+    from penstock.engine.cuda.executor import Executor
+    from penstock.engine.cuda.precompile import Compilers
 
 _LOG = logging.getLogger(__name__)
 
 TUNING: Final = ".tuning.json"
 
 _SECONDS: Final = 15.0  # of tuning one bucket where nobody says how long
+_LEAST_SECONDS: Final = 1.0  # libraries are timed in this, and nothing is compiled
+_AFTER_SECONDS: Final = 2.5  # to compile what was chosen as it will be launched, to capture it and to time it
 _MOST_PROCESSES: Final = 16
+_COMPILE_SECONDS: Final = 60.0
+_WIDE: Final = ("tf32", "fp32")
+
+_kept: "list[Compilers]" = []
+"""Those of a process that will tune, started before it knows what; none: they live as long as one tuning."""
 
 
 class Tuning:
-    """What lies beside a form: seconds to tune each bucket for, and choices by bucket and width of the numbers."""
+    """What lies beside a form: time to tune for, and choices by bucket and width of the numbers."""
 
     def __init__(self, path: Path) -> None:
         self._path = path.with_name(path.stem + TUNING)
-        self.seconds, self._known = self._read()
+        self.seconds, self.until, self._known = self._read()
 
-    def _read(self) -> tuple[float, dict[str, Any]]:
+    def _read(self) -> tuple[float, float | None, dict[str, Any]]:
         try:
             data = json.loads(self._path.read_text())
-            return float(data["seconds"]), dict(data["choices"])
+            until = data["until"]
+            return float(data["seconds"]), None if until is None else float(until), dict(data["choices"])
         except FileNotFoundError:
-            return _SECONDS, {}
+            return _SECONDS, None, {}
         except (OSError, ValueError, KeyError, TypeError) as error:
             _LOG.warning("%s can't be read (%s): every bucket is tuned anew", self._path.name, error)
-            return _SECONDS, {}
+            return _SECONDS, None, {}
 
     @staticmethod
-    def prepare(path: Path, seconds: float) -> None:
-        """For the form at `path`, before anything is compiled."""
-        path.with_name(path.stem + TUNING).write_text(json.dumps({"seconds": seconds, "choices": {}}))
+    def prepare(
+        path: Path, seconds: float, *, until: float | None = None, known: Mapping[str, Any] | None = None
+    ) -> None:
+        """For the form at `path`, before anything is compiled.
+
+        seconds  of a bucket, at most.
+        until    on the monotonic clock, which the processes of a machine share: buckets that are not tuned yet share
+                 what is left until then.
+        known    choices of earlier builds, as `known` gives them.
+        """
+        data = {"seconds": seconds, "until": until, "choices": dict(known or {})}
+        path.with_name(path.stem + TUNING).write_text(json.dumps(data))
+
+    @property
+    def known(self) -> Mapping[str, Any]:
+        """Choices as plain data, by `name`."""
+        return self._known
+
+    def knows(self, shapes: Shapes, precision: str) -> bool:
+        """Whether compiling this bucket takes choices over and tunes nothing."""
+        return name(shapes, precision) in self._known
 
     def choices(self, model: "Model", prepared: Prepared, precision: str, *, search: bool) -> Choices:
         """Known ones, else found by time now and written down; none without `search`."""
-        from penstock.engine.cuda.executor import PRECISIONS, Executor
+        from penstock.engine.cuda.executor import Executor
         from penstock.engine.cuda.tuner import tune
 
-        shapes = sorted((name, list(shape)) for name, shape in prepared.shapes.items())
-        key = json.dumps([shapes, 32 if PRECISIONS[precision] == "FP32" else 16])
+        key = name(prepared.shapes, precision)
         if key in self._known:
             return chosen.from_json(json.dumps(self._known[key]))
         if not search:
             return {}
         executor = Executor(prepared.graph, model.weights(prepared, precision), model.device, precision)
+        others = [name(each.shapes, precision) for each in model.form.prepared]
+        seconds = self._share(sum(each not in self._known for each in others))
+        # What won at other shapes is tried first.
+        hints = next((chosen.from_json(json.dumps(self._known[each])) for each in others if each in self._known), {})
         with compilers(model.device) as builds:
-            found = tune(executor, seconds=self.seconds, compilers=builds).choices
+            found = tune(executor, seconds=seconds, compilers=builds, hints=hints).choices
         # Another process may have tuned another bucket meanwhile, and may be reading now.
-        self._known = {**self._read()[1], key: json.loads(chosen.to_json(found))}
+        self._known = {**self._read()[2], key: json.loads(chosen.to_json(found))}
         beside = self._path.with_name(f".{self._path.name}.{os.getpid()}")
-        beside.write_text(json.dumps({"seconds": self.seconds, "choices": self._known}))
+        beside.write_text(json.dumps({"seconds": self.seconds, "until": self.until, "choices": self._known}))
         beside.replace(self._path)
         return found
 
+    def _share(self, buckets: int) -> float:
+        """Seconds of one of so many buckets that are still to be tuned."""
+        if self.until is None:
+            return self.seconds
+        left = (self.until - time.monotonic()) / max(1, buckets) - _AFTER_SECONDS
+        return max(_LEAST_SECONDS, min(self.seconds, left))
+
+
+def name(shapes: Shapes, precision: str) -> str:
+    """Of what is chosen once: a bucket, and the width of the numbers in it."""
+    written = sorted((each, list(shape)) for each, shape in shapes.items())
+    return json.dumps([written, 32 if precision in _WIDE else 16])
+
+
+def digest(prepared: Prepared) -> str:
+    """Of all that choices depend on but the machine: the steps with their shapes, and our kernels as they are now."""
+    found = hashlib.sha256(to_json(prepared.graph).encode())
+    found.update(_sources().encode())
+    return found.hexdigest()
+
+
+@cache
+def _sources() -> str:
+    found = hashlib.sha256()
+    folder = Path(__file__).parent
+    for path in sorted(folder.rglob("*.py")):
+        found.update(path.relative_to(folder).as_posix().encode() + b"\0" + path.read_bytes())
+    return found.hexdigest()
+
+
+def keep_compilers(device: "torch.device") -> None:
+    """Start the processes that compile now, for whatever this process will tune as long as it lives."""
+    if not _kept and (made := _made(device)) is not None:
+        made.start()
+        _kept.append(made)
+
+
+def build_early(executor: "Executor") -> None:
+    """Compile the kernels of an executor as it will launch them, all at once and not one by one in its first run."""
+    from penstock.engine.cuda.implementations import OURS
+
+    names = [bound.implementation for bound in executor.program]
+    if executor.device.type != "cuda" or not any(each.startswith(OURS) for each in names):
+        return
+    from penstock.engine.cuda.triton_steps import launches
+
+    with compilers(executor.device) as builds:
+        if builds is not None:
+            builds.build(launches(executor.sites, names), _COMPILE_SECONDS)
+
 
 @contextmanager
-def compilers(device: "torch.device") -> Iterator[Any]:
+def compilers(device: "torch.device") -> "Iterator[Compilers | None]":
     """Processes that compile our kernels while others are timed; None where there is nothing to compile for."""
+    if _kept:
+        yield _kept[0]
+        return
+    made = _made(device)
+    if made is None:
+        yield None
+        return
+    with made:
+        yield made
+
+
+def _made(device: "torch.device") -> "Compilers | None":
     from penstock.engine.cuda.buckets import capability
     from penstock.engine.cuda.implementations import add_triton
 
     if device.type != "cuda" or not add_triton():
-        yield None
-        return
+        return None
     from penstock.engine.cuda.precompile import Compilers
 
-    count = min(_MOST_PROCESSES, max(1, len(os.sched_getaffinity(0)) - 1))
-    with Compilers(count, capability(device)) as found:
-        yield found
+    return Compilers(min(_MOST_PROCESSES, max(1, len(os.sched_getaffinity(0)) - 1)), capability(device))

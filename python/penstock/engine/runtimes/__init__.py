@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from penstock.engine.plan import CUDA, Shapes, Tactic
+from penstock.engine.runtimes import settings
 from penstock.engine.runtimes.base import Compiled, Shelf
 from penstock.errors import InvalidArgument, ModelLoadError, NotFound
 
@@ -44,7 +45,7 @@ def compile(  # noqa: A001  the word for it
         raise InvalidArgument(f"{path.name}: tactic {tactic.name!r} is static; say for which shapes")
     if not path.is_file():
         raise NotFound(f"model file {path.name!r} does not exist")
-    library = _class(tactic.runtime, path.name)
+    library = _class(tactic, path.name)
 
     def one(file: Path, bound: Shapes | None) -> Compiled:
         made: Compiled = library.compile(file, tactic, shapes=bound, instances=instances, threads=threads)
@@ -79,7 +80,7 @@ def reopen(
     Raises ModelLoadError and InvalidArgument as `compile` does. An artifact may hold native code: whoever calls has
     checked where it comes from.
     """
-    library = _class(tactic.runtime, name)
+    library = _class(tactic, name)
     if tactic.runtime == CUDA:
         program: Compiled = library.reopen(
             artifact, tactic, output_names, name, instances=instances, threads=threads, shelf=shelf
@@ -97,10 +98,12 @@ def reopen(
     return one(artifact, output_names, name)
 
 
-def import_library(runtime: str) -> None:
-    """Import what a runtime needs, where it is installed."""
+def prepare(tactic: Tactic) -> None:
+    """Import what a tactic needs, where it is installed, and start what it can do before it knows a model."""
     with contextlib.suppress(ModelLoadError, InvalidArgument):  # compiling says what is wrong
-        _class(runtime, runtime)
+        library = _class(tactic, tactic.runtime)
+        if tactic.runtime == CUDA:
+            library.prepare(tactic)
 
 
 def features() -> Mapping[str, tuple[str, ...]]:
@@ -112,8 +115,22 @@ def features() -> Mapping[str, tuple[str, ...]]:
     }
 
 
-def _class(runtime: str, name: str) -> Any:
+def providers() -> tuple[str, ...]:
+    """Of the installed ONNX Runtime, those for a GPU."""
+    if importlib.util.find_spec("onnxruntime") is None:
+        return ()
+    from penstock.engine.runtimes import onnxruntime_gpu
+
+    return onnxruntime_gpu.available()
+
+
+def _class(tactic: Tactic, name: str) -> Any:
+    runtime = tactic.runtime
     try:
+        if settings.on_gpu(tactic):
+            from penstock.engine.runtimes import onnxruntime_gpu
+
+            return onnxruntime_gpu.OnnxRuntimeOnGpu
         if runtime == "onnxruntime":
             from penstock.engine.runtimes import onnxruntime as module
 

@@ -9,12 +9,13 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
 from penstock.engine.plan import Region
+from penstock.engine.roofline import Ceilings
 from penstock.errors import InvalidArgument
 from penstock.tensors import TensorSpec, datatype_of
 
@@ -96,6 +97,38 @@ class Compiled(Runtime, Protocol):
 
     def regions(self, inputs: Arrays, repeats: int = 20) -> tuple[Region, ...]:
         """What the library executes for these inputs, by its own profile."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceMemory:
+    """Bytes on a device that a program takes."""
+
+    weights: int
+    """Once for all programs of an engine."""
+
+    program: int
+    """What its kernels prepared of them, once for all contexts."""
+
+    context: int
+    """Values between the steps and captured graphs, for each context."""
+
+    @property
+    def total(self) -> int:
+        """With one context, and no other program."""
+        return self.weights + self.program + self.context
+
+
+@runtime_checkable
+class OnDevice(Protocol):
+    """A runtime whose programs lie in the memory of a device."""
+
+    def memory(self) -> DeviceMemory:
+        """By the device's own count, of the contexts that were made; an estimate before there is one."""
+        ...
+
+    def ceilings(self) -> Ceilings:
+        """What the device could do in the program's precision."""
         ...
 
 

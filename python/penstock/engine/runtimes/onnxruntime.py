@@ -82,8 +82,8 @@ class OnnxRuntime:
         self._session: onnxruntime.InferenceSession | None = session
         self._path = path
         self._again = again
-        self.inputs = tuple(_spec(argument, path) for argument in session.get_inputs())
-        self.outputs = tuple(_spec(argument, path) for argument in session.get_outputs())
+        self.inputs = tuple(spec_of(argument, path) for argument in session.get_inputs())
+        self.outputs = tuple(spec_of(argument, path) for argument in session.get_outputs())
         self._output_names = [spec.name for spec in self.outputs]
         self._bytes_inputs = [spec.name for spec in self.inputs if spec.datatype == "BYTES"]
         self._bytes_outputs = [spec.name for spec in self.outputs if spec.datatype == "BYTES"]
@@ -286,7 +286,7 @@ class OnnxInstance:
         """Nothing is held."""
 
 
-def _spec(argument: Any, path: Path) -> TensorSpec:
+def spec_of(argument: Any, path: Path) -> TensorSpec:
     datatype = _DATATYPES.get(argument.type)
     if datatype is None:
         raise ModelLoadError(
