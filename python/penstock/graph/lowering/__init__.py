@@ -25,6 +25,7 @@ from penstock.graph.lowering.gating import fold_gates, join_gated_layers
 from penstock.graph.lowering.joining import join, join_gates
 from penstock.graph.lowering.linear import merge_layers
 from penstock.graph.lowering.norms import fold_norms
+from penstock.graph.lowering.pictures import cut_pictures
 from penstock.graph.lowering.pointwise import POINTWISE, pointwise
 from penstock.graph.lowering.siblings import join_siblings
 from penstock.graph.lowering.sums import carry_sums
@@ -89,7 +90,8 @@ def lower(model: ir.Model) -> tuple[LoweredGraph, Weights]:
     merged, weights = merge_layers(fuse(builder.finish()), builder.weights)
     folded, weights = fold_gates(join_gates(merged), weights)
     steps = join_embeddings(join_gated_layers(join(join_blocks(folded))))
-    lowered, weights = fold_norms(*join_siblings(*unfold(steps, weights)))
+    steps, weights = cut_pictures(*unfold(steps, weights))
+    lowered, weights = fold_norms(*join_siblings(steps, weights))
     lowered = carry_sums(lowered)
     return lowered, {name: weights[name] for name in lowered.weights}
 
