@@ -148,10 +148,15 @@ _MOST_CUTS: Final = 2
 _BLOCKS: Final = tuple((m, n) for m in (64, 128, 256) for n in (32, 64, 128, 256) if m * n <= 128 * 256)
 _SPLITS: Final = (1, 2, 3, 4, 6, 8)
 _SHARED: Final = 226 * 1024
+_FEW_ROWS: Final = 256
+_SPLITS_EACH: Final = 3
 
 
 def dense_tiles(product: Product, multiprocessors: int, part: int = 1, limit: int = 12) -> list[Tile]:
-    """The cuts worth timing, most promising first, no more than two of one shape; columns in whole parts."""
+    """The cuts worth timing, most promising first, no more than two of one shape; columns in whole parts.
+
+    Of few rows there are few tiles, and how often the sums are split decides: more of a shape then.
+    """
     found: list[Tile] = []
     for m, n in _BLOCKS:
         if (m > 64 and m >= 2 * product.m) or (n > 32 and n >= 2 * product.n) or n % part:
@@ -176,6 +181,9 @@ def dense_tiles(product: Product, multiprocessors: int, part: int = 1, limit: in
         alike = [each for each in ranked if (each.block_m, each.block_n) == shape]
         shared = [each for each in alike if each.shared_bytes(product.itemsize) <= _SHARED // 2]
         kept |= dict.fromkeys([*shared[:1], *alike[:1]])
+        if product.m <= _FEW_ROWS:
+            likeliest = {each.split_k: each for each in reversed(alike)}
+            kept |= dict.fromkeys(sorted(likeliest.values(), key=alike.index)[:_SPLITS_EACH])
     return list(kept)[:limit]
 
 

@@ -11,17 +11,26 @@ from .activations import activate
 
 
 @triton.jit
-def row_moments(moments, rows, rows_inside, SIZE: tl.constexpr, PARTS: tl.constexpr, PARTS_ROOM: tl.constexpr):
+def moments_of_parts(moments, rows, M: tl.constexpr, PARTS: tl.constexpr, PARTS_ROOM: tl.constexpr):
+    """Means and sums of squared distances as they were written; 0 without any."""
+    means = 0.0
+    squares = 0.0
+    if moments is not None:
+        parts = tl.arange(0, PARTS_ROOM)
+        inside = (rows < M)[:, None] & (parts < PARTS)[None, :]
+        at = moments + (rows[:, None] * PARTS + parts[None, :]) * 2
+        means = tl.load(at, mask=inside, other=0.0)
+        squares = tl.load(at + 1, mask=inside, other=0.0)
+    return means, squares
+
+
+@triton.jit
+def row_moments(means, squares, SIZE: tl.constexpr, PARTS: tl.constexpr, PARTS_ROOM: tl.constexpr):
     """Mean of each row, and the sum of its squared distances from it, out of those of its parts (Chan's formula)."""
-    PART: tl.constexpr = SIZE // PARTS
-    parts = tl.arange(0, PARTS_ROOM)
-    inside = rows_inside[:, None] & (parts < PARTS)[None, :]
-    at = moments + (rows[:, None] * PARTS + parts[None, :]) * 2
-    means = tl.load(at, mask=inside, other=0.0)
     mean = tl.sum(means, axis=1) / PARTS
-    apart = tl.where(inside, means - mean[:, None], 0.0)
-    squares = tl.load(at + 1, mask=inside, other=0.0) + apart * apart * PART
-    return mean, tl.sum(squares, axis=1)
+    there = (tl.arange(0, PARTS_ROOM) < PARTS)[None, :]
+    apart = tl.where(there, means - mean[:, None], 0.0)
+    return mean, tl.sum(squares + apart * apart * (SIZE // PARTS), axis=1)
 
 
 @triton.jit
@@ -104,8 +113,12 @@ def _finish(
     bias,
     residual,
     x_moments,
+    x_means,
+    x_squares,
     column_sums,
     residual_moments,
+    residual_means,
+    residual_squares,
     residual_scale,
     residual_shift,
     out,
@@ -136,10 +149,10 @@ def _finish(
     residual_mean = 0.0
     residual_deviation = 0.0
     if x_moments is not None:
-        x_mean, squares = row_moments(x_moments, rows, rows < M, K, X_PARTS, X_PARTS_ROOM)
+        x_mean, squares = row_moments(x_means, x_squares, K, X_PARTS, X_PARTS_ROOM)
         x_scale = tl.rsqrt(squares / K + x_epsilon)
     if residual_moments is not None:
-        residual_mean, squares = row_moments(residual_moments, rows, rows < M, N, RESIDUAL_PARTS, RESIDUAL_PARTS_ROOM)
+        residual_mean, squares = row_moments(residual_means, residual_squares, N, RESIDUAL_PARTS, RESIDUAL_PARTS_ROOM)
         residual_deviation = tl.rsqrt(squares / N + residual_epsilon)
     if CUTS == 0:
         _columns(
@@ -222,6 +235,12 @@ def dense_kernel(
     if PDL:
         gdc_wait()
         gdc_launch_dependents()
+    rows = first_row + tl.arange(0, BLOCK_M)
+    if SPLIT_K == 1:  # asked for now, there when the sums are
+        x_means, x_squares = moments_of_parts(x_moments, rows, M, X_PARTS, X_PARTS_ROOM)
+        residual_means, residual_squares = moments_of_parts(
+            residual_moments, rows, M, RESIDUAL_PARTS, RESIDUAL_PARTS_ROOM
+        )  # fmt: skip
     total = tl.zeros((BLOCK_M, BLOCK_N), dtype=tl.float32)
     first_step = 0 if SPLIT_K == 1 else split * STEPS_EACH
     last_step = STEPS if SPLIT_K == 1 else tl.minimum((split + 1) * STEPS_EACH, STEPS)
@@ -230,11 +249,11 @@ def dense_kernel(
         weights = w.load([first_column, step * BLOCK_K])
         total = tl.dot(pixels, weights.T, total)
 
-    rows = first_row + tl.arange(0, BLOCK_M)
     if SPLIT_K == 1:
         _finish(
-            total, rows, first_column, bias, residual, x_moments, column_sums, residual_moments, residual_scale,
-            residual_shift, out, out_moments, x_epsilon, residual_epsilon, M, N, K, RESIDUAL_PITCH, OUT_PITCH,
+            total, rows, first_column, bias, residual, x_moments, x_means, x_squares, column_sums, residual_moments,
+            residual_means, residual_squares, residual_scale, residual_shift, out, out_moments, x_epsilon,
+            residual_epsilon, M, N, K, RESIDUAL_PITCH, OUT_PITCH,
             X_PARTS, X_PARTS_ROOM, RESIDUAL_PARTS, RESIDUAL_PARTS_ROOM, OUT_PART, ACTIVATION, ALPHA, BETA,
             RESIDUAL_LAST, CUTS,
         )  # fmt: skip
@@ -247,13 +266,17 @@ def dense_kernel(
         arrived = tl.atomic_add(counters + tile, 1, sem="acq_rel")
         if arrived == SPLIT_K - 1:
             tl.store(counters + tile, 0)
+            x_means, x_squares = moments_of_parts(x_moments, rows, M, X_PARTS, X_PARTS_ROOM)
+            residual_means, residual_squares = moments_of_parts(
+                residual_moments, rows, M, RESIDUAL_PARTS, RESIDUAL_PARTS_ROOM
+            )  # fmt: skip
             everything = tl.zeros((BLOCK_M, BLOCK_N), dtype=tl.float32)
             for part in range(SPLIT_K):
                 everything += tl.load(parts + part * (BLOCK_M * BLOCK_N), cache_modifier=".cg")
             _finish(
-                everything, rows, first_column, bias, residual, x_moments, column_sums, residual_moments,
-                residual_scale, residual_shift, out, out_moments, x_epsilon, residual_epsilon, M, N, K,
-                RESIDUAL_PITCH, OUT_PITCH,
+                everything, rows, first_column, bias, residual, x_moments, x_means, x_squares, column_sums,
+                residual_moments, residual_means, residual_squares, residual_scale, residual_shift, out, out_moments,
+                x_epsilon, residual_epsilon, M, N, K, RESIDUAL_PITCH, OUT_PITCH,
                 X_PARTS, X_PARTS_ROOM, RESIDUAL_PARTS, RESIDUAL_PARTS_ROOM, OUT_PART, ACTIVATION, ALPHA, BETA,
                 RESIDUAL_LAST, CUTS,
             )  # fmt: skip
