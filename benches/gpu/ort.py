@@ -44,7 +44,7 @@ def _made(
     wanted = "CPUExecutionProvider" if name == CPU else "CUDAExecutionProvider"
     if wanted not in onnxruntime.get_available_providers():
         raise AbsentError(f"onnxruntime {onnxruntime.__version__} has no {wanted}: onnxruntime-gpu is not installed")
-    files = [folder / f"{subject.name}.b{batch}.onnx", folder / f"{subject.name}.onnx"]
+    files = [folder / f"{subject.model}.b{batch}.onnx", folder / f"{subject.model}.onnx"]
     path = next((each for each in files if each.is_file()), None)
     if path is None:
         raise AbsentError(f"{files[0].name} is not there: `prepare --onnx` writes it")

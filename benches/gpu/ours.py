@@ -4,7 +4,7 @@ Needs torch; the package's `engine` folder is all of Penstock that is used.
 """
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
@@ -12,12 +12,15 @@ from typing import TYPE_CHECKING, Final
 
 import torch
 
-from benches.gpu.ready import Ready
+from benches.gpu.ready import Ready, judge
 from benches.gpu.results import OURS
 from benches.gpu.weights import Tensors, in_16_bits, tensors_like
+from penstock.engine.cuda.calibrating import Calibrator
 from penstock.engine.cuda.choices import Choices, to_json
+from penstock.engine.cuda.eight_bits import rounded
 from penstock.engine.cuda.executor import PRECISIONS, Executor
 from penstock.engine.cuda.sites import DTYPES
+from penstock.engine.eight_bits import in_eight_bits
 from penstock.engine.lowered import LoweredGraph
 
 if TYPE_CHECKING:
@@ -29,7 +32,16 @@ _COMPILE_SECONDS: Final = 60.0
 class Model:
     """A lowered graph with its weights on a device, and what it answers in FP32."""
 
-    def __init__(self, graph: LoweredGraph, weights: Tensors, given: Tensors, device: str) -> None:
+    def __init__(
+        self,
+        graph: LoweredGraph,
+        weights: Tensors,
+        given: Tensors,
+        device: str,
+        eight: str = "",
+        seen: Sequence[Tensors] = (),
+    ) -> None:
+        """`eight`: the type that layers multiply, with scales from the inputs in `seen`."""
         self.graph, self.weights, self.given, self.device = graph, weights, given, device
         reference = Executor(graph, weights, device, "fp32")
         answers = reference.run(tensors_like(given, torch.float32, device))
@@ -38,14 +50,34 @@ class Model:
         self.precision = "fp16"
         if self._overflows():
             self.precision = "bf16"
+        self.label = eight.lower() or self.precision
+        """Of the rows."""
+        if eight:
+            self._narrow(eight, seen)
+
+    def _narrow(self, eight: str, seen: Sequence[Tensors]) -> None:
+        calibrator = Calibrator(self.executor(), eight)
+        for each in seen:
+            calibrator.see(self.inputs(each))
+        grids = calibrator.grids(self.weights)
+        self.graph, self.weights = in_eight_bits(self.graph, self.weights, grids, eight, rounded)
+
+    def off_exact(self, executor: Executor) -> float:
+        """How far our kernels are from the same numbers in eight bits, multiplied exactly."""
+        exact = Executor(self._in_16_bits(), self.weights, self.device, self.precision)
+        right, found = exact.run(self.inputs()).values(), executor.run(self.inputs()).values()
+        return judge(list(found), [each.double().cpu() for each in right])[0]
 
     def executor(self, choices: Choices | None = None, *, early_launch: bool = False) -> Executor:
-        graph = in_16_bits(self.graph, PRECISIONS[self.precision])
+        graph = self._in_16_bits()
         return Executor(graph, self.weights, self.device, self.precision, (), choices, early_launch=early_launch)
 
     def inputs(self, given: Mapping[str, torch.Tensor] | None = None) -> Tensors:
         dtype = DTYPES[PRECISIONS[self.precision]]
         return {name: each.contiguous() for name, each in tensors_like(given or self.given, dtype, self.device).items()}
+
+    def _in_16_bits(self) -> LoweredGraph:
+        return in_16_bits(self.graph, PRECISIONS[self.precision])
 
     def _overflows(self) -> bool:
         """Whether FP16 can't hold what is between the steps for these inputs; masks are wide and don't count."""
@@ -81,6 +113,8 @@ def ways(model: Model, choices: Choices, note: str, compilers: "Compilers | None
             _compile_early(executor, compilers)
         name = f"{OURS}, early launch" if early else OURS
         more = f"{sum(site.early for site in executor.sites)} of {len(executor.sites)} steps early" if early else note
+        if early and model.label != model.precision:
+            more += f", {model.off_exact(executor):.1e} from the same numbers multiplied exactly"
         yield captured(name, executor, model, more) if cuda else _eager(name, executor, model, more)
 
 
@@ -95,7 +129,7 @@ def captured(name: str, executor: Executor, model: Model, note: str) -> Ready:
     context.stream.synchronize()
     outputs = list(context.outputs.values())
     return Ready(
-        name, context.replay, list(context.inputs.values()), lambda: outputs, model.expected, model.precision,
+        name, context.replay, list(context.inputs.values()), lambda: outputs, model.expected, model.label,
         context.stream, static=True, note=note,
     )  # fmt: skip
 
@@ -107,7 +141,7 @@ def _eager(name: str, executor: Executor, model: Model, note: str) -> Ready:
     def replay() -> None:
         last[:] = executor.run(given).values()
 
-    return Ready(name, replay, list(given.values()), lambda: last, model.expected, model.precision, note=note)
+    return Ready(name, replay, list(given.values()), lambda: last, model.expected, model.label, note=note)
 
 
 def _compile_early(executor: Executor, compilers: "Compilers") -> None:

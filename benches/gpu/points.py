@@ -77,9 +77,11 @@ def measure(
     gauges = machine.gauge("begin", settings.device)
     graph, tensors = _loaded(settings, subject, batch)
     given = weights.inputs(subject, batch, settings.seed)
-    model = ours.Model(graph, tensors, given, settings.device)
-    cost = floor.cost(graph)
-    rival = rivals.of_module(subject, given, settings.device) if subject.source == "torch" else rivals.of_steps(model)
+    others = weights.inputs(subject, batch, settings.seed + 1)
+    wide = ours.Model(graph, tensors, given, settings.device)
+    model = ours.Model(graph, tensors, given, settings.device, subject.eight, [others]) if subject.eight else wide
+    cost = floor.cost(model.graph)
+    rival = rivals.of_module(subject, given, settings.device) if subject.source == "torch" else rivals.of_steps(wide)
     if not same_work(cost.flops, rival.flops):
         raise WorkError(
             f"{subject.name} at batch {batch}: ours does {cost.flops / 1e9:.3f} GFLOP, torch's module "
@@ -89,7 +91,6 @@ def measure(
     choices, text, alone = None, "", ""
     if settings.wants(OURS):
         with making.row(OURS):
-            others = weights.inputs(subject, batch, settings.seed + 1)
             seconds = min(settings.tune_seconds, max(1.0, (until - time.monotonic()) / 3))
             choices, note = ours.tuned(model, seconds, others, compilers)
             text = ours.text_of(choices)
@@ -99,7 +100,7 @@ def measure(
     for name, make in ort.makers(subject, batch, settings.folder, given, rival.expected, settings.device):
         making.make(name, make)
     rows = [*_timed(making.ways, settings, until), *making.lost]
-    if choices is not None and batch > 1 and at_one is not None and at_one.choices:
+    if choices is not None and not subject.eight and batch > 1 and at_one is not None and at_one.choices:
         with making.row("row alone"):
             one, of_one = _loaded(settings, subject, 1)
             alone = ours.row_alone(model, choices, one, of_one, choices_from_json(at_one.choices))

@@ -71,14 +71,14 @@ def source(subject: Subject, batch: int, lab: Path) -> ir.Model:
 
 def lowered(subject: Subject, batch: int, model: ir.Model) -> tuple[LoweredGraph, Arrays]:
     shapes = {each.name: (batch, *each.shape) for each in subject.inputs}
-    return lower(optimize(model, shapes=shapes).model)
+    return lower(optimize(model, shapes=shapes).model, joined=not subject.eight)
 
 
 def exported(subject: Subject, batch: int) -> ir.Model:
     """Of this batch and no other, as torch writes it."""
     import torch
 
-    module = torch_models.build(subject.name)
+    module = torch_models.build(subject.model)
     given = torch_models.example(subject, batch)
     program = torch.onnx.export(
         module, tuple(given.values()), input_names=list(given), opset_version=_OPSET, dynamo=True, verbose=False,

@@ -60,7 +60,7 @@ def of_steps(model: Model) -> Rival:
 
 def of_module(subject: Subject, given: Tensors, device: str) -> Rival:
     """FP16, or BF16 where that overflows; the FP32 that it is judged by has the same rounded weights."""
-    whole = folded(torch_models.build(subject.name))
+    whole = folded(torch_models.build(subject.model))
     work = torch_models.flops(copy.deepcopy(whole), given)
     for precision, dtype in (("fp16", torch.float16), ("bf16", torch.bfloat16)):
         narrow = copy.deepcopy(whole).to(device=device, dtype=dtype)

@@ -6,7 +6,7 @@ faster than torch in the same run. Pure data, called by everything here.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final, Literal
 
 CHIP: Final = "H200"
@@ -61,6 +61,17 @@ class Subject:
     listed: bool = True
     """Whether it is measured unless asked for by name."""
 
+    eight: Literal["", "INT8", "FP8"] = ""
+    """What its layers multiply; empty: 16 bits. Scales are those of inputs that are not judged."""
+
+    of: str = ""
+    """The subject of 16 bits that it is, if it is one in eight."""
+
+    @property
+    def model(self) -> str:
+        """What `torch_models` and packages call it."""
+        return self.of or self.name
+
     @property
     def batches(self) -> tuple[int, ...]:
         return tuple(self.bars)
@@ -98,5 +109,30 @@ _ALL: Final = (
     Subject("vit_l14", "torch", _PICTURE, _times(b64=21.0)),
     Subject("tiny", "torch", (Tensor("x", (3, 32, 32)),), {1: Bar(), 4: Bar()}, listed=False),
 )  # fmt: skip
-SUBJECTS: Final[Mapping[str, Subject]] = {each.name: each for each in _ALL}
-LISTED: Final = tuple(each.name for each in _ALL if each.listed)
+_EIGHT: Final[Mapping[tuple[str, Literal["INT8", "FP8"]], Mapping[int, Bar]]] = {
+    ("resnet50", "INT8"): _times(b1=0.27, b64=0.98),
+    ("resnet34", "INT8"): _times(b64=0.68),
+    ("crnn", "INT8"): _times(b32=0.47),
+    ("efficientnet_lite0", "INT8"): _times(b1=0.15, b64=0.50),
+    ("vit_b32", "FP8"): _times(b1=0.26, b64=1.0),
+    ("vit_l14", "FP8"): _times(b64=15.0),
+    ("tiny", "INT8"): {1: Bar(), 4: Bar()},
+}
+"""Models in eight bits too, and the bars of that."""
+
+
+def _in_eight_bits(subject: Subject, eight: Literal["INT8", "FP8"], bars: Mapping[int, Bar]) -> Subject:
+    return replace(subject, name=f"{subject.name}_{eight.lower()}", bars=bars, eight=eight, of=subject.name)
+
+
+def _all() -> tuple[Subject, ...]:
+    """Each in 16 bits, and behind it in eight."""
+    found: list[Subject] = []
+    for each in _ALL:
+        eights = [(eight, bars) for (name, eight), bars in _EIGHT.items() if name == each.name]
+        found += [each, *(_in_eight_bits(each, eight, bars) for eight, bars in eights)]
+    return tuple(found)
+
+
+SUBJECTS: Final[Mapping[str, Subject]] = {each.name: each for each in _all()}
+LISTED: Final = tuple(each.name for each in SUBJECTS.values() if each.listed)

@@ -57,6 +57,7 @@ FOUND = Evidence(
     passes=(PassRecord("fold", 10, 8, 0.01, True),),
     calibration=CalibrationRecord("abc", 100, ("int8-minmax", "int8-kl"), "kl"),
     sensitivity=SensitivityRecord(("conv1",), 20, 0.99, 7),
+    mixed=SensitivityRecord(("conv1", "conv2"), 20, 0.0002, 5, "mixed"),
     notes=("the budget ran out",),
 )
 
@@ -64,6 +65,24 @@ FOUND = Evidence(
 @pytest.mark.parametrize("found", [FOUND, replace(FOUND, calibration=None, sensitivity=None, refused=(), notes=())])
 def test_evidence_comes_back_from_json_as_it_was(found: Evidence) -> None:
     assert evidence.from_json(json.loads(json.dumps(found.to_json(), allow_nan=False))) == found
+
+
+def test_evidence_from_before_there_were_mixes_is_read() -> None:
+    written = FOUND.to_json()
+    del written["mixed"]
+    assert evidence.from_json(written) == replace(FOUND, mixed=None)
+
+
+@pytest.mark.parametrize(
+    ("kept", "text"),
+    [
+        (2, "2 of 20 layers that can stay in FP32 do: conv0, conv1"),
+        (6, "6 of 20 layers that can stay in FP32 do: conv0, conv1, conv2, conv3, conv4, conv5"),
+        (9, "9 of 20 layers that can stay in FP32 do: conv0, conv1, conv2, conv3, conv4, conv5 and 3 more"),
+    ],
+)
+def test_what_stays_wide_is_told_by_name(kept: int, text: str) -> None:
+    assert evidence.kept_wide(SensitivityRecord(tuple(f"conv{at}" for at in range(kept)), 20, 0.1, 3)) == text
 
 
 def test_what_json_has_no_word_for_is_null() -> None:

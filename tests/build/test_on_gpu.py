@@ -55,23 +55,23 @@ def test_choices_of_one_build_are_known_to_the_next_of_the_same_model_on_the_sam
     gpu: OnGpu, tmp_path: Path
 ) -> None:
     first, second = lowered(tmp_path / "a"), lowered(tmp_path / "b", (4, 1))
-    assert gpu.tune_for(first, 60, 60, TimingCache(tmp_path / "c.json", H200)) == ""
+    assert gpu.tune_for(first, 60, 60, 1.0, TimingCache(tmp_path / "c.json", H200)) == ""
     choose(first, *BATCHES)
     gpu.remember(first, TimingCache(tmp_path / "c.json", H200))
-    note = gpu.tune_for(second, 60, 60, TimingCache(tmp_path / "c.json", H200))
+    note = gpu.tune_for(second, 60, 60, 1.0, TimingCache(tmp_path / "c.json", H200))
     assert note == "choices of 2 of 2 buckets came from the timing cache"
     assert all(Tuning(second.path).knows(shapes(batch), "bf16") for batch in BATCHES)  # as wide as fp16
     assert not Tuning(second.path).knows(shapes(4), "fp32")
-    assert gpu.tune_for(second, 60, 60, TimingCache(tmp_path / "c.json", OTHER)) == ""
+    assert gpu.tune_for(second, 60, 60, 1.0, TimingCache(tmp_path / "c.json", OTHER)) == ""
     assert not Tuning(second.path).knows(shapes(4), "fp16")
 
 
 def test_a_bucket_that_was_not_tuned_then_is_tuned_now(gpu: OnGpu, tmp_path: Path) -> None:
     first = lowered(tmp_path)
-    gpu.tune_for(first, 60, 60, None)
+    gpu.tune_for(first, 60, 60, 1.0, None)
     choose(first, 4)
     gpu.remember(first, TimingCache(tmp_path / "c.json", H200))
-    note = gpu.tune_for(first, 60, 60, TimingCache(tmp_path / "c.json", H200))
+    note = gpu.tune_for(first, 60, 60, 1.0, TimingCache(tmp_path / "c.json", H200))
     assert note == "choices of 1 of 2 buckets came from the timing cache"
     assert not Tuning(first.path).knows(shapes(1), "fp16")
 
@@ -79,8 +79,8 @@ def test_a_bucket_that_was_not_tuned_then_is_tuned_now(gpu: OnGpu, tmp_path: Pat
 @pytest.mark.parametrize(("budget", "left"), [(300.0, 297.0), (60.0, 57.0), (15.0, 12.0), (5.0, 1.0)])
 def test_time_is_left_for_what_follows_the_race(gpu: OnGpu, tmp_path: Path, budget: float, left: float) -> None:
     found = lowered(tmp_path)
-    gpu.tune_for(found, budget, left, None)
-    race = gpu.race_seconds(left)
+    gpu.tune_for(found, budget, left, 1.0, None)
+    race = gpu.race_seconds(left, 1.0)
     assert 0 <= race <= max(0.0, left - min(10.0, 0.6 * budget))
     until = Tuning(found.path).until
     assert until is not None

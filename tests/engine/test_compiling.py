@@ -1,5 +1,6 @@
 """Tactics through the libraries: what is asked is done, artifacts answer as the original, profiles name nodes."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 import penstock as ps
 from penstock.engine import fingerprint, runtimes
-from penstock.engine.plan import Tactic
+from penstock.engine.plan import WIDE_KEY, Tactic
 from penstock.engine.runtimes.base import Compiled
 from penstock.errors import ExecutionError, InvalidArgument, ModelLoadError, NotFound, Unavailable, Unsupported
 from tests import onnx_models
@@ -136,6 +137,56 @@ def test_a_narrow_precision_is_computed_in_or_refused(precision: str, recogniser
         assert y.dtype == np.float32
         exact = first(runtimes.compile(recogniser, Tactic("openvino", "fp32")), x_of(1))
         assert 0 < np.abs(y - exact).max() < 0.2
+
+
+def residual_block(path: Path, wide: Sequence[str]) -> Path:
+    """Relu(third(second(first(x))) + first(x)) of 8 channels; the nodes named are marked to stay in FP32."""
+    random = np.random.default_rng(0)
+    nodes = [
+        helper.make_node("Conv", ["x", "w1", "b1"], ["a"], "first", pads=[1, 1, 1, 1]),
+        helper.make_node("Conv", ["a", "w2", "b2"], ["b"], "second", pads=[1, 1, 1, 1]),
+        helper.make_node("Conv", ["b", "w3", "b3"], ["c"], "third", pads=[1, 1, 1, 1]),
+        helper.make_node("Add", ["c", "a"], ["d"], "sum"),
+        helper.make_node("Relu", ["d"], ["y"], "relu"),
+    ]
+    for node in nodes:
+        if node.name in wide:
+            node.metadata_props.add(key=WIDE_KEY, value="fp32")
+    held = [
+        numpy_helper.from_array(random.standard_normal((8, 8, 3, 3)).astype(np.float32), f"w{n}") for n in (1, 2, 3)
+    ]
+    held += [numpy_helper.from_array(random.standard_normal(8).astype(np.float32), f"b{n}") for n in (1, 2, 3)]
+    ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n", 8, 16, 16]) for name in "xy"]
+    graph = helper.make_graph(nodes, "block", ends[:1], ends[1:], held)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+    onnx.checker.check_model(model)
+    path.write_bytes(model.SerializeToString())
+    return path
+
+
+@pytest.mark.skipif("bf16" not in runtimes.features()["openvino"], reason="this processor computes nothing in BF16")
+@pytest.mark.parametrize("shapes", [None, {"x": (2, 8, 16, 16)}], ids=["dynamic", "static"])
+@pytest.mark.parametrize(
+    "wide", [(), ("first",), ("second",), ("third", "sum", "relu"), ("first", "second", "third", "sum", "relu")]
+)
+def test_marked_convolutions_stay_in_fp32_and_no_others(
+    wide: tuple[str, ...], shapes: dict[str, Any] | None, tmp_path: Path
+) -> None:
+    path = residual_block(tmp_path / "block.onnx", wide)
+    tactic = Tactic("openvino", "bf16", shapes="static" if shapes else "dynamic")
+    made = runtimes.compile(path, tactic, shapes=shapes)
+    x = np.random.default_rng(1).standard_normal((2, 8, 16, 16)).astype(np.float32)
+    for each in (made, reopened(made, tactic)):
+        found = [region for region in each.regions({"x": x}, 1) if region.kind == "convolution"]
+        assert len(found) == 3
+        names = [region.nodes[0] if region.nodes else region.name for region in found]
+        precisions = {name.removesuffix("/WithoutBiases"): r.precision for name, r in zip(names, found, strict=True)}
+        assert {name for name, used in precisions.items() if used == "fp32"} == set(wide) & set(precisions)
+        assert [spec.name for spec in each.outputs] == ["y"]
+    exact = first(runtimes.compile(path, Tactic("openvino", "fp32")), x)
+    error = np.abs(first(made, x) - exact).max() / np.abs(exact).max()
+    assert (error < 1e-5) == (len(wide) == 5)
+    assert error < 0.05
 
 
 def test_what_libraries_can_do_agrees_with_the_processor() -> None:

@@ -9,6 +9,7 @@ from onnx import TensorProto, helper
 
 import penstock as ps
 from penstock import limits
+from penstock.engine.plan import WIDE_KEY
 from penstock.engine.runtimes import onnx_file
 from penstock.errors import ModelLoadError
 from tests import onnx_models
@@ -112,3 +113,13 @@ def _varint(value: int) -> bytes:
         value >>= 7
     out.append(value)
     return bytes(out)
+
+
+def test_nodes_that_stay_in_fp32_are_known_by_their_names_and_outputs(tmp_path: Path) -> None:
+    nodes = [helper.make_node("Relu", [str(at)], [str(at + 1)], f"relu{at}" if at else "") for at in range(4)]
+    for at, key, value in ((0, WIDE_KEY, "fp32"), (1, WIDE_KEY, "bf16"), (2, "other", "fp32"), (3, WIDE_KEY, "fp32")):
+        nodes[at].metadata_props.add(key=key, value=value)
+    ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [4]) for name in "04"]
+    model = helper.make_model(helper.make_graph(nodes, "chain", ends[:1], ends[1:]))
+    path = onnx_models.save(model, tmp_path / "chain.onnx")
+    assert onnx_file.inspect(path).wide == {"1", "relu3", "4"}

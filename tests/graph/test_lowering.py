@@ -19,10 +19,10 @@ from penstock.engine.lowered import (
     View,
     Weight,
     from_json,
-    narrowed,
     to_json,
     validate,
 )
+from penstock.engine.narrowing import narrowed
 from penstock.errors import InvalidArgument, Unsupported
 from penstock.graph import optimize
 from penstock.graph.lowering import lower
@@ -218,7 +218,7 @@ def changed(number: int, **changes: Any) -> LoweredGraph:
         (replace(small(), weights={"b": Weight((3, 2**40), "FP32")}), "numbers"),
         (changed(1, outputs=("t",)), "there already"),
         (changed(1, outputs=("b",)), "there already"),
-        (changed(0, program=()), "only pointwise steps have programs"),
+        (changed(0, program=()), "only pointwise steps and pads have programs"),
         (changed(0, program=(Instruction("add", ("i0", "t0")),)), "'t0' before it is there"),
         (changed(0, program=(Instruction("system", ("i0",)),)), "no instruction system"),
         (changed(0, program=(Instruction("add", ("i0",)),)), "no instruction add"),

@@ -141,3 +141,11 @@ def test_a_picture_that_others_read_too_is_computed_once() -> None:
     model = graph(text, weights)
     found = lower(optimize(model, shapes={"x": (1, 3, 16, 16)}).model)[0]
     assert sum("sub" in str(step.program) or "mul" in str(step.program) for step in found.steps) == 1
+
+
+def test_a_narrow_map_inside_a_network_is_read_as_it_is() -> None:
+    text = """(float[1,8,16,16] x) => (float[1,8,16,16] y) { a = Conv <pads=[1,1,1,1]> (x, v) b = Relu(a)
+        y = Conv <pads=[1,1,1,1]> (b, w) }"""
+    model = graph(text, {"v": normal(4, 8, 3, 3), "w": normal(8, 4, 3, 3, seed=1)})
+    found = lower(optimize(model, shapes={"x": (1, 8, 16, 16)}).model)[0]
+    assert [step.kind for step in found.steps if step.kind != "copy"] == ["conv", "conv"]

@@ -11,22 +11,22 @@ import itertools
 import logging
 import math
 import time
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import onnx_ir as ir
 from numpy.typing import NDArray
 
 from penstock import graph, quantize, tactics
-from penstock.build import custom_ops, evidence
+from penstock.build import custom_ops, evidence, mixing
+from penstock.build.calibrating import picked, worth_a_gate
 from penstock.build.evidence import CalibrationRecord, Evidence, SensitivityRecord
-from penstock.build.forms import BESIDE, add_lowered, beside, prepare
+from penstock.build.forms import BESIDE, add_fp8, add_int8, add_lowered, beside, prepare
 from penstock.build.gate import Metric, Verdict
-from penstock.build.judging import REFERENCE, Run, calling, margin, reducing, reduction_microseconds, within
-from penstock.build.on_gpu import OnGpu, import_ahead, why_not
+from penstock.build.judging import Run, calling, margin, reduction_microseconds
+from penstock.build.on_gpu import STEPS_FP8, OnGpu, import_ahead, multiplies_rows, why_not
 from penstock.build.options import AUTO, BuildOptions, allowed, buckets, profiles
 from penstock.build.progress import Progress
 from penstock.build.samples import Samples
@@ -34,8 +34,9 @@ from penstock.build.sealing import Draft, Sealing
 from penstock.build.selection import Candidate, Selection, select
 from penstock.build.shapes import distinct
 from penstock.build.target import target
+from penstock.build.verdicts import Verdicts, judged_as
 from penstock.engine import Engine, fingerprint
-from penstock.engine.plan import CUDA, LOWERED, OPTIMIZED, SOURCE, Tactic
+from penstock.engine.plan import CUDA, LOWERED, OPTIMIZED, Tactic
 from penstock.engine.routing import batched
 from penstock.engine.runtimes import LIBRARIES
 from penstock.errors import AccuracyError, Internal, InvalidArgument, ModelLoadError, Unsupported
@@ -53,16 +54,13 @@ _HELD_OUT_SAMPLES: Final = 32
 _FLOAT_SHARE: Final = 0.5
 _CALIBRATE_SHARE: Final = 0.35
 _INT8_SHARE: Final = 0.5
+_MIX_SHARE: Final = 0.35
 _REPAIR_SHARE: Final = 0.6
 _CONFIRM_SHARE: Final = 0.3
 _WIDER_SHARE: Final = 0.6
 # Tactics of a bucket that are timed side by side at the end.
 _MOST_FINALISTS: Final = 4
 _OPTIMUM: Final = 0  # its place among the buckets
-# A quantized form this close to the float model is left as it is; corrections take calibration's time again.
-_CLOSE: Final = 0.999
-# A narrower tactic that fails the gate is worth repairing when it is at least this much faster than what passed.
-_WORTH_REPAIRING: Final = 1.05
 
 
 class Build:
@@ -78,9 +76,9 @@ class Build:
         self._machine = fingerprint.here(LIBRARIES, target(options.device))
         self._cache = tactics.TimingCache(options.timing_cache, self._machine) if options.timing_cache else None
         self._limits = tactics.Limits()
-        self._verdicts: dict[Tactic, Verdict] = {}
         self._calibration: CalibrationRecord | None = None
         self._sensitivity: SensitivityRecord | None = None
+        self._mix: mixing.Mix | None = None
         self._notes: list[str] = []
         self._processes: tactics.Stable | None = None
         """Of a GPU's build, all of them from the first to the last."""
@@ -105,7 +103,9 @@ class Build:
         self._set_up_gate()
         if self._on_gpu:
             self._widen()
-        if self._quantizes:
+        if not self._on_gpu:
+            self._add_mixed()
+        if self._quantizes and self._worth_quantizing():
             self._add_quantized()
         self._set_up_beside()
         self._confirm()
@@ -119,14 +119,16 @@ class Build:
             folder = self._folder / f"sealing-{attempt}"
             folder.mkdir()
             draft = sealing.draft(selection, folder, self._race.bytes_of)
-            made = draft.seal(self._evidence(selection, self._verdict(selection.tactics[0]), draft))
-            verdict = self._judge(calling(made))
+            made = draft.seal(self._evidence(selection, self._verdicts.of(selection.tactics[0]), draft))
+            judge, _ = self._verdicts.judge(*selection.tactics)
+            verdict = judge(calling(made))
             if verdict.passed:
                 return draft.sealed_again(made, self._evidence(selection, verdict, draft))
             made.close()
             # What passed alone and fails sealed was changed by sealing: it is not to be trusted.
             _LOG.warning("sealed engine refused: %s", verdict.message)
-            self._verdicts |= {self._judged_as(tactic): verdict for tactic in selection.tactics}
+            for tactic in selection.tactics:
+                self._verdicts.overrule(tactic, verdict)
         raise AssertionError("every attempt strikes out a tactic")
 
     # ---- preparation ----
@@ -167,7 +169,7 @@ class Build:
         """Steps for the GPU, and how long to tune them for."""
         self._progress.stage("lower", f"{len(self._buckets)} buckets")
         self._gpu = OnGpu(self._buckets, batched(self._forms.inputs, self._forms.outputs), self._allowed)
-        self._processes = self._gpu.stable(self._forms.files, self._samples.at, self._limits)
+        self._processes = self._gpu.start(self._forms.files, self._samples.at, self._limits)
         try:
             if self._custom_ops:
                 raise Unsupported("custom operators are Python functions, which run on the CPU; build for device cpu")
@@ -179,10 +181,7 @@ class Build:
             return
         if self._options.workspace_bytes is not None:
             self._gpu.check_workspace(form, self._options.workspace_bytes)
-        note = self._gpu.tune_for(form, self._options.budget_seconds, self._left, self._cache)
-        self._notes += [note] if note else []
-        if self._data is not None and "int8" in self._allowed:
-            self._notes.append("there are no eight-bit kernels for GPUs yet, so INT8 and FP8 were not tried")
+        self._tune(form, self._first_share)
         if self._free_shapes:
             self._notes.append("shapes other than the buckets' run on the CPU; give a profile for each that counts")
 
@@ -193,9 +192,9 @@ class Build:
                 self._gpu.precision = precision
                 self._race = self._raced(self._forms.files, _WIDER_SHARE, self._race)
             fastest = self._gpu.fastest(self._race.at(_OPTIMUM))
-            if fastest is not None and self._verdict(fastest).passed:
+            if fastest is not None and self._verdicts.of(fastest).passed:
                 return
-        why = why_not(self._race, self._verdicts)
+        why = why_not(self._race, self._verdicts.found)
         if self._options.device != AUTO:
             raise AccuracyError(f"no program for the GPU passes {self._options.gate.text}: {why}")
         self._take_the_cpu(f"no program for the GPU passes: {why}")
@@ -219,7 +218,13 @@ class Build:
 
     @property
     def _quantizes(self) -> bool:
-        return self._data is not None and "int8" in self._allowed and not self._custom_ops and not self._on_gpu
+        narrow = {"int8", "fp8"} if self._on_gpu else {"int8"}
+        return self._data is not None and not narrow.isdisjoint(self._allowed) and not self._custom_ops
+
+    def _tune(self, form: Form, share: float) -> None:
+        self._gpu.narrows = self._quantizes
+        note = self._gpu.tune_for(form, self._options.budget_seconds, self._left, share, self._cache)
+        self._notes += [note] if note else []
 
     # ---- timing ----
 
@@ -237,7 +242,7 @@ class Build:
             self._samples.at,
             machine=self._machine,
             allowed=self._allowed,
-            budget_seconds=max(1.0, self._gpu.race_seconds(self._left) if self._on_gpu else share * self._left),
+            budget_seconds=max(1.0, self._gpu.race_seconds(self._left, share) if self._on_gpu else share * self._left),
             cache=self._cache,
             on_progress=self._progress.racing,
             optimum=_OPTIMUM,
@@ -246,7 +251,8 @@ class Build:
             stable=self._processes,
         )
         if self._on_gpu and self._cache is not None:
-            self._gpu.remember(self._forms.files[LOWERED], self._cache)
+            for name in (each for each in forms if each.startswith(LOWERED)):
+                self._gpu.remember(self._forms.files[name], self._cache)
         return found
 
     @property
@@ -258,7 +264,7 @@ class Build:
         near = OnGpu.finalist_ratio if self._on_gpu else tactics.FINALIST_RATIO
         for bucket in range(len(self._buckets)):
             seconds = max(1.0, _CONFIRM_SHARE * self._left / (len(self._buckets) - bucket))
-            few = [each for each in tactics.finalists(self._race, bucket, near) if not self._failed(each)]
+            few = [each for each in tactics.finalists(self._race, bucket, near) if not self._verdicts.failed(each)]
             if len(few) < 2:
                 continue
             self._progress.stage("confirm", evidence.label(self._buckets[bucket]))
@@ -279,58 +285,38 @@ class Build:
     def _set_up_gate(self) -> None:
         self._progress.stage("reference", self._options.gate.text)
         count = _HELD_OUT_SAMPLES if self._samples.real else _NOISE_SAMPLES
-        self._held_out = list(self._samples.held_out(self._buckets, count))
+        unseen = list(self._samples.held_out(self._buckets, count))
+        learned = [dict(each) for each in self._learned.samples[: count - len(unseen)]] if self._learned else []
         if self._on_gpu:
-            self._held_out = [self._gpu.as_prepared(each) for each in self._held_out]
+            unseen, learned = ([self._gpu.as_prepared(each) for each in some] for some in (unseen, learned))
             import_ahead()
-        with self._running(REFERENCE) as reference:
-            run = within(self._profiles, reference)  # a metric brings inputs of its own: tell at once, not at the seal
-            self._judge = self._options.gate.against(run, self._held_out, self._forms.outputs)
-
-    @contextmanager
-    def _running(self, tactic: Tactic, form: Form | None = None) -> Iterator[Run]:
-        """A tactic in a child process, as a function of inputs, with what the engine would compute beside it."""
-        form = form or self._forms.files[tactic.form]
-        if self._processes is not None and tactic.runtime == CUDA:
-            with self._gpu.running(tactic, self._processes, self._limits, self._forms.files[SOURCE]) as run:
-                yield run
-            return
-        with tactics.compiled(tactic, form, limits=self._limits) as child:
-            yield reducing(child.run, self._forms.reductions if beside(tactic.form) else ())
-
-    def _judged_as(self, tactic: Tactic) -> Tactic:
-        """The dynamic program of the same kernels: it takes inputs of any shape, as metrics want."""
-        return replace(tactic, shapes="dynamic")
-
-    def _verdict(self, tactic: Tactic) -> Verdict:
-        wanted = self._judged_as(tactic)
-        if wanted not in self._verdicts:
-            self._progress.stage("gate", wanted.name)
-            try:
-                with self._running(wanted) as run:
-                    self._verdicts[wanted] = self._judge(run)
-            except tactics.CandidateLost as error:
-                self._verdicts[wanted] = Verdict(False, math.nan, math.nan, message=error.lost.reason)
-        return self._verdicts[wanted]
-
-    def _failed(self, tactic: Tactic) -> bool:
-        """Known to fail; what was not judged yet has not."""
-        verdict = self._verdicts.get(self._judged_as(tactic))
-        return verdict is not None and not verdict.passed
+        gpu = self._gpu if self._on_gpu else None
+        self._verdicts = Verdicts(self._forms, self._limits, gpu, self._progress)
+        self._verdicts.set_up(self._options.gate, self._profiles, unseen, learned)
 
     def _accepted(self) -> Selection:
         """The fastest selection whose every tactic passes the gate; only what would be chosen is judged."""
         while True:
             selection = self._selected()
             wanted = dict.fromkeys([*selection.tactics, *([selection.rest] if selection.rest else [])])
-            if all(self._verdict(tactic).passed for tactic in wanted):
+            if all(self._passes(tactic) for tactic in wanted):
                 return selection
+
+    def _passes(self, tactic: Tactic) -> bool:
+        verdict = self._verdicts.of(tactic)
+        if verdict.passed and self._mix is not None and self._mix.inside:
+            mixes = {each.tactic for each in self._race.measurements if mixing.is_mix(each.tactic)}
+            of_mixes = [self._times(each) for each in mixes if self._verdicts.of(each).passed]
+            found = self._verdicts.found
+            verdict = mixing.passed_over(judged_as(tactic), found, self._times(tactic), of_mixes)
+            self._verdicts.overrule(tactic, verdict)
+        return verdict.passed
 
     def _selected(self) -> Selection:
         known = dict.fromkeys(each.tactic for each in self._race.measurements)
         candidates = [
             Candidate(tactic, self._times(tactic), self._race.bytes_of(tactic))
-            for tactic in known if not self._failed(tactic)
+            for tactic in known if not self._verdicts.failed(tactic)
         ]  # fmt: skip
         # On a GPU programs hold about the same, and what they hold is known when they are sealed.
         limit = self._options.workspace_bytes if not self._on_gpu else None
@@ -339,7 +325,7 @@ class Build:
             return selection
         if candidates and limit is not None:
             raise InvalidArgument(f"no set of programs fits into a workspace of {limit} bytes; allow more")
-        worst = "; ".join(f"{tactic.name}: {each.message}" for tactic, each in self._verdicts.items())
+        worst = "; ".join(f"{tactic.name}: {each.message}" for tactic, each in self._verdicts.standing.items())
         raise AccuracyError(f"nothing that runs passes {self._options.gate.text}: {worst}")
 
     def _times(self, tactic: Tactic) -> tuple[float | None, ...]:
@@ -353,7 +339,7 @@ class Build:
         timed = [each.tactic for each in self._race.measurements if beside(each.tactic.form)]
         if not timed:
             return
-        tactic = self._judged_as(timed[0])
+        tactic = judged_as(timed[0])
         with tactics.compiled(tactic, self._forms.files[tactic.form], limits=self._limits) as child:
             for bucket, shapes in enumerate(self._buckets):
                 outputs = child.run(self._samples.at(shapes))
@@ -366,6 +352,21 @@ class Build:
             profile.minimum[name][1:] != profile.maximum[name][1:]
             for profile in self._profiles for name in profile.minimum
         )  # fmt: skip
+
+    # ---- sixteen bits with FP32 ----
+
+    def _add_mixed(self) -> None:
+        """BF16 or FP16 with a few layers in FP32, where all in one type is fast and fails, or just passes."""
+        tactic = mixing.candidate(self._race.at(_OPTIMUM))
+        if tactic is None or mixing.well_inside(self._verdicts.of(tactic)):
+            return
+        self._progress.stage("mix", tactic.name)
+        self._mix = mixing.search(
+            self._forms.plain, tactic, lambda model: self._verdicts.tried(model, tactic),
+            budget_seconds=_MIX_SHARE * self._left,
+        )  # fmt: skip
+        if self._mix is not None and self._mix.model is not None:
+            self._race_form(mixing.FORM, self._mix.model, self._mix.precision, _MIX_SHARE)
 
     # ---- INT8 ----
 
@@ -382,9 +383,13 @@ class Build:
         except InvalidArgument as error:  # nothing in the model can be quantized
             self._notes.append(str(error))
             return
-        self._race_quantized(recipe.name, recipe.model)
-        tactic = self._fastest_quantized(recipe.name)
-        if tactic is None or self._verdict(tactic).passed:
+        if self._on_gpu and "fp8" in self._allowed and multiplies_rows(self._forms.plain):
+            self._race_steps(add_fp8(self._forms, STEPS_FP8, self._forms.optimized, recipe.ranges, self._buckets))
+        if "int8" not in self._allowed:
+            return
+        form = self._race_eight_bits(recipe.name, recipe.model)
+        tactic = worth_a_gate(form, self._race.at(_OPTIMUM))
+        if tactic is None or self._verdicts.of(tactic).passed:
             return
         # With FP32 around INT8: what BF16 adds in noise is asked about afterwards, by the race and the gate.
         self._repair(recipe, replace(tactic, options=()))
@@ -397,41 +402,57 @@ class Build:
         deadline = time.monotonic() + _CALIBRATE_SHARE * self._left
         features = self._machine.features
         schemes = [quantize.suited(scheme, features) for scheme in quantize.SCHEMES.values()]
-        made = quantize.recipes(self._forms.plain, self._learned, schemes=schemes)
-        picked = quantize.pick(_until(deadline, made), self._unseen, reference)
-        cosines = dict(picked.cosines)
-        if picked.cosine < _CLOSE and time.monotonic() < deadline:
-            self._progress.stage("correct", f"{picked.recipe.name}, cosine {picked.cosine:.4f}")
-            better = quantize.improve(picked.recipe, self._forms.plain, self._learned)
-            picked = quantize.pick(itertools.chain([picked.recipe], _until(deadline, better)), self._unseen, reference)
-            cosines |= picked.cosines
-        self._calibration = CalibrationRecord(
-            self._data.digest, len(self._learned), tuple(cosines), picked.recipe.method
-        )
+        recipe, cosines = picked(
+            self._forms.plain, self._learned, self._unseen, [quantize.GPU] if self._on_gpu else schemes, reference,
+            deadline, self._progress,
+        )  # fmt: skip
+        self._calibration = CalibrationRecord(self._data.digest, len(self._learned), tuple(cosines), recipe.method)
         self._notes.append(
             "least cosine on unseen samples: "
             + ", ".join(f"{name} {value:.4f}" for name, value in sorted(cosines.items(), key=lambda each: -each[1]))
         )
-        return picked.recipe
+        return recipe
 
-    def _race_quantized(self, name: str, model: ir.Model) -> None:
+    def _worth_quantizing(self) -> bool:
+        """On a GPU what is not in eight bits is in FP16, which has to pass by itself."""
+        if not self._on_gpu or self._gpu.precision == "fp16":
+            return True
+        self._notes.append(f"the model needs {self._gpu.precision}, so nothing narrower than FP16 was tried")
+        return False
+
+    def _race_eight_bits(self, name: str, model: ir.Model) -> str:
+        """A quantized graph on this device; the name of its form."""
+        if not self._on_gpu:
+            self._race_form(name, model, "int8", _INT8_SHARE)
+            return name
+        self._race_steps(self._steps(f"{LOWERED}-{name}", model))
+        return f"{LOWERED}-{name}"
+
+    def _steps(self, name: str, model: ir.Model) -> Form:
+        """A quantized graph as steps for the GPU, its reductions among them."""
+        for text in self._options.reduce:
+            model, _ = graph.boundary.reduce(model, text, beside=False)
+        return add_int8(self._forms, name, model, self._buckets)
+
+    def _add_trial(self, name: str, model: ir.Model) -> None:
+        if self._on_gpu:
+            self._steps(name, model)
+        else:
+            self._forms.add(name, model, precision="int8")
+
+    def _race_steps(self, form: Form) -> None:
+        self._tune(form, _INT8_SHARE)
+        self._race = self._raced({form.path.stem: form}, _INT8_SHARE, self._race)
+
+    def _race_form(self, name: str, model: ir.Model, precision: Literal["fp16", "bf16", "int8"], share: float) -> None:
         """Add a form, with the reductions in the graph and beside it, and time every tactic for it."""
         made: dict[str, Form] = {}
         if self._forms.reductions:
-            made[name + BESIDE] = self._forms.add(name + BESIDE, model, precision="int8")
+            made[name + BESIDE] = self._forms.add(name + BESIDE, model, precision=precision)
             for text in self._options.reduce:
                 model, _ = graph.boundary.reduce(model, text, beside=False)
-        made[name] = self._forms.add(name, model, precision="int8")
-        self._race = self._raced(made, _INT8_SHARE, self._race)
-
-    def _fastest_quantized(self, name: str) -> Tactic | None:
-        """The tactic of this form that is fastest at the optimum, where it is worth a gate's time."""
-        timed = self._race.at(_OPTIMUM)
-        ours = [each for each in timed if each.tactic.form.startswith(name)]
-        wide = [each for each in timed if each.tactic.precision != "int8"]
-        if not ours or (wide and ours[0].median_us * _WORTH_REPAIRING > wide[0].median_us):
-            return None
-        return ours[0].tactic
+        made[name] = self._forms.add(name, model, precision=precision)
+        self._race = self._raced(made, share, self._race)
 
     def _repair(self, recipe: Recipe, tactic: Tactic) -> None:
         """Leave as few layers in float as the gate asks for, and race that."""
@@ -443,27 +464,13 @@ class Build:
         self._progress.stage("sensitivity", f"{len(names)} layers")
         found = quantize.search(
             names,
-            lambda kept: self._margin(recipe.keeping(kept).model, tactic),
+            lambda kept: margin(self._verdicts.tried(recipe.keeping(kept).model, tactic, self._add_trial)),
             lambda margin: margin >= 0,
             budget_seconds=_REPAIR_SHARE * self._left,
         )
         score = found.score if math.isfinite(found.score) else None
-        form = f"{recipe.name}-mixed" if found.passed else ""
+        form = self._race_eight_bits(f"{recipe.name}-mixed", recipe.keeping(found.layers).model) if found.passed else ""
         self._sensitivity = SensitivityRecord(tuple(sorted(found.layers)), len(names), score, found.evaluations, form)
-        if found.passed:
-            self._race_quantized(form, recipe.keeping(found.layers).model)
-
-    def _margin(self, model: ir.Model, tactic: Tactic) -> float:
-        """How far inside the gate a form is: below 0 it fails."""
-        name = "trial" + BESIDE if self._forms.reductions else "trial"
-        form = self._forms.add(name, model, precision="int8")
-        try:
-            with self._running(replace(self._judged_as(tactic), form=name), form) as run:
-                return margin(self._judge(run))
-        except tactics.CandidateLost:
-            return -math.inf
-        finally:
-            del self._forms.files[name]
 
     # ---- evidence ----
 
@@ -471,28 +478,22 @@ class Build:
         timings, lost, skipped = evidence.of_race(self._race)
         metric = isinstance(self._options.gate, Metric)
         kind = "metric" if metric else "calibration data" if self._samples.real else "noise"
+        samples = self._verdicts.judge(*selection.tactics)[1]
         return Evidence(
             buckets=self._buckets,
             chosen=selection.tactics,
             timings=timings,
-            accuracy=evidence.of_verdict(self._options.gate, verdict, inputs=kind, samples=len(self._held_out)),
+            accuracy=evidence.of_verdict(self._options.gate, verdict, inputs=kind, samples=samples),
             environment=evidence.environment(self._machine),
             seconds=time.monotonic() - self._started,
             budget_seconds=self._options.budget_seconds,
             lost=lost,
             skipped=skipped,
-            refused=evidence.of_verdicts(self._verdicts),
+            refused=self._verdicts.refused,
             passes=self._forms.passes,
             calibration=self._calibration,
             sensitivity=self._sensitivity,
+            mixed=self._mix.record if self._mix is not None else None,
             ceilings=draft.ceilings,
             notes=(*self._forms.notes, *self._race.notes, *self._notes),
         )
-
-
-def _until(deadline: float, found: Iterable[Recipe]) -> Iterator[Recipe]:
-    """What comes before the deadline, and at least one."""
-    for each in found:
-        yield each
-        if time.monotonic() > deadline:
-            return

@@ -25,6 +25,8 @@ VERSION: Final = 1
 
 # The selection takes 2 % for the same time, to have fewer programs; a little more where times were taken again.
 _AS_FAST: Final = 0.97
+# Layers that are named in a sentence; all of them are in the evidence.
+_NAMED: Final = 6
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,9 +107,11 @@ class CalibrationRecord:
 
 @dataclass(frozen=True, slots=True)
 class SensitivityRecord:
-    """Layers that were left in a wider type so that the rest may be INT8."""
+    """Layers that were left in a wider type so that the rest may be INT8, BF16 or FP16."""
 
     kept: tuple[str, ...]
+    """Names of the source model's layers."""
+
     layers: int
     """How many there were to choose from."""
 
@@ -149,6 +153,11 @@ class Evidence:
     """None: there was no data, and so no INT8."""
 
     sensitivity: SensitivityRecord | None = None
+    """Of INT8."""
+
+    mixed: SensitivityRecord | None = None
+    """Of BF16 or FP16: what stays in FP32."""
+
     ceilings: Ceilings | None = None
     """Of the device, where the engine is for one; what shares of the roofline are shares of."""
 
@@ -269,6 +278,13 @@ def _reason(evidence: Evidence, table: Sequence[Row], bucket: int) -> str:
     return text
 
 
+def kept_wide(found: SensitivityRecord) -> str:
+    """What stays in FP32 in a form in sixteen bits: the first by name."""
+    names, more = ", ".join(found.kept[:_NAMED]), len(found.kept) - _NAMED
+    text = f"{len(found.kept)} of {found.layers} layers that can stay in FP32 do: {names}"
+    return f"{text} and {more} more" if more > 0 else text
+
+
 def milliseconds(microseconds: float) -> str:
     """Three digits or more that count: `0.0123`, `1.23`, `123`."""
     value = microseconds / 1000
@@ -362,7 +378,7 @@ def from_json(data: Mapping[str, Any]) -> Evidence:
 
 def _evidence(data: Mapping[str, Any]) -> Evidence:
     accuracy, environment = data["accuracy"], data["environment"]
-    calibration, sensitivity = data["calibration"], data["sensitivity"]
+    calibration = data["calibration"]
     ceilings = data.get("ceilings")  # later than the version
     machine = environment["fingerprint"]
     return Evidence(
@@ -388,10 +404,15 @@ def _evidence(data: Mapping[str, Any]) -> Evidence:
         calibration=CalibrationRecord(**{**calibration, "methods": tuple(calibration["methods"])})
         if calibration
         else None,
-        sensitivity=SensitivityRecord(**{**sensitivity, "kept": tuple(sensitivity["kept"])}) if sensitivity else None,
+        sensitivity=_sensitivity(data["sensitivity"]),
+        mixed=_sensitivity(data.get("mixed")),
         ceilings=Ceilings(**{name: float(value) for name, value in ceilings.items()}) if ceilings else None,
         notes=tuple(data["notes"]),
     )
+
+
+def _sensitivity(data: Mapping[str, Any] | None) -> SensitivityRecord | None:
+    return SensitivityRecord(**{**data, "kept": tuple(data["kept"])}) if data else None
 
 
 def _tactics(data: Mapping[str, Any], *names: str) -> dict[str, Tactic | None]:

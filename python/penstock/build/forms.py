@@ -5,7 +5,7 @@ driver.
 """
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -19,8 +19,10 @@ from penstock.engine.lowered import LoweredGraph
 from penstock.engine.plan import LOWERED, OPTIMIZED, SOURCE, Profile, Reduction, Shapes
 from penstock.engine.routing import batched
 from penstock.errors import Internal, ModelLoadError
+from penstock.graph.eight_bits import in_fp8, in_int8, unquantized
 from penstock.graph.lowering import lower
 from penstock.graph.optimizing import PassRecord
+from penstock.quantize import Range
 from penstock.tactics.candidates import Form
 from penstock.tensors import TensorSpec
 
@@ -28,6 +30,9 @@ _LOG = logging.getLogger(__name__)
 
 # The suffix of forms that leave a reduction to be computed beside the library call.
 BESIDE = "-beside"
+
+# Of e4m3: ranges are cut where integers gain from it, and these numbers keep all their digits up to the end.
+_HEADROOM = 4.0
 
 
 @dataclass(slots=True)
@@ -58,7 +63,7 @@ class Forms:
     notes: tuple[str, ...] = ()
     """What the evidence should say of them."""
 
-    def add(self, name: str, model: ir.Model, *, precision: Literal["fp32", "int8"] = "fp32") -> Form:
+    def add(self, name: str, model: ir.Model, *, precision: Literal["fp32", "fp16", "bf16", "int8"] = "fp32") -> Form:
         """Write a form; the same name again replaces it."""
         path = self.folder / f"{name}.onnx"
         graph.save(model, path)
@@ -72,15 +77,38 @@ class Forms:
 def add_lowered(forms: Forms, buckets: Sequence[Shapes]) -> Form:
     """Lower the optimised graph at every bucket, into one file. Raises Unsupported for what a GPU has no step for."""
 
+    return _add_steps(forms, LOWERED, forms.source, buckets, "fp32", lower)
+
+
+def add_int8(forms: Forms, name: str, model: ir.Model, buckets: Sequence[Shapes]) -> Form:
+    """The same of a graph with Q/DQ, as steps in INT8. Raises Unsupported for Q/DQ that GPUs don't take."""
+    found = unquantized(model)
+    return _add_steps(forms, name, found.model, buckets, "int8", lambda bound: in_int8(bound, found))
+
+
+def add_fp8(forms: Forms, name: str, model: ir.Model, ranges: Mapping[str, Range], buckets: Sequence[Shapes]) -> Form:
+    """The same of a float graph, its layers in e4m3: of numbers up to the ends of these ranges."""
+    most = {each: _HEADROOM * max(-span.low, span.high) for each, span in ranges.items()}
+    return _add_steps(forms, name, model, buckets, "fp8", lambda bound: in_fp8(bound, most))
+
+
+def _add_steps(
+    forms: Forms,
+    name: str,
+    model: ir.Model,
+    buckets: Sequence[Shapes],
+    precision: str,
+    lowering: Callable[[ir.Model], tuple[LoweredGraph, lowered.Weights]],
+) -> Form:
     def at(shapes: Shapes) -> tuple[Shapes, LoweredGraph, lowered.Weights]:
-        bound = graph.optimize(forms.source, shapes=shapes).model
-        steps, weights = lower(bound)
-        forms.sources.setdefault(LOWERED, {}).update({node.name or "": graph.sources(node) for node in bound.graph})
+        bound = graph.optimize(model, shapes=shapes).model
+        steps, weights = lowering(bound)
+        forms.sources.setdefault(name, {}).update({node.name or "": graph.sources(node) for node in bound.graph})
         return shapes, steps, weights
 
-    path = forms.folder / f"{LOWERED}.safetensors"
+    path = forms.folder / f"{name}.safetensors"
     lowered.write(path, (at(shapes) for shapes in buckets))  # one by one: their weights are never there all at once
-    forms.files[LOWERED] = found = Form(path, "fp32", False)
+    forms.files[name] = found = Form(path, precision, precision != "fp32")
     return found
 
 

@@ -7,16 +7,18 @@ Called by the driver.
 import math
 import statistics
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Final
 
 from numpy.typing import NDArray
 
-from penstock.build.gate import Verdict
+from penstock.build.gate import Cosine, Gate, Judge, Verdict
 from penstock.engine import Engine
 from penstock.engine.plan import SOURCE, Profile, Reduction, Shapes, Tactic
 from penstock.engine.reducing import reduced
 from penstock.errors import InvalidArgument
+from penstock.tensors import TensorSpec
 
 Array = NDArray[Any]
 Arrays = Mapping[str, Array]
@@ -74,6 +76,38 @@ def _of_most_rows(profile: Profile, shapes: Shapes) -> Shapes:
 
 def _text(shapes: Shapes) -> str:
     return ";".join(f"{name}:{'x'.join(map(str, shape))}" for name, shape in shapes.items())
+
+
+@dataclass(frozen=True, slots=True)
+class Judges:
+    """Who judges what: calibration's own samples tell nothing of what was made from them, and much of the rest."""
+
+    learned: Judge
+    """Of forms that calibration data went into."""
+
+    plain: Judge
+    """Of all others."""
+
+    samples: int
+    """How many inputs `learned` compares outputs on."""
+
+    plain_samples: int
+
+
+def judges(
+    gate: Gate, reference: Run, unseen: Sequence[Arrays], learned: Sequence[Arrays], specs: Sequence[TensorSpec]
+) -> Judges:
+    """Run the reference, once, on the inputs that calibration has not seen and on those that it has."""
+    if not learned or not isinstance(gate, Cosine):
+        only = gate.against(reference, unseen, specs)
+        return Judges(only, only, len(unseen), len(unseen))
+    every = [*unseen, *learned]
+    answers = {id(sample): reference(sample) for sample in every}
+
+    def recalled(sample: Arrays) -> Mapping[str, Array]:
+        return answers[id(sample)]
+
+    return Judges(gate.against(recalled, unseen, specs), gate.against(recalled, every, specs), len(unseen), len(every))
 
 
 def margin(verdict: Verdict) -> float:

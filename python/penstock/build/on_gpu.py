@@ -13,6 +13,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from typing import Any, Final
 
+import onnx_ir as ir
 from numpy.typing import NDArray
 
 from penstock.build.gate import Verdict
@@ -22,7 +23,7 @@ from penstock.engine.cuda import choices as chosen
 from penstock.engine.cuda import costs, tuning
 from penstock.engine.cuda import form as forms
 from penstock.engine.cuda.tuning import Tuning
-from penstock.engine.lowered import narrowed
+from penstock.engine.narrowing import narrowed
 from penstock.engine.plan import CUDA, LOWERED, PLAIN_STEPS, Shapes, Tactic
 from penstock.engine.routing import beyond_rows
 from penstock.engine.runtimes import providers
@@ -42,6 +43,9 @@ from penstock.tactics import (
 )
 
 Arrays = Mapping[str, NDArray[Any]]
+
+STEPS_FP8: Final = f"{LOWERED}-fp8"
+"""The form whose layers are in e4m3."""
 
 # Of one bucket: more finds nothing, and a candidate's compilation has a limit.
 _MOST_TUNING_SECONDS: Final = 90.0
@@ -69,11 +73,13 @@ class OnGpu:
         self.precisions = [each for each in GPU_PRECISIONS if each in allowed]
         self.precision = self.precisions[0]
         """The one that is raced now."""
+        self.narrows = False
+        """Whether other forms are raced after the first."""
         self._closing = 0.0
 
-    def stable(self, files: Mapping[str, Form], inputs: Callable[[Shapes], Arrays], limits: Limits) -> Stable:
+    def start(self, files: Mapping[str, Form], inputs: Callable[[Shapes], Arrays], limits: Limits) -> Stable:
         """The processes of this build; the first one starts now, while there is nothing to compile yet."""
-        found = Stable(files, self._buckets, inputs, limits)
+        self._stable = found = Stable(files, self._buckets, inputs, limits)
         found.expect(Tactic(CUDA, self.precision, LOWERED, "static", options=PLAIN_STEPS))
         return found
 
@@ -81,13 +87,15 @@ class OnGpu:
         """What is raced for these forms in the precision of now."""
         return for_gpu(forms, self._allowed, self.precision, free_shapes=free_shapes, providers=providers())
 
-    def tune_for(self, form: Form, budget: float, left: float, cache: TimingCache | None) -> str:
-        """Say how long buckets are tuned, and hand over what earlier builds chose; a note about that, or nothing."""
+    def tune_for(self, form: Form, budget: float, left: float, share: float, cache: TimingCache | None) -> str:
+        """Say how long buckets are tuned, in this share of the race's time, and hand over what earlier builds chose; a
+        note about that, or nothing.
+        """
         gigabytes = form.path.stat().st_size / 1e9
         closing = _CLOSING_SECONDS + len(self._buckets) * _CLOSING_SECONDS_OF_BUCKET
         self._closing = min(closing + gigabytes * _CLOSING_SECONDS_OF_GIGABYTE, _MOST_OF_BUDGET * budget)
         known = self._recalled(form, cache) if cache is not None else {}
-        until = time.monotonic() + self.race_seconds(left)
+        until = time.monotonic() + self.race_seconds(left, share)
         Tuning.prepare(form.path, _MOST_TUNING_SECONDS, until=until, known=known)
         widths = {json.loads(name)[1] for name in known}
         if not known:
@@ -108,9 +116,9 @@ class OnGpu:
                 f"{', '.join(map(str, contexts))}), --workspace allows {limit}; allow more, or leave out a bucket"
             )
 
-    def race_seconds(self, left: float) -> float:
-        """Of what is left, without what comes after."""
-        return max(0.0, left - self._closing)
+    def race_seconds(self, left: float, share: float) -> float:
+        """Of what is left, without what comes after; a share of it where eight bits are to be raced, too."""
+        return (share if self.narrows else 1.0) * max(0.0, left - self._closing)
 
     def _recalled(self, form: Form, cache: TimingCache) -> dict[str, Any]:
         found: dict[str, Any] = {}
@@ -139,11 +147,11 @@ class OnGpu:
         }
 
     @contextmanager
-    def running(self, tactic: Tactic, stable: Stable, limits: Limits, source: Form) -> Iterator[Run]:
+    def running(self, tactic: Tactic, limits: Limits, source: Form) -> Iterator[Run]:
         """A tactic at whatever shapes, in the process that raced it. What no bucket takes runs on the CPU, in the
         engine as here.
         """
-        child = stable.whole(replace(tactic, shapes="static"), limits.start_seconds + limits.compile_seconds)
+        child = self._stable.whole(replace(tactic, shapes="static"), limits.start_seconds + limits.compile_seconds)
         rest: list[Child] = []
         with ExitStack() as stack:
 
@@ -186,6 +194,17 @@ def _import() -> None:
 def _prepare() -> None:
     runtime = importlib.import_module("penstock.engine.cuda.runtime")
     runtime.CudaRuntime.prepare(Tactic(CUDA, "fp32", LOWERED, options=PLAIN_STEPS))
+
+
+def multiplies_rows(model: ir.Model) -> bool:
+    """Whether more layers are matrix products than convolutions: those gain from e4m3, which keeps their outliers."""
+    products = sum(node.op_type in ("MatMul", "Gemm") and _is_layer(node) for node in model.graph)
+    return products > sum(node.op_type == "Conv" for node in model.graph)
+
+
+def _is_layer(node: ir.Node) -> bool:
+    weight = node.inputs[1]
+    return weight is not None and weight.is_initializer()
 
 
 def why_not(race: Race, verdicts: Mapping[Tactic, Verdict]) -> str:

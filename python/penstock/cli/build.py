@@ -217,12 +217,20 @@ def race_table(found: "Evidence") -> Any:
 
 
 def _closing(found: "Evidence") -> list[str]:
+    from penstock.build import evidence
+
     lines = [accuracy_text(found)]
     if found.calibration is None:
         lines.append("no calibration data, so INT8 was not tried")
-    mixed = found.sensitivity
-    if mixed is not None and mixed.form:
-        lines.append(f"{mixed.form}: {len(mixed.kept)} of {mixed.layers} layers are left in floating point")
-    elif mixed is not None:
-        lines.append(f"no set of layers was found that lets INT8 pass, in {mixed.evaluations} trials")
+    floating = found.sensitivity
+    if floating is not None and floating.form:
+        lines.append(f"{floating.form}: {len(floating.kept)} of {floating.layers} layers are left in floating point")
+    elif floating is not None:
+        lines.append(f"no set of layers was found that lets INT8 pass, in {floating.evaluations} trials")
+    if found.mixed is not None and found.mixed.form:
+        lines.append(f"{found.mixed.form}: {evidence.kept_wide(found.mixed)}")
+    elif found.mixed is not None:
+        lines.append(
+            f"no layers were found that let the others be in sixteen bits, in {found.mixed.evaluations} trials"
+        )
     return [*lines, *found.notes]

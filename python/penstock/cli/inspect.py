@@ -168,6 +168,7 @@ def _print(file: Path, found: "Sealed", seen: "Evidence", most: int | None) -> N
         ),
         accuracy_text(seen),
         _calibration(seen),
+        *([f"{seen.mixed.form}: {evidence.kept_wide(seen.mixed)}"] if seen.mixed and seen.mixed.form else []),
     ]
     for line in lines:
         out.print(line, markup=False, soft_wrap=True)

@@ -85,7 +85,7 @@ OUTPUTS: Final[Mapping[str, tuple[int, ...]]] = {
 }
 # What is laid out anew before anything runs, so that it has to be a weight.
 CONSTANT: Final = (
-    *("weight", "bias", "recurrence", "recurrence_bias", "first", "first_bias", "second", "second_bias"),
+    *("weight", "scale", "bias", "recurrence", "recurrence_bias", "first", "first_bias", "second", "second_bias"),
     *("third", "third_bias", "shortcut", "shortcut_bias", "residual_scale", "residual_shift", "column_sums"),
 )
 _FILTERS: Final = (

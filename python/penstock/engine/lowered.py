@@ -13,8 +13,8 @@ of matrix products [N, K]: out, in.
 
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Final, Literal
 
 from penstock.engine import kinds
@@ -30,9 +30,11 @@ FORMAT: Final = 1
 
 DATATYPES: Final = (
     *("BOOL", "INT8", "INT16", "INT32", "INT64", "UINT8"),
-    *("FP16", "BF16", "FP32", "FP64"),
+    *("FP8", "FP16", "BF16", "FP32", "FP64"),
 )
 FLOATS: Final = ("FP16", "BF16", "FP32", "FP64")
+EIGHT_BITS: Final = ("INT8", "FP8")
+"""Types that values may have a scale in; FP8 is e4m3, which has no infinity."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +46,9 @@ class Value:
     """Of DATATYPES."""
 
     layout: Layout = "plain"
+
+    scale: float | None = None
+    """What one step of an INT8 or FP8 value is worth; None: it is no float in disguise."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,70 +167,6 @@ def contiguous(shape: Sequence[int]) -> tuple[int, ...]:
     return tuple(reversed(strides))
 
 
-def narrowed(graph: LoweredGraph, datatype: str) -> LoweredGraph:
-    """The graph with its FP32, FP16 and BF16 values in one type; what comes in and goes out keeps its own.
-
-    A pointwise step with a number that FP16 can't hold (a mask of -3e38) keeps an FP32 result. Every step reads
-    whatever type its operands have and writes its outputs' type, but for the heavy ones, which get a cast: theirs is
-    the type of the weights. FP64 stays FP64 where no weight is beside it.
-    """
-    if datatype not in FLOATS:
-        raise InvalidArgument(f"values can't be {datatype}, expected one of {', '.join(FLOATS)}")
-    kept = {each.name for each in graph.inputs} | {each.value for each in graph.outputs}
-    wide = {name for step in graph.steps if datatype == "FP16" and _is_wide(step) for name in step.outputs}
-    wide |= {name for step in graph.steps if step.kind == "gemm_norm" for name in step.outputs[1:]}
-    values = {
-        name: replace(value, datatype="FP32" if name in wide else datatype)
-        if value.datatype in _COMPUTED and name not in kept
-        else value
-        for name, value in graph.values.items()
-    }
-    steps: list[Step] = []
-    casts: dict[str, str] = {}
-    for step in graph.steps:
-        cast = {*_COMPUTED, "FP64"} if _has_weights(graph, step) else set(_COMPUTED)
-        inputs: list[Operand] = []
-        for operand in step.inputs:
-            value = values.get(operand.value)
-            as_it_is = value is None or value.datatype == datatype or value.datatype not in cast
-            if value is None or as_it_is or step.kind in _READS_ANY or operand.role in _ANY_TYPE:
-                inputs.append(operand)
-                continue
-            if operand.value not in casts:
-                name = _fresh(f"{operand.value}.{datatype.lower()}", values.keys() | graph.weights.keys())
-                casts[operand.value] = name
-                values[name] = replace(value, datatype=datatype)
-                program = (Instruction("identity", ("i0",)),)
-                steps.append(Step(f"{name}.cast", "pointwise", (Operand(operand.value),), (name,), program=program))
-            inputs.append(replace(operand, value=casts[operand.value]))
-        steps.append(replace(step, inputs=tuple(inputs)))
-    return replace(graph, values=values, steps=tuple(steps))
-
-
-_COMPUTED: Final = ("FP16", "BF16", "FP32")
-_READS_ANY: Final = ("pointwise", "copy", "gather", "pad")
-_ANY_TYPE: Final = ("mask", "x_moments", "residual_moments")  # roles
-_FP16_MAX: Final = 65504.0
-
-
-def _has_weights(graph: LoweredGraph, step: Step) -> bool:
-    weights = (graph.weights.get(operand.value) for operand in step.inputs)
-    return any(weight is not None and weight.datatype in FLOATS for weight in weights)
-
-
-def _is_wide(step: Step) -> bool:
-    numbers = (each for line in step.program for each in line.arguments if not isinstance(each, str))
-    return any(math.isfinite(each) and abs(each) > _FP16_MAX for each in numbers)
-
-
-def _fresh(hint: str, taken: Iterable[str]) -> str:
-    names, name, count = set(taken), hint, 0
-    while name in names:
-        count += 1
-        name = f"{hint}.{count}"
-    return name
-
-
 # ---- JSON ----
 
 
@@ -239,7 +180,7 @@ def to_data(graph: LoweredGraph) -> dict[str, Any]:
         "format": FORMAT,
         "inputs": [[each.name, list(each.shape), each.datatype] for each in graph.inputs],
         "outputs": [[each.name, each.value, list(each.shape)] for each in graph.outputs],
-        "values": {name: [list(each.shape), each.datatype, each.layout] for name, each in graph.values.items()},
+        "values": {name: _value_to_json(each) for name, each in graph.values.items()},
         "weights": {name: [list(each.shape), each.datatype] for name, each in graph.weights.items()},
         "steps": [_step_to_json(step) for step in graph.steps],
     }
@@ -262,10 +203,7 @@ def from_data(data: Any) -> LoweredGraph:
         graph = LoweredGraph(
             tuple(Input(_text(name), _shape(shape), _type(kind)) for name, shape, kind in data["inputs"]),
             tuple(Output(_text(name), _text(value), _shape(shape)) for name, value, shape in data["outputs"]),
-            {
-                _text(name): Value(_shape(shape), _type(kind), _layout(layout))
-                for name, (shape, kind, layout) in data["values"].items()
-            },
+            {_text(name): _value_from_json(*each) for name, each in data["values"].items()},
             {_text(name): Weight(_shape(shape), _type(kind)) for name, (shape, kind) in data["weights"].items()},
             tuple(map(_step_from_json, data["steps"])),
         )
@@ -312,8 +250,18 @@ def _check_names(graph: LoweredGraph) -> None:
         raise InvalidArgument(f"{min(both)!r} is both a value and a weight")
     for name in (*graph.values, *graph.weights):
         _check_size(f"{name!r:.100}", graph.stored(name).shape)
+    ends = {each.name for each in graph.inputs} | {each.value for each in graph.outputs}
+    for name, value in graph.values.items():
+        bare = value.datatype == "FP8" and value.scale is None
+        if bare or (value.scale is not None and not _can_have(value.datatype, value.scale, name in ends)):
+            raise InvalidArgument(f"{name!r:.100} is {value.datatype} with the scale {value.scale}")
     if len({output.name for output in graph.outputs}) != len(graph.outputs):
         raise InvalidArgument("two outputs have the same name")
+
+
+def _can_have(datatype: str, scale: float, is_end: bool) -> bool:
+    """What comes in and goes out is what it is."""
+    return datatype in EIGHT_BITS and 0 < scale < math.inf and not is_end
 
 
 def _inside(name: str, view: View, shape: Shape) -> None:
@@ -404,6 +352,14 @@ def _check_program(step: Step) -> None:
 
 
 _OF_THE_FIRST: Final = ("leaky_relu", "elu", "where", "hard_sigmoid", "clip")
+
+
+def _value_to_json(value: Value) -> list[Any]:
+    return [list(value.shape), value.datatype, value.layout, *([] if value.scale is None else [value.scale])]
+
+
+def _value_from_json(shape: Any, kind: Any, layout: Any, scale: Any = None) -> Value:
+    return Value(_shape(shape), _type(kind), _layout(layout), None if scale is None else float(_number(scale)))
 
 
 def _step_to_json(step: Step) -> dict[str, Any]:

@@ -24,6 +24,9 @@ CUDA: Final = "cuda"
 # What executes the steps of a program for a GPU: libraries, each step's first implementation; or what was timed.
 PLAIN_STEPS: Final = (("steps", "plain"),)
 TUNED_STEPS: Final = (("steps", "tuned"),)
+WIDE_KEY: Final = "penstock.precision"
+"""In the metadata of an ONNX node: `fp32` where it stays so, whatever narrower type the tactic asks for."""
+
 LOWERED: Final = "lowered"
 """What the names of forms begin with that are steps for a GPU (engine.lowered) and not ONNX."""
 

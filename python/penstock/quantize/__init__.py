@@ -1,4 +1,4 @@
-"""Eight-bit forms of a float model: calibration data, statistics, ranges, placement of Q/DQ, and what to leave float.
+"""Narrower forms of a float model: calibration data, statistics, ranges, placement of Q/DQ, and what to leave wide.
 
     data.load -> recipes (observe, ranges, quantize) -> pick -> improve;   where the gate refuses: search
 
@@ -12,10 +12,12 @@ from penstock.quantize.observe import Statistics, TensorStatistics, cached, coll
 from penstock.quantize.place import layers, quantize, watched
 from penstock.quantize.progress import Progress
 from penstock.quantize.recipe import Picked, Recipe, improve, pick, recipes
-from penstock.quantize.scheme import SCHEMES, Range, Scheme, suited
+from penstock.quantize.scheme import GPU, SCHEMES, Range, Scheme, suited
 from penstock.quantize.sensitivity import Kept, Noise, rank_by_noise, search
+from penstock.quantize.wide import convolutions, keeping, search_run
 
 __all__ = [
+    "GPU",
     "METHODS",
     "SCHEMES",
     "Calibration",
@@ -30,7 +32,9 @@ __all__ = [
     "TensorStatistics",
     "cached",
     "collect",
+    "convolutions",
     "improve",
+    "keeping",
     "layers",
     "load",
     "pick",
@@ -39,6 +43,7 @@ __all__ = [
     "rank_by_noise",
     "recipes",
     "search",
+    "search_run",
     "suited",
     "watched",
 ]

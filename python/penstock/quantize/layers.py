@@ -49,6 +49,8 @@ class Plan:
     layers: list[Layer] = field(default_factory=list)
     kept: list[ir.Node] = field(default_factory=list)
     """Would be layers, but are to stay float."""
+    adds: set[ir.Node] = field(default_factory=set)
+    """Computed in the kernel of the convolution before: one side is never stored."""
     groups: list[list[ir.Value]] = field(default_factory=list)
     """Tensors that are quantized; those in one list have one scale."""
 
@@ -178,10 +180,27 @@ class _Tensors:
             made or part in self.parent for made, part in zip(from_layer, parts, strict=True)
         ):
             return False
+        inside = self.computed_with(node, parts) if self.scheme.fused_adds else None
+        if inside is not None:
+            (other,) = (part for part in parts if part is not inside)
+            new = other not in self.parent
+            self.found.adds.add(node)
+            self.take(other)
+            return new
         for part in parts:
             self.take(part)
         self.take(self.after(node) if self.scheme.outputs else parts[0])
         return True
+
+    def computed_with(self, node: ir.Node, parts: list[ir.Value]) -> ir.Value | None:
+        """The part whose convolution computes the Add as well: the one made last, of those that nothing else reads."""
+        made = [part for part in parts if self.from_convolution(part) and self.only(part, node)]
+        order = {each: position for position, each in enumerate(self.graph)}
+        return max(made, key=lambda part: order.get(part.producer(), -1), default=None)  # type: ignore[arg-type]
+
+    def only(self, value: ir.Value, reader: ir.Node) -> bool:
+        uses = list(value.uses())
+        return len(uses) == 1 and uses[0].node is reader and not value.is_graph_output()
 
     # ---- what a node is to its neighbours ----
 

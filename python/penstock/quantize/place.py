@@ -125,7 +125,7 @@ class _Placement:
             return moved in self.grids and any(value in self.grids for value in node.outputs)
         if is_operator(node, "Concat"):
             return node.outputs[0] in self.grids
-        return is_operator(node, "Add") and all(part in self.grids for part in node.inputs)
+        return node in self.found.adds or (is_operator(node, "Add") and all(part in self.grids for part in node.inputs))
 
     def writes_integers(self, node: ir.Node | None) -> bool:
         if is_operator(node, *FUSED_ACTIVATIONS) and node is not None and node.inputs[0] is not None:

@@ -58,6 +58,10 @@ class Scheme:
     residual_adds: bool = True
     """Quantize both inputs of an Add that joins convolutions."""
 
+    fused_adds: bool = False
+    """An Add behind a convolution is computed in its kernel, in float: of what such an Add reads only the other side is
+    quantized, and what it answers."""
+
     depthwise: bool = True
     """Quantize convolutions with a filter for each channel."""
 
@@ -93,6 +97,9 @@ def suited(scheme: Scheme, features: Collection[str]) -> Scheme:
     narrow = "avx2" in features and _WIDE_SUMS.isdisjoint(features)
     return replace(scheme, weight_bits=7) if narrow else scheme
 
+
+GPU: Final = Scheme("gpu", activations="int8", fused_adds=True)
+"""For kernels of our own: symmetric."""
 
 SCHEMES: Final[Mapping[str, Scheme]] = MappingProxyType(
     {each.name: each for each in (Scheme(), Scheme("both", outputs=True, int32_bias=True))}

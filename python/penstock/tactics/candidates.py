@@ -41,10 +41,11 @@ class Form:
 
     path: Path
     precision: str
-    """`fp32` or `int8`: the narrowest type in the graph."""
+    """`fp32`, or `int8` or `fp8`: the narrowest type in the graph. `bf16` or `fp16`: what libraries may narrow it to,
+    and nothing else is worth timing; its marks say which layers stay in FP32 (`plan.WIDE_KEY`)."""
 
     quantized: bool
-    """Holds Q/DQ operators, from `quantize` or from the user: its precision is in the graph."""
+    """Holds Q/DQ operators, from `quantize` or from the user, or steps in eight bits: its precision is in the graph."""
 
 
 def candidates(
@@ -72,6 +73,8 @@ def candidates(
     first = [name for name in plain if name.startswith(OPTIMIZED)] or plain[:1]
     others = [name for name in plain if name not in first]
     for shapes in order:
+        mixed = [name for name, form in forms.items() if form.precision in narrow]
+        found += [Tactic(OPENVINO, forms[name].precision, name, shapes) for name in mixed]
         found += _openvino(first, narrow, allowed, shapes)
         found += _openvino_int8(quantized, narrow, allowed, shapes)
     if "fp32" in allowed:
@@ -95,18 +98,19 @@ def for_gpu(
 
     Plain steps are there within seconds, so they are first, and what is slow after them costs little; tuned ones win
     nearly always. Where calls come with `free_shapes`, which no program for a GPU takes, the safe one has to be there.
-
-    providers  of the installed ONNX Runtime for a GPU: the whole model by other libraries, before anything is tuned.
+    Forms in eight bits have their own precision, and in it nothing but tuned steps is worth its time.
     """
     safe = [Tactic(ONNXRUNTIME, "fp32", SOURCE)] if SOURCE in forms and "fp32" in allowed else []
     lowered = [form for form in forms if form.startswith(LOWERED)]
+    narrow = [Tactic(CUDA, forms[form].precision, form, "static", options=TUNED_STEPS) for form in lowered
+              if forms[form].quantized]  # fmt: skip
     plain, tuned = (
-        [Tactic(CUDA, precision, form, "static", options=steps) for form in lowered]
+        [Tactic(CUDA, precision, form, "static", options=steps) for form in lowered if not forms[form].quantized]
         for steps in (PLAIN_STEPS, TUNED_STEPS)
     )
     first = [*safe, *plain] if free_shapes else [*plain, *safe]
     rivals = [*_of_providers(forms, precision, providers)] if precision != "bf16" else []
-    return [*first, *rivals, *(tuned if precision in _TUNED else [])]
+    return [*first, *rivals, *(tuned if precision in _TUNED else []), *narrow]
 
 
 def _of_providers(forms: Mapping[str, Form], precision: str, providers: Collection[str]) -> Iterator[Tactic]:

@@ -164,7 +164,7 @@ def test_memory_is_weights_once_and_a_context_of_each_bucket(path: Path) -> None
     [
         (tactic(steps="guessed"), 4, "expected steps=plain or steps=tuned"),
         (tactic(), 3, "are not prepared, expected one of"),
-        (tactic("int8"), 4, "has no int8"),
+        (tactic("int4"), 4, "has no int4"),
     ],
 )
 def test_what_it_can_not_do_is_refused(which: Tactic, batch: int, words: str, path: Path) -> None:

@@ -16,6 +16,8 @@ from penstock.engine.cuda.implementations import OURS, add_triton
 from penstock.engine.cuda.kernels.driver import HOPPER
 from penstock.engine.cuda.kernels.replay import Player, Recorder
 from penstock.engine.cuda.sites import DTYPES
+from penstock.engine.lowered import Step
+from penstock.engine.narrowing import wide_weights
 from penstock.engine.plan import Region
 from penstock.errors import ExecutionError, ModelLoadError, Unsupported
 
@@ -41,7 +43,11 @@ class Model:
 
     def weights(self, prepared: Prepared, precision: str) -> dict[str, torch.Tensor]:
         dtype = DTYPES[PRECISIONS[precision]]
-        return {name: self._weight(prepared.stored.get(name, name), dtype) for name in prepared.graph.weights}
+        wide = wide_weights(prepared.graph)
+        return {
+            name: self._weight(prepared.stored.get(name, name), torch.float32 if name in wide else dtype)
+            for name in prepared.graph.weights
+        }
 
     def _weight(self, stored: str, dtype: torch.dtype) -> torch.Tensor:
         key = stored, dtype
@@ -116,7 +122,14 @@ class Bucket:
             parts = [step.kind, *(role for role in ("bias", "residual") if step.operand(role))]
             parts += [activation] if activation != "none" else []
             choice = self._choices.get(bound.name) or Choice(bound.implementation)
-            work = costs.flops(self.executor.graph, step), costs.moved(self.executor.graph, step)
-            microseconds = times.get(bound.name, 0.0)
-            found.append(Region(bound.name, "+".join(parts), step.nodes, precision, microseconds, str(choice), *work))
+            graph = self.executor.graph
+            spent, achieved = times.get(bound.name, 0.0), _achieved(step, precision)
+            work = costs.flops(graph, step), costs.moved(graph, step)
+            found.append(Region(bound.name, "+".join(parts), step.nodes, achieved, spent, str(choice), *work))
         return tuple(found)
+
+
+def _achieved(step: Step, precision: str) -> str:
+    """What a step computes in: of a program in eight bits many don't."""
+    wide = precision in ("int8", "fp8") and step.operand("scale") is None
+    return PRECISIONS[precision].lower() if wide else precision

@@ -22,13 +22,21 @@ from penstock.engine.cuda.implementations import OURS, chosen
 from penstock.engine.cuda.kernels.driver import OwnStream, launch_graph
 from penstock.engine.cuda.kernels.replay import Launcher, launching
 from penstock.engine.cuda.ranges import named
-from penstock.engine.cuda.sites import DTYPES, Run, Site, narrow, seen
+from penstock.engine.cuda.sites import DTYPES, Run, Site, eight_bits, narrow, seen
 from penstock.engine.cuda.workspace import Needs, working_in
-from penstock.engine.lowered import LoweredGraph, Operand, narrowed
+from penstock.engine.lowered import LoweredGraph, Operand
+from penstock.engine.narrowing import narrowed, wide_weights
 from penstock.errors import InvalidArgument
 
-PRECISIONS: Final[Mapping[str, str]] = {"fp32": "FP32", "tf32": "FP32", "fp16": "FP16", "bf16": "BF16"}
-"""Precision -> type of the values between the steps."""
+PRECISIONS: Final[Mapping[str, str]] = {
+    "fp32": "FP32",
+    "tf32": "FP32",
+    "fp16": "FP16",
+    "bf16": "BF16",
+    "int8": "FP16",
+    "fp8": "FP16",
+}
+"""Precision -> type of the values between the steps; of eight bits those that have no scale."""
 
 Tensors = dict[str, torch.Tensor]
 Compute = Callable[[Sequence[torch.Tensor]], Sequence[torch.Tensor]]
@@ -326,12 +334,13 @@ def upload(
     Raises InvalidArgument where one is missing or has another shape.
     """
     found: Tensors = {}
+    wide = wide_weights(graph)
     for name, expected in graph.weights.items():
         given = weights.get(name)
         if given is None or tuple(given.shape) != expected.shape:
             shape = "nothing" if given is None else list(given.shape)
             raise InvalidArgument(f"weight {name!r} has shape {list(expected.shape)}, got {shape}")
-        found[name] = placed(given, device, dtype)
+        found[name] = placed(given, device, torch.float32 if name in wide else dtype)
     return found
 
 
@@ -341,9 +350,11 @@ def placed(given: NDArray[Any] | torch.Tensor, device: torch.device, dtype: torc
         tensor = given
     elif given.dtype.name == "bfloat16":  # which torch knows and NumPy does not
         tensor = torch.from_numpy(np.array(given, order="C").view(np.int16)).view(torch.bfloat16)
+    elif given.dtype.name == "float8_e4m3fn":
+        tensor = torch.from_numpy(np.array(given, order="C").view(np.uint8)).view(torch.float8_e4m3fn)
     else:
         tensor = torch.from_numpy(np.array(given, order="C"))
-    if tensor.is_floating_point() and tensor.dtype != dtype:
+    if tensor.is_floating_point() and tensor.dtype != dtype and not eight_bits(tensor.dtype):
         wide = narrow(dtype) and bool((tensor.float().abs() > torch.finfo(dtype).max).any())
         tensor = tensor.to(torch.float32 if wide else dtype)
     return tensor.to(device).contiguous()

@@ -38,6 +38,7 @@ _TYPES: Final[Mapping[str, tuple[str, str]]] = {
     "I32": ("INT32", "int32"),
     "I64": ("INT64", "int64"),
     "U8": ("UINT8", "uint8"),
+    "F8_E4M3": ("FP8", "float8_e4m3fn"),
     "F16": ("FP16", "float16"),
     "BF16": ("BF16", "bfloat16"),
     "F32": ("FP32", "float32"),
@@ -167,7 +168,7 @@ class _Tensor:
 
     def on(self, body: memoryview) -> Array:
         known = _TYPES[self.stored_type][1]
-        dtype: np.dtype[Any] = _bfloat16() if known == "bfloat16" else np.dtype(known)
+        dtype = _dtype(known)
         size = math.prod(self.shape)
         if self.end - self.begin != size * dtype.itemsize:
             raise ValueError(f"tensor {self.name!r:.60} has {self.end - self.begin} bytes for shape {self.shape}")
@@ -251,10 +252,12 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def _bfloat16() -> "np.dtype[Any]":
+def _dtype(name: str) -> "np.dtype[Any]":
+    if name not in ("bfloat16", "float8_e4m3fn"):
+        return np.dtype(name)
     import ml_dtypes
 
-    found: np.dtype[Any] = np.dtype(ml_dtypes.bfloat16)
+    found: np.dtype[Any] = np.dtype(getattr(ml_dtypes, name))
     return found
 
 

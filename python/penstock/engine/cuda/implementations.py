@@ -12,12 +12,16 @@ from typing import Final
 
 import torch
 
-from penstock.engine.cuda import blocks, expressions, joined, layers, norms, patches, shapes
+from penstock.engine.cuda import blocks, eight_bits, expressions, joined, layers, norms, patches, shapes
 from penstock.engine.cuda.sites import Run, RunInto, Site
+from penstock.engine.narrowing import scaled
 from penstock.errors import AlreadyExists, Unsupported
 
 OURS: Final = ("triton", "cuda")
 """What the names of our own kernels begin with; they are loaded when one is asked for."""
+
+EXACT: Final = "exact"
+"""The reference of steps that read or write values with a scale."""
 
 
 def _anywhere(site: Site) -> bool:
@@ -42,6 +46,9 @@ class Implementation:
 
     configs: Callable[[Site], Sequence[tuple[int, ...]]] = _as_it_is
     """The ways to do it, most promising first; one of them is the bound site's `config`."""
+
+    scales: bool = False
+    """Whether it reads and writes values with a scale by itself."""
 
 
 IMPLEMENTATIONS: Final[dict[str, dict[str, Implementation]]] = {
@@ -138,10 +145,17 @@ def add_triton() -> bool:
 def fitting(site: Site) -> Mapping[str, Implementation]:
     """Those that can execute a step, the reference first. Raises Unsupported for a kind without any."""
     named = IMPLEMENTATIONS.get(site.step.kind, {})
+    if named and scaled(site.graph, site.step):
+        reference = Implementation(_with_scales(site, next(iter(named.values()))))
+        return {EXACT: reference, **{name: each for name, each in named.items() if each.scales and each.fits(site)}}
     found = {name: each for name, each in named.items() if each.fits(site)}
     if not found:
         raise Unsupported(f"step {site.step.name!r} is of kind {site.step.kind!r}, which nothing executes")
     return found
+
+
+def _with_scales(site: Site, reference: Implementation) -> Callable[[Site], Run]:
+    return eight_bits.layer if site.step.operand("scale") is not None else eight_bits.between(reference.bind)
 
 
 def chosen(site: Site, preferred: tuple[str, ...] = ()) -> tuple[str, Implementation]:

@@ -20,7 +20,7 @@ def conv(site: Site) -> Run:
     """cuDNN's (on the CPU oneDNN's) convolution with its bias, the rest of the epilogue behind it."""
     weight, bias = _convolution_weight(site), site.weight("bias")
     strides, dilations, groups = site.integers("strides"), site.integers("dilations"), site.integer("groups")
-    around, padding = _padding(site)
+    around, padding = padding_of(site)
     finish, apart = epilogue(site), _overlaps(site)
 
     def run(operands: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
@@ -36,7 +36,7 @@ def conv_fused(site: Site) -> Run:
     """cuDNN's convolution with bias, residual and ReLU in one kernel."""
     weight, bias = _convolution_weight(site), site.weight("bias")
     strides, dilations, groups = site.integers("strides"), site.integers("dilations"), site.integer("groups")
-    around, padding = _padding(site)
+    around, padding = padding_of(site)
     residual, apart = site.index("residual"), _overlaps(site)
 
     def run(operands: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
@@ -73,7 +73,7 @@ def _overlaps(site: Site) -> bool:
     return view is not None and view.shape[2] > 1 and view.strides[2] < view.shape[3]
 
 
-def _padding(site: Site) -> tuple[tuple[int, ...], tuple[int, int]]:
+def padding_of(site: Site) -> tuple[tuple[int, ...], tuple[int, int]]:
     """What torch.pad adds to a stored map where the sides differ, and what the convolution adds itself."""
     top, left, bottom, right = site.integers("pads")
     if (top, left) == (bottom, right):

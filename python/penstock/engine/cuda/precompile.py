@@ -39,6 +39,7 @@ class Recipe:
     num_warps: int
     num_stages: int
     pdl: bool
+    most_registers: int = 0
 
     @staticmethod
     def of(launch: Launch) -> "Recipe | None":
@@ -56,13 +57,16 @@ class Recipe:
         kernel = launch.kernel
         return Recipe(
             kernel.__module__, kernel.__name__, tuple(arguments), tuple(launch.constants.items()), launch.num_warps,
-            launch.num_stages, launch.pdl,
+            launch.num_stages, launch.pdl, launch.most_registers,
         )  # fmt: skip
 
     def launch(self) -> Launch:
         arguments = tuple(map(_argument, self.arguments))
         kernel = getattr(importlib.import_module(self.module), self.kernel)
-        return Launch(kernel, (1, 1, 1), arguments, dict(self.constants), self.num_warps, self.num_stages, self.pdl)
+        return Launch(
+            kernel, (1, 1, 1), arguments, dict(self.constants), self.num_warps, self.num_stages, self.pdl,
+            self.most_registers,
+        )  # fmt: skip
 
 
 def _name(tensor: torch.Tensor) -> str:

@@ -23,6 +23,7 @@ DTYPES: Final[Mapping[str, torch.dtype]] = {
     "INT32": torch.int32,
     "INT64": torch.int64,
     "UINT8": torch.uint8,
+    "FP8": torch.float8_e4m3fn,
     "FP16": torch.float16,
     "BF16": torch.bfloat16,
     "FP32": torch.float32,
@@ -80,6 +81,14 @@ class Site:
     def out_dtype(self, index: int = 0) -> torch.dtype:
         return DTYPES[self.graph.values[self.step.outputs[index]].datatype]
 
+    def scale(self, index: int) -> float | None:
+        """What one step of an operand is worth; None: it is what it is."""
+        value = self.graph.values.get(self.step.inputs[index].value)
+        return None if value is None else value.scale
+
+    def out_scale(self, index: int = 0) -> float | None:
+        return self.graph.values[self.step.outputs[index]].scale
+
     # Attributes, by type; Internal where the lowering wrote another.
 
     def text(self, name: str, default: str = "") -> str:
@@ -117,3 +126,8 @@ def seen(tensor: torch.Tensor, operand: Operand) -> torch.Tensor:
 
 def narrow(dtype: torch.dtype) -> bool:
     return dtype in (torch.float16, torch.bfloat16)
+
+
+def eight_bits(dtype: torch.dtype) -> bool:
+    """What values with a scale are stored in."""
+    return dtype in (torch.int8, torch.float8_e4m3fn)

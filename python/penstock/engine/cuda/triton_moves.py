@@ -13,8 +13,9 @@ from penstock.engine.cuda.kernels.moves import (
     concat_channels_launch,
     planes_to_pixels_launch,
 )
-from penstock.engine.cuda.sites import Site
-from penstock.engine.cuda.ways import Ready, Tensors, Way, dtype_of
+from penstock.engine.cuda.kernels.quantize import quantize_launch
+from penstock.engine.cuda.sites import Site, eight_bits
+from penstock.engine.cuda.ways import Ready, Tensors, Way, dtype_of, eight_or_narrow
 
 _FLOATS: Final = (torch.float16, torch.bfloat16, torch.float32)
 
@@ -51,7 +52,14 @@ def _planes(ready: Ready, operands: Tensors, outputs: Tensors, scratch: Scratch 
         (name, number if isinstance(number, float) else operands[number][0, 0, 0])
         for name, number in _arithmetic(ready.site) or ()
     ]
-    return planes_to_pixels_launch(x, out=outputs[0], corner=(top, left), arithmetic=arithmetic, pdl=ready.site.early)
+    return planes_to_pixels_launch(
+        x,
+        out=outputs[0],
+        corner=(top, left),
+        arithmetic=arithmetic,
+        out_scale=ready.site.out_scale(),
+        pdl=ready.site.early,
+    )
 
 
 def _cuts(ready: Ready, operands: Tensors, outputs: Tensors, scratch: Scratch | None) -> Launch:
@@ -110,7 +118,8 @@ def _is_row(site: Site, index: int) -> bool:
 def _floats_or_bytes(site: Site) -> bool:
     """Bytes only where they are computed with: elsewhere they are no picture."""
     kinds = {dtype_of(site, index) for index in range(len(site.step.inputs))}
-    return site.out_dtype() in _FLOATS and kinds <= {*_FLOATS, *((torch.uint8,) if site.step.program else ())}
+    writes = site.out_dtype() in _FLOATS or site.out_scale() is not None
+    return writes and kinds <= {*_FLOATS, *((torch.uint8,) if site.step.program else ())}
 
 
 def _floats(site: Site) -> bool:
@@ -118,10 +127,22 @@ def _floats(site: Site) -> bool:
     return kinds <= set(_FLOATS)
 
 
+def _quantize(ready: Ready, operands: Tensors, outputs: Tensors, scratch: Scratch | None) -> Launch:
+    del scratch
+    return quantize_launch(operands[0], out=outputs[0], scale=ready.out_scale, pdl=ready.site.early)
+
+
+def _suits_quantize(site: Site) -> bool:
+    """An eight-bit copy, and nothing else."""
+    copies = [(line.name, *line.arguments) for line in site.step.program] == [("identity", "i0")]
+    return copies and len(site.step.inputs) == 1 and site.out_scale() is not None and not eight_bits(dtype_of(site, 0))
+
+
 MOVES: Final[dict[tuple[str, str], Way]] = {
+    ("pointwise", "triton_quantize"): Way(_quantize, suits=_suits_quantize, types=eight_or_narrow, scales=True),
     ("concat", "triton"): Way(_concat, suits=_suits_concat, types=_floats),
     ("copy", "triton"): Way(_planes, suits=_suits_planes, types=_floats),
     ("copy", "triton_patches"): Way(_cuts, suits=_suits_cuts, types=_floats),
-    ("pad", "triton"): Way(_planes, suits=_suits_padding, types=_floats_or_bytes),
+    ("pad", "triton"): Way(_planes, suits=_suits_padding, types=_floats_or_bytes, scales=True),
 }
 """Kind and name -> kernel."""

@@ -21,8 +21,7 @@ from penstock.engine.cuda.kernels.expand_depthwise import ExpandTile, expand_dep
 from penstock.engine.cuda.kernels.implicit_gemm import conv2d_nhwc_launch, gemm_launch
 from penstock.engine.cuda.kernels.implicit_gemm_kernel import implicit_gemm_kernel
 from penstock.engine.cuda.kernels.launching import Launch, interpreted
-from penstock.engine.cuda.kernels.max_pool import max_pool2d_nhwc_launch
-from penstock.engine.cuda.kernels.reductions import global_average_pool_launch, layer_norm_launch
+from penstock.engine.cuda.kernels.reductions import layer_norm_launch
 from penstock.engine.cuda.kernels.resident import ResidentTile, resident_conv_launch, resident_tiles
 from penstock.engine.cuda.kernels.tiles import Product, Tile
 from penstock.engine.cuda.recurrent import RECURRENT
@@ -31,6 +30,7 @@ from penstock.engine.cuda.triton_blocks import BLOCKS
 from penstock.engine.cuda.triton_dense import DENSE
 from penstock.engine.cuda.triton_joined import JOINED, LAYERS, depthwise_and_gate, suits_gate_layers, sums_scratch
 from penstock.engine.cuda.triton_moves import MOVES
+from penstock.engine.cuda.triton_pools import POOLS
 from penstock.engine.cuda.ways import (
     Config,
     Launched,
@@ -39,6 +39,9 @@ from penstock.engine.cuda.ways import (
     Way,
     count,
     dtype_of,
+    eight_or_narrow,
+    float_weights,
+    integers_or_narrow,
     multiprocessors_of,
     tile_scratch,
     tiles_of,
@@ -53,13 +56,13 @@ _WIDEST_HEAD: Final = 256
 
 
 def _product(site: Site) -> Product:
-    weight = site.shape("weight")
+    weight, itemsize = site.shape("weight"), dtype_of(site, 0).itemsize
     if site.step.kind == "gemm":
         n, k = weight
         size = site.shape("x")
-        return Product(count(size) // k, n, k)
+        return Product(count(size) // k, n, k, itemsize=itemsize)
     out = site.out_shape()
-    return Product(count(out[:3]), out[3], weight[3], weight[1] * weight[2])
+    return Product(count(out[:3]), out[3], weight[3], weight[1] * weight[2], itemsize=itemsize)
 
 
 def _tiles(site: Site) -> tuple[Config, ...]:
@@ -80,6 +83,7 @@ def _conv(ready: Ready, operands: Tensors, outputs: Tensors, scratch: Scratch | 
         config=Tile(*ready.config),
         bias=ready.bias,
         residual=ready.residual(operands),
+        scale=ready.scale,
         epilogue=ready.epilogue,
         stride=_pair(strides),
         padding=_pair(pads),
@@ -101,6 +105,7 @@ def _gemm(ready: Ready, operands: Tensors, outputs: Tensors, scratch: Scratch | 
         config=Tile(*ready.config),
         bias=ready.bias,
         residual=None if residual is None else residual.view(-1, n),
+        scale=ready.scale,
         epilogue=ready.epilogue,
         scratch=scratch,
         pdl=ready.site.early,
@@ -128,6 +133,7 @@ def _resident(ready: Ready, operands: Tensors, outputs: Tensors, scratch: Scratc
         config=ResidentTile(*ready.config),
         bias=ready.bias,
         residual=residual,
+        scale=ready.scale,
         epilogue=ready.epilogue,
         stride=strides,
         padding=pads,
@@ -165,6 +171,7 @@ def _filtered(ready: Ready, operands: Tensors, out: torch.Tensor, sums: torch.Te
         stride=_pair(strides),
         padding=_pair(pads),
         dilation=_pair(dilations),
+        scale=site.scale(0) or 1.0,
         pdl=site.early,
     )
 
@@ -250,6 +257,7 @@ def _attention(ready: Ready, operands: Tensors, outputs: Tensors, scratch: Scrat
         scale=ready.site.number("scale"),
         mask=None if mask is None else operands[mask],
         mask_of=masked,
+        out_scale=ready.out_scale,
         pdl=site.early,
     )
 
@@ -279,49 +287,13 @@ def _layer_norm(ready: Ready, operands: Tensors, outputs: Tensors, scratch: Scra
         residual=ready.residual(operands),
         indices=None if indices is None else operands[indices],
         total=outputs[1] if len(outputs) > 1 else None,
+        out_scale=ready.out_scale,
         pdl=site.early,
     )
 
 
 def _suits_layer_norm(site: Site) -> bool:
     return site.integer("axes") == 1 and "weight" in _roles(site) and site.shape("x")[-1] <= _WIDEST_NORM
-
-
-def _pool(ready: Ready, operands: Tensors, outputs: Tensors, scratch: Scratch | None) -> Launch:
-    x, (splits,) = operands[0], ready.config
-    out = outputs[0].view(x.shape[0], x.shape[3])
-    return global_average_pool_launch(x, out=out, splits=splits, scratch=scratch, pdl=ready.site.early)
-
-
-def _pool_splits(site: Site) -> list[Config]:
-    pixels = count(site.shape("x")[1:3])
-    return [(splits,) for splits in (1, 4, 8, 16, 32) if splits == 1 or splits * 16 <= pixels]
-
-
-def _pool_scratch(site: Site, config: Config) -> tuple[int, int]:
-    batch, _, _, channels = site.shape("x")
-    return (0, 0) if config[0] == 1 else (batch * config[0] * channels, batch * -(-channels // 16))
-
-
-def _suits_pool(site: Site) -> bool:
-    axes = site.step.attributes.get("axes")
-    return site.text("how") == "mean" and len(site.shape("x")) == 4 and axes == (1, 2)
-
-
-def _window(ready: Ready, operands: Tensors, outputs: Tensors, scratch: Scratch | None) -> Launch:
-    del scratch
-    site = ready.site
-    kernel, strides, pads, dilations = (site.integers(name) for name in ("kernel", "strides", "pads", "dilations"))
-    return max_pool2d_nhwc_launch(
-        operands[0],
-        window=_pair(kernel),
-        stride=_pair(strides),
-        padding=_pair(pads),
-        out=outputs[0],
-        dilation=_pair(dilations),
-        mean=site.step.kind == "average_pool",
-        pdl=site.early,
-    )
 
 
 # ---- all of them ----
@@ -357,9 +329,14 @@ def _suits_depthwise_and_gate(site: Site) -> bool:
 
 
 WAYS: Final[dict[tuple[str, str], Way]] = {
-    ("conv", "triton"): Way(_conv, _tiles, _tile_scratch, suits=_suits_conv),
+    ("conv", "triton"): Way(_conv, _tiles, _tile_scratch, suits=_suits_conv, types=eight_or_narrow, scales=True),
     ("conv", "triton_depthwise"): Way(
-        _depthwise, _depthwise_tiles, forms={"weight": _taps_first}, suits=_suits_depthwise
+        _depthwise,
+        _depthwise_tiles,
+        forms={"weight": _taps_first},
+        suits=_suits_depthwise,
+        types=float_weights,
+        scales=True,
     ),
     ("conv_gate", "triton_depthwise"): Way(
         depthwise_and_gate(_filtered),
@@ -378,18 +355,22 @@ WAYS: Final[dict[tuple[str, str], Way]] = {
         {"first": _flat, "weight": _taps_first},
         _suits_layers,
     ),
-    ("conv", "triton_resident"): Way(_resident, _resident_tiles, suits=_suits_conv),
-    ("gemm", "triton"): Way(_gemm, _tiles, _tile_scratch),
-    ("gemm", "triton_resident"): Way(_resident, _resident_tiles),
-    ("attention", "triton"): Way(_attention, _attention_tiles, suits=_suits_attention),
-    ("layer_norm", "triton"): Way(_layer_norm, forms={"weight": _wide}, suits=_suits_layer_norm),
-    ("reduce", "triton"): Way(_pool, _pool_splits, _pool_scratch, suits=_suits_pool),
-    ("max_pool", "triton"): Way(_window),
-    ("average_pool", "triton"): Way(_window),
+    ("conv", "triton_resident"): Way(
+        _resident, _resident_tiles, suits=_suits_conv, types=integers_or_narrow, scales=True
+    ),
+    ("gemm", "triton"): Way(_gemm, _tiles, _tile_scratch, types=eight_or_narrow, scales=True),
+    ("gemm", "triton_resident"): Way(_resident, _resident_tiles, types=integers_or_narrow, scales=True),
+    ("attention", "triton"): Way(
+        _attention, _attention_tiles, suits=_suits_attention, types=eight_or_narrow, scales=True
+    ),
+    ("layer_norm", "triton"): Way(
+        _layer_norm, forms={"weight": _wide}, suits=_suits_layer_norm, types=eight_or_narrow, scales=True
+    ),
     **DENSE,
     **BLOCKS,
     **JOINED,
     **MOVES,
+    **POOLS,
     **RECURRENT,
 }
 """Kind and name -> kernel."""
@@ -399,7 +380,8 @@ def add() -> None:
     """Into the table of implementations, once."""
     for (kind, name), way in WAYS.items():
         if name not in IMPLEMENTATIONS[kind]:
-            register(kind, name, Implementation(writing(_binding(way)), _fitting(name, way), way.configs))
+            made = Implementation(writing(_binding(way)), _fitting(name, way), way.configs, way.scales)
+            register(kind, name, made)
 
 
 def launch(site: Site, name: str, config: Config) -> tuple[Launched, ...]:
@@ -473,7 +455,7 @@ def _fitting(name: str, way: Way) -> Callable[[Site], bool]:
 def _ready(way: Way, site: Site, config: Config, *, on_meta: bool = False) -> Ready:
     constants: dict[str, torch.Tensor] = {}
     for role in _roles(site):
-        form = way.forms.get(role) or (_row if role.endswith("bias") else None)
+        form = way.forms.get(role) or (_row if role == "scale" or role.endswith("bias") else None)
         weight = None if form is None else site.weight(role)
         if form is not None and weight is not None:
             constants[role] = form(_without_memory(weight) if on_meta else weight)

@@ -14,7 +14,7 @@ from penstock.engine.cuda.kernels.cpp_launching import CppLaunch
 from penstock.engine.cuda.kernels.epilogue import Epilogue, Scratch
 from penstock.engine.cuda.kernels.launching import Launch
 from penstock.engine.cuda.kernels.tiles import H200_MULTIPROCESSORS, Product, Tile, tiles
-from penstock.engine.cuda.sites import DTYPES, Site, narrow
+from penstock.engine.cuda.sites import DTYPES, Site, eight_bits, narrow
 
 Config = tuple[int, ...]
 Tensors = Sequence[torch.Tensor]
@@ -49,7 +49,18 @@ class Ready:
         # An open end of a clip is an infinity, which has no name in a kernel's source.
         alpha, beta = (max(-_LARGEST, min(site.number(prefix + name), _LARGEST)) for name in ("alpha", "beta"))
         name = site.text(prefix.rstrip("_") or "activation", "none")
-        return Epilogue(name, alpha, beta, residual_last)
+        residual = site.index("residual")
+        added = None if residual is None else site.scale(residual)
+        return Epilogue(name, alpha, beta, residual_last, added or 1.0, site.out_scale() or 1.0)
+
+    @property
+    def scale(self) -> torch.Tensor | None:
+        """What the sums of each column are worth."""
+        return self.constants.get("scale")
+
+    @property
+    def out_scale(self) -> float:
+        return self.site.out_scale() or 1.0
 
     def residual(self, operands: Tensors) -> torch.Tensor | None:
         index = self.site.index("residual")
@@ -88,6 +99,26 @@ def narrow_everywhere(site: Site) -> bool:
     return narrow(first) and (narrow(site.out_dtype()) or site.out_dtype() == torch.float32)
 
 
+def eight_or_narrow(site: Site) -> bool:
+    """Eight bits with a scale are as good, in or out; a layer of eight bits knows what its sums are worth."""
+    first, out = dtype_of(site, 0), site.out_dtype()
+    if eight_bits(first):
+        multiplies = site.step.operand("weight") is not None and site.step.kind != "layer_norm"
+        return site.scale(0) is not None and multiplies == (site.step.operand("scale") is not None)
+    return narrow(first) and (narrow(out) or out == torch.float32 or (eight_bits(out) and site.out_scale() is not None))
+
+
+def integers_or_narrow(site: Site) -> bool:
+    return eight_or_narrow(site) and dtype_of(site, 0) != torch.float8_e4m3fn
+
+
+def float_weights(site: Site) -> bool:
+    """Layers without tensor cores: of eight bits only what lies in memory is."""
+    out, integers = site.out_dtype(), dtype_of(site, 0) == torch.int8 and site.scale(0) is not None
+    writes = narrow(out) or out == torch.float32 or (out == torch.int8 and site.out_scale() is not None)
+    return writes and (integers or narrow(dtype_of(site, 0))) and narrow(dtype_of(site, site.index("weight") or 1))
+
+
 def always(site: Site) -> bool:
     del site
     return True
@@ -110,6 +141,9 @@ class Way:
 
     types: Callable[[Site], bool] = narrow_everywhere
     """Whether it takes the step's types."""
+
+    scales: bool = False
+    """Whether it reads and writes values with a scale."""
 
     combined: Callable[[dict[str, torch.Tensor]], Mapping[str, torch.Tensor]] = as_they_are
     """Constants in their forms -> those that are kept."""

@@ -1,4 +1,4 @@
-"""Looks into an ONNX file without loading it: its outputs' names and the files it refers to.
+"""Looks into an ONNX file without loading it: its outputs' names, the files it refers to, and nodes that stay in FP32.
 
 ONNX may keep tensors in other files, named inside the model by whoever made it. `inspect` refuses names that would make
 a library read anything but plain files beside the model, before any library sees it. It walks the few protobuf fields
@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from penstock import limits
+from penstock.engine.plan import WIDE_KEY
 from penstock.errors import ModelLoadError
 
 # Message -> field number -> message it holds. Fields left out hold no tensors and are skipped.
@@ -29,6 +30,7 @@ _FIELDS: dict[str, dict[int, str]] = {
 _TENSOR_EXTERNAL_DATA = 13
 _ENTRY_KEY, _ENTRY_VALUE = 1, 2
 _VALUE_INFO_NAME = 1
+_NODE_OUTPUT, _NODE_NAME, _NODE_METADATA = 2, 3, 9
 # Where a protobuf length or varint field ends, by wire type; groups (3, 4) do not occur in ONNX.
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 
@@ -39,6 +41,8 @@ class OnnxFile:
 
     outputs: tuple[str, ...]
     external: frozenset[str]
+    wide: frozenset[str] = frozenset()
+    """Nodes that are marked to stay in FP32: their names, and those of what they compute."""
 
 
 class _DamagedError(Exception):
@@ -55,7 +59,7 @@ def inspect(path: Path) -> OnnxFile:
         raise ModelLoadError(f"{path.name} is not an ONNX model, or it is cut: {error}") from None
     if not walk.graphs:
         raise ModelLoadError(f"{path.name} is not an ONNX model: it holds no graph")
-    return OnnxFile(tuple(walk.outputs), frozenset(walk.external))
+    return OnnxFile(tuple(walk.outputs), frozenset(walk.external), frozenset(walk.wide))
 
 
 class _Walk:
@@ -64,6 +68,7 @@ class _Walk:
         self.data = data
         self.outputs: list[str] = []
         self.external: set[str] = set()
+        self.wide: set[str] = set()
         self.references = 0
         self.graphs = 0
 
@@ -84,11 +89,25 @@ class _Walk:
             return None
         if kind == "Graph":
             self.graphs += 1
+        if kind == "Node":
+            self.node(start, end)
         inner = _FIELDS[kind]
         for field, first, last in _fields(self.data, start, end):
             if field in inner:
                 self.message(inner[field], first, last, depth + 1)
         return None
+
+    def node(self, start: int, end: int) -> None:
+        names: list[tuple[int, int]] = []
+        marked = False
+        for field, first, last in _fields(self.data, start, end):
+            if field in (_NODE_OUTPUT, _NODE_NAME):
+                names.append((first, last))
+            elif field == _NODE_METADATA:
+                entry = {number: _text(self.data, a, b) for number, a, b in _fields(self.data, first, last)}
+                marked |= (entry.get(_ENTRY_KEY), entry.get(_ENTRY_VALUE)) == (WIDE_KEY, "fp32")
+        if marked:
+            self.wide.update(name for span in names if (name := _text(self.data, *span)))
 
     def tensor(self, start: int, end: int) -> None:
         entries: list[tuple[str, str]] = []

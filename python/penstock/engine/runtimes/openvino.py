@@ -23,7 +23,7 @@ import openvino
 
 from penstock.engine import cores
 from penstock.engine.plan import Region, Shapes, Tactic
-from penstock.engine.runtimes import onnx_file, profiles, settings
+from penstock.engine.runtimes import onnx_file, openvino_wide, profiles, settings
 from penstock.engine.runtimes.base import Array, Arrays, checked, library_message
 from penstock.errors import ExecutionError, InvalidArgument, ModelLoadError, Unavailable, Unsupported
 from penstock.tensors import TensorSpec
@@ -101,17 +101,19 @@ class OpenVinoRuntime:
     ) -> "OpenVinoRuntime":
         """Compile a file as the tactic says, for `shapes` alone where they are given."""
         # An ONNX output may lose its name among those of the nodes folded into it, so the file is asked.
-        output_names = onnx_file.inspect(path).outputs if path.suffix == ".onnx" else ()
+        file = onnx_file.inspect(path) if path.suffix == ".onnx" else onnx_file.OnnxFile((), frozenset())
         asked = _settings(tactic, instances, threads)
         try:
             core = _core()
             source = core.read_model(str(path))
+            if file.wide and asked[settings.PRECISION_HINT] != "f32":
+                source = openvino_wide.marked(core, source, file.wide)
             if shapes:
                 source.reshape({name: list(shape) for name, shape in shapes.items()})
             model = core.compile_model(source, "CPU", asked)
         except Exception as error:  # the library raises RuntimeError and its own kinds
             raise ModelLoadError(f"{path.name} can't be loaded by OpenVINO: {library_message(error, path)}") from error
-        return cls(model, path, output_names, asked)
+        return cls(model, path, file.outputs, asked)
 
     @classmethod
     def reopen(

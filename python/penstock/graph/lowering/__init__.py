@@ -69,8 +69,11 @@ Weights = dict[str, Array]
 __all__ = ["SUPPORTED", "Weights", "lower"]
 
 
-def lower(model: ir.Model) -> tuple[LoweredGraph, Weights]:
-    """Steps and weights, by name. Raises Unsupported for what has no step, and for sizes that depend on the data."""
+def lower(model: ir.Model, *, joined: bool = True) -> tuple[LoweredGraph, Weights]:
+    """Steps and weights, by name. Raises Unsupported for what has no step, and for sizes that depend on the data.
+
+    joined  whether layers become one step with the next where one kernel of floats executes both
+    """
     builder = Builder(model)
     graph = model.graph
     for value in graph.inputs:
@@ -87,7 +90,10 @@ def lower(model: ir.Model) -> tuple[LoweredGraph, Weights]:
         _one(builder, node)
     for value in graph.outputs:
         builder.add_output(value, value.producer() or node or ir.node("Identity", [value], name=f"{value.name}.output"))
-    merged, weights = merge_layers(fuse(builder.finish()), builder.weights)
+    fused = fuse(builder.finish())
+    if not joined:
+        return fused, {name: builder.weights[name] for name in fused.weights}
+    merged, weights = merge_layers(fused, builder.weights)
     folded, weights = fold_gates(join_gates(merged), weights)
     steps = join_embeddings(join_gated_layers(join(join_blocks(folded))))
     steps, weights = cut_pictures(*unfold(steps, weights))

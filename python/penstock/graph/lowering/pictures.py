@@ -57,7 +57,7 @@ def _only_cuts(step: Step, filters: tuple[int, ...]) -> bool:
     """Windows side by side, no zeros around."""
     attributes = step.attributes
     aside = attributes.get("strides") == filters[1:3] and attributes.get("groups") == 1
-    long = math.prod(filters[1:]) >= _SHORTEST
+    long = filters[1:3] != (1, 1) and math.prod(filters[1:]) >= _SHORTEST
     still = attributes.get("pads") in (None, (0, 0, 0, 0)) and attributes.get("dilations") in (None, (1, 1))
     return long and aside and still and "products" not in attributes
 

@@ -67,10 +67,23 @@ def stem(builder: Builder, node: ir.Node, x: Ref, window: Window) -> Stem | None
 
 
 def _is_computed(builder: Builder, node: ir.Node, x: Ref) -> bool:
-    """For this convolution alone, number by number: the same can be done while zeros are put around it."""
+    """From what the caller gives, for this convolution alone and number by number: that can be done while zeros are put
+    around it.
+    """
     value = node.inputs[0]
-    maker = next((step for step in reversed(builder.steps) if x.value in step.outputs), None)
-    return value is not None and len(value.uses()) == 1 and maker is not None and maker.kind == "pointwise"
+    if value is None or len(value.uses()) != 1:
+        return False
+    given = {each.name for each in builder.inputs}
+    makers = {name: step for step in builder.steps for name in step.outputs}
+    pending = [x.value]
+    while pending:
+        name = pending.pop()
+        if name in given or name in builder.weights:
+            continue
+        if name not in makers or makers[name].kind != "pointwise":
+            return False
+        pending += [each.value for each in makers[name].inputs]
+    return x.value in makers
 
 
 def _pixel_by_pixel(builder: Builder, node: ir.Node, x: Ref, window: Window) -> Stem:

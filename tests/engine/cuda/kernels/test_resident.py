@@ -79,5 +79,5 @@ def test_only_what_a_block_can_walk_over_and_keep_is_worth_timing() -> None:
 
 def test_a_long_filter_is_refused() -> None:
     x, w = torch.empty(1, 4, 4, 512), torch.empty(16, 1, 1, 512)
-    with pytest.raises(ValueError, match="at most 256"):
+    with pytest.raises(ValueError, match="at most 512"):
         resident_conv_launch(x, w, out=torch.empty(1, 4, 4, 16), config=TILE)

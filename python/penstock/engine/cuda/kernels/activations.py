@@ -8,10 +8,14 @@ and beta 1/2; clip is clamp(x) to alpha … beta, and quick_gelu is x times the 
 # What Triton compiles has Triton's types, which are not Python's.
 # mypy: disable-error-code="no-untyped-def, untyped-decorator"
 
+import os
 from typing import Final
 
 import triton
 import triton.language as tl
+
+# Triton's interpreter has no assembler; kernels are made for it or for a GPU when they are defined.
+INTERPRETED: tl.constexpr = tl.constexpr(os.environ.get("TRITON_INTERPRET") == "1")
 
 ACTIVATIONS: Final = (
     *("none", "relu", "relu6", "leaky_relu", "silu", "sigmoid", "hard_sigmoid", "hard_swish", "gelu", "gelu_tanh"),
@@ -81,7 +85,45 @@ def activate(x, ACTIVATION: tl.constexpr, ALPHA: tl.constexpr, BETA: tl.constexp
 
 
 @triton.jit
+def stored_as(x, inverse_scale, TYPE: tl.constexpr):
+    """What is written of FP32 values; only eight bits have a scale."""
+    if tl.int8 == TYPE:
+        return round_to_int8(x * inverse_scale)
+    if tl.float8e4nv == TYPE:
+        # Beyond the largest there is only NaN.
+        return tl.minimum(tl.maximum(x * inverse_scale, -448.0), 448.0).to(TYPE)
+    return x.to(TYPE)
+
+
+@triton.jit
 def round_to_int8(x):
-    """To the nearest, ties to even, saturating. Adding 1.5 x 2**23 leaves no bits for a fraction in FP32."""
-    x = tl.minimum(tl.maximum(x, -128.0), 127.0)
-    return ((x + 12582912.0) - 12582912.0).to(tl.int8)
+    """To the nearest, ties to even, saturating; NaN to 0."""
+    if INTERPRETED:
+        x = tl.minimum(tl.maximum(x, -128.0), 127.0)
+        # 1.5 x 2**23 leaves no bits for a fraction in FP32, and the whole number in the last ones.
+        return (x + 12582912.0).to(tl.int32, bitcast=True).to(tl.int8)
+    # Two instructions saturate and pack four numbers.
+    return tl.inline_asm_elementwise(
+        """{
+            .reg .s32 a, b, c, d, high;
+            cvt.rni.s32.f32 a, $1;
+            cvt.rni.s32.f32 b, $2;
+            cvt.rni.s32.f32 c, $3;
+            cvt.rni.s32.f32 d, $4;
+            cvt.pack.sat.s8.s32.b32 high, d, c, 0;
+            cvt.pack.sat.s8.s32.b32 $0, b, a, high;
+            }""",
+        "=r,f,f,f,f",
+        [x],
+        dtype=tl.int8,
+        is_pure=True,
+        pack=4,
+    )
+
+
+@triton.jit
+def whole_to_float(x, BELOW: tl.constexpr):
+    """Integers as FP32; `BELOW` says what they are smaller than, and up to 2**22 the sum above does it backwards."""
+    if BELOW <= 4194304:
+        return (x.to(tl.int32) + 0x4B400000).to(tl.float32, bitcast=True) - 12582912.0
+    return x.to(tl.float32)

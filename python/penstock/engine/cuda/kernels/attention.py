@@ -15,6 +15,7 @@ import triton
 import triton.language as tl
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
+from .activations import stored_as
 from .launching import Launch
 from .rows import INDEX_LIMIT, expect_shape, power_of_two
 
@@ -75,6 +76,7 @@ def attention_launch(
     scale: float,
     mask: torch.Tensor | None = None,
     mask_of: tuple[float, float] | None = None,
+    out_scale: float = 1.0,
     pdl: bool = False,
 ) -> Launch:
     batch, queries, heads, size = q.shape
@@ -94,7 +96,7 @@ def attention_launch(
     return Launch(
         attention_kernel,
         (triton.cdiv(queries, config.block_q), heads, batch),
-        (q, k, v, mask, out, scale, *(mask_of or (None, None))),
+        (q, k, v, mask, out, scale, *(mask_of or (None, None)), 1.0 / out_scale),
         {
             "QUERIES": queries,
             "KEYS": keys,
@@ -204,6 +206,7 @@ def _queries(
     scale,
     mask_from,
     mask_factor,
+    out_inverse_scale,
     first,
     QUERIES: tl.constexpr,
     KEYS: tl.constexpr,
@@ -245,7 +248,8 @@ def _queries(
             query, k, v, mask, rows, BLOCKS * BLOCK_T, highest, weight, total, scale, mask_from, mask_factor, QUERIES,
             KEYS, SIZE, K_T, V_T, MASK_T, MASK_S, LAST_T, BLOCK_D, LEFT == LAST_T, BLOCKS == 0,
         )  # fmt: skip
-    tl.store(out + rows[:, None] * OUT_T + d[None, :], (total / weight[:, None]).to(out.dtype.element_ty), mask=inside)
+    result = stored_as(total / weight[:, None], out_inverse_scale, out.dtype.element_ty)
+    tl.store(out + rows[:, None] * OUT_T + d[None, :], result, mask=inside)
 
 
 @triton.jit
@@ -258,6 +262,7 @@ def attention_kernel(
     scale,
     mask_from,
     mask_factor,
+    out_inverse_scale,
     QUERIES: tl.constexpr,
     KEYS: tl.constexpr,
     SIZE: tl.constexpr,
@@ -299,16 +304,16 @@ def attention_kernel(
         gdc_launch_dependents()
     if LAST_Q == BLOCK_Q:  # noqa: SIM114  (known when this is compiled, and then there is nothing else)
         _queries(
-            q, k, v, mask, out, scale, mask_from, mask_factor, first, QUERIES, KEYS, SIZE, Q_T, K_T, V_T, OUT_T,
-            MASK_T, MASK_S, BLOCK_Q, BLOCK_T, LAST_T, BLOCK_D,
+            q, k, v, mask, out, scale, mask_from, mask_factor, out_inverse_scale, first, QUERIES, KEYS, SIZE,
+            Q_T, K_T, V_T, OUT_T, MASK_T, MASK_S, BLOCK_Q, BLOCK_T, LAST_T, BLOCK_D,
         )  # fmt: skip
     elif first + BLOCK_Q <= QUERIES:
         _queries(
-            q, k, v, mask, out, scale, mask_from, mask_factor, first, QUERIES, KEYS, SIZE, Q_T, K_T, V_T, OUT_T,
-            MASK_T, MASK_S, BLOCK_Q, BLOCK_T, LAST_T, BLOCK_D,
+            q, k, v, mask, out, scale, mask_from, mask_factor, out_inverse_scale, first, QUERIES, KEYS, SIZE,
+            Q_T, K_T, V_T, OUT_T, MASK_T, MASK_S, BLOCK_Q, BLOCK_T, LAST_T, BLOCK_D,
         )  # fmt: skip
     else:
         _queries(
-            q, k, v, mask, out, scale, mask_from, mask_factor, first, QUERIES, KEYS, SIZE, Q_T, K_T, V_T, OUT_T,
-            MASK_T, MASK_S, LAST_Q, BLOCK_T, LAST_T, BLOCK_D,
+            q, k, v, mask, out, scale, mask_from, mask_factor, out_inverse_scale, first, QUERIES, KEYS, SIZE,
+            Q_T, K_T, V_T, OUT_T, MASK_T, MASK_S, LAST_Q, BLOCK_T, LAST_T, BLOCK_D,
         )  # fmt: skip

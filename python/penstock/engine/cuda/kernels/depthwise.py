@@ -17,7 +17,7 @@ import triton
 import triton.language as tl
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-from .activations import activate
+from .activations import activate, stored_as, whole_to_float
 from .epilogue import Epilogue
 from .launching import Launch
 from .ranking import diverse
@@ -94,16 +94,18 @@ def depthwise_conv2d_nhwc(
     stride: tuple[int, int] = (1, 1),
     padding: tuple[int, int] = (0, 0),
     dilation: tuple[int, int] = (1, 1),
+    scale: float = 1.0,
     pdl: bool = False,
 ) -> None:
     """Convolve x [N, H, W, C] with w [R, S, C], channel by channel, into out [N, P, Q, C].
 
     padding   rows above and columns to the left; what is missing below and to the right follows from out's shape.
     sums      FP32 [N, config.blocks(P, Q), C], of what is stored in out before it is rounded.
+    scale     what one step of x is worth where it is INT8; w stays in floats.
     """
     depthwise_conv2d_nhwc_launch(
         x, w, out=out, config=config, bias=bias, residual=residual, sums=sums, epilogue=epilogue, stride=stride,
-        padding=padding, dilation=dilation, pdl=pdl,
+        padding=padding, dilation=dilation, scale=scale, pdl=pdl,
     ).run()  # fmt: skip
 
 
@@ -120,6 +122,7 @@ def depthwise_conv2d_nhwc_launch(
     stride: tuple[int, int] = (1, 1),
     padding: tuple[int, int] = (0, 0),
     dilation: tuple[int, int] = (1, 1),
+    scale: float = 1.0,
     pdl: bool = False,
 ) -> Launch:
     images, height, width, channels = x.shape
@@ -139,7 +142,7 @@ def depthwise_conv2d_nhwc_launch(
     return Launch(
         depthwise_kernel,
         (blocks, triton.cdiv(channels, config.block_channels), images),
-        (x, w, bias, residual, out, sums),
+        (x, w, bias, residual, out, sums, scale, epilogue.residual_scale, 1.0 / epilogue.out_scale),
         {
             "CHANNELS": channels,
             "HEIGHT": height,
@@ -179,6 +182,9 @@ def depthwise_kernel(
     residual,
     out,
     sums,
+    scale,
+    residual_scale,
+    out_inverse_scale,
     CHANNELS: tl.constexpr,
     HEIGHT: tl.constexpr,
     WIDTH: tl.constexpr,
@@ -244,14 +250,18 @@ def depthwise_kernel(
                 mask=tl.broadcast_to(exists[None, :], (BLOCK_SPOTS, BLOCK_CHANNELS)),
                 other=0.0,
             )
-            filters = filters + (tap.to(tl.float32),)
+            if x.dtype.element_ty == tl.int8:
+                filters = filters + (tap.to(tl.float32) * scale,)
+            else:
+                filters = filters + (tap.to(tl.float32),)
         for j in tl.static_range(REACH):
             seen = high_inside & ((left + j).to(tl.uint32, bitcast=True) < WIDTH)
             pixels = tl.load(
                 x + first[:, None] + ((r * DILATION_HIGH * WIDTH + j) * X_PITCH + channels)[None, :],
                 mask=seen[:, None] & exists[None, :],
                 other=0.0,
-            ).to(tl.float32)
+            )
+            pixels = whole_to_float(pixels, 256) if x.dtype.element_ty == tl.int8 else pixels.to(tl.float32)
             changed = ()
             for column in tl.static_range(COLUMNS):
                 if (
@@ -274,11 +284,15 @@ def depthwise_kernel(
             y = activate(y, ACTIVATION, ALPHA, BETA)
         else:
             added = tl.load(residual + (at * RESIDUAL_PITCH)[:, None] + channels[None, :], mask=kept, other=0.0)
+            added = added.to(tl.float32)
+            if residual.dtype.element_ty == tl.int8:
+                added *= residual_scale
             if RESIDUAL_LAST:
-                y = activate(y, ACTIVATION, ALPHA, BETA) + added.to(tl.float32)
+                y = activate(y, ACTIVATION, ALPHA, BETA) + added
             else:
-                y = activate(y + added.to(tl.float32), ACTIVATION, ALPHA, BETA)
-        tl.store(out + (at * OUT_PITCH)[:, None] + channels[None, :], y.to(out.dtype.element_ty), mask=kept)
+                y = activate(y + added, ACTIVATION, ALPHA, BETA)
+        stored = stored_as(y, out_inverse_scale, out.dtype.element_ty)
+        tl.store(out + (at * OUT_PITCH)[:, None] + channels[None, :], stored, mask=kept)
         summed += tl.where(kept, y, 0.0)
     if sums is not None:
         blocks = tl.num_programs(0)

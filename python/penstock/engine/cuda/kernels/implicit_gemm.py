@@ -284,4 +284,5 @@ def _launch(
         config.num_warps,
         config.num_stages,
         pdl,
+        config.registers,
     )

@@ -9,6 +9,9 @@ from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from .epilogue import store_tile
 
+MOST_IMPRECISE: tl.constexpr = tl.constexpr(128)
+"""Of e4m3: products of a step of the loop that are added at the units' own precision."""
+
 MOST_STEPS_AHEAD: tl.constexpr = tl.constexpr(4)
 """Of the loop, for the residual to be loaded before it: longer ones hide the load behind their own."""
 
@@ -135,7 +138,7 @@ def implicit_gemm_kernel(
         ahead = tl.load(
             residual + rows[:, None] * RESIDUAL_PITCH + columns[None, :],
             mask=rows_inside[:, None] & columns_inside[None, :],
-            other=0,
+            other=0.0,
         )
 
     total = tl.zeros((BLOCK_M, BLOCK_N), dtype=SUM)
@@ -152,7 +155,7 @@ def implicit_gemm_kernel(
             seen = ((top[:, None] + down[None, :]).to(tl.uint32, bitcast=True) < HEIGHT) & (
                 (left[:, None] + right[None, :]).to(tl.uint32, bitcast=True) < WIDTH
             )
-            pixels = tl.load(x + first[:, None] + moved[None, :], mask=seen & (k < REDUCED)[None, :], other=0)
+            pixels = tl.load(x + first[:, None] + moved[None, :], mask=seen & (k < REDUCED)[None, :], other=0.0)
             k_inside = k < REDUCED
         else:
             tap = step // CHUNKS
@@ -170,23 +173,28 @@ def implicit_gemm_kernel(
                     (left + right).to(tl.uint32, bitcast=True) < WIDTH
                 )
             if CHANNELS % BLOCK_K == 0:
-                pixels = tl.load(x + first[:, None] + moved[None, :], mask=seen[:, None], other=0)
+                pixels = tl.load(x + first[:, None] + moved[None, :], mask=seen[:, None], other=0.0)
             else:
-                pixels = tl.load(x + first[:, None] + moved[None, :], mask=seen[:, None] & k_inside[None, :], other=0)
+                pixels = tl.load(x + first[:, None] + moved[None, :], mask=seen[:, None] & k_inside[None, :], other=0.0)
         if CHANNELS % BLOCK_K == 0 and N % BLOCK_N == 0:
             weights = tl.load(w + k[:, None] * W_K + columns[None, :] * W_N)
         else:
             weights = tl.load(
                 w + k[:, None] * W_K + columns[None, :] * W_N,
                 mask=k_inside[:, None] & columns_inside[None, :],
-                other=0,
+                other=0.0,
             )
-        total = tl.dot(pixels, weights, total, input_precision="ieee", out_dtype=SUM)
+        if x.dtype.element_ty == tl.float8e4nv:
+            # The units keep 14 bits of a sum of e4m3 products; so many of them are added before they go to FP32.
+            IMPRECISE: tl.constexpr = BLOCK_K if BLOCK_K < MOST_IMPRECISE else MOST_IMPRECISE
+            total = tl.dot(pixels, weights, total, max_num_imprecise_acc=IMPRECISE, out_dtype=SUM)
+        else:
+            total = tl.dot(pixels, weights, total, input_precision="ieee", out_dtype=SUM)
 
     if SPLIT_K == 1:
         store_tile(
             total, rows, columns, bias, residual, scale, out, residual_scale, out_inverse_scale, M, N,
-            RESIDUAL_PITCH, OUT_PITCH, ACTIVATION, ALPHA, BETA, RESIDUAL_LAST, ahead,
+            RESIDUAL_PITCH, OUT_PITCH, ACTIVATION, ALPHA, BETA, RESIDUAL_LAST, ahead, REDUCED * 128 * 128,
         )  # fmt: skip
     else:
         # INT32 sums beyond 2**24 lose their last bits here, far below what INT8 results can show.

@@ -90,6 +90,8 @@ class Launch:
     pdl: bool = False
     """Launch before the kernel ahead has ended (programmatic dependent launch); every kernel here waits for it before
     it touches memory that another may write."""
+    most_registers: int = 0
+    """Of a thread, so that more blocks share a multiprocessor; 0: as many as the compiler likes."""
 
     @property
     def symbol(self) -> str:
@@ -163,6 +165,8 @@ class Launch:
         options: dict[str, int | bool] = {"num_warps": self.num_warps, "num_stages": self.num_stages}
         if self.pdl:
             options["launch_pdl"] = True
+        if self.most_registers:
+            options["maxnreg"] = self.most_registers
         return options
 
 

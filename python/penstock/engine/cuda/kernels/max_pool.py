@@ -11,10 +11,11 @@ import triton
 import triton.language as tl
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
+from .activations import INTERPRETED
 from .launching import Launch
 from .rows import expect_shape, pitch, power_of_two
 
-_ELEMENTS = 1024  # of a block: 8 of 16 bit for each thread of 4 warps
+_BYTES = 2048  # of a block: 16 for each thread of 4 warps
 _WARPS = 4
 
 
@@ -53,7 +54,7 @@ def max_pool2d_nhwc_launch(
     if mean and (padding != (0, 0) or dilation != (1, 1) or not _inside(x, window, stride, out)):
         raise ValueError("mean: expected windows that lie inside the map")
     block_channels = min(power_of_two(channels), 128)
-    block_spots = max(1, _ELEMENTS // block_channels)
+    block_spots = max(1, _BYTES // x.element_size() // block_channels)
     spots = batch * out_height * out_width
     return Launch(
         max_pool_kernel,
@@ -91,6 +92,28 @@ def _inside(x: torch.Tensor, window: tuple[int, int], stride: tuple[int, int], o
 
 
 @triton.jit
+def _larger(a, b):
+    """Of INT8, four at a time: as the upper halves of 16-bit numbers, whose lower halves decide nothing."""
+    if INTERPRETED:
+        return tl.maximum(a, b)
+    return tl.inline_asm_elementwise(
+        """{
+            .reg .b32 odd, even, a, b;
+            shl.b32 a, $1, 8;
+            shl.b32 b, $2, 8;
+            max.s16x2 odd, $1, $2;
+            max.s16x2 even, a, b;
+            prmt.b32 $0, even, odd, 0x7351;
+            }""",
+        "=r,r,r",
+        [a, b],
+        dtype=tl.int8,
+        is_pure=True,
+        pack=4,
+    )
+
+
+@triton.jit
 def max_pool_kernel(
     x,
     out,
@@ -125,21 +148,22 @@ def max_pool_kernel(
     row = spots // OUT_WIDTH % OUT_HEIGHT * STRIDE_HIGH - PAD_TOP
     picture = spots // (OUT_WIDTH * OUT_HEIGHT)
     exists = (spots < SPOTS)[:, None] & (channels < CHANNELS)[None, :]
-    start: tl.constexpr = 0.0 if MEAN else float("-inf")
-    result = tl.full((BLOCK_SPOTS, BLOCK_CHANNELS), start, tl.float32)
+    EIGHT: tl.constexpr = x.dtype.element_ty == tl.int8
+    start: tl.constexpr = 0.0 if MEAN else (-128 if EIGHT else float("-inf"))
+    result = tl.full((BLOCK_SPOTS, BLOCK_CHANNELS), start, tl.int8 if EIGHT else tl.float32)
     for high in tl.static_range(TAPS_HIGH):
         for wide in tl.static_range(TAPS_WIDE):
             at_row = row + high * DILATION_HIGH
             at_column = column + wide * DILATION_WIDE
             inside = (at_row >= 0) & (at_row < HEIGHT) & (at_column >= 0) & (at_column < WIDTH)
             place = ((picture * HEIGHT + at_row) * WIDTH + at_column) * X_PITCH
-            seen = tl.load(x + place[:, None] + channels[None, :], mask=exists & inside[:, None], other=start).to(
-                tl.float32
-            )
-            if MEAN:
-                result += seen
+            seen = tl.load(x + place[:, None] + channels[None, :], mask=exists & inside[:, None], other=start)
+            if EIGHT:
+                result = _larger(result, seen)
+            elif MEAN:
+                result += seen.to(tl.float32)
             else:
-                result = tl.maximum(result, seen, propagate_nan=tl.PropagateNan.ALL)
+                result = tl.maximum(result, seen.to(tl.float32), propagate_nan=tl.PropagateNan.ALL)
     if MEAN:
         result = result / (TAPS_HIGH * TAPS_WIDE)
     tl.store(out + spots[:, None] * OUT_PITCH + channels[None, :], result.to(out.dtype.element_ty), mask=exists)

@@ -15,6 +15,7 @@ import triton
 import triton.language as tl
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
+from .activations import stored_as
 from .launching import Launch
 from .rows import INDEX_LIMIT, expect_shape, pitch, power_of_two
 
@@ -180,14 +181,16 @@ def planes_to_pixels(
     out: torch.Tensor,
     corner: tuple[int, int] = (0, 0),
     arithmetic: Arithmetic = (),
+    out_scale: float | None = None,
     pdl: bool = False,
 ) -> None:
     """x [N, C, H, W] into out [N, P, Q, K], rounded to out's type; what x does not have is zero.
 
     corner      row and column of out where x begins.
     arithmetic  up to two operators with a number, or one for each plane, [C], computed in FP32 on the way.
+    out_scale   what one step of out is worth, where it is eight bits
     """
-    planes_to_pixels_launch(x, out=out, corner=corner, arithmetic=arithmetic, pdl=pdl).run()
+    planes_to_pixels_launch(x, out=out, corner=corner, arithmetic=arithmetic, out_scale=out_scale, pdl=pdl).run()
 
 
 def planes_to_pixels_launch(
@@ -196,6 +199,7 @@ def planes_to_pixels_launch(
     out: torch.Tensor,
     corner: tuple[int, int] = (0, 0),
     arithmetic: Arithmetic = (),
+    out_scale: float | None = None,
     pdl: bool = False,
 ) -> Launch:
     images, planes, height, width = x.shape
@@ -223,7 +227,7 @@ def planes_to_pixels_launch(
     return Launch(
         planes_kernel,
         (triton.cdiv(out_height * out_width, block_pixels), images, 1),
-        (x, *numbers, out),
+        (x, *numbers, out, None if out_scale is None else 1.0 / out_scale),
         {
             "FIRST": names[0],
             "FIRST_ROW": isinstance(numbers[0], torch.Tensor),
@@ -272,6 +276,7 @@ def planes_kernel(
     first,
     second,
     out,
+    out_inverse_scale,
     FIRST: tl.constexpr,
     FIRST_ROW: tl.constexpr,
     SECOND: tl.constexpr,
@@ -318,6 +323,8 @@ def planes_kernel(
             values = _with_number(values, second, channels < PLANES, channels, SECOND, SECOND_ROW)
         values = tl.where(seen, values, 0.0)
     at = (image * PIXELS + pixels)[:, None] * CHANNELS + channels[None, :]
-    tl.store(
-        out + at, values.to(out.dtype.element_ty), mask=(pixels < PIXELS)[:, None] & (channels < CHANNELS)[None, :]
-    )
+    if out_inverse_scale is not None:
+        values = stored_as(values.to(tl.float32), out_inverse_scale, out.dtype.element_ty)
+    else:
+        values = values.to(out.dtype.element_ty)
+    tl.store(out + at, values, mask=(pixels < PIXELS)[:, None] & (channels < CHANNELS)[None, :])

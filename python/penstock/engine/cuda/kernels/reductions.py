@@ -8,6 +8,7 @@ import triton
 import triton.language as tl
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
+from .activations import stored_as
 from .epilogue import Scratch
 from .launching import Launch
 from .rows import INDEX_LIMIT, expect_shape, pitch, power_of_two
@@ -23,16 +24,27 @@ def layer_norm(
     residual: torch.Tensor | None = None,
     indices: torch.Tensor | None = None,
     total: torch.Tensor | None = None,
+    out_scale: float = 1.0,
     pdl: bool = False,
 ) -> None:
     """out = (t - mean) / sqrt(variance + epsilon) · weight + bias over the last dimension, t = x + residual.
 
-    residual  like out; its rows may be the same few again and again, by strides of 0 before them.
-    indices   x is a table [.., C] then, and its rows of these numbers are what is meant; below 0 counts from its end.
-    total     takes t, rounded to its own type; the statistics are those of t before rounding.
+    residual   like out; its rows may be the same few again and again, by strides of 0 before them.
+    indices    x is a table [.., C] then, and its rows of these numbers are what is meant; below 0 counts from its end.
+    total      takes t, rounded to its own type; the statistics are those of t before rounding.
+    out_scale  what one step of `out` is worth where it is eight bits
     """
     layer_norm_launch(
-        x, weight, bias, out=out, epsilon=epsilon, residual=residual, indices=indices, total=total, pdl=pdl
+        x,
+        weight,
+        bias,
+        out=out,
+        epsilon=epsilon,
+        residual=residual,
+        indices=indices,
+        total=total,
+        out_scale=out_scale,
+        pdl=pdl,
     ).run()
 
 
@@ -46,6 +58,7 @@ def layer_norm_launch(
     residual: torch.Tensor | None = None,
     indices: torch.Tensor | None = None,
     total: torch.Tensor | None = None,
+    out_scale: float = 1.0,
     pdl: bool = False,
 ) -> Launch:
     size = x.shape[-1]
@@ -67,7 +80,7 @@ def layer_norm_launch(
     return Launch(
         layer_norm_kernel,
         (triton.cdiv(rows, together), 1, 1),
-        (x, weight, bias, residual, indices, out, total, epsilon),
+        (x, weight, bias, residual, indices, out, total, epsilon, 1.0 / out_scale),
         {
             "ROWS": rows,
             "SIZE": size,
@@ -104,6 +117,7 @@ def layer_norm_kernel(
     out,
     total,
     epsilon,
+    out_inverse_scale,
     ROWS: tl.constexpr,
     SIZE: tl.constexpr,
     TABLE: tl.constexpr,
@@ -146,7 +160,8 @@ def layer_norm_kernel(
     centred = tl.where(inside, t - mean[:, None], 0.0)
     variance = tl.sum(centred * centred, axis=1) / SIZE
     y = centred * tl.rsqrt(variance + epsilon)[:, None] * scale[None, :] + shift[None, :]
-    tl.store(out + rows[:, None] * OUT_PITCH + columns[None, :], y.to(out.dtype.element_ty), mask=inside)
+    y = stored_as(y, out_inverse_scale, out.dtype.element_ty)
+    tl.store(out + rows[:, None] * OUT_PITCH + columns[None, :], y, mask=inside)
 
 
 def channel_sums(x: torch.Tensor, *, out: torch.Tensor, pdl: bool = False) -> None:
@@ -166,27 +181,44 @@ def channel_sums_launch(x: torch.Tensor, *, out: torch.Tensor, pdl: bool = False
 
 
 def global_average_pool(
-    x: torch.Tensor, *, out: torch.Tensor, splits: int = 1, scratch: Scratch | None = None, pdl: bool = False
+    x: torch.Tensor,
+    *,
+    out: torch.Tensor,
+    splits: int = 1,
+    scale: float = 1.0,
+    out_scale: float = 1.0,
+    scratch: Scratch | None = None,
+    pdl: bool = False,
 ) -> None:
     """Mean of x [N, H, W, C] over its pixels, into out [N, C].
 
+    scale    what one step of x is worth, and out_scale what one of `out`, where they are eight bits
     splits   blocks that share an image, for few large images; above 1 it needs scratch: N · splits · C floats and
              N · ceil(C / 16) counters at least.
     """
-    global_average_pool_launch(x, out=out, splits=splits, scratch=scratch, pdl=pdl).run()
+    global_average_pool_launch(
+        x, out=out, splits=splits, scale=scale, out_scale=out_scale, scratch=scratch, pdl=pdl
+    ).run()
 
 
 def global_average_pool_launch(
-    x: torch.Tensor, *, out: torch.Tensor, splits: int = 1, scratch: Scratch | None = None, pdl: bool = False
+    x: torch.Tensor,
+    *,
+    out: torch.Tensor,
+    splits: int = 1,
+    scale: float = 1.0,
+    out_scale: float = 1.0,
+    scratch: Scratch | None = None,
+    pdl: bool = False,
 ) -> Launch:
     images, _, _, channels = x.shape
     expect_shape(out, "out", images, channels)
     if splits == 1:
-        return _pool_launch(x, None, out, None, 1, pdl)
+        return _pool_launch(x, None, out, None, 1, pdl, scale, out_scale)
     floats, counters = images * splits * channels, images * triton.cdiv(channels, 16)
     if scratch is None or scratch.partial_sums.numel() < floats or scratch.counters.numel() < counters:
         raise ValueError(f"scratch: expected {floats} floats and {counters} counters for {splits} splits")
-    return _pool_launch(x, scratch.partial_sums, out, scratch.counters, splits, pdl)
+    return _pool_launch(x, scratch.partial_sums, out, scratch.counters, splits, pdl, scale, out_scale)
 
 
 def _pool_launch(
@@ -196,6 +228,8 @@ def _pool_launch(
     counters: torch.Tensor | None,
     splits: int,
     pdl: bool,
+    scale: float = 1.0,
+    out_scale: float = 1.0,
 ) -> Launch:
     images, height, width, channels = x.shape
     # Narrow blocks of channels where there are few images, so that there are blocks enough.
@@ -205,7 +239,7 @@ def _pool_launch(
     return Launch(
         pool_kernel,
         (splits, triton.cdiv(channels, block_channels), images),
-        (x, sums, mean, counters),
+        (x, sums, mean, counters, scale, 1.0 / out_scale),
         {
             "PIXELS": height * width,
             "CHANNELS": channels,
@@ -227,6 +261,8 @@ def pool_kernel(
     sums,
     mean,
     counters,
+    scale,
+    out_inverse_scale,
     PIXELS: tl.constexpr,
     CHANNELS: tl.constexpr,
     X_PITCH: tl.constexpr,
@@ -252,9 +288,9 @@ def pool_kernel(
         parts += tl.load(
             x + (image * PIXELS + pixels)[:, None] * X_PITCH + channels[None, :],
             mask=(pixels < end)[:, None] & exists[None, :],
-            other=0.0,
+            other=0,
         ).to(tl.float32)
-    total = tl.sum(parts, axis=0)
+    total = tl.sum(parts, axis=0) * scale
     if sums is not None:
         at = sums + image * (SPLITS * CHANNELS) + channels
         tl.store(at + split * CHANNELS, total, mask=exists)
@@ -268,6 +304,8 @@ def pool_kernel(
                 everything += tl.load(
                     sums + (image * SPLITS + part) * CHANNELS + channels, mask=exists, other=0.0, cache_modifier=".cg"
                 )
-            tl.store(mean + image * MEAN_PITCH + channels, (everything / PIXELS).to(mean.dtype.element_ty), mask=exists)
+            result = stored_as(everything / PIXELS, out_inverse_scale, mean.dtype.element_ty)
+            tl.store(mean + image * MEAN_PITCH + channels, result, mask=exists)
     elif mean is not None:
-        tl.store(mean + image * MEAN_PITCH + channels, (total / PIXELS).to(mean.dtype.element_ty), mask=exists)
+        result = stored_as(total / PIXELS, out_inverse_scale, mean.dtype.element_ty)
+        tl.store(mean + image * MEAN_PITCH + channels, result, mask=exists)

@@ -24,8 +24,8 @@ from .launching import Launch
 from .rows import expect_shape, picture_strides, pitch, power_of_two
 from .tiles import H200_MULTIPROCESSORS, Product
 
-LONGEST: Final = 256
-"""Of a reduction."""
+LONGEST: Final = 512
+"""Bytes of a reduction."""
 
 _SHARED: Final = 224 * 1024
 _ACCUMULATORS: Final = 128  # of a thread
@@ -55,9 +55,9 @@ def resident_tiles(product: Product, residual: bool, multiprocessors: int = H200
 
 
 def _sensible(product: Product, residual: bool, multiprocessors: int) -> Iterator[tuple[float, ResidentTile]]:
-    if product.k > LONGEST or product.batch > 1:
+    if product.k * product.itemsize > LONGEST or product.batch > 1:
         return
-    length = power_of_two(product.k, 16)
+    length = power_of_two(product.k, 32 // product.itemsize)
     for block_m, num_warps in ((64, 4), (128, 4), (128, 8), (256, 8)):
         for block_n in (16, 32, 64, 128, 256):
             if (block_n > 16 and block_n >= 2 * product.n) or block_m * block_n // (32 * num_warps) > _ACCUMULATORS:
@@ -91,6 +91,7 @@ def resident_conv_launch(
     config: ResidentTile,
     bias: torch.Tensor | None = None,
     residual: torch.Tensor | None = None,
+    scale: torch.Tensor | None = None,
     epilogue: Epilogue | None = None,
     stride: tuple[int, int] = (1, 1),
     padding: tuple[int, int] = (0, 0),
@@ -98,19 +99,20 @@ def resident_conv_launch(
     multiprocessors: int = H200_MULTIPROCESSORS,
     pdl: bool = False,
 ) -> Launch:
-    """As `implicit_gemm.conv2d_nhwc`. ValueError for a reduction longer than 256."""
+    """As `implicit_gemm.conv2d_nhwc`. ValueError for a reduction longer than 512 bytes."""
     images, height, width, channels = x.shape
     filters, taps_high, taps_wide, _ = w.shape
     out_high, out_wide = out.shape[1:3]
     expect_shape(w, "w", filters, taps_high, taps_wide, channels)
     expect_shape(out, "out", images, out_high, out_wide, filters)
     reduced = channels * taps_high * taps_wide
-    if not w.is_contiguous() or w.dtype != x.dtype or reduced > LONGEST:
-        raise ValueError(f"w: expected contiguous {x.dtype} and at most {LONGEST} of a filter, got {tuple(w.shape)}")
+    if not w.is_contiguous() or w.dtype != x.dtype or reduced * x.element_size() > LONGEST:
+        raise ValueError(f"w: expected contiguous {x.dtype} and at most {LONGEST} bytes, got {tuple(w.shape)}")
     if residual is not None:
         expect_shape(residual, "residual", *out.shape)
-    if bias is not None:
-        expect_shape(bias, "bias", filters)
+    for name, each in (("bias", bias), ("scale", scale)):
+        if each is not None:
+            expect_shape(each, name, filters)
     epilogue = epilogue or Epilogue()
     expect_activation(epilogue.activation)
     across, row, image = picture_strides(x, "x")
@@ -124,7 +126,7 @@ def resident_conv_launch(
     return Launch(
         resident_conv_kernel,
         (walkers, tiles_n, 1),
-        (x, w, bias, residual, out),
+        (x, w, bias, residual, scale, out, epilogue.residual_scale, 1.0 / epilogue.out_scale),
         {
             "M": rows,
             "N": filters,
@@ -157,7 +159,7 @@ def resident_conv_launch(
             "WALKERS": walkers,
             "BLOCK_M": config.block_m,
             "BLOCK_N": config.block_n,
-            "BLOCK_K": power_of_two(reduced, 16),
+            "BLOCK_K": power_of_two(reduced, 32 // x.element_size()),
             "STAGES": config.num_stages,
             "PDL": pdl,
         },
@@ -173,7 +175,10 @@ def resident_conv_kernel(
     w,
     bias,
     residual,
+    scale,
     out,
+    residual_scale,
+    out_inverse_scale,
     M: tl.constexpr,
     N: tl.constexpr,
     REDUCED: tl.constexpr,
@@ -214,9 +219,11 @@ def resident_conv_kernel(
     there = k < REDUCED
     # Nobody writes weights: they come while the kernel ahead still runs.
     weights = tl.load(
-        w + columns[None, :] * REDUCED + k[:, None], mask=there[:, None] & (columns < N)[None, :], other=0
+        w + columns[None, :] * REDUCED + k[:, None], mask=there[:, None] & (columns < N)[None, :], other=0.0
     )
-    if bias is not None:
+    INTEGERS: tl.constexpr = x.dtype.element_ty == tl.int8
+    SUM: tl.constexpr = tl.int32 if INTEGERS else tl.float32
+    if bias is not None and not INTEGERS:
         added = tl.load(bias + columns, mask=columns < N, other=0.0).to(tl.float32)
     tap = k // CHANNELS
     down = (tap // TAPS_WIDE) * DILATION_HIGH
@@ -243,11 +250,17 @@ def resident_conv_kernel(
                 & ((top[:, None] + down[None, :]).to(tl.uint32, bitcast=True) < HEIGHT)
                 & ((left[:, None] + right[None, :]).to(tl.uint32, bitcast=True) < WIDTH)
             )
-        pixels = tl.load(addresses, mask=seen, other=0)
-        total = tl.dot(pixels, weights, input_precision="ieee")
-        if bias is not None:
-            total += added[None, :]
-        store_tile(
-            total, rows, columns, None, residual, None, out, 1.0, 1.0, M, N, RESIDUAL_PITCH, OUT_PITCH, ACTIVATION,
-            ALPHA, BETA, RESIDUAL_LAST,
-        )  # fmt: skip
+        pixels = tl.load(addresses, mask=seen, other=0.0)
+        total = tl.dot(pixels, weights, input_precision="ieee", out_dtype=SUM)
+        if INTEGERS:
+            store_tile(
+                total, rows, columns, bias, residual, scale, out, residual_scale, out_inverse_scale, M, N,
+                RESIDUAL_PITCH, OUT_PITCH, ACTIVATION, ALPHA, BETA, RESIDUAL_LAST, None, REDUCED * 128 * 128,
+            )  # fmt: skip
+        else:
+            if bias is not None:
+                total += added[None, :]
+            store_tile(
+                total, rows, columns, None, residual, None, out, residual_scale, out_inverse_scale, M, N,
+                RESIDUAL_PITCH, OUT_PITCH, ACTIVATION, ALPHA, BETA, RESIDUAL_LAST,
+            )  # fmt: skip

@@ -34,7 +34,7 @@ _STEP: Final = 150
 
 _BLOCK_M: Final = (16, 32, 64, 128, 256)
 _BLOCK_N: Final = (16, 32, 64, 128, 256)
-_BLOCK_K: Final = (16, 32, 64, 128)
+_BLOCK_K: Final = (16, 32, 64, 128, 256)
 _SPLITS: Final = (1, 2, 3, 4, 6, 8, 12, 16)
 _STAGES: Final = (2, 3, 4, 6)
 _WARPS: Final = (4, 8)
@@ -78,6 +78,8 @@ class Tile:
     split_k: int = 1
     group_m: int = 8
     """Tiles of this many rows are done column by column, so that neighbours in time share weights in L2."""
+    registers: int = 0
+    """The most that a thread may have; 0: as many as the compiler likes."""
 
     def flat(self, product: Product) -> bool:
         """Whether k runs through taps and channels as one: no step of the loop straddles two taps otherwise, which
@@ -113,10 +115,12 @@ def tiles(product: Product, multiprocessors: int = H200_MULTIPROCESSORS, limit: 
     kept: list[Tile] = []
     shapes: Counter[tuple[int, ...]] = Counter()
     for tile in ranked:
-        # A variant of what is kept already (other depth, split or warps) is worth less than another shape.
-        shape = (tile.block_m, tile.block_n)
+        # A variant of what is kept already (other depth, split or warps) is worth less than another shape; of eight
+        # bits a shape with fewer warps is another one.
+        narrow = product.itemsize == 1
+        shape = (tile.block_m, tile.block_n, tile.num_warps if narrow else 0)
         exact = (*shape, tile.block_k, tile.split_k)
-        if shapes[shape] < 2 and shapes[exact] < 1:
+        if shapes[shape] < (1 if narrow else 2) and shapes[exact] < 1:
             kept.append(tile)
             shapes[shape] += 1
             shapes[exact] += 1
@@ -135,6 +139,8 @@ def _sensible(product: Product, multiprocessors: int) -> Iterator[Tile]:
             for block_k in _BLOCK_K:
                 if block_k * product.itemsize < _SMALLEST_K or block_k >= max(2 * product.k, 2 * _SMALLEST_K):
                     continue
+                if block_k > 128 and (product.itemsize > 1 or product.channels % block_k):
+                    continue
                 if block_k == 16 and product.channels % 32 == 0:
                     continue  # half of a 64-byte row of shared memory, for nothing
                 yield from _variants(product, multiprocessors, block_m, block_n, block_k)
@@ -145,7 +151,9 @@ def _variants(product: Product, multiprocessors: int, block_m: int, block_n: int
         for num_stages in _STAGES:
             for num_warps in _WARPS:
                 area = block_m * block_n
-                if (num_warps == 8 and area < _TWO_GROUPS) or (num_warps == 4 and area > _TWO_GROUPS):
+                # Integers leave more registers: one warpgroup may have twice as many sums.
+                one_group = _TWO_GROUPS * (2 if product.itemsize == 1 else 1)
+                if (num_warps == 8 and area < _TWO_GROUPS) or (num_warps == 4 and area > one_group):
                     continue
                 tile = Tile(block_m, block_n, block_k, num_warps, num_stages, split_k)
                 steps = tile.steps(product)
@@ -164,7 +172,7 @@ def clocks(product: Product, tile: Tile, multiprocessors: int) -> float:
     """Roughly how long the product takes so cut. Good to a factor, better at telling cuts of one product apart."""
     threads = 32 * tile.num_warps
     # Accumulators, and about as many for addresses and operands as the compiler has been seen to take.
-    registers = min(255, tile.block_m * tile.block_n // threads + 64)
+    registers = min(255, tile.block_m * tile.block_n // threads + (96 if product.itemsize == 1 else 64))
     resident = max(
         1,
         min(

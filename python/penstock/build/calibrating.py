@@ -1,0 +1,69 @@
+"""The recipe for eight bits that comes closest to the float model: several are made, the best one is corrected; and
+whether it is fast enough to be judged.
+
+Called by the driver, which gives the time and the judge.
+"""
+
+import itertools
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, Final
+
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from penstock import quantize
+from penstock.build.progress import Progress
+from penstock.engine.plan import Tactic
+from penstock.quantize import Calibration, Recipe, Scheme
+from penstock.tactics import Measurement
+
+Arrays = Mapping[str, NDArray[Any]]
+
+# A quantized form this close to the float model is left as it is; corrections take calibration's time again.
+_CLOSE: Final = 0.999
+# A narrower tactic that fails the gate is worth repairing when it is at least this much faster than what passed.
+_WORTH_REPAIRING: Final = 1.05
+
+
+def picked(
+    model: ir.Model,
+    learned: Calibration,
+    unseen: Calibration,
+    schemes: Sequence[Scheme],
+    reference: Callable[[Arrays], Arrays],
+    deadline: float,
+    progress: Progress,
+) -> tuple[Recipe, dict[str, float]]:
+    """The recipe closest to `reference` on unseen samples, and how close each came.
+
+    deadline  on the monotonic clock, after which no further one is made
+    """
+    made = quantize.recipes(model, learned, schemes=schemes)
+    best = quantize.pick(_until(deadline, made), unseen, reference)
+    cosines = dict(best.cosines)
+    if best.cosine < _CLOSE and time.monotonic() < deadline:
+        progress.stage("correct", f"{best.recipe.name}, cosine {best.cosine:.4f}")
+        better = quantize.improve(best.recipe, model, learned)
+        best = quantize.pick(itertools.chain([best.recipe], _until(deadline, better)), unseen, reference)
+        cosines |= best.cosines
+    return best.recipe, cosines
+
+
+def worth_a_gate(form: str, timed: Sequence[Measurement]) -> Tactic | None:
+    """The fastest tactic of a form in eight bits and what was made of it, where it is faster than what is wider by more
+    than the gate's time is worth; `timed` has the fastest first.
+    """
+    ours = [each for each in timed if each.tactic.form.startswith(form)]
+    wide = [each for each in timed if each.tactic.precision not in ("int8", "fp8")]
+    if not ours or (wide and ours[0].median_us * _WORTH_REPAIRING > wide[0].median_us):
+        return None
+    return ours[0].tactic
+
+
+def _until(deadline: float, found: Iterable[Recipe]) -> Iterator[Recipe]:
+    """What comes before the deadline, and at least one."""
+    for each in found:
+        yield each
+        if time.monotonic() > deadline:
+            return

@@ -1,0 +1,133 @@
+"""BF16 or FP16 with a few layers in FP32: for models that sixteen bits alone bring a little outside the gate.
+
+A form like any other: its marks say which layers stay wide (`quantize.wide`), it is raced in one precision by the one
+library that can mix, and the gate has the last word. Only looked for where sixteen bits are fast and fail, or pass with
+so little to spare that further inputs may fail. Called by the driver.
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Final, Literal
+
+import onnx_ir as ir
+
+from penstock import graph, quantize
+from penstock.build.evidence import SensitivityRecord
+from penstock.build.forms import BESIDE
+from penstock.build.gate import Verdict
+from penstock.build.judging import margin
+from penstock.engine.plan import Tactic
+from penstock.tactics import Measurement
+from penstock.tactics.candidates import OPENVINO
+
+FORM: Final = "mixed"
+_NARROW: Final = frozenset({"bf16", "fp16"})
+# What narrow types must win before some of it is given back.
+_WORTH: Final = 1.1
+# Of what a cosine gate allows, what a mix may use: it is the best of several, chosen on the same inputs that judge it.
+_USED: Final = 0.5
+# Beyond this share of the layers there is next to nothing left to win.
+_MOST: Final = 0.75
+# A mix that costs no more than this is taken in place of what passes without being well inside.
+_SAFER: Final = 1.03
+
+Times = Sequence[float | None]
+
+
+@dataclass(frozen=True, slots=True)
+class Mix:
+    """What the search ended with."""
+
+    record: SensitivityRecord
+    model: ir.Model | None
+    """The marked form; None where nothing passed."""
+
+    precision: Literal["bf16", "fp16"]
+    inside: bool
+    """Well inside the gate, and not just inside."""
+
+
+def candidate(timed: Sequence[Measurement]) -> Tactic | None:
+    """The fastest tactic in sixteen bits of those timed, fastest first, where a part of its lead is worth having."""
+    found = [each for each in timed if _is_narrow(each.tactic)]
+    wide = [each for each in timed if each.tactic.precision == "fp32"]
+    if not found or (wide and found[0].median_us * _WORTH > wide[0].median_us):
+        return None
+    return found[0].tactic
+
+
+def well_inside(verdict: Verdict) -> bool:
+    """Whether it passes with half of what is allowed to spare; scores of metrics have their own bounds."""
+    if not verdict.passed or not verdict.output:
+        return verdict.passed
+    return margin(verdict) >= (1 - _USED) * (1 - verdict.limit)
+
+
+def search(
+    model: ir.Model, tactic: Tactic, judged: Callable[[ir.Model], Verdict], *, budget_seconds: float
+) -> Mix | None:
+    """Keep as few layers in FP32 as bring the model well inside the gate, or else inside; None without such layers.
+
+    model   the graph to mark: norms folded, without reductions.
+    judged  the verdict on a marked graph, run as the tactic says.
+    """
+    layers = quantize.convolutions(model)
+    if not layers:
+        return None
+    found: dict[frozenset[str], Verdict] = {}
+
+    def evaluate(kept: frozenset[str]) -> float:
+        found[kept] = judged(quantize.keeping(model, kept))
+        return margin(found[kept]) if not well_inside(found[kept]) else math.inf
+
+    ended = quantize.search_run(layers, evaluate, lambda score: score == math.inf, budget_seconds=budget_seconds)
+    few = [kept for kept, verdict in found.items() if verdict.passed and len(kept) <= _MOST * len(layers)]
+    kept = ended.layers if ended.layers in few or not few else min(few, key=len)
+    score = margin(found[kept])
+    names = tuple(_source(node) for node in model.graph if node.name in kept)
+    good = kept in few
+    record = SensitivityRecord(
+        names, len(layers), score if math.isfinite(score) else None, len(found), FORM if good else ""
+    )
+    precision: Literal["bf16", "fp16"] = "fp16" if tactic.precision == "fp16" else "bf16"
+    return Mix(record, quantize.keeping(model, kept) if good else None, precision, well_inside(found[kept]))
+
+
+def _source(node: ir.Node) -> str:
+    """The source model's name of a convolution that may have taken in others."""
+    names = graph.sources(node)
+    return names[0] if names else node.name or ""
+
+
+def passed_over(tactic: Tactic, found: Mapping[Tactic, Verdict], times: Times, of_mixes: Sequence[Times]) -> Verdict:
+    """The verdict on sixteen bits alone where a mix is well inside.
+
+    What just passes is refused when the same arithmetic on another form of the model fails, since then it was luck; and
+    when the mix is as fast at every bucket.
+
+    found     the verdicts so far, this tactic's among them.
+    times     of the tactic, by bucket; None where it was not timed.
+    of_mixes  of the tactics of the mixed form.
+    """
+    verdict = found[tactic]
+    if not verdict.passed or not _is_narrow(tactic) or well_inside(verdict):
+        return verdict
+    failed = [each for each, other in found.items() if _is_narrow(each) and not other.passed]
+    best = [min((mix[at] or math.inf for mix in of_mixes), default=math.inf) for at in range(len(times))]
+    if failed:
+        why = f"{failed[0].name}, which computes alike, fails"
+    elif all(own is None or mixed <= _SAFER * own for own, mixed in zip(times, best, strict=True)):
+        why = f"{FORM} is as fast and further inside"
+    else:
+        return verdict
+    return replace(verdict, passed=False, message=f"just passes ({verdict.message}), and {why}")
+
+
+def _is_narrow(tactic: Tactic) -> bool:
+    return tactic.runtime == OPENVINO and tactic.precision in _NARROW and not is_mix(tactic)
+
+
+def is_mix(tactic: Tactic) -> bool:
+    """Whether it runs the mixed form."""
+    return tactic.form in (FORM, FORM + BESIDE)

@@ -1,0 +1,70 @@
+"""Our kernels for steps that pool: means over all pixels, the largest or the mean of windows."""
+
+from typing import Final
+
+from penstock.engine.cuda.kernels.epilogue import Scratch
+from penstock.engine.cuda.kernels.launching import Launch
+from penstock.engine.cuda.kernels.max_pool import max_pool2d_nhwc_launch
+from penstock.engine.cuda.kernels.reductions import global_average_pool_launch
+from penstock.engine.cuda.sites import Site
+from penstock.engine.cuda.ways import Config, Ready, Tensors, Way, count, eight_or_narrow
+
+
+def _pool(ready: Ready, operands: Tensors, outputs: Tensors, scratch: Scratch | None) -> Launch:
+    x, (splits,) = operands[0], ready.config
+    out = outputs[0].view(x.shape[0], x.shape[3])
+    return global_average_pool_launch(
+        x,
+        out=out,
+        splits=splits,
+        scale=ready.site.scale(0) or 1.0,
+        out_scale=ready.out_scale,
+        scratch=scratch,
+        pdl=ready.site.early,
+    )
+
+
+def _pool_splits(site: Site) -> list[Config]:
+    pixels = count(site.shape("x")[1:3])
+    return [(splits,) for splits in (1, 4, 8, 16, 32) if splits == 1 or splits * 16 <= pixels]
+
+
+def _pool_scratch(site: Site, config: Config) -> tuple[int, int]:
+    batch, _, _, channels = site.shape("x")
+    return (0, 0) if config[0] == 1 else (batch * config[0] * channels, batch * -(-channels // 16))
+
+
+def _suits_pool(site: Site) -> bool:
+    axes = site.step.attributes.get("axes")
+    return site.text("how") == "mean" and len(site.shape("x")) == 4 and axes == (1, 2)
+
+
+def _window(ready: Ready, operands: Tensors, outputs: Tensors, scratch: Scratch | None) -> Launch:
+    del scratch
+    site = ready.site
+    kernel, strides, pads, dilations = (site.integers(name) for name in ("kernel", "strides", "pads", "dilations"))
+    return max_pool2d_nhwc_launch(
+        operands[0],
+        window=(kernel[0], kernel[1]),
+        stride=(strides[0], strides[1]),
+        padding=(pads[0], pads[1]),
+        out=outputs[0],
+        dilation=(dilations[0], dilations[1]),
+        mean=site.step.kind == "average_pool",
+        pdl=site.early,
+    )
+
+
+def _same_scale(site: Site) -> bool:
+    """The largest of numbers on a grid lies on it."""
+    return site.scale(0) == site.out_scale()
+
+
+POOLS: Final[dict[tuple[str, str], Way]] = {
+    ("reduce", "triton"): Way(
+        _pool, _pool_splits, _pool_scratch, suits=_suits_pool, types=eight_or_narrow, scales=True
+    ),
+    ("max_pool", "triton"): Way(_window, suits=_same_scale, types=eight_or_narrow, scales=True),
+    ("average_pool", "triton"): Way(_window),
+}
+"""Kind and name -> kernel."""

@@ -1,0 +1,128 @@
+"""Sixteen bits with a few layers in FP32: which layers can stay wide, marking them, and a search for how many must.
+
+What BF16 takes away from a layer's inputs passes through every layer behind it, so the front of a network costs most of
+the accuracy: of 54 layers of a ResNet-50 the first alone makes half of the error of all, the last ten next to nothing.
+Neighbours in one type need no conversion between them, either. So what is looked for is a run of layers, from the front
+where that will do: its end first, by doubling and halving, then its beginning.
+
+A marked form is ordinary ONNX: the mark is metadata of nodes (`plan.WIDE_KEY`), which runtimes read. Called by build.
+"""
+
+import math
+import time
+from collections.abc import Callable, Collection, Sequence
+from typing import Final
+
+import onnx_ir as ir
+
+from penstock.engine.plan import WIDE_KEY
+from penstock.graph.editing import is_operator
+from penstock.quantize.sensitivity import Evaluate, Kept
+
+# What libraries compute in a convolution's kernel, and which has to be of the same type as it.
+_IN_KERNEL: Final = (
+    *("Add", "Sub", "Mul", "Div", "Relu", "Clip", "LeakyRelu", "PRelu", "Elu", "Sigmoid", "HardSigmoid", "HardSwish"),
+    *("Tanh", "Gelu", "Mish", "Swish"),
+)
+# The first try is this share of the layers, and what is added or taken away at the end this share of those found.
+_FIRST_SHARE: Final = 16
+_STEP_SHARE: Final = 8
+
+
+def convolutions(model: ir.Model) -> tuple[str, ...]:
+    """Names of the layers that can be kept in FP32, in the order of execution."""
+    return tuple(node.name for node in model.graph if is_operator(node, "Conv") and node.name)
+
+
+def keeping(model: ir.Model, names: Collection[str]) -> ir.Model:
+    """A copy in which these convolutions, and what may be computed in one kernel with them, are marked."""
+    wanted = frozenset(names)
+    copy = model.clone()
+    for node in copy.graph:
+        if is_operator(node, "Conv") and node.name in wanted:
+            for each in _kernel(node):
+                each.metadata_props[WIDE_KEY] = "fp32"
+    return copy
+
+
+def _kernel(node: ir.Node) -> list[ir.Node]:
+    """The convolution and the elementwise operators behind it, as far as nothing else reads what is between."""
+    found = [node]
+    while True:
+        value = found[-1].outputs[0]
+        uses = list(value.uses())
+        if len(uses) != 1 or not is_operator(uses[0].node, *_IN_KERNEL):
+            return found
+        found.append(uses[0].node)
+
+
+def search_run(
+    layers: Sequence[str], evaluate: Evaluate, passes: Callable[[float], bool], *, budget_seconds: float
+) -> Kept:
+    """Find a short run of `layers` which, kept in FP32, lets the model pass.
+
+    layers    in the order of execution
+    evaluate  scores the model with these layers kept; higher is better. Never asked twice the same
+    passes    whether a score will do
+
+    The budget is checked before each evaluation but the first, with the longest so far as an estimate.
+    """
+    return _Run(layers, evaluate, passes, budget_seconds).search()
+
+
+class _Run:
+    def __init__(
+        self, layers: Sequence[str], evaluate: Evaluate, passes: Callable[[float], bool], budget_seconds: float
+    ) -> None:
+        self.layers = list(layers)
+        self.evaluate = evaluate
+        self.passes = passes
+        self.deadline = time.monotonic() + budget_seconds
+        self.longest = 0.0
+        self.scores: dict[tuple[int, int], float] = {}
+
+    def search(self) -> Kept:
+        count = len(self.layers)
+        end = max(1, count // _FIRST_SHARE)
+        if not count:
+            return Kept(frozenset(), -math.inf, False, 0, True)
+        too_few = 0
+        while not self.good(0, end):
+            if end == count or self.over():
+                return self.kept(0, end, complete=end == count)
+            too_few, end = end, min(2 * end, count)
+        while end - too_few > self.step(end) and not self.over():
+            middle = (too_few + end) // 2
+            if self.good(0, middle):
+                end = middle
+            else:
+                too_few = middle
+        begin, too_late = 0, end
+        while too_late - begin > self.step(end) and not self.over():
+            middle = (begin + too_late + 1) // 2
+            if middle < end and self.good(middle, end):
+                begin = middle
+            else:
+                too_late = middle
+        return self.kept(begin, end, complete=not self.over())
+
+    def step(self, size: int) -> int:
+        """A difference that is not worth another evaluation."""
+        return max(1, size // _STEP_SHARE)
+
+    def good(self, begin: int, end: int) -> bool:
+        if (begin, end) not in self.scores:
+            began = time.monotonic()
+            found = self.evaluate(frozenset(self.layers[begin:end]))
+            self.scores[begin, end] = -math.inf if math.isnan(found) else found
+            self.longest = max(self.longest, time.monotonic() - began)
+        return self.passes(self.scores[begin, end])
+
+    def over(self) -> bool:
+        """Whether another evaluation would not end within the budget."""
+        return time.monotonic() + self.longest > self.deadline
+
+    def kept(self, begin: int, end: int, *, complete: bool) -> Kept:
+        score = self.scores[begin, end]
+        layers = frozenset(self.layers[begin:end])
+        return Kept(layers, score, self.passes(score), len(self.scores), complete)

@@ -1,0 +1,189 @@
+"""Sixteen bits with a few layers in FP32: when it is looked for, what is found, and what it is preferred to."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+from numpy.typing import NDArray
+
+from penstock import graph
+from penstock.build import mixing
+from penstock.build.gate import Cosine, Metric, Verdict
+from penstock.build.judging import judges
+from penstock.engine import runtimes
+from penstock.engine.plan import Tactic
+from penstock.tactics import Form, Measurement, candidates, compiled
+from tests.quantize import networks
+
+Array = NDArray[Any]
+BF16 = Tactic("openvino", "bf16", "optimized")
+SOURCE_BF16 = Tactic("openvino", "bf16", "source", "static")
+FP32 = Tactic("openvino", "fp32", "optimized")
+ORT = Tactic("onnxruntime", "fp32")
+INT8 = Tactic("openvino", "int8", "int8-kl", options=(("INFERENCE_PRECISION_HINT", "bf16"),))
+MIXED = Tactic("openvino", "bf16", "mixed")
+
+
+def timed(*each: tuple[Tactic, float]) -> list[Measurement]:
+    return [Measurement(tactic, 0, microseconds, 0.1, 20) for tactic, microseconds in each]
+
+
+@pytest.mark.parametrize(
+    ("race", "expected"),
+    [
+        (timed((BF16, 50), (ORT, 100)), BF16),
+        (timed((INT8, 20), (SOURCE_BF16, 50), (BF16, 51), (FP32, 90), (ORT, 100)), SOURCE_BF16),
+        (timed((BF16, 95), (FP32, 100)), None),  # nothing to win
+        (timed((FP32, 80), (BF16, 95)), None),
+        (timed((INT8, 20), (ORT, 100)), None),
+        (timed((BF16, 50)), BF16),
+    ],
+)
+def test_only_what_is_fast_in_sixteen_bits_is_worth_it(race: list[Measurement], expected: Tactic | None) -> None:
+    assert mixing.candidate(race) == expected
+
+
+def cosine(least: float, expected: float | None = None) -> Verdict:
+    passed = min(least, least if expected is None else expected) >= 0.999
+    return Verdict(passed, least, 0.999, expected=expected, output="y")
+
+
+@pytest.mark.parametrize(
+    ("verdict", "inside"),
+    [
+        (cosine(0.9996), True),
+        (cosine(0.9994), False),
+        (cosine(0.9999, 0.9996), True),
+        (cosine(0.9999, 0.9992), False),
+        (cosine(0.998), False),
+        (Verdict(True, 0.004, 0.005, (0.003, 0.005)), True),  # a metric's bound is the margin
+        (Verdict(False, 0.004, 0.005, (0.003, 0.006)), False),
+    ],
+)
+def test_well_inside_is_half_of_what_is_allowed(verdict: Verdict, inside: bool) -> None:
+    assert mixing.well_inside(verdict) is inside
+
+
+@pytest.mark.parametrize(
+    ("tactic", "verdict", "times", "of_mixes", "passed"),
+    [
+        (BF16, cosine(0.9992), (100, 800), [(101, 810)], True),
+        (BF16, cosine(0.9992), (100, 800), [(101, 900), (120, 810)], True),
+        (BF16, cosine(0.9992), (100, None), [(101, 900)], True),
+        (BF16, cosine(0.9992), (100, 800), [(110, 800)], False),
+        (BF16, cosine(0.9992), (100, 800), [(None, 800)], False),
+        (BF16, cosine(0.9992), (100, 800), [], False),
+        (BF16, cosine(0.9998), (100, 800), [(100, 800)], False),  # has as much to spare
+        (FP32, cosine(0.9992), (100, 800), [(100, 800)], False),
+        (MIXED, cosine(0.9992), (100, 800), [(100, 800)], False),
+    ],
+)
+def test_what_just_passes_gives_way_to_a_mix_that_is_as_fast(
+    tactic: Tactic, verdict: Verdict, times: Any, of_mixes: Any, passed: bool
+) -> None:
+    found = mixing.passed_over(tactic, {tactic: verdict}, times, of_mixes)
+    assert found.passed is not passed
+    assert ("mixed is as fast and further inside" in found.message) is passed
+
+
+@pytest.mark.parametrize(
+    ("others", "passed"),
+    [
+        ({SOURCE_BF16: cosine(0.9995, 0.9989)}, False),
+        ({SOURCE_BF16: cosine(0.9995, 0.9991)}, True),
+        ({INT8: cosine(0.9), MIXED: cosine(0.9), Tactic("openvino", "fp32"): cosine(0.9)}, True),
+    ],
+)
+def test_what_just_passes_is_refused_where_the_same_arithmetic_fails(
+    others: Mapping[Tactic, Verdict], passed: bool
+) -> None:
+    """However much slower the mix is."""
+    found = mixing.passed_over(BF16, {BF16: cosine(0.9992), **others}, (100, 800), [(150, 900)])
+    assert found.passed is passed
+    assert ("computes alike, fails" in found.message) is not passed
+    inside = cosine(0.9998)
+    assert mixing.passed_over(BF16, {BF16: inside, **others}, (100, 800), [(150, 900)]) is inside
+
+
+def test_a_mixed_form_is_for_its_own_precision_alone() -> None:
+    forms = {
+        "source": Form(Path("source.onnx"), "fp32", False),
+        "mixed": Form(Path("mixed.onnx"), "bf16", False),
+    }
+    found = candidates(forms, ("fp16", "bf16", "fp32"), ("avx512_bf16", "avx512_fp16"), [{"x": (1, 4)}])
+    assert {each for each in found if each.form == "mixed"} == {MIXED, replace(MIXED, shapes="static")}
+    assert not [each for each in candidates(forms, ("fp32",), ("avx512_bf16",), [{}]) if each.form == "mixed"]
+
+
+@pytest.mark.skipif("bf16" not in runtimes.features()["openvino"], reason="this processor computes nothing in BF16")
+def test_a_gate_that_bf16_misses_is_passed_with_some_layers_in_fp32(tmp_path: Path) -> None:
+    """The limit lies between what BF16 reaches and what all convolutions in FP32 do, and only kept layers reach it."""
+    source = networks.residual()
+    model = graph.optimize(source, shapes={"x": (1, 3, 64, 64)}).model
+    samples = networks.pictures(12).samples
+    reference = dict(zip(map(id, samples), networks.answers(source, networks.pictures(12)), strict=True))
+    trials: list[set[str]] = []
+
+    def judged_by(gate: Cosine) -> Any:
+        judge = gate.against(lambda sample: {"fc": reference[id(sample)]}, samples)
+
+        def judged(trial: ir.Model) -> Verdict:
+            path = tmp_path / "trial.onnx"
+            graph.save(trial, path)
+            with compiled(BF16, Form(path, "fp32", False)) as child:
+                child.load(0, samples[0])
+                regions = child.regions(0, 1)
+                trials.append({region.name for region in regions if region.precision == "bf16"})
+                return judge(child.run)
+
+        return judged
+
+    plain = judged_by(Cosine(0.5))(model)
+    assert plain.expected is not None
+    limit = 1 - (1 - plain.expected) * 0.8
+    found = mixing.search(model, BF16, judged_by(Cosine(limit)), budget_seconds=120)
+    assert found is not None
+    assert found.model is not None
+    assert found.precision == "bf16"
+    assert found.record.form == "mixed"
+    assert found.record.layers == 8
+    assert 1 <= len(found.record.kept) <= 6
+    assert set(found.record.kept) <= {node.name for node in source.graph}
+    assert found.record.score is not None
+    assert found.record.score >= 0
+    assert trials[-1] < trials[0]  # fewer layers in BF16, and still some
+    assert trials[-1]
+
+
+def counted(answers: list[int]) -> Any:
+    def run(sample: Mapping[str, Array]) -> Mapping[str, Array]:
+        answers.append(int(sample["x"][0, 0]))
+        return {"y": sample["x"]}
+
+    return run
+
+
+def of(*numbers: int) -> Sequence[Mapping[str, Array]]:
+    return [{"x": np.array([[number, 1]], np.float32)} for number in numbers]
+
+
+def test_what_learned_nothing_is_judged_on_what_calibration_saw_as_well() -> None:
+    asked: list[int] = []
+    found = judges(Cosine(), counted(asked), of(1, 2), of(3, 4, 5), ())
+    assert asked == [1, 2, 3, 4, 5]
+    for judge, expected in ((found.learned, [1, 2]), (found.plain, [1, 2, 3, 4, 5])):
+        seen: list[int] = []
+        assert judge(counted(seen)).passed
+        assert seen == expected
+    assert (found.samples, found.plain_samples) == (2, 5)
+
+
+def test_a_metric_has_its_own_data_and_is_asked_once() -> None:
+    asked: list[int] = []
+    found = judges(Metric(lambda run: float(run(of(9)[0])["y"].sum()), 0.1), counted(asked), of(1), of(2), ())
+    assert asked == [9]
+    assert found.learned is found.plain

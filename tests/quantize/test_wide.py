@@ -1,0 +1,91 @@
+"""Layers that stay in FP32: what is marked with a convolution, and the search for a run of them."""
+
+import time
+from collections.abc import Callable
+
+import onnx_ir as ir
+import pytest
+
+from penstock.engine.plan import WIDE_KEY
+from penstock.quantize import convolutions, keeping, search_run
+from tests.quantize.networks import residual
+
+NAMES = [f"layer{index}" for index in range(24)]
+
+
+def run(begin: int, end: int) -> frozenset[str]:
+    return frozenset(NAMES[begin:end])
+
+
+def marked(model: ir.Model) -> set[str]:
+    return {node.name or "" for node in model.graph if node.metadata_props.get(WIDE_KEY) == "fp32"}
+
+
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [
+        ((), set()),
+        (("stem",), {"stem", "stem_relu"}),
+        (("second",), {"second", "sum", "sum_relu"}),  # the sum is in the kernel of what it is added to
+        (("mixed",), {"mixed"}),  # two nodes read it
+        (("first", "last"), {"first", "first_relu", "last", "last_relu"}),
+        (("fc", "pool", "absent"), set()),  # no convolutions
+    ],
+)
+def test_a_convolution_is_marked_with_what_is_in_its_kernel(names: tuple[str, ...], expected: set[str]) -> None:
+    model = residual()
+    assert marked(keeping(model, names)) == expected
+    assert marked(model) == set()
+
+
+def test_convolutions_come_in_the_order_of_execution() -> None:
+    assert convolutions(residual()) == (
+        *("stem", "first", "second", "depthwise", "pointwise", "side", "mixed", "last"),
+    )  # fmt: skip
+
+
+def containing(begin: int, end: int) -> Callable[[frozenset[str]], float]:
+    """Passes where all of these are kept."""
+    return lambda kept: float(run(begin, end) <= kept)
+
+
+@pytest.mark.parametrize(
+    ("needed", "most"),
+    [
+        ((0, 1), (0, 1)),
+        ((0, 3), (0, 3)),
+        ((0, 7), (0, 7)),
+        ((0, 24), (0, 24)),
+        ((10, 12), (8, 12)),
+        ((22, 24), (20, 24)),
+    ],
+)
+def test_a_run_that_has_what_is_needed_and_little_more(needed: tuple[int, int], most: tuple[int, int]) -> None:
+    found = search_run(NAMES, containing(*needed), lambda score: score >= 1, budget_seconds=60)
+    assert run(*needed) <= found.layers <= run(*most)
+    assert (found.passed, found.complete) == (True, True)
+    assert found.evaluations <= 12
+
+
+def test_where_nothing_passes_all_were_tried() -> None:
+    found = search_run(NAMES, lambda kept: len(kept) / 100, lambda score: score >= 1, budget_seconds=60)
+    assert (found.passed, found.complete, found.layers) == (False, True, frozenset(NAMES))
+
+
+def test_the_budget_ends_the_search_with_what_passed() -> None:
+    """The first try passes and takes all the time there is: a second one would come too late."""
+
+    def slow(kept: frozenset[str]) -> float:
+        until = time.monotonic() + 0.02
+        while time.monotonic() < until:
+            pass
+        return 1.0
+
+    found = search_run(NAMES, slow, lambda score: score >= 1, budget_seconds=0.03)
+    assert (found.passed, found.complete, found.evaluations) == (True, False, 1)
+    assert found.layers == run(0, 1)
+
+
+def test_without_layers_nothing_is_evaluated() -> None:
+    found = search_run([], lambda _: pytest.fail("evaluated"), lambda _: True, budget_seconds=60)
+    assert (found.passed, found.evaluations) == (False, 0)
