@@ -43,7 +43,8 @@ def _batches(folder: Path, subject: Subject) -> list[int]:
 
 def complete(graph: LoweredGraph, there: Tensors, device: str, seed: int = 1) -> Tensors:
     """`there`, and for what it lacks numbers of the right size, in FP16 and on the device."""
-    roles = {operand.value: (step.kind, operand.role) for step in graph.steps for operand in step.inputs}
+    seen = [(operand.value, step.kind, operand.role) for step in graph.steps for operand in step.inputs]
+    roles = {value: (kind, role) for value, kind, role in seen if role != "column_sums"}
     found: Tensors = {}
     batch = graph.inputs[0].shape[0]
     for name, weight in graph.weights.items():
@@ -51,12 +52,13 @@ def complete(graph: LoweredGraph, there: Tensors, device: str, seed: int = 1) ->
             found[name] = there[name]
             continue
         kind, role = roles.get(name, ("", ""))
-        if kind == "layer_norm":
-            found[name] = torch.full(weight.shape, float(role == "weight"), dtype=torch.float16, device=device)
+        if (kind == "layer_norm" and role in ("weight", "bias")) or role in ("residual_scale", "residual_shift"):
+            one = float(role in ("weight", "residual_scale"))
+            found[name] = torch.full(weight.shape, one, dtype=torch.float16, device=device)
             continue
         deviation = _NOISE
-        if role in ("weight", "recurrence", *_MATRICES) or (kind == "gather" and role == "x"):
-            fan = math.prod(weight.shape[1:]) if kind in ("conv", "gemm", *_BLOCKS) else weight.shape[-1]
+        if role in ("weight", "recurrence", *_MATRICES) or (kind in ("gather", "layer_norm") and role == "x"):
+            fan = math.prod(weight.shape[1:]) if kind in ("conv", "gemm", "gemm_norm", *_BLOCKS) else weight.shape[-1]
             deviation = max(fan, 1) ** -0.5
         generator = torch.Generator(device).manual_seed(crc32(name.encode()) ^ seed)
         # A constant that was folded after it had been expanded to the batch: all its rows are one. Layers' weights are

@@ -86,16 +86,17 @@ def _fits_half(array: NDArray[Any]) -> bool:
 def made_weights(graph: LoweredGraph, seed: int = 1) -> Arrays:
     """Numbers of a trained network's size: products keep the variance, norms begin at one."""
     random = np.random.default_rng(seed)
-    roles = {operand.value: (step.kind, operand.role) for step in graph.steps for operand in step.inputs}
+    seen = [(operand.value, step.kind, operand.role) for step in graph.steps for operand in step.inputs]
+    roles = {value: (kind, role) for value, kind, role in seen if role != "column_sums"}
     found: dict[str, NDArray[Any]] = {}
     for name, weight in graph.weights.items():
         kind, role = roles.get(name, ("", ""))
         if not weight.datatype.startswith(("FP", "BF")):
             found[name] = np.zeros(weight.shape, {"BOOL": np.bool_}.get(weight.datatype, np.int64))
-        elif kind == "layer_norm":
-            found[name] = np.full(weight.shape, 1.0 if role == "weight" else 0.0, np.float16)
+        elif (kind == "layer_norm" and role in ("weight", "bias")) or role in ("residual_scale", "residual_shift"):
+            found[name] = np.full(weight.shape, float(role in ("weight", "residual_scale")), np.float16)
         elif role in ("weight", "recurrence"):
-            fan = int(np.prod(weight.shape[1:])) if kind in ("conv", "gemm") else weight.shape[-1]
+            fan = int(np.prod(weight.shape[1:])) if kind in ("conv", "gemm", "gemm_norm") else weight.shape[-1]
             found[name] = random.normal(0, max(fan, 1) ** -0.5, weight.shape).astype(np.float16)
         else:
             found[name] = random.normal(0, 0.02, weight.shape).astype(np.float16)

@@ -20,6 +20,12 @@ KINDS: Final[Mapping[str, tuple[str, ...]]] = {
     "conv": ("x", "weight"),  # kernel, strides, pads, dilations, groups; maybe products
     "conv_transpose": ("x", "weight"),  # and output_padding
     "gemm": ("x", "weight"),
+    # A product of rows that a layer norm was to see first, its weight and bias inside those here: `x_moments` [rows,
+    # parts, 2] are the mean of each part of a row and its squared distances from that, summed, with `epsilon`;
+    # `column_sums` is the weight once more, of whose rows kernels want the sums. The `residual` may be such rows too:
+    # `residual_moments`, `residual_scale`, `residual_shift` and `residual_epsilon`. A second output: the moments of
+    # what is written.
+    "gemm_norm": ("x", "weight"),
     # Two layers over the last axis, weights `first` [hidden, in] and `second` [out, hidden], maybe `first_bias` and
     # `second_bias`; the activation between them is `inner` with `inner_alpha` and `inner_beta`, the one at the end
     # `activation`. `squeeze_excite` is of the mean of x [N, H, W, C] over its pixels, and writes C numbers an image.
@@ -47,9 +53,13 @@ KINDS: Final[Mapping[str, tuple[str, ...]]] = {
     "bottleneck": ("x", "weight", "second"),
     "bottleneck_next": ("x", "weight", "second", "third"),
     "matmul": ("a", "b"),
-    "attention": ("q", "k", "v"),  # [B, H, T, D] each, mask [B, H, T, T]; scale; written as [B, T, H, D]
+    # [B, H, T, D] each, mask [B, H, T, T]; scale; written as [B, T, H, D]. With `mask_factor` what is added is
+    # (`mask_from` - mask) times that.
+    "attention": ("q", "k", "v"),
     "lstm": ("x", "weight", "recurrence"),  # bias, recurrence_bias, hidden, cell; gates i, f, c, o; writes [T, B, D, H]
-    "layer_norm": ("x",),  # weight, bias; over the last `axes`; epsilon
+    # weight, bias; over the last `axes`; epsilon. Of x + `residual`, whose axes may repeat; with `indices` x is a
+    # table, and its rows of these numbers are what is meant. A second output: the sum itself.
+    "layer_norm": ("x",),
     "softmax": ("x",),  # axis
     "log_softmax": ("x",),
     "max_pool": ("x",),  # kernel, strides, pads, dilations
@@ -67,11 +77,16 @@ KINDS: Final[Mapping[str, tuple[str, ...]]] = {
 }
 
 # Kind -> how many outputs it has, where that is not one.
-OUTPUTS: Final = {"conv_gate": 2, "bottleneck_next": 2, "top_1": 2, "gemm_top_1": 2, "lstm": 3}
+OUTPUTS: Final[Mapping[str, tuple[int, ...]]] = {
+    **dict.fromkeys(("conv_gate", "bottleneck_next", "top_1", "gemm_top_1"), (2,)),
+    "lstm": (3,),
+    "gemm_norm": (1, 2),
+    "layer_norm": (1, 2),
+}
 # What is laid out anew before anything runs, so that it has to be a weight.
 CONSTANT: Final = (
     *("weight", "scale", "bias", "recurrence", "recurrence_bias", "first", "first_bias", "second", "second_bias"),
-    *("third", "third_bias", "shortcut", "shortcut_bias"),
+    *("third", "third_bias", "shortcut", "shortcut_bias", "residual_scale", "residual_shift", "column_sums"),
 )
 _FILTERS: Final = (
     "conv",
@@ -93,12 +108,14 @@ AXES: Final[Mapping[str, Mapping[str, int]]] = {
     "fork": {"x": 4, "first": 4, "second": 4},
     "gated_layers": {"0_x": 4},
     **{kind: {"weight": 2} for kind in ("gemm", "gemm_top_1")},
+    "gemm_norm": {"weight": 2, "x_moments": 3, "residual_moments": 3},
     "attention": {"q": 4, "k": 4, "v": 4},
     "lstm": {"x": 3, "weight": 3, "recurrence": 3},
 }
 # Kinds that have weights at all.
 LAYERS: Final = (
-    *(*_FILTERS, "gemm", "squeeze_excite", "mlp", "fork", "lstm", "layer_norm", "gated_layers", "gemm_top_1"),
+    *(*_FILTERS, "gemm", "gemm_norm", "squeeze_excite", "mlp", "fork"),
+    *("lstm", "layer_norm", "gated_layers", "gemm_top_1"),
 )
 
 # Activation of an epilogue -> what it computes; alpha and beta are the step's attributes.
@@ -212,8 +229,10 @@ _ALLOWED: Final[Mapping[str, Mapping[str, _Rule]]] = {
     "conv": {**_EPILOGUE, "products": _Rule("integer", least=1)},
     "conv_transpose": _EPILOGUE,
     "gemm": _EPILOGUE,
+    "gemm_norm": {**_EPILOGUE, "epsilon": _NUMBER, "residual_epsilon": _NUMBER},
     "squeeze_excite": {**_EPILOGUE, **_INNER},
     "mlp": {**_EPILOGUE, **_INNER, "skip": _Rule("flag")},
+    "attention": {"mask_from": _NUMBER, "mask_factor": _NUMBER},
     "fork": {**_EPILOGUE, **_INNER},
     "expand_depthwise": {**_EPILOGUE, **_INNER},
     "gated_layers": {"residual_times": _PAIR},

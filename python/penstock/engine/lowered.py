@@ -276,7 +276,7 @@ def _check_roles(step: Step) -> None:
         raise InvalidArgument(f"step {step.name!r} has kind {step.kind!r}, expected one of {', '.join(KINDS)}")
     if missing := [role for role in KINDS[step.kind] if step.operand(role) is None]:
         raise InvalidArgument(f"step {step.name!r} of kind {step.kind!r} has no operand {missing[0]!r}")
-    if not step.inputs or len(step.outputs) != kinds.OUTPUTS.get(step.kind, 1):
+    if not step.inputs or len(step.outputs) not in kinds.OUTPUTS.get(step.kind, (1,)):
         raise InvalidArgument(
             f"step {step.name!r} of kind {step.kind!r} reads {len(step.inputs)} values and writes {len(step.outputs)}"
         )
@@ -295,6 +295,8 @@ def _check_shapes(graph: LoweredGraph, step: Step) -> None:
     """Axes are there and those that something is divided by have a size; attributes fit them."""
     for role, axes in kinds.AXES.get(step.kind, {}).items():
         operand = step.operand(role)
+        if operand is None and role not in KINDS[step.kind]:
+            continue
         shape = graph.shape(operand) if operand is not None else ()
         if len(shape) != axes:
             raise InvalidArgument(f"step {step.name!r}: {role} has shape {list(shape)}, expected {axes} axes")
@@ -310,10 +312,26 @@ def _check_shapes(graph: LoweredGraph, step: Step) -> None:
     out = graph.values[step.outputs[0]].shape
     if step.kind in kinds.MAPS and step.kind != "squeeze_excite" and len(out) != 4:
         raise InvalidArgument(f"step {step.name!r}: its result has shape {list(out)}, expected 4 axes")
+    if step.kind == "gemm_norm":
+        _check_moments(graph, step)
+    if step.kind == "layer_norm" and any(graph.values[name].shape != out for name in step.outputs):
+        raise InvalidArgument(f"step {step.name!r}: expected the sum and its norm to have one shape")
     operand = step.operand("x")
     axes = len(out) if operand is None else len(graph.shape(operand))
     if problem := kinds.refused(step.kind, step.attributes, axes):
         raise InvalidArgument(f"step {step.name!r} of kind {step.kind!r} {problem}")
+
+
+def _check_moments(graph: LoweredGraph, step: Step) -> None:
+    """Two numbers of each of some parts of a row."""
+    wide, high = graph.shape(step.inputs[0])[-1:], graph.values[step.outputs[0]].shape[-1:]
+    rows = [
+        (graph.shape(each), wide if each.role[0] == "x" else high) for each in step.inputs if "moments" in each.role
+    ]
+    rows += [(graph.values[name].shape, high) for name in step.outputs[1:]]
+    for shape, row in rows:
+        if len(shape) != 3 or shape[2] != 2 or not shape[1] or not row or row[0] % shape[1]:
+            raise InvalidArgument(f"step {step.name!r}: moments have shape {list(shape)} for rows of {list(row)}")
 
 
 def _check_program(step: Step) -> None:

@@ -36,6 +36,7 @@ def narrowed(graph: LoweredGraph, datatype: str) -> LoweredGraph:
         raise InvalidArgument(f"values can't be {datatype}, expected one of {', '.join(FLOATS)}")
     kept = {each.name for each in graph.inputs} | {each.value for each in graph.outputs}
     wide = {name for step in graph.steps if datatype == "FP16" and _is_wide(step) for name in step.outputs}
+    wide |= {name for step in graph.steps if step.kind == "gemm_norm" for name in step.outputs[1:]}
     values = {
         name: replace(value, datatype="FP32" if name in wide else datatype)
         if value.datatype in _COMPUTED and name not in kept
@@ -50,7 +51,7 @@ def narrowed(graph: LoweredGraph, datatype: str) -> LoweredGraph:
         for operand in step.inputs:
             value = values.get(operand.value)
             as_it_is = value is None or value.datatype == datatype or value.datatype not in cast
-            if value is None or as_it_is or step.kind in _READS_ANY or operand.role == "mask":
+            if value is None or as_it_is or step.kind in _READS_ANY or operand.role in _ANY_TYPE:
                 inputs.append(operand)
                 continue
             if operand.value not in casts:
@@ -66,6 +67,7 @@ def narrowed(graph: LoweredGraph, datatype: str) -> LoweredGraph:
 
 _COMPUTED: Final = ("FP16", "BF16", "FP32")
 _READS_ANY: Final = ("pointwise", "copy", "gather", "pad")
+_ANY_TYPE: Final = ("mask", "x_moments", "residual_moments")  # roles
 _FP16_MAX: Final = 65504.0
 
 

@@ -133,7 +133,7 @@ def _kernel(data: Mapping[str, Any], codes: list[bytes]) -> SealedKernel:
     width, height, depth = (_number(each, _MOST_BLOCKS) for each in data["grid"])
     parameters = str(data["parameters"])
     maps = tuple(TensorMap(*(_number(size, _MOST_BLOCKS) for size in each)) for each in data["maps"])
-    if set(parameters) - {"p", "f", "m"} or parameters.count("m") != len(maps):
+    if set(parameters) - {"p", "f", "m", "t"} or sum(map(parameters.count, "mt")) != len(maps):
         raise ValueError(f"parameters {parameters!r:.60} with {len(maps)} maps")
     return SealedKernel(
         codes[_number(data["code"], len(codes) - 1)],

@@ -41,7 +41,7 @@ def flops(graph: LoweredGraph, step: Step) -> float:  # noqa: PLR0911  (one for 
         return _of_layers(graph, step)
     if step.kind == "conv_transpose":  # each input goes into a filter's worth of results
         return 2.0 * math.prod(shape("x")) * math.prod(shape("weight")[1:])
-    if step.kind == "gemm":
+    if step.kind in ("gemm", "gemm_norm"):
         return 2.0 * _written(graph, step) * shape("weight")[-1]
     if step.kind == "matmul":
         return 2.0 * _written(graph, step) * shape("a")[-1]
@@ -86,7 +86,7 @@ def moved(graph: LoweredGraph, step: Step, sizes: Mapping[str, int] = SIZES) -> 
     for operand in step.inputs:
         stored = graph.stored(operand.value)
         seen = min(_distinct(graph, operand), math.prod(stored.shape))
-        if step.kind == "gather" and operand.role == "x":
+        if operand.role == "x" and (step.kind == "gather" or step.operand("indices") is not None):
             seen = min(seen, math.prod(graph.values[step.outputs[0]].shape))
         # Two views of one value: at most all of it.
         read[operand.value] = min(read.get(operand.value, 0) + seen, math.prod(stored.shape))

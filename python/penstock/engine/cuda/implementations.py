@@ -12,7 +12,7 @@ from typing import Final
 
 import torch
 
-from penstock.engine.cuda import blocks, eight_bits, expressions, joined, layers, patches, shapes
+from penstock.engine.cuda import blocks, eight_bits, expressions, joined, layers, norms, patches, shapes
 from penstock.engine.cuda.sites import Run, RunInto, Site
 from penstock.engine.narrowing import scaled
 from penstock.errors import AlreadyExists, Unsupported
@@ -64,7 +64,9 @@ IMPLEMENTATIONS: Final[dict[str, dict[str, Implementation]]] = {
     "gemm": {
         "cublas": Implementation(layers.gemm),
         "cublas_residual": Implementation(layers.gemm_residual, layers.fits_gemm_residual),
+        "cublas_gelu_tanh": Implementation(layers.gemm_gelu, layers.fits_gemm_gelu),
     },
+    "gemm_norm": {"torch": Implementation(norms.gemm_norm)},
     "squeeze_excite": {"torch": Implementation(joined.squeeze_excite)},
     "conv_gate": {"torch": Implementation(joined.conv_gate)},
     "gated_layers": {"torch": Implementation(joined.gated_layers)},

@@ -134,6 +134,34 @@ def fits_gemm_residual(site: Site) -> bool:
     return site.index("residual") is not None and site.text("activation", "none") == "none"
 
 
+def gemm_gelu(site: Site) -> Run:
+    """cuBLAS's product that ends in a GELU, the one of tanh, for either: no second kernel reads and writes the rows.
+
+    It differs from the one of erf by 4.7e-4 at most, at +-2.7, half of what rounding 2.7 to FP16 may cost; of normal
+    numbers by 2.0e-4 of their norm, where rounding costs 2.1e-4. So it is there for 16 bits alone, and named for what
+    it is.
+    """
+    weight, bias = site.weight("weight"), site.weight("bias")
+    assert weight is not None
+    assert bias is not None
+    shape, columns = site.out_shape(), weight.t()
+
+    def run(operands: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
+        rows = operands[0].reshape(-1, weight.shape[1])
+        return (torch._addmm_activation(bias, rows, columns, use_gelu=True).view(shape),)
+
+    return run
+
+
+def fits_gemm_gelu(site: Site) -> bool:
+    """Sixteen bits from end to end, on a GPU, a bias, and nothing behind the activation."""
+    weight, bias = site.weight("weight"), site.weight("bias")
+    plain = site.text("activation") in ("gelu", "gelu_tanh") and site.index("residual") is None
+    if not plain or site.device.type != "cuda" or weight is None or bias is None or bias.dim() != 1:
+        return False
+    return narrow(weight.dtype) and weight.dtype == bias.dtype == site.out_dtype()
+
+
 def matmul(site: Site) -> Run:
     dtype = site.out_dtype()
 
@@ -146,6 +174,8 @@ def matmul(site: Site) -> Run:
 def attention(site: Site) -> Run:
     """q, k, v [batch, heads, T, D] from wherever they lie; the answer is stored [batch, T, heads, D]."""
     scale, mask = site.number("scale"), site.index("mask")
+    start = site.number("mask_from")
+    factor = site.number("mask_factor") if "mask_factor" in site.step.attributes else None
     dtype = site.out_dtype()
 
     def run(operands: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
@@ -153,7 +183,8 @@ def attention(site: Site) -> Run:
         added = None
         if mask is not None:
             limit = torch.finfo(q.dtype).max
-            added = operands[mask].clamp(-limit, limit).to(q.dtype)
+            added = operands[mask] if factor is None else (start - operands[mask].float()) * factor
+            added = added.clamp(-limit, limit).to(q.dtype)
         y = functional.scaled_dot_product_attention(q, k, v, attn_mask=added, scale=scale)
         return (y.transpose(1, 2).to(dtype).contiguous(),)
 

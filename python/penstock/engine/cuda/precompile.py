@@ -21,7 +21,7 @@ import torch
 
 from penstock.engine.cuda.kernels.cpp_launching import CppLaunch
 from penstock.engine.cuda.kernels.driver import HOPPER
-from penstock.engine.cuda.kernels.launching import Launch
+from penstock.engine.cuda.kernels.launching import Argument, Launch, Tiled
 
 _ALIGNMENT = 16  # of an address that Triton makes use of
 
@@ -32,8 +32,8 @@ class Recipe:
 
     module: str
     kernel: str
-    arguments: tuple[str | float | None, ...]
-    """A tensor is its type's name."""
+    arguments: tuple["str | float | tuple[str, int, int] | None", ...]
+    """A tensor is its type's name, a matrix that is read by blocks has their size with it."""
 
     constants: tuple[tuple[str, int | float | str | bool], ...]
     num_warps: int
@@ -44,12 +44,14 @@ class Recipe:
     @staticmethod
     def of(launch: Launch) -> "Recipe | None":
         """None where an address is not aligned: that one compiles when it is first launched."""
-        arguments: list[str | float | None] = []
+        arguments: list[str | float | tuple[str, int, int] | None] = []
         for each in launch.arguments:
-            if isinstance(each, torch.Tensor):
+            if isinstance(each, Tiled):
+                arguments.append((_name(each.tensor), *each.block))
+            elif isinstance(each, torch.Tensor):
                 if each.data_ptr() % _ALIGNMENT:
                     return None
-                arguments.append(str(each.dtype).removeprefix("torch."))
+                arguments.append(_name(each))
             else:
                 arguments.append(each)
         kernel = launch.kernel
@@ -59,15 +61,25 @@ class Recipe:
         )  # fmt: skip
 
     def launch(self) -> Launch:
-        arguments = tuple(
-            torch.empty(1, dtype=getattr(torch, each), device="meta") if isinstance(each, str) else each
-            for each in self.arguments
-        )
+        arguments = tuple(map(_argument, self.arguments))
         kernel = getattr(importlib.import_module(self.module), self.kernel)
         return Launch(
             kernel, (1, 1, 1), arguments, dict(self.constants), self.num_warps, self.num_stages, self.pdl,
             self.most_registers,
         )  # fmt: skip
+
+
+def _name(tensor: torch.Tensor) -> str:
+    return str(tensor.dtype).removeprefix("torch.")
+
+
+def _argument(each: str | float | tuple[str, int, int] | None) -> Argument:
+    if isinstance(each, str):
+        return torch.empty(1, dtype=getattr(torch, each), device="meta")
+    if isinstance(each, tuple | list):
+        name, high, wide = each
+        return Tiled(torch.empty((high, _ALIGNMENT), dtype=getattr(torch, name), device="meta"), (high, wide))
+    return each
 
 
 def _build(launch: Callable[[], Launch | CppLaunch], capability: int) -> str:

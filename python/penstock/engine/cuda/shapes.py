@@ -78,12 +78,22 @@ def _around(site: Site) -> tuple[int, ...]:
     return (0, 0, left, ends[1], top, ends[0])
 
 
+def _rows(table: torch.Tensor, indices: torch.Tensor) -> torch.Tensor:
+    """As `gather` has them."""
+    return table.index_select(0, indices.reshape(-1) % table.shape[0]).reshape(*indices.shape, -1)
+
+
 def layer_norm(site: Site) -> Run:
     weight, bias = site.weight("weight"), site.weight("bias")
     size, epsilon, dtype = site.shape("x")[-site.integer("axes") :], site.number("epsilon"), site.out_dtype()
+    indices, residual = site.index("indices"), site.index("residual")
+    totals = [site.out_dtype(index) for index in range(1, len(site.step.outputs))]
 
     def run(operands: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
-        return (functional.layer_norm(operands[0], size, weight, bias, epsilon).to(dtype).contiguous(),)
+        x = operands[0] if indices is None else _rows(operands[0], operands[indices])
+        x = x if residual is None else x + operands[residual]
+        y = functional.layer_norm(x, size, weight, bias, epsilon).to(dtype).contiguous()
+        return (y, *(x.to(total).contiguous() for total in totals))
 
     return run
 

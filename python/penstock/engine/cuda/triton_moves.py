@@ -4,6 +4,7 @@ from typing import Final
 
 import torch
 
+from penstock.engine.cuda.kernels.cuts import are_side_by_side, cut_patches_launch
 from penstock.engine.cuda.kernels.epilogue import Scratch
 from penstock.engine.cuda.kernels.launching import Launch
 from penstock.engine.cuda.kernels.moves import (
@@ -59,6 +60,16 @@ def _planes(ready: Ready, operands: Tensors, outputs: Tensors, scratch: Scratch 
         out_scale=ready.site.out_scale(),
         pdl=ready.site.early,
     )
+
+
+def _cuts(ready: Ready, operands: Tensors, outputs: Tensors, scratch: Scratch | None) -> Launch:
+    del scratch
+    return cut_patches_launch(operands[0], out=outputs[0], pdl=ready.site.early)
+
+
+def _suits_cuts(site: Site) -> bool:
+    view = site.step.inputs[0].view
+    return view is not None and are_side_by_side(view.shape, view.strides)
 
 
 def _arithmetic(site: Site) -> list[tuple[str, int | float]] | None:
@@ -131,6 +142,7 @@ MOVES: Final[dict[tuple[str, str], Way]] = {
     ("pointwise", "triton_quantize"): Way(_quantize, suits=_suits_quantize, types=eight_or_narrow, scales=True),
     ("concat", "triton"): Way(_concat, suits=_suits_concat, types=_floats),
     ("copy", "triton"): Way(_planes, suits=_suits_planes, types=_floats),
+    ("copy", "triton_patches"): Way(_cuts, suits=_suits_cuts, types=_floats),
     ("pad", "triton"): Way(_planes, suits=_suits_padding, types=_floats_or_bytes, scales=True),
 }
 """Kind and name -> kernel."""

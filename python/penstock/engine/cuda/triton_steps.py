@@ -27,6 +27,7 @@ from penstock.engine.cuda.kernels.tiles import Product, Tile
 from penstock.engine.cuda.recurrent import RECURRENT
 from penstock.engine.cuda.sites import RunInto, Site, seen
 from penstock.engine.cuda.triton_blocks import BLOCKS
+from penstock.engine.cuda.triton_dense import DENSE
 from penstock.engine.cuda.triton_joined import JOINED, LAYERS, depthwise_and_gate, suits_gate_layers, sums_scratch
 from penstock.engine.cuda.triton_moves import MOVES
 from penstock.engine.cuda.triton_pools import POOLS
@@ -245,7 +246,9 @@ def _expand_pair_scratch(site: Site, config: Config) -> tuple[int, int]:
 def _attention(ready: Ready, operands: Tensors, outputs: Tensors, scratch: Scratch | None) -> Launch:
     del scratch
     q, k, v = (operands[_at(ready.site, role)].transpose(1, 2) for role in ("q", "k", "v"))
-    mask = ready.site.index("mask")
+    site = ready.site
+    mask, whole = site.index("mask"), "mask_factor" in site.step.attributes
+    masked = (site.number("mask_from"), site.number("mask_factor")) if whole else None
     return attention_launch(
         q,
         k,
@@ -254,8 +257,9 @@ def _attention(ready: Ready, operands: Tensors, outputs: Tensors, scratch: Scrat
         config=AttentionTile(*ready.config),
         scale=ready.site.number("scale"),
         mask=None if mask is None else operands[mask],
+        mask_of=masked,
         out_scale=ready.out_scale,
-        pdl=ready.site.early,
+        pdl=site.early,
     )
 
 
@@ -267,18 +271,23 @@ def _attention_tiles(site: Site) -> list[Config]:
 def _suits_attention(site: Site) -> bool:
     mask = site.step.operand("mask")
     floats = mask is None or dtype_of(site, site.step.inputs.index(mask)).is_floating_point
+    floats = floats or "mask_factor" in site.step.attributes
     return len(site.shape("q")) == 4 and site.shape("q")[3] <= _WIDEST_HEAD and floats
 
 
 def _layer_norm(ready: Ready, operands: Tensors, outputs: Tensors, scratch: Scratch | None) -> Launch:
     del scratch
     site = ready.site
+    indices = site.index("indices")
     return layer_norm_launch(
         operands[0],
         ready.weight,
         ready.bias,
         out=outputs[0],
         epsilon=site.number("epsilon"),
+        residual=ready.residual(operands),
+        indices=None if indices is None else operands[indices],
+        total=outputs[1] if len(outputs) > 1 else None,
         out_scale=ready.out_scale,
         pdl=site.early,
     )
@@ -358,6 +367,7 @@ WAYS: Final[dict[tuple[str, str], Way]] = {
     ("layer_norm", "triton"): Way(
         _layer_norm, forms={"weight": _wide}, suits=_suits_layer_norm, types=eight_or_narrow, scales=True
     ),
+    **DENSE,
     **BLOCKS,
     **JOINED,
     **MOVES,

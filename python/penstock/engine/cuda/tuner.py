@@ -2,8 +2,9 @@
 
 Steps that differ only in their names are timed once. A candidate that fails to compile, to run, or to agree with the
 reference is lost, never fatal. Our own kernels are compiled in other processes meanwhile, the promising ones of long
-steps first, and timed as they come, until the seconds are over; what was not timed by then is not chosen. Called by
-tactics and probes.
+steps first, and timed as they come, until the seconds are over; what was not timed by then is not chosen. Only a step
+that has nothing but its reference by then, which may be many times slower, gets half as long again for one kernel of
+ours. Called by tactics and probes.
 """
 
 import json
@@ -113,7 +114,7 @@ def tune(
     timer = timer or timer_for(executor.device)
     with torch.no_grad(), executor.arithmetic(search=True):
         rows = observed(executor, inputs if inputs is not None else random_inputs(executor))
-        race = _Race(rows, timer, glance, clock, started + seconds, limit, hints or {})
+        race = _Race(rows, timer, glance, clock, started + seconds, seconds / 2, limit, hints or {})
         untimed = race.run(compilers)
     rows.sort(key=lambda row: -row.microseconds * len(row.steps))
     choices = {name: row.best for row in rows for name in row.steps if row.best is not None}
@@ -216,6 +217,11 @@ class _Compiling:
     candidate: _Candidate
     left: int
 
+    @property
+    def is_missing(self) -> bool:
+        """Whether no kernel of ours was timed for the step."""
+        return not any(choice.implementation.startswith(OURS) for choice in self.candidate.row.times)
+
 
 @dataclass(slots=True)
 class _Race:
@@ -226,6 +232,9 @@ class _Race:
 
     clock: Callable[[], float]
     deadline: float
+    grace: float
+    """Seconds beyond it for steps without any kernel of ours."""
+
     limit: int
     hints: Choices
 
@@ -252,6 +261,7 @@ class _Race:
                 return untimed + self._one_by_one(ours)
             pending |= self._submitted([each for each in ours if each.rank >= _AT_ONCE], compilers)
             self._as_they_come(pending)
+            self._catch_up(pending)
             return untimed + len({id(each) for each in pending.values()})
 
     def _candidates(self, row: Tuned) -> list[_Candidate]:
@@ -323,14 +333,29 @@ class _Race:
             for future in done:
                 if self.over():
                     return
-                compiling = pending.pop(future)
-                compiling.left -= 1
-                row, choice = compiling.candidate.row, compiling.candidate.choice
-                if why := future.result():
-                    row.failed[choice] = why
-                elif compiling.left == 0 and choice not in row.failed and not self._hopeless(row, choice):
-                    self.time(row, choice)
-                    self._give_up(row, choice, pending)
+                self._compiled(future, pending)
+
+    def _catch_up(self, pending: dict[Future[str], "_Compiling"]) -> None:
+        """The first kernels of steps that have none; nothing else is compiled any more."""
+        wanted = {future: each for future, each in pending.items() if each.candidate.rank == 0 and each.is_missing}
+        for future in pending.keys() - wanted.keys():
+            future.cancel()
+        while wanted and self.clock() < self.deadline + self.grace:
+            done, _ = wait(wanted, self.deadline + self.grace - self.clock(), FIRST_COMPLETED)
+            for future in done:
+                if wanted.pop(future).is_missing:
+                    self._compiled(future, pending)
+
+    def _compiled(self, future: Future[str], pending: dict[Future[str], "_Compiling"]) -> None:
+        """Times the candidate if that was the last of its kernels."""
+        compiling = pending.pop(future)
+        compiling.left -= 1
+        row, choice = compiling.candidate.row, compiling.candidate.choice
+        if why := future.result():
+            row.failed[choice] = why
+        elif compiling.left == 0 and choice not in row.failed and not self._hopeless(row, choice):
+            self.time(row, choice)
+            self._give_up(row, choice, pending)
 
     def _hopeless(self, row: Tuned, choice: Choice) -> bool:
         """Whether its implementation's first ideas were far from the best."""

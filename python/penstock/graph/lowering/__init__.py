@@ -19,11 +19,16 @@ from penstock.graph.editing import Array, is_operator
 from penstock.graph.lowering import attention, layers, moves, reductions
 from penstock.graph.lowering.blocks import join_blocks
 from penstock.graph.lowering.builder import Builder
+from penstock.graph.lowering.embeddings import join_embeddings
 from penstock.graph.lowering.fusing import fuse
 from penstock.graph.lowering.gating import fold_gates, join_gated_layers
 from penstock.graph.lowering.joining import join, join_gates
 from penstock.graph.lowering.linear import merge_layers
+from penstock.graph.lowering.norms import fold_norms
+from penstock.graph.lowering.pictures import cut_pictures
 from penstock.graph.lowering.pointwise import POINTWISE, pointwise
+from penstock.graph.lowering.siblings import join_siblings
+from penstock.graph.lowering.sums import carry_sums
 from penstock.graph.lowering.unfolding import unfold
 
 _Lower = Callable[[Builder, ir.Node], None]
@@ -90,7 +95,10 @@ def lower(model: ir.Model, *, joined: bool = True) -> tuple[LoweredGraph, Weight
         return fused, {name: builder.weights[name] for name in fused.weights}
     merged, weights = merge_layers(fused, builder.weights)
     folded, weights = fold_gates(join_gates(merged), weights)
-    lowered, weights = unfold(join_gated_layers(join(join_blocks(folded))), weights)
+    steps = join_embeddings(join_gated_layers(join(join_blocks(folded))))
+    steps, weights = cut_pictures(*unfold(steps, weights))
+    lowered, weights = fold_norms(*join_siblings(steps, weights))
+    lowered = carry_sums(lowered)
     return lowered, {name: weights[name] for name in lowered.weights}
 
 

@@ -26,7 +26,7 @@ from penstock.engine.lowered import (
 from penstock.engine.plan import Shape
 from penstock.errors import Unsupported
 from penstock.graph.editing import Array, constant, static_shape
-from penstock.graph.lowering.views import NHWC, Ref, dense, identity, lies_in, operand
+from penstock.graph.lowering.views import NHWC, Ref, Woven, dense, identity, lies_in, operand
 from penstock.graph.sources import sources
 
 _DATATYPES: Mapping[ir.DataType, str] = {
@@ -57,6 +57,7 @@ class Builder:
         self.inputs: list[Input] = []
         self.outputs: list[Output] = []
         self._refs: dict[ir.Value, Ref] = {}
+        self._woven: dict[ir.Value, Woven] = {}
         self._orders: dict[str, tuple[int, ...]] = {}
         self._constants: dict[ir.Value, Array] = {}
         self._copies: dict[tuple[Ref, tuple[int, ...]], Ref] = {}
@@ -106,6 +107,10 @@ class Builder:
             self._refs[value] = self.weight(array, value.name or "constant")
         return self._refs[value]
 
+    def woven(self, value: ir.Value | None) -> Woven | None:
+        """How a value that had to be copied is made of the one before; None where there was no need."""
+        return self._woven.get(value) if value is not None else None
+
     def order_of(self, ref: Ref) -> tuple[int, ...] | None:
         """The axes as they lie in memory, slowest first, where the elements are dense; ONNX's order if it can be."""
         rank = len(ref.shape)
@@ -123,6 +128,10 @@ class Builder:
     def forward(self, value: ir.Value, ref: Ref) -> None:
         """The ONNX value is found here."""
         self._refs[value] = ref
+
+    def weave(self, value: ir.Value, whole: Woven) -> None:
+        """The ONNX value, besides being found somewhere, is this."""
+        self._woven[value] = whole
 
     def fold(self, value: ir.Value, array: Array) -> None:
         self._constants[value] = array

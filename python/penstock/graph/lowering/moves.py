@@ -1,6 +1,7 @@
 """Operators that move numbers: most become views, which cost nothing; what is left is copied once."""
 
 import math
+from dataclasses import replace
 from typing import Final
 
 import numpy as np
@@ -10,21 +11,41 @@ from penstock.engine.lowered import Attribute
 from penstock.errors import Unsupported
 from penstock.graph.editing import Array, input_of, integer, integers, number, string
 from penstock.graph.lowering.builder import Builder
-from penstock.graph.lowering.views import NHWC, expanded, identity, permuted, reshaped, selected, sliced
+from penstock.graph.lowering.views import (
+    NHWC,
+    expanded,
+    identity,
+    permuted,
+    reshaped,
+    rewoven,
+    selected,
+    sliced,
+    unwoven,
+    woven,
+)
 
 
 def transpose(builder: Builder, node: ir.Node) -> None:
     x = builder.ref(node.inputs[0])
     order = integers(node, "perm") or tuple(reversed(range(len(x.shape))))
     builder.forward(node.outputs[0], permuted(x, order))
+    whole = builder.woven(node.inputs[0])
+    if whole is not None:
+        builder.weave(node.outputs[0], replace(whole, axes=tuple(whole.axes[axis] for axis in order)))
 
 
 def reshape(builder: Builder, node: ir.Node) -> None:
     """Reshape, Flatten, Squeeze, Unsqueeze, Identity: the new shape is known, so that they are one operator."""
     _expect_known(builder, node)
     x, shape = builder.ref(node.inputs[0]), builder.shape(node.outputs[0])
-    seen = reshaped(x, shape)
-    if seen is None:
+    whole = builder.woven(node.inputs[0])
+    seen = reshaped(x, shape) if whole is None else None
+    if seen is None and 0 not in shape:
+        whole = rewoven(whole or woven(x), shape)
+        seen = unwoven(whole) if whole is not None else None
+        if whole is not None and seen is None:
+            builder.weave(node.outputs[0], whole)
+    if seen is None:  # copied, unless whoever reads it weaves it back
         seen = reshaped(builder.stored_as(x, identity(len(x.shape)), node), shape)
     assert seen is not None
     builder.forward(node.outputs[0], seen)

@@ -99,6 +99,63 @@ def reshaped(ref: Ref, shape: Sequence[int]) -> Ref | None:
     return replace(ref, shape=tuple(shape), strides=tuple(reversed(strides))) if rest == 1 and not runs else None
 
 
+@dataclass(frozen=True, slots=True)
+class Woven:
+    """What a reshape made that no strides can say: every axis is a row of pieces, size and stride each.
+
+    Attention is often exported so: batch and heads, which lie apart, are one axis for a transpose, and are two again
+    behind it. What is woven there comes out as strides, and nothing has to be copied.
+    """
+
+    ref: Ref
+    """Where it comes from; its shape and strides no longer count."""
+
+    axes: tuple[tuple[tuple[int, int], ...], ...]
+
+
+def woven(ref: Ref) -> Woven:
+    return Woven(ref, tuple(((size, stride),) for size, stride in zip(ref.shape, ref.strides, strict=True)))
+
+
+def rewoven(whole: Woven, shape: Sequence[int]) -> Woven | None:
+    """The same elements, in ONNX's order, in another shape; None where a piece would have to be cut unevenly."""
+    pieces = [piece for axis in whole.axes for piece in axis if piece[0] != 1]
+    if math.prod(size for size, _ in pieces) != math.prod(shape):
+        return None
+    axes: list[tuple[tuple[int, int], ...]] = []
+    for size in reversed(shape):
+        taken: list[tuple[int, int]] = []
+        rest = size
+        while rest != 1:
+            have, stride = pieces.pop()
+            if rest % have == 0:
+                taken.append((have, stride))
+                rest //= have
+            elif have % rest == 0:
+                taken.append((rest, stride))
+                pieces.append((have // rest, stride * rest))
+                rest = 1
+            else:
+                return None
+        axes.append(tuple(reversed(taken)) or ((1, 0),))
+    return replace(whole, axes=tuple(reversed(axes)))
+
+
+def unwoven(whole: Woven) -> Ref | None:
+    """As strides; None where an axis has pieces that lie apart."""
+    shape: list[int] = []
+    strides: list[int] = []
+    for axis in whole.axes:
+        size, stride = axis[-1]
+        for more, wider in reversed(axis[:-1]):
+            if wider != stride * size:
+                return None
+            size *= more
+        shape.append(size)
+        strides.append(stride)
+    return replace(whole.ref, shape=tuple(shape), strides=tuple(strides))
+
+
 def lies_in(ref: Ref, order: Sequence[int]) -> bool:
     """Whether the elements are dense in memory when the axes are taken in this order."""
     sizes = [ref.shape[axis] for axis in order]

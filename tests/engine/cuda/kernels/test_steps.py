@@ -457,3 +457,19 @@ def test_what_another_process_compiled_is_found_in_the_cache(tmp_path: Path) -> 
         [sys.executable, str(program)], env=environment, capture_output=True, text=True, timeout=300, check=False
     )
     assert done.stdout.strip().endswith("done"), done.stderr[-2000:]
+
+
+def test_a_step_with_nothing_but_its_reference_waits_a_little_for_a_kernel(device: str) -> None:
+    lowered_, weights = lowered(graph(MODELS["gemm"][0], MODELS["gemm"][1]), MODELS["gemm"][2])
+    clock = iter((*(0.0,) * 2, *(10.0,) * 1000))  # over as soon as the reference is timed
+    result = tune(
+        Executor(lowered_, weights, device, "fp16"),
+        timer=lambda call: 1.0,
+        compilers=Answers(failing=0),
+        seconds=8.0,
+        clock=lambda: next(clock),
+    )
+    row = next(row for row in result.rows if row.site.step.kind == "gemm")
+    ours = [choice for choice in row.times if choice.implementation.startswith("triton")]
+    assert len(ours) == 1, row.failed
+    assert result.untimed

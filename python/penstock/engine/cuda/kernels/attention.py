@@ -34,11 +34,13 @@ def attention_tiles(batch: int, heads: int, queries: int, keys: int) -> list[Att
     """The cuts worth timing, most promising first. Few heads: more, smaller blocks; keys whole where they fit."""
     small = batch * heads * triton.cdiv(queries, 64) < 132
     whole = power_of_two(keys, 16)
+    blocks_t = (min(whole, 128), min(whole, 64), min(whole, 32)) if whole <= 128 else (64, 128)
     found = [
-        AttentionTile(block_q, block_t, num_warps)
-        for block_q in ((16, 32, 64) if small else (64, 128, 32))
-        for block_t in dict.fromkeys((min(whole, 64), min(whole, 128), min(whole, 32)))
+        AttentionTile(block_q, block_t, num_warps, num_stages)
+        for block_q in ((32, 16, 64) if small else (64, 128, 32))
+        for block_t in dict.fromkeys(blocks_t)
         for num_warps in ((4,) if block_q <= 64 else (8, 4))
+        for num_stages in ((2,) if block_t >= keys else (3, 2))
         if block_q < 2 * power_of_two(queries, 16)
     ]
     return found[:12]
@@ -53,13 +55,15 @@ def attention(
     config: AttentionTile,
     scale: float,
     mask: torch.Tensor | None = None,
+    mask_of: tuple[float, float] | None = None,
     pdl: bool = False,
 ) -> None:
     """q [B, T, H, D], k and v [B, S, H, D], out [B, T, H, D]: any strides but the last, which is 1.
 
-    mask   added to the scores after scaling; [B or 1, H or 1, T or 1, S].
+    mask   added to the scores after scaling; [B or 1, H or 1, T or 1, S]. With `mask_of` (a, b) it may be of whole
+           numbers, and what is added is (a - mask) · b.
     """
-    attention_launch(q, k, v, out=out, config=config, scale=scale, mask=mask, pdl=pdl).run()
+    attention_launch(q, k, v, out=out, config=config, scale=scale, mask=mask, mask_of=mask_of, pdl=pdl).run()
 
 
 def attention_launch(
@@ -71,6 +75,7 @@ def attention_launch(
     config: AttentionTile,
     scale: float,
     mask: torch.Tensor | None = None,
+    mask_of: tuple[float, float] | None = None,
     out_scale: float = 1.0,
     pdl: bool = False,
 ) -> Launch:
@@ -91,13 +96,15 @@ def attention_launch(
     return Launch(
         attention_kernel,
         (triton.cdiv(queries, config.block_q), heads, batch),
-        (q, k, v, mask, out, scale, 1.0 / out_scale),
+        (q, k, v, mask, out, scale, *(mask_of or (None, None)), 1.0 / out_scale),
         {
             "QUERIES": queries,
             "KEYS": keys,
             "SIZE": size,
             **constants,
             "BLOCK_Q": config.block_q,
+            "LAST_Q": _room(queries % config.block_q, config.block_q),
+            "LAST_T": _room(keys % config.block_t, config.block_t),
             "BLOCK_T": config.block_t,
             "BLOCK_D": power_of_two(size, 16),
             "PDL": pdl,
@@ -108,6 +115,143 @@ def attention_launch(
     )
 
 
+def _room(left: int, block: int) -> int:
+    """Of the last block, which may be smaller than the others: 257 rows are four blocks of 64 and one of 16."""
+    return min(block, power_of_two(left, 16)) if left else block
+
+
+@triton.jit
+def _keys(
+    query,
+    k,
+    v,
+    mask,
+    rows,
+    start,
+    highest,
+    weight,
+    total,
+    scale,
+    mask_from,
+    mask_factor,
+    QUERIES: tl.constexpr,
+    KEYS: tl.constexpr,
+    SIZE: tl.constexpr,
+    K_T: tl.constexpr,
+    V_T: tl.constexpr,
+    MASK_T: tl.constexpr,
+    MASK_S: tl.constexpr,
+    BLOCK_T: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    WHOLE: tl.constexpr,
+    FIRST: tl.constexpr,
+):
+    """The state of a softmax with one block of keys more. WHOLE: all of them exist; FIRST: there were none before."""
+    LOG2_E: tl.constexpr = 1.4426950408889634
+    columns = start + tl.arange(0, BLOCK_T)
+    d = tl.arange(0, BLOCK_D)
+    exists = columns < KEYS
+    if WHOLE and BLOCK_D == SIZE:
+        key = tl.load(k + columns[:, None] * K_T + d[None, :])
+        value = tl.load(v + columns[:, None] * V_T + d[None, :])
+    else:
+        inside = exists[:, None] & (d < SIZE)[None, :]
+        key = tl.load(k + columns[:, None] * K_T + d[None, :], mask=inside, other=0.0)
+        value = tl.load(v + columns[:, None] * V_T + d[None, :], mask=inside, other=0.0)
+    if mask is not None:
+        # A mask of keys alone is one row, read once and not for every query.
+        if MASK_T == 0:
+            added = tl.load(mask + columns * MASK_S, mask=exists, other=0.0)[None, :]
+        else:
+            added = tl.load(
+                mask + rows[:, None] * MASK_T + columns[None, :] * MASK_S,
+                mask=(rows < QUERIES)[:, None] & exists[None, :],
+                other=0.0,
+            )
+        # The lowest of FP32 is a usual mask; times LOG2_E it would be infinite, and a row of nothing else NaN.
+        added = added.to(tl.float32)
+        if mask_factor is not None:
+            added = (mask_from - added) * mask_factor
+        added = tl.where(added > float("-inf"), tl.maximum(added, -2.0e38), added) * LOG2_E
+    scores = tl.dot(query, key.T, input_precision="ieee") * (scale * LOG2_E)
+    if mask is not None:
+        scores += added
+    if not WHOLE:
+        scores = tl.where(exists[None, :], scores, float("-inf"))
+    raised = tl.max(scores, axis=1)
+    if not FIRST:
+        raised = tl.maximum(highest, raised)
+    # A block of keys that are all masked has no maximum to subtract: its terms are 0, not NaN.
+    safe = raised
+    if mask is not None:
+        safe = tl.where(raised == float("-inf"), 0.0, raised)
+    terms = tl.exp2(scores - safe[:, None])
+    if FIRST:
+        weight = tl.sum(terms, axis=1)
+        total = tl.dot(terms.to(value.dtype), value, input_precision="ieee")
+    else:
+        shrink = tl.exp2(highest - safe)
+        weight = weight * shrink + tl.sum(terms, axis=1)
+        total = tl.dot(terms.to(value.dtype), value, total * shrink[:, None], input_precision="ieee")
+    return raised, weight, total
+
+
+@triton.jit
+def _queries(
+    q,
+    k,
+    v,
+    mask,
+    out,
+    scale,
+    mask_from,
+    mask_factor,
+    out_inverse_scale,
+    first,
+    QUERIES: tl.constexpr,
+    KEYS: tl.constexpr,
+    SIZE: tl.constexpr,
+    Q_T: tl.constexpr,
+    K_T: tl.constexpr,
+    V_T: tl.constexpr,
+    OUT_T: tl.constexpr,
+    MASK_T: tl.constexpr,
+    MASK_S: tl.constexpr,
+    BLOCK_Q: tl.constexpr,
+    BLOCK_T: tl.constexpr,
+    LAST_T: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):
+    """One block of queries of one head."""
+    BLOCKS: tl.constexpr = KEYS // BLOCK_T
+    LEFT: tl.constexpr = KEYS - BLOCKS * BLOCK_T
+    rows = first + tl.arange(0, BLOCK_Q)
+    d = tl.arange(0, BLOCK_D)
+    inside = (rows < QUERIES)[:, None] & (d < SIZE)[None, :]
+    query = tl.load(q + rows[:, None] * Q_T + d[None, :], mask=inside, other=0.0)
+    highest = tl.full((BLOCK_Q,), float("-inf"), dtype=tl.float32)
+    weight = tl.zeros((BLOCK_Q,), dtype=tl.float32)
+    total = tl.zeros((BLOCK_Q, BLOCK_D), dtype=tl.float32)
+    if BLOCKS == 1:
+        highest, weight, total = _keys(
+            query, k, v, mask, rows, 0, highest, weight, total, scale, mask_from, mask_factor, QUERIES, KEYS, SIZE,
+            K_T, V_T, MASK_T, MASK_S, BLOCK_T, BLOCK_D, True, True,
+        )  # fmt: skip
+    else:
+        for start in range(0, BLOCKS * BLOCK_T, BLOCK_T):
+            highest, weight, total = _keys(
+                query, k, v, mask, rows, start, highest, weight, total, scale, mask_from, mask_factor, QUERIES, KEYS,
+                SIZE, K_T, V_T, MASK_T, MASK_S, BLOCK_T, BLOCK_D, True, False,
+            )  # fmt: skip
+    if LEFT > 0:
+        highest, weight, total = _keys(
+            query, k, v, mask, rows, BLOCKS * BLOCK_T, highest, weight, total, scale, mask_from, mask_factor, QUERIES,
+            KEYS, SIZE, K_T, V_T, MASK_T, MASK_S, LAST_T, BLOCK_D, LEFT == LAST_T, BLOCKS == 0,
+        )  # fmt: skip
+    result = stored_as(total / weight[:, None], out_inverse_scale, out.dtype.element_ty)
+    tl.store(out + rows[:, None] * OUT_T + d[None, :], result, mask=inside)
+
+
 @triton.jit
 def attention_kernel(
     q,
@@ -116,6 +260,8 @@ def attention_kernel(
     mask,
     out,
     scale,
+    mask_from,
+    mask_factor,
     out_inverse_scale,
     QUERIES: tl.constexpr,
     KEYS: tl.constexpr,
@@ -137,54 +283,37 @@ def attention_kernel(
     MASK_T: tl.constexpr,
     MASK_S: tl.constexpr,
     BLOCK_Q: tl.constexpr,
+    LAST_Q: tl.constexpr,
+    LAST_T: tl.constexpr,
     BLOCK_T: tl.constexpr,
     BLOCK_D: tl.constexpr,
     PDL: tl.constexpr,
 ):
     """Grid: (blocks of queries, heads, batch)."""
-    LOG2_E: tl.constexpr = 1.4426950408889634
+    first = tl.program_id(0) * BLOCK_Q
     head = tl.program_id(1)
     batch = tl.program_id(2)
-    rows = tl.program_id(0) * BLOCK_Q + tl.arange(0, BLOCK_Q)
-    d = tl.arange(0, BLOCK_D)
-    rows_inside = rows < QUERIES
+    q += batch * Q_B + head * Q_H
+    k += batch * K_B + head * K_H
+    v += batch * V_B + head * V_H
+    out += batch * OUT_B + head * OUT_H
+    if mask is not None:
+        mask += batch * MASK_B + head * MASK_H
     if PDL:
         gdc_wait()
         gdc_launch_dependents()
-    query = tl.load(
-        q + batch * Q_B + head * Q_H + rows[:, None] * Q_T + d[None, :],
-        mask=rows_inside[:, None] & (d < SIZE)[None, :],
-        other=0.0,
-    )
-    highest = tl.full((BLOCK_Q,), float("-inf"), dtype=tl.float32)
-    weight = tl.zeros((BLOCK_Q,), dtype=tl.float32)
-    total = tl.zeros((BLOCK_Q, BLOCK_D), dtype=tl.float32)
-    for start in range(0, KEYS, BLOCK_T):
-        columns = start + tl.arange(0, BLOCK_T)
-        inside = (columns < KEYS)[:, None] & (d < SIZE)[None, :]
-        key = tl.load(k + batch * K_B + head * K_H + columns[:, None] * K_T + d[None, :], mask=inside, other=0.0)
-        scores = tl.dot(query, key.T, input_precision="ieee") * (scale * LOG2_E)
-        if mask is not None:
-            added = tl.load(
-                mask + batch * MASK_B + head * MASK_H + rows[:, None] * MASK_T + columns[None, :] * MASK_S,
-                mask=rows_inside[:, None] & (columns < KEYS)[None, :],
-                other=0.0,
-            )
-            # The lowest of FP32 is a usual mask; times LOG2_E it would be infinite, and a row of nothing else NaN.
-            added = added.to(tl.float32)
-            scores += tl.where(added > float("-inf"), tl.maximum(added, -2.0e38), added) * LOG2_E
-        scores = tl.where((columns < KEYS)[None, :], scores, float("-inf"))
-        raised = tl.maximum(highest, tl.max(scores, axis=1))
-        # A block of keys that are all masked has no maximum to subtract: its terms are 0, not NaN.
-        safe = tl.where(raised == float("-inf"), 0.0, raised)
-        terms = tl.exp2(scores - safe[:, None])
-        shrink = tl.exp2(highest - safe)
-        weight = weight * shrink + tl.sum(terms, axis=1)
-        value = tl.load(v + batch * V_B + head * V_H + columns[:, None] * V_T + d[None, :], mask=inside, other=0.0)
-        total = tl.dot(terms.to(value.dtype), value, total * shrink[:, None], input_precision="ieee")
-        highest = raised
-    tl.store(
-        out + batch * OUT_B + head * OUT_H + rows[:, None] * OUT_T + d[None, :],
-        stored_as(total / weight[:, None], out_inverse_scale, out.dtype.element_ty),
-        mask=rows_inside[:, None] & (d < SIZE)[None, :],
-    )
+    if LAST_Q == BLOCK_Q:  # noqa: SIM114  (known when this is compiled, and then there is nothing else)
+        _queries(
+            q, k, v, mask, out, scale, mask_from, mask_factor, out_inverse_scale, first, QUERIES, KEYS, SIZE,
+            Q_T, K_T, V_T, OUT_T, MASK_T, MASK_S, BLOCK_Q, BLOCK_T, LAST_T, BLOCK_D,
+        )  # fmt: skip
+    elif first + BLOCK_Q <= QUERIES:
+        _queries(
+            q, k, v, mask, out, scale, mask_from, mask_factor, out_inverse_scale, first, QUERIES, KEYS, SIZE,
+            Q_T, K_T, V_T, OUT_T, MASK_T, MASK_S, BLOCK_Q, BLOCK_T, LAST_T, BLOCK_D,
+        )  # fmt: skip
+    else:
+        _queries(
+            q, k, v, mask, out, scale, mask_from, mask_factor, out_inverse_scale, first, QUERIES, KEYS, SIZE,
+            Q_T, K_T, V_T, OUT_T, MASK_T, MASK_S, LAST_Q, BLOCK_T, LAST_T, BLOCK_D,
+        )  # fmt: skip

@@ -22,8 +22,7 @@ _LARGEST_PORTABLE_CLUSTER: Final = 8  # more blocks than this in a cluster have 
 
 # Of matrices seen through a tensor map: whole numbers as long as the matrix's, rows of 128 bytes with their pieces of
 # sixteen exchanged, nothing brought to L2 but what was asked for in lines of 256 bytes.
-_MAP_TYPES: Final = {1: 0, 2: 1}
-_MAP_SWIZZLE: Final = 3
+_MAP_TYPES: Final = {1: 0, 2: 1, 4: 2}
 _MAP_PROMOTION: Final = 3
 _MAP_BYTES: Final = 128  # its size, and what its address is a multiple of
 
@@ -53,7 +52,8 @@ class TensorMap:
     tile_rows: int
     """At most 256."""
     tile_columns: int
-    """Of 128 bytes together."""
+    swizzle: int = 3
+    """CUtensorMapSwizzle; 3: rows of 128 bytes with their pieces of sixteen exchanged."""
 
     def encoded(self, address: int) -> "ctypes.Array[ctypes.c_char]":
         """CUtensorMap, somewhere inside the buffer: `aligned` says where."""
@@ -63,7 +63,7 @@ class TensorMap:
         _call(
             "cuTensorMapEncodeTiled", ctypes.c_void_p(aligned(buffer)), _MAP_TYPES[self.itemsize], 2,
             ctypes.c_void_p(address), two(self.columns, self.rows), one(self.pitch),
-            pair(self.tile_columns, self.tile_rows), pair(1, 1), 0, _MAP_SWIZZLE, _MAP_PROMOTION, 0,
+            pair(self.tile_columns, self.tile_rows), pair(1, 1), 0, self.swizzle, _MAP_PROMOTION, 0,
         )  # fmt: skip
         return buffer
 
@@ -81,12 +81,14 @@ class SealedKernel:
     threads: int
     shared_bytes: int
     parameters: str
-    """One letter each, in order: p for an address, f for an FP32 number, m for the address of what a map sees."""
+    """One letter each, in order: p for an address, f for an FP32 number, and for the address of what a map sees m, or t
+    where the kernel is Triton's.
+    """
     pdl: bool = False
     cluster: int = 1
     """Blocks in a row that share their memory, as the code itself says; the grid is a multiple of it."""
     maps: tuple[TensorMap, ...] = ()
-    """For each m of the parameters, in order."""
+    """For each m or t of the parameters, in order."""
 
 
 class _Attribute(ctypes.Structure):
@@ -180,7 +182,11 @@ class LoadedKernel:
         if len(arguments) != len(sealed.parameters):
             raise ValueError(f"{sealed.symbol}: expected {len(sealed.parameters)} arguments, got {len(arguments)}")
         maps = iter(sealed.maps)
-        values = [_value(kind, value, maps) for kind, value in zip(sealed.parameters, arguments, strict=True)]
+        values = [
+            each
+            for kind, value in zip(sealed.parameters, arguments, strict=True)
+            for each in _values(kind, value, maps)
+        ]
         # Every kernel of Triton 3.6 ends with two addresses for memory it may ask of its launcher; none of ours asks,
         # and of a kernel that has fewer parameters the driver reads no more than those.
         values += [ctypes.c_void_p(), ctypes.c_void_p()]
@@ -202,8 +208,15 @@ class LoadedKernel:
 _Value = ctypes.c_void_p | ctypes.c_float | ctypes.Array[ctypes.c_char]
 
 
-def _value(kind: str, value: int | float, maps: Iterator[TensorMap]) -> "_Value":
-    """What a parameter is; it has to live until the launch."""
+def _values(kind: str, value: int | float, maps: Iterator[TensorMap]) -> "Iterator[_Value]":
+    """What a parameter is, one value or a few; they have to live until the launch."""
     if kind == "f":
-        return ctypes.c_float(value)
-    return next(maps).encoded(int(value)) if kind == "m" else ctypes.c_void_p(int(value))
+        yield ctypes.c_float(value)
+    elif kind == "p":
+        yield ctypes.c_void_p(int(value))
+    else:
+        seen = next(maps)
+        yield seen.encoded(int(value))
+        if kind == "t":  # sizes and steps once more, whether the kernel asks or not
+            yield from map(ctypes.c_int32, (seen.rows, seen.columns))
+            yield from map(ctypes.c_int64, (seen.pitch // seen.itemsize, 1))

@@ -11,15 +11,16 @@ import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 import torch
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
+from triton.tools.tensor_descriptor import TensorDescriptor
 
 from . import replay
-from .driver import HOPPER, SealedKernel
+from .driver import HOPPER, SealedKernel, TensorMap
 
 _TYPES: Final[Mapping[torch.dtype, str]] = {
     torch.float16: "fp16",
@@ -49,11 +50,38 @@ class Resources:
 
 
 @dataclass(frozen=True, slots=True)
+class Tiled:
+    """A matrix that a kernel takes block by block through its unit for copies (TMA); what lies outside is zero.
+
+    Its address and its rows are multiples of 16 bytes.
+    """
+
+    tensor: torch.Tensor
+    block: tuple[int, int]
+
+    def __post_init__(self) -> None:
+        across, along = self.tensor.stride()
+        itemsize = self.tensor.element_size()
+        if along != 1 or across * itemsize % _ALIGNED or self.tensor.data_ptr() % _ALIGNED:
+            raise ValueError(f"expected a matrix with rows of multiples of {_ALIGNED} bytes, got {(across, along)}")
+
+    @property
+    def type(self) -> str:
+        return f"tensordesc<{_TYPES[self.tensor.dtype]}{list(self.block)}>"
+
+    def descriptor(self) -> TensorDescriptor:
+        return TensorDescriptor.from_tensor(self.tensor, list(self.block))
+
+
+Argument: TypeAlias = torch.Tensor | Tiled | float | None
+
+
+@dataclass(frozen=True, slots=True)
 class Launch:
     kernel: Any
     """A `triton.jit` function whose parameters are `arguments`, in order, and then `constants`."""
     grid: tuple[int, int, int]
-    arguments: tuple[torch.Tensor | float | None, ...]
+    arguments: tuple[Argument, ...]
     constants: Mapping[str, int | float | str | bool]
     num_warps: int
     num_stages: int = 1
@@ -71,7 +99,8 @@ class Launch:
     def run(self) -> None:
         launcher = replay.current()
         if launcher is None or not launcher.launch(self, torch.cuda.current_stream().cuda_stream):
-            self.kernel[self.grid](*self.arguments, **self.constants, **self._options())
+            given = (each.descriptor() if isinstance(each, Tiled) else each for each in self.arguments)
+            self.kernel[self.grid](*given, **self.constants, **self._options())
 
     def compile(self, capability: int = HOPPER) -> Resources:
         """Build it for a GPU that need not be there. Raises whatever the compiler does."""
@@ -89,15 +118,27 @@ class Launch:
         metadata = compiled.metadata
         if metadata.global_scratch_size or metadata.profile_scratch_size or metadata.num_ctas != 1:
             raise ValueError(f"{metadata.name}: expected a kernel that needs neither scratch nor clusters")
-        kinds = ("p" if isinstance(value, torch.Tensor) else "f" for value in self.arguments if value is not None)
-        threads = 32 * self.num_warps
+        kinds = (_KINDS.get(type(value), "f") for value in self.arguments if value is not None)
+        matrices = [value for value in self.arguments if isinstance(value, Tiled)]
+        said = metadata.tensordesc_meta or ()
+        if len(said) != len(matrices):
+            raise ValueError(f"{metadata.name}: expected {len(matrices)} matrices by blocks, got {len(said)}")
+        tiled = tuple(_sealed(each, how) for each, how in zip(matrices, said, strict=True))
+        threads = 32 * metadata.num_warps  # with those that the compiler adds to bring what the others compute with
         return SealedKernel(
-            compiled.asm["cubin"], metadata.name, self.grid, threads, metadata.shared, "".join(kinds), self.pdl
+            compiled.asm["cubin"],
+            metadata.name,
+            self.grid,
+            threads,
+            metadata.shared,
+            "".join(kinds),
+            self.pdl,
+            maps=tiled,
         )
 
     def bound(self) -> list[int | float]:
         """The arguments of a `driver.LoadedKernel.launch`. They do not keep the tensors alive."""
-        present = (value for value in self.arguments if value is not None)
+        present = (value.tensor if isinstance(value, Tiled) else value for value in self.arguments if value is not None)
         return [value.data_ptr() if isinstance(value, torch.Tensor) else value for value in present]
 
     def _compiled(self, capability: int) -> Any:
@@ -108,6 +149,8 @@ class Launch:
         for position, (name, value) in enumerate(zip(names, self.arguments, strict=False)):
             if value is None:
                 constants[name] = None
+            elif isinstance(value, Tiled):
+                signature[name] = value.type
             elif isinstance(value, torch.Tensor):
                 signature[name] = "*" + _TYPES[value.dtype]
                 if value.data_ptr() % _ALIGNED == 0:
@@ -130,6 +173,16 @@ class Launch:
         if self.most_registers:
             options["maxnreg"] = self.most_registers
         return options
+
+
+_KINDS: Final[Mapping[type, str]] = {torch.Tensor: "p", torch.nn.Parameter: "p", Tiled: "t"}
+
+
+def _sealed(matrix: Tiled, how: Mapping[str, Any]) -> TensorMap:
+    (rows, columns), itemsize = matrix.tensor.shape, matrix.tensor.element_size()
+    block_rows, block_columns = how["block_size"]
+    pitch = matrix.tensor.stride(0) * itemsize
+    return TensorMap(itemsize, rows, columns, pitch, int(block_rows), int(block_columns), int(how["swizzle"]))
 
 
 def interpreted(kernel: object) -> bool:

@@ -11,7 +11,7 @@ from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 from .activations import stored_as
 from .epilogue import Scratch
 from .launching import Launch
-from .rows import expect_shape, pitch, power_of_two
+from .rows import INDEX_LIMIT, expect_shape, pitch, power_of_two
 
 
 def layer_norm(
@@ -22,17 +22,29 @@ def layer_norm(
     out: torch.Tensor,
     epsilon: float,
     residual: torch.Tensor | None = None,
+    indices: torch.Tensor | None = None,
     total: torch.Tensor | None = None,
     out_scale: float = 1.0,
     pdl: bool = False,
 ) -> None:
     """out = (t - mean) / sqrt(variance + epsilon) · weight + bias over the last dimension, t = x + residual.
 
+    residual   like out; its rows may be the same few again and again, by strides of 0 before them.
+    indices    x is a table [.., C] then, and its rows of these numbers are what is meant; below 0 counts from its end.
     total      takes t, rounded to its own type; the statistics are those of t before rounding.
     out_scale  what one step of `out` is worth where it is eight bits
     """
     layer_norm_launch(
-        x, weight, bias, out=out, epsilon=epsilon, residual=residual, total=total, out_scale=out_scale, pdl=pdl
+        x,
+        weight,
+        bias,
+        out=out,
+        epsilon=epsilon,
+        residual=residual,
+        indices=indices,
+        total=total,
+        out_scale=out_scale,
+        pdl=pdl,
     ).run()
 
 
@@ -44,16 +56,20 @@ def layer_norm_launch(
     out: torch.Tensor,
     epsilon: float,
     residual: torch.Tensor | None = None,
+    indices: torch.Tensor | None = None,
     total: torch.Tensor | None = None,
     out_scale: float = 1.0,
     pdl: bool = False,
 ) -> Launch:
     size = x.shape[-1]
-    rows = x.numel() // size
+    rows = out.numel() // size
     expect_shape(weight, "weight", size)
+    seen = (*(x.shape[:-1] if indices is None else indices.shape), size)
     for name, each in (("out", out), ("residual", residual), ("total", total)):
         if each is not None:
-            expect_shape(each, name, *x.shape)
+            expect_shape(each, name, *seen)
+    if indices is not None and (x.dim() != 2 or not indices.is_contiguous() or x.numel() >= INDEX_LIMIT):
+        raise ValueError(f"indices: expected contiguous ones of a table, got {tuple(indices.shape)}")
     if bias is not None:
         expect_shape(bias, "bias", size)
     block = power_of_two(size, 16)
@@ -64,12 +80,13 @@ def layer_norm_launch(
     return Launch(
         layer_norm_kernel,
         (triton.cdiv(rows, together), 1, 1),
-        (x, weight, bias, residual, out, total, epsilon, 1.0 / out_scale),
+        (x, weight, bias, residual, indices, out, total, epsilon, 1.0 / out_scale),
         {
             "ROWS": rows,
             "SIZE": size,
+            "TABLE": 0 if indices is None else x.shape[0],
             "X_PITCH": pitch(x, "x"),
-            "RESIDUAL_PITCH": 0 if residual is None else pitch(residual, "residual"),
+            **_residual(residual, rows),
             "OUT_PITCH": pitch(out, "out"),
             "TOTAL_PITCH": 0 if total is None else pitch(total, "total"),
             "BLOCK_ROWS": together,
@@ -81,20 +98,32 @@ def layer_norm_launch(
     )
 
 
+def _residual(residual: torch.Tensor | None, rows: int) -> dict[str, int]:
+    """From one row to the next, and after how many they are the same again."""
+    if residual is None:
+        return {"RESIDUAL_PITCH": 0, "RESIDUAL_ROWS": rows}
+    while residual.dim() > 2 and (residual.stride(0) == 0 or residual.shape[0] == 1):
+        residual = residual[0]
+    return {"RESIDUAL_PITCH": pitch(residual, "residual"), "RESIDUAL_ROWS": residual.numel() // residual.shape[-1]}
+
+
 @triton.jit
 def layer_norm_kernel(
     x,
     weight,
     bias,
     residual,
+    indices,
     out,
     total,
     epsilon,
     out_inverse_scale,
     ROWS: tl.constexpr,
     SIZE: tl.constexpr,
+    TABLE: tl.constexpr,
     X_PITCH: tl.constexpr,
     RESIDUAL_PITCH: tl.constexpr,
+    RESIDUAL_ROWS: tl.constexpr,
     OUT_PITCH: tl.constexpr,
     TOTAL_PITCH: tl.constexpr,
     BLOCK_ROWS: tl.constexpr,
@@ -113,9 +142,15 @@ def layer_norm_kernel(
     if PDL:
         gdc_wait()
         gdc_launch_dependents()
-    t = tl.load(x + rows[:, None] * X_PITCH + columns[None, :], mask=inside, other=0.0).to(tl.float32)
+    places = rows
+    if indices is not None:
+        places = tl.load(indices + rows, mask=rows < ROWS, other=0).to(tl.int32)
+        places = tl.where(places < 0, places + TABLE, places)
+        places = tl.minimum(tl.maximum(places, 0), TABLE - 1)  # a number beyond the table must not read beyond it
+    t = tl.load(x + places[:, None] * X_PITCH + columns[None, :], mask=inside, other=0.0).to(tl.float32)
     if residual is not None:
-        t += tl.load(residual + rows[:, None] * RESIDUAL_PITCH + columns[None, :], mask=inside, other=0.0).to(
+        again = rows if RESIDUAL_ROWS == ROWS else rows % RESIDUAL_ROWS
+        t += tl.load(residual + again[:, None] * RESIDUAL_PITCH + columns[None, :], mask=inside, other=0.0).to(
             tl.float32
         )
     if total is not None:
