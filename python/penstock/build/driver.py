@@ -278,7 +278,8 @@ class Build:
 
     def _set_up_gate(self) -> None:
         self._progress.stage("reference", self._options.gate.text)
-        count = _HELD_OUT_SAMPLES if self._samples.real else _NOISE_SAMPLES
+        noise = _NOISE_SAMPLES if not self._on_gpu else max(2, len(self._buckets))  # the reference is on the CPU
+        count = _HELD_OUT_SAMPLES if self._samples.real else noise
         self._held_out = list(self._samples.held_out(self._buckets, count))
         if self._on_gpu:
             self._held_out = [self._gpu.as_prepared(each) for each in self._held_out]

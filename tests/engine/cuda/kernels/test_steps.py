@@ -21,7 +21,7 @@ from penstock.engine.cuda.implementations import IMPLEMENTATIONS, add_triton, fi
 from penstock.engine.cuda.kernels.launching import Launch
 from penstock.engine.cuda.precompile import Compilers
 from penstock.engine.cuda.triton_steps import launch
-from penstock.engine.cuda.tuner import tune
+from penstock.engine.cuda.tuner import promising, tune
 from penstock.errors import InvalidArgument
 from penstock.graph.lowering.blocks import join_blocks
 from tests.engine.cuda.reference import Arrays, error, lowered
@@ -293,6 +293,16 @@ def test_every_kernel_of_a_candidate_is_compiled_before_it_is_timed(device: str)
     )
     row = next(row for row in failing.rows if row.site.step.kind == "mlp")
     assert "triton_pair" not in {choice.implementation for choice in row.times}
+
+
+def test_what_tuning_will_compile_is_known_before(device: str) -> None:
+    text, weights, inputs, _ = MODELS["two layers"]
+    lowered_, found_weights = lowered(graph(text, weights, opset=20), inputs)
+    executor, compilers = Executor(lowered_, found_weights, device, "fp16"), Answers(failing=0)
+    known = Counter(each.kernel.__name__ for each in promising([executor], limit=2) if isinstance(each, Launch))
+    tune(executor, timer=lambda call: 1.0, compilers=compilers, limit=2)
+    assert known == compilers.asked
+    assert known["implicit_gemm_kernel"] > 0
 
 
 def test_a_split_sum_is_shared_in_the_executors_workspace(device: str) -> None:
