@@ -193,7 +193,7 @@ def _import() -> None:
 
 def _prepare() -> None:
     runtime = importlib.import_module("penstock.engine.cuda.runtime")
-    runtime.CudaRuntime.prepare(Tactic(CUDA, "fp32", LOWERED, options=PLAIN_STEPS))
+    runtime.CudaRuntime.prepare(Tactic(CUDA, "fp32", LOWERED, options=PLAIN_STEPS), None)
 
 
 def multiplies_rows(model: ir.Model) -> bool:

@@ -67,7 +67,8 @@ class Draft:
         return engine.with_evidence_of(made)
 
     def _written(self, found: Evidence) -> tuple[Sealed, Verdict]:
-        sealed.write(self.path, self.manifest, self.members, found.to_json())
+        # Whoever keeps it saves it elsewhere.
+        sealed.write(self.path, self.manifest, self.members, found.to_json(), lasting=False)
         verdict = check(self.path, self.manifest.fingerprint)
         if verdict.sealed is None or verdict.action != "run":
             raise ModelLoadError(f"the engine that was just sealed can't run: {'; '.join(verdict.reasons)}")

@@ -153,8 +153,10 @@ class Archive:
         return found
 
 
-def write(path: Path, members: Mapping[str, bytes | Path]) -> None:
+def write(path: Path, members: Mapping[str, bytes | Path], *, lasting: bool = True) -> None:
     """Write an archive; what was at `path` is replaced in one step.
+
+    lasting  whether it is on the disk when this returns; one that is only read and copied need not be.
 
     Raises OSError (the disk), and leaves `path` alone then.
     """
@@ -165,10 +167,10 @@ def write(path: Path, members: Mapping[str, bytes | Path]) -> None:
                 assert _NAMES.fullmatch(name), name
                 _add(archive, file, name, data)
 
-    replace(path, fill)
+    replace(path, fill, lasting=lasting)
 
 
-def replace(path: Path, fill: Callable[[IO[bytes]], None]) -> None:
+def replace(path: Path, fill: Callable[[IO[bytes]], None], *, lasting: bool = True) -> None:
     """Write beside the place, to the disk, and rename."""
     descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     try:
@@ -176,7 +178,8 @@ def replace(path: Path, fill: Callable[[IO[bytes]], None]) -> None:
             fill(file)
             file.flush()
             os.fchmod(file.fileno(), _MODE)
-            os.fsync(file.fileno())
+            if lasting:
+                os.fsync(file.fileno())
         Path(name).replace(path)
     except BaseException:
         Path(name).unlink(missing_ok=True)

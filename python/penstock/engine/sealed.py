@@ -85,8 +85,15 @@ class _Members(Mapping[str, memoryview]):
         return len(self._digests)
 
 
-def write(path: Path, manifest: Manifest, members: Mapping[str, bytes | Path], evidence: Mapping[str, Any]) -> None:
-    """Seal an engine.
+def write(
+    path: Path,
+    manifest: Manifest,
+    members: Mapping[str, bytes | Path],
+    evidence: Mapping[str, Any],
+    *,
+    lasting: bool = True,
+) -> None:
+    """Seal an engine; one that is not `lasting` is gone when the machine loses power.
 
     members  artifacts and weights by name: bytes, or the file that holds them.
 
@@ -98,7 +105,7 @@ def write(path: Path, manifest: Manifest, members: Mapping[str, bytes | Path], e
         "members": {name: archive.digest(data) for name, data in everything.items()},
     }
     head = {"format": FORMAT, "content_hash": _content_hash(body), **body}
-    archive.write(path, {MANIFEST: _json(head), **everything})
+    archive.write(path, {MANIFEST: _json(head), **everything}, lasting=lasting)
 
 
 def read(path: Path) -> Sealed:

@@ -108,8 +108,8 @@ class Child:
     A process holds one program, number 0; one for a GPU may hold more, of the same tactic at other shapes.
     """
 
-    def __init__(self, tactic: Tactic, limits: Limits) -> None:
-        """It imports its library at once, whether anybody waits for it or not."""
+    def __init__(self, tactic: Tactic, limits: Limits, path: Path | None = None) -> None:
+        """It imports its library at once, whether anybody waits for it or not, and prepares what it can for `path`."""
         self.tactic = tactic
         self.limits = limits
         self._path = Path("model")  # whose name is taken out of messages, once known
@@ -121,7 +121,10 @@ class Child:
         self._memory = limits.memory_bytes if limits.memory_bytes is not None else share
         # -P: neither the working directory nor a script's folder may put modules in front of the libraries'.
         self._process = subprocess.Popen(  # noqa: S603  (our own interpreter and module)
-            [sys.executable, "-P", "-m", limits.worker, str(os.getpid()), json.dumps(tactic_to_json(tactic))],
+            [
+                *(sys.executable, "-P", "-m", limits.worker, str(os.getpid()), json.dumps(tactic_to_json(tactic))),
+                *([str(path.resolve())] if path is not None else []),
+            ],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,

@@ -103,7 +103,8 @@ class Stable:
     def expect(self, tactic: Tactic) -> None:
         """Start the process of a tactic for a GPU now: its library is imported by the time that it is wanted."""
         if tactic.runtime == CUDA and tactic not in self._waiting and self._shared(tactic) is None:
-            self._waiting[tactic] = Child(tactic, self._limits)
+            form = self._forms.get(tactic.form)
+            self._waiting[tactic] = Child(tactic, self._limits, form.path if form is not None else None)
 
     def compiled(self, tactic: Tactic, bucket: int, seconds: float) -> Child:
         """The program's process, compiled within `seconds` unless it is alive; raises CandidateLost."""

@@ -218,7 +218,7 @@ def serve(compiler: Compile) -> None:
     guard(int(sys.argv[1]))
     if len(sys.argv) > 2:  # what it will be asked for: while nobody waits yet
         with contextlib.suppress(Exception):  # whatever a library raises, compiling raises again and is answered
-            prepare(tactic_from_json(json.loads(sys.argv[2])))
+            prepare(tactic_from_json(json.loads(sys.argv[2])), *map(Path, sys.argv[3:4]))
     worker = Worker(compiler)
     while (frame := channel.receive()) is not None and frame.kind != "quit":
         channel.send(worker.answer(frame))

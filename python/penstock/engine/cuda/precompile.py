@@ -6,10 +6,13 @@ only what a launch is made of: a line of JSON in, a line of JSON out. Called by 
 
 import importlib
 import json
+import math
 import os
 import queue
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
@@ -100,22 +103,66 @@ def _serve(questions: IO[str], answers: IO[str]) -> None:
         print(json.dumps(_build(recipe.launch, capability)), file=answers, flush=True)
 
 
-def _start() -> "subprocess.Popen[str]":
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-    return subprocess.Popen(  # noqa: S603  (our own interpreter and program)
-        [sys.executable, "-c", f"from {__name__} import main; main()"],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-        env=environment,
+@dataclass(frozen=True, slots=True)
+class _Process:
+    """The two pipes of one; it ends when they are closed."""
+
+    questions: IO[str]
+    answers: IO[str]
+
+    def close(self) -> None:
+        for stream in (self.questions, self.answers):
+            with suppress(BrokenPipeError):  # it is gone already
+                stream.close()
+
+
+def _started(count: int) -> "tuple[subprocess.Popen[bytes], list[_Process]]":
+    """Processes forked from one that has imported what takes seconds, and that one, which waits for them."""
+    theirs: list[tuple[int, int]] = []
+    ours: list[_Process] = []
+    for _ in range(count):
+        (asked, ask), (hear, answer) = os.pipe(), os.pipe()
+        theirs.append((asked, answer))
+        ours.append(_Process(os.fdopen(ask, "w"), os.fdopen(hear)))
+    handles = [each for pair in theirs for each in pair]
+    # Threads of libraries would not survive the fork, and each process has one thing to do.
+    one_thread = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+    nursery = subprocess.Popen(  # noqa: S603  (our own interpreter and program)
+        [sys.executable, "-c", f"from {__name__} import main; main()", json.dumps(theirs)],
+        stdin=subprocess.DEVNULL,
+        pass_fds=handles,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))} | one_thread,
     )
+    for each in handles:
+        os.close(each)
+    return nursery, ours
 
 
 def main() -> None:
-    # Whatever else writes to standard output must not end up among the answers.
-    answers = os.fdopen(os.dup(1), "w")
+    """The one that is forked."""
+    from penstock.engine.cuda.implementations import add_triton
+
+    add_triton()  # every kernel of ours
+    # Whatever else writes to standard output must not end up where the builder's does.
     os.dup2(2, 1)
-    _serve(sys.stdin, answers)
+    pairs: list[tuple[int, int]] = [(asked, answer) for asked, answer in json.loads(sys.argv[1])]
+    children: list[int] = []
+    for own in pairs:
+        if child := os.fork():
+            children.append(child)
+            continue
+        for pair in pairs:  # else nobody would see that another one has ended
+            if pair is not own:
+                os.close(pair[0])
+                os.close(pair[1])
+        with suppress(BrokenPipeError):
+            _serve(os.fdopen(own[0]), os.fdopen(own[1], "w"))
+        os._exit(0)
+    for asked, answer in pairs:
+        os.close(asked)
+        os.close(answer)
+    for child in children:
+        os.waitpid(child, 0)
 
 
 class Compilers:
@@ -124,15 +171,24 @@ class Compilers:
     def __init__(self, processes: int, capability: int = HOPPER) -> None:
         self._capability, self._processes = capability, processes
         self._threads = ThreadPoolExecutor(processes)
-        self._idle: queue.SimpleQueue[subprocess.Popen[str]] = queue.SimpleQueue()
+        self._idle: queue.SimpleQueue[_Process] = queue.SimpleQueue()
+        self._nurseries: list[subprocess.Popen[bytes]] = []
+        self._starting = threading.Lock()
 
     def start(self) -> None:
         """All processes now, and not with the first launches: they import for seconds before they compile."""
-        for _ in range(self._processes):
-            self._idle.put(_start())
+        with self._starting:
+            if not self._nurseries:
+                self._more(self._processes)
 
-    def submit(self, launch: Launch | CppLaunch) -> Future[str]:
-        """The answer says why it does not compile; empty if it does."""
+    def _more(self, count: int) -> None:
+        nursery, found = _started(count)
+        self._nurseries.append(nursery)
+        for each in found:
+            self._idle.put(each)
+
+    def submit(self, launch: Launch | CppLaunch, until: float = math.inf) -> Future[str]:
+        """The answer says why it does not compile; empty if it does. `until`: on the monotonic clock, to begin by."""
         if isinstance(launch, CppLaunch):  # its compiler is a library that lets other threads run
             return self._threads.submit(_build, lambda: launch, self._capability)
         recipe = Recipe.of(launch)
@@ -140,23 +196,22 @@ class Compilers:
             done: Future[str] = Future()
             done.set_result("")
             return done
-        return self._threads.submit(self._ask, recipe)
+        self.start()
+        return self._threads.submit(self._ask, recipe, until)
 
-    def _ask(self, recipe: Recipe) -> str:
+    def _ask(self, recipe: Recipe, until: float) -> str:
+        if time.monotonic() > until:
+            return "there was no time"
+        process = self._idle.get()
         try:
-            process = self._idle.get_nowait()
-        except queue.Empty:
-            process = _start()
-        assert process.stdin is not None
-        assert process.stdout is not None
-        try:
-            process.stdin.write(json.dumps([self._capability, astuple(recipe)]) + "\n")
-            process.stdin.flush()
-            answer = process.stdout.readline()
+            process.questions.write(json.dumps([self._capability, astuple(recipe)]) + "\n")
+            process.questions.flush()
+            answer = process.answers.readline()
         except OSError:
             answer = ""
         if not answer:
-            _end(process)
+            process.close()
+            self._more(1)  # there are as many as threads that ask, always
             return "the compiler's process ended"
         self._idle.put(process)
         return str(json.loads(answer))
@@ -179,13 +234,6 @@ class Compilers:
     ) -> None:
         self._threads.shutdown(cancel_futures=True)
         while not self._idle.empty():
-            _end(self._idle.get_nowait())
-
-
-def _end(process: "subprocess.Popen[str]") -> None:
-    for stream in (process.stdin, process.stdout):
-        if stream is not None:
-            with suppress(BrokenPipeError):  # it is gone already
-                stream.close()
-    process.kill()
-    process.wait()
+            self._idle.get_nowait().close()
+        for nursery in self._nurseries:
+            nursery.wait()

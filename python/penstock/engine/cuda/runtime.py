@@ -22,6 +22,7 @@ import torch
 from penstock.engine import gpus
 from penstock.engine.cuda import artifact as artifacts
 from penstock.engine.cuda import form as forms
+from penstock.engine.cuda import tuning
 from penstock.engine.cuda.buckets import Bucket, Model
 from penstock.engine.cuda.ceilings import measured
 from penstock.engine.cuda.contexts import Context, Phases, phases
@@ -29,7 +30,6 @@ from penstock.engine.cuda.executor import PRECISIONS
 from penstock.engine.cuda.kernels.driver import OUT_OF_MEMORY
 from penstock.engine.cuda.kernels.replay import Player
 from penstock.engine.cuda.timeline import Span, timeline
-from penstock.engine.cuda.tuning import Tuning, build_early, keep_compilers
 from penstock.engine.lowered import LoweredGraph
 from penstock.engine.plan import CUDA, PLAIN_STEPS, TUNED_STEPS, Region, Shapes, Tactic
 from penstock.engine.roofline import Ceilings
@@ -84,24 +84,29 @@ class CudaRuntime:
             raise InvalidArgument(f"{path.name}: options {dict(tactic.options)}, expected steps=plain or steps=tuned")
         with _loading(path.name):
             model = _model(path, device or _device(path.name))
-            tuning = Tuning(path) if tactic.options == TUNED_STEPS else None
+            known = tuning.Tuning(path) if tactic.options == TUNED_STEPS else None
             buckets: list[Bucket] = []
             for each in model.form.at(shapes):
                 # Of several buckets at once none is tuned: that would take as many times as long as was said.
                 search = shapes is not None
-                choices = tuning.choices(model, each, tactic.precision, search=search) if tuning else {}
-                buckets.append(Bucket(model, each, tactic.precision, choices, early_launch=tuning is not None))
-                build_early(buckets[-1].executor)
+                choices = known.choices(model, each, tactic.precision, search=search) if known else {}
+                buckets.append(Bucket(model, each, tactic.precision, choices, early_launch=known is not None))
+                tuning.build_early(buckets[-1].executor)
+            if known and shapes is not None:
+                tuning.go_on(path, model.form, tactic.precision)
             return cls(path.name, tactic, buckets)
 
     @staticmethod
-    def prepare(tactic: Tactic) -> None:
-        """What a process can do before it knows a model: the GPU's context, and whoever compiles for the tuner."""
-        if torch.cuda.is_available():
-            device = _device(tactic.name)
-            torch.zeros(1, device=device)
-            if tactic.options == TUNED_STEPS:
-                keep_compilers(device)
+    def prepare(tactic: Tactic, path: Path | None, device: torch.device | None = None) -> None:
+        """What a process can do before it is asked for anything: the GPU's context, and for a form that is there and
+        will be tuned, whoever compiles.
+        """
+        if device is None and not torch.cuda.is_available():
+            return
+        where = device or _device(tactic.name)
+        torch.zeros(1, device=where)
+        if tactic.options == TUNED_STEPS and path is not None:
+            tuning.prepare(path, where, tactic.precision, lambda: _model(path, where))
 
     @classmethod
     def reopen(

@@ -12,12 +12,13 @@ import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Final, Protocol
 
 import torch
 
+from penstock.engine.cuda import costs
 from penstock.engine.cuda.choices import Choice, Choices
 from penstock.engine.cuda.executor import Executor, Tensors
 from penstock.engine.cuda.implementations import OURS, add_triton, fitting
@@ -43,6 +44,9 @@ _AGREES: Final[Mapping[torch.dtype, float]] = {
     torch.int8: 0.02,
     torch.float8_e4m3fn: 0.02,
 }
+# Of no chip in particular: only the order of steps by what they may take is of interest.
+_ABOUT_FLOPS: Final = 5e14
+_ABOUT_BYTES: Final = 3e12
 _AT_ONCE: Final = 1  # configurations compiled before it is known which steps are long
 _CLEARLY: Final = 1.4  # times the best: a glance is enough to pass over what is as slow as that
 _HOPELESS: Final = 2.0  # times the best: an implementation whose first ideas are no faster is given up
@@ -135,6 +139,32 @@ def observed(executor: Executor, inputs: Tensors) -> list[Tuned]:
 
     executor.run(inputs, watch)
     return list(found.values())
+
+
+def promising(executors: Sequence[Executor], limit: int = LIMIT) -> "list[Launched]":
+    """What tuning these will compile of our kernels, in the order in which it is worth having compiled beforehand."""
+    from penstock.engine.cuda.triton_steps import launch
+
+    add_triton()
+    found: list[tuple[float, Site, str, tuple[int, ...]]] = []
+    for executor in executors:
+        sites: dict[str, list[Site]] = {}
+        for site in executor.sites:
+            sites.setdefault(signature(site), []).append(site)
+        for site, *others in sites.values():
+            plain = replace(site, step=replace(site.step, implementation=""), config=())
+            flops, moved = costs.flops(site.graph, site.step), costs.moved(site.graph, site.step)
+            spent = (1 + len(others)) * max(flops / _ABOUT_FLOPS, moved / _ABOUT_BYTES)
+            for name, implementation in fitting(plain).items():
+                if name.startswith(OURS):
+                    configs = implementation.configs(plain)[:limit]
+                    found += [(spent / (rank + 1), plain, name, tuple(each)) for rank, each in enumerate(configs)]
+    found.sort(key=lambda each: -each[0])
+    launches: list[Launched] = []
+    for _, site, name, config in found:
+        with suppress(ValueError, RuntimeError):  # one that the kernel refuses: the tuner will say why
+            launches += launch(site, name, config)
+    return launches
 
 
 def timed_steps(executor: Executor) -> dict[str, float]:

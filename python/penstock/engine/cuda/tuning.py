@@ -10,7 +10,8 @@ import json
 import logging
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -18,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from penstock.engine.cuda import choices as chosen
 from penstock.engine.cuda.choices import Choices
-from penstock.engine.cuda.form import Prepared
+from penstock.engine.cuda.form import Form, Prepared
 from penstock.engine.lowered import to_json
 from penstock.engine.plan import Shapes
 
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from penstock.engine.cuda.buckets import Model
     from penstock.engine.cuda.executor import Executor
     from penstock.engine.cuda.precompile import Compilers
+    from penstock.engine.cuda.ways import Launched
 
 _LOG = logging.getLogger(__name__)
 
@@ -35,13 +37,16 @@ TUNING: Final = ".tuning.json"
 
 _SECONDS: Final = 15.0  # of tuning one bucket where nobody says how long
 _LEAST_SECONDS: Final = 1.0  # libraries are timed in this, and nothing is compiled
-_AFTER_SECONDS: Final = 2.5  # to compile what was chosen as it will be launched, to capture it and to time it
+_AFTER_SECONDS: Final = 2.0  # to compile what was chosen as it will be launched, to capture it and to time it
 _MOST_PROCESSES: Final = 16
 _COMPILE_SECONDS: Final = 60.0
 _WIDE: Final = ("tf32", "fp32")
 
 _kept: "list[Compilers]" = []
-"""Those of a process that will tune, started before it knows what; none: they live as long as one tuning."""
+"""Those of a process that will tune, started before it is asked to; none: they live as long as one tuning."""
+
+_ahead: "list[Ahead]" = []
+"""What those compile while nothing is tuned."""
 
 
 class Tuning:
@@ -95,6 +100,8 @@ class Tuning:
             return chosen.from_json(json.dumps(self._known[key]))
         if not search:
             return {}
+        for each in _ahead:
+            each.pause()
         executor = Executor(prepared.graph, model.weights(prepared, precision), model.device, precision)
         others = [name(each.shapes, precision) for each in model.form.prepared]
         seconds = self._share(sum(each not in self._known for each in others))
@@ -139,11 +146,59 @@ def _sources() -> str:
     return found.hexdigest()
 
 
-def keep_compilers(device: "torch.device") -> None:
-    """Start the processes that compile now, for whatever this process will tune as long as it lives."""
-    if not _kept and (made := _made(device)) is not None:
-        made.start()
-        _kept.append(made)
+class Ahead:
+    """Kernels that tuning will ask for, compiled while other things are timed; those that are not done in time are
+    compiled when they are wanted.
+    """
+
+    def __init__(
+        self, compilers: "Compilers", launches: "Sequence[Launched]", until: float, model: "Model | None" = None
+    ) -> None:
+        """`until`: on the monotonic clock. `model`: whose weights stay on the device until it is compiled."""
+        self._model = model
+        self._compilers, self._launches, self._until = compilers, list(launches), until
+        self._asked: list[Future[str]] = []
+
+    def go_on(self) -> None:
+        self._asked = [self._compilers.submit(each, self._until) for each in self._launches]
+
+    def pause(self) -> None:
+        """What has not begun can wait: the compilers are wanted for something else."""
+        waits = [each.cancel() for each in self._asked]
+        if waits:
+            self._launches = [each for each, waited in zip(self._launches, waits, strict=True) if waited]
+        self._asked = []
+
+
+def prepare(path: Path, device: "torch.device", precision: str, model: "Callable[[], Model]") -> None:
+    """Start the processes that compile now, and with what tuning the form will ask for; nothing where all is known.
+
+    They live as long as this process.
+    """
+    if _kept:
+        return
+    tuning, found = Tuning(path), model()
+    unknown = [each for each in found.form.prepared if not tuning.knows(each.shapes, precision)]
+    made = _made(device) if unknown else None
+    if made is None:
+        return
+    made.start()
+    _kept.append(made)
+    from penstock.engine.cuda.executor import Executor
+    from penstock.engine.cuda.tuner import promising
+
+    executors = [Executor(each.graph, found.weights(each, precision), device, precision) for each in unknown]
+    until = tuning.until if tuning.until is not None else time.monotonic() + tuning.seconds
+    _ahead.append(Ahead(made, promising(executors), until, found))
+    _ahead[0].go_on()
+
+
+def go_on(path: Path, form: Form, precision: str) -> None:
+    """A bucket is done: until the next one is tuned there is time for its kernels."""
+    tuning = Tuning(path)
+    if any(not tuning.knows(each.shapes, precision) for each in form.prepared):
+        for each in _ahead:
+            each.go_on()
 
 
 def build_early(executor: "Executor") -> None:

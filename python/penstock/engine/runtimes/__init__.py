@@ -98,12 +98,15 @@ def reopen(
     return one(artifact, output_names, name)
 
 
-def prepare(tactic: Tactic) -> None:
-    """Import what a tactic needs, where it is installed, and start what it can do before it knows a model."""
+def prepare(tactic: Tactic, path: Path | None = None) -> None:
+    """Import what a tactic needs, where it is installed, and start what it can do before it is asked to.
+
+    path  of the model, where it is there already.
+    """
     with contextlib.suppress(ModelLoadError, InvalidArgument):  # compiling says what is wrong
         library = _class(tactic, tactic.runtime)
         if tactic.runtime == CUDA:
-            library.prepare(tactic)
+            library.prepare(tactic, path)
 
 
 def features() -> Mapping[str, tuple[str, ...]]:

@@ -21,7 +21,7 @@ from penstock.engine.cuda.implementations import IMPLEMENTATIONS, add_triton, fi
 from penstock.engine.cuda.kernels.launching import Launch
 from penstock.engine.cuda.precompile import Compilers
 from penstock.engine.cuda.triton_steps import launch
-from penstock.engine.cuda.tuner import tune
+from penstock.engine.cuda.tuner import promising, tune
 from penstock.errors import InvalidArgument
 from penstock.graph.lowering.blocks import join_blocks
 from tests.engine.cuda.reference import Arrays, error, lowered
@@ -295,6 +295,16 @@ def test_every_kernel_of_a_candidate_is_compiled_before_it_is_timed(device: str)
     assert "triton_pair" not in {choice.implementation for choice in row.times}
 
 
+def test_what_tuning_will_compile_is_known_before(device: str) -> None:
+    text, weights, inputs, _ = MODELS["two layers"]
+    lowered_, found_weights = lowered(graph(text, weights, opset=20), inputs)
+    executor, compilers = Executor(lowered_, found_weights, device, "fp16"), Answers(failing=0)
+    known = Counter(each.kernel.__name__ for each in promising([executor], limit=2) if isinstance(each, Launch))
+    tune(executor, timer=lambda call: 1.0, compilers=compilers, limit=2)
+    assert known == compilers.asked
+    assert known["implicit_gemm_kernel"] > 0
+
+
 def test_a_split_sum_is_shared_in_the_executors_workspace(device: str) -> None:
     model = graph(MODELS["residual"][0], WIDE)
     lowered_, weights = lowered(model, X)
@@ -424,6 +434,7 @@ from pathlib import Path
 import torch
 from penstock.engine.cuda.kernels.implicit_gemm import gemm_launch
 from penstock.engine.cuda.kernels.tiles import Tile
+from penstock.engine.cuda.implementations import add_triton
 from penstock.engine.cuda.precompile import Compilers
 
 def t(*shape):
@@ -433,6 +444,7 @@ def kept():
     return sorted(str(each) for each in Path(os.environ["TRITON_CACHE_DIR"]).rglob("*.cubin"))
 
 if __name__ == "__main__":
+    add_triton()  # as a tuner does: what our kernels tell Triton is part of its cache's keys
     launch = gemm_launch(t(16, 64), t(32, 64), out=t(16, 32), config=Tile(16, 32, 32, 4, 2))
     wrong = gemm_launch(t(16, 64), t(32, 64), out=t(16, 32), config=Tile(17, 32, 32, 4, 2))
     with Compilers(1) as compilers:
