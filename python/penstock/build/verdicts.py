@@ -17,7 +17,7 @@ from penstock import tactics
 from penstock.build.evidence import Refused
 from penstock.build.forms import BESIDE, Forms, beside
 from penstock.build.gate import Gate, Judge, Verdict
-from penstock.build.judging import REFERENCE, Judges, Run, judges, reducing, within
+from penstock.build.judging import REFERENCE, Judges, Run, judges, of_trials, reducing, within
 from penstock.build.on_gpu import OnGpu
 from penstock.build.progress import Progress
 from penstock.engine.plan import CUDA, SOURCE, Profile, Tactic
@@ -67,7 +67,7 @@ class Verdicts:
         wanted = judged_as(tactic)
         if wanted not in self._found:
             self._progress.stage("gate", wanted.name)
-            self._found[wanted] = self._now(wanted)
+            self._found[wanted] = self._now(wanted, self.judge(wanted)[0])
         return self._overruled.get(wanted, self._found[wanted])
 
     def tried(self, model: ir.Model, tactic: Tactic) -> Verdict:
@@ -75,7 +75,8 @@ class Verdicts:
         name = "trial" + BESIDE if self._forms.reductions else "trial"
         self._forms.add(name, model, precision="int8" if tactic.precision == "int8" else "fp32")
         try:
-            return self._now(replace(judged_as(tactic), form=name))
+            wanted = replace(judged_as(tactic), form=name)
+            return self._now(wanted, of_trials(self._judges.first, self.judge(wanted)[0]))
         finally:
             del self._forms.files[name]
 
@@ -113,9 +114,9 @@ class Verdicts:
             if not each.passed
         )
 
-    def _now(self, tactic: Tactic) -> Verdict:
+    def _now(self, tactic: Tactic, judge: Judge) -> Verdict:
         try:
             with self.running(tactic) as run:
-                return self.judge(tactic)[0](run)
+                return judge(run)
         except tactics.CandidateLost as error:
             return Verdict(False, math.nan, math.nan, message=error.lost.reason)
