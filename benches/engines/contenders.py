@@ -13,6 +13,8 @@ from typing import Literal
 OURS = "penstock"
 BASE = "ORT FP32"
 REFERENCE = "reference"
+TWINS = ("OpenVINO BF16", "OpenVINO FP16")
+"""The same program twice where the processor has no FP16: what they differ by is what chance makes of equal ones."""
 
 
 @dataclass(frozen=True)

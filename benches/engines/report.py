@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from statistics import geometric_mean
 from typing import Any
 
-from benches.engines.contenders import OURS
+from benches.engines.contenders import OURS, TWINS
 from benches.engines.contest import Row, base_of, best_single, ours_of, speed_up
 from benches.engines.judging import Judged
 
@@ -80,6 +80,8 @@ class Check:
     most: float
     accurate: bool
     """Ours, on the held-out inputs."""
+    tie: float = TIE
+    """What is no difference here."""
 
     @property
     def verdict(self) -> str:
@@ -87,9 +89,9 @@ class Check:
             return "not measured"
         if not self.accurate:
             return "INACCURATE"
-        if self.ratio >= 1 + TIE:
+        if self.ratio >= 1 + self.tie:
             return "faster"
-        return "as fast" if self.ratio >= 1 - TIE else "SLOWER"
+        return "as fast" if self.ratio >= 1 - self.tie else "SLOWER"
 
 
 def checks(run: Run) -> Iterator[Check]:
@@ -98,7 +100,19 @@ def checks(run: Run) -> Iterator[Check]:
             rows = result.at(batch)
             best, ours = best_single(rows), ours_of(rows)
             figures = speed_up(ours, best) if ours and best else (math.nan,) * 3
-            yield Check(result.model, batch, best.contender if best else "", *figures, bool(ours and ours.accurate))
+            tie = max(TIE, _chance(rows)) if best and best.contender in TWINS else TIE
+            yield Check(
+                result.model, batch, best.contender if best else "", *figures, bool(ours and ours.accurate), tie
+            )
+
+
+def _chance(rows: Sequence[Row]) -> float:
+    """By how much the slower of two equal programs was behind the other; 0 where there are no such two."""
+    twins = [row for row in rows if row.contender in TWINS and row.turns_ms]
+    if len(twins) != len(TWINS) or twins[0].detail != twins[1].detail:
+        return 0.0
+    ratio = speed_up(*twins)[0]
+    return 1 - min(ratio, 1 / ratio)
 
 
 def means(run: Run) -> dict[str, tuple[float, int]]:
@@ -170,9 +184,13 @@ def _checks(run: Run) -> str:
     for check in checks(run):
         lines.append(
             f"| {check.model} | {check.batch} | {check.single} | {_times(check.ratio)} | "
-            f"{_times(check.least)}-{_times(check.most)} | {check.verdict} |"
+            f"{_times(check.least)}-{_times(check.most)} | {check.verdict}{_aside(check)} |"
         )
     return "\n".join(lines)
+
+
+def _aside(check: Check) -> str:
+    return f" (equal programs are {check.tie:.0%} apart)" if check.tie > TIE else ""
 
 
 def _means(run: Run) -> str:

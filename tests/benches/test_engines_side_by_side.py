@@ -4,6 +4,7 @@ import json
 import math
 import sys
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -12,7 +13,7 @@ import numpy as np
 import pytest
 
 from benches.engines import report
-from benches.engines.contenders import BASE, OURS, Contender, Files, contenders, reference
+from benches.engines.contenders import BASE, OURS, TWINS, Contender, Files, contenders, reference
 from benches.engines.contest import Row, base_of, best_single, contest, ours_of, speed_up
 from benches.engines.judging import DifferentError, Gate, Judge, Judged, likeness
 from tests.onnx_models import scale
@@ -65,6 +66,20 @@ def test_the_check_says_how_ours_stands_to_the_best_single_candidate(ours: float
     rows = [row(BASE, 8.0), row("single", 2.0)] + ([row(OURS, ours)] if ours else [])
     (check,) = report.checks(run_of(report.Result("m", (4,), tuple(rows), 1.0, "cosine>=0.99")))
     assert (check.single, check.verdict) == ("single", verdict)
+
+
+@pytest.mark.parametrize(
+    ("details", "ours", "said"),
+    [
+        (("computes in bf16", "computes in bf16"), 2.2, "as fast (equal programs are 17% apart)"),
+        (("computes in bf16", "computes in bf16"), 2.6, "SLOWER (equal programs are 17% apart)"),
+        (("computes in bf16", "computes in f16"), 2.2, "SLOWER |"),
+    ],
+)
+def test_a_difference_that_equal_programs_have_is_none(details: tuple[str, str], ours: float, said: str) -> None:
+    twins = [replace(row(name, ms), detail=what) for name, ms, what in zip(TWINS, (2.0, 2.4), details, strict=True)]
+    run = run_of(report.Result("m", (4,), (row(BASE, 8.0), *twins, row(OURS, ours)), 1.0, "cosine>=0.99"))
+    assert f"| {said}" in report.markdown(run)
 
 
 def test_an_engine_that_is_not_accurate_on_new_inputs_is_no_success() -> None:

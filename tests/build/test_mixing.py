@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from penstock import graph
 from penstock.build import mixing
 from penstock.build.gate import Cosine, Metric, Verdict
-from penstock.build.judging import judges
+from penstock.build.judging import judges, of_trials
 from penstock.engine import runtimes
 from penstock.engine.plan import Tactic
 from penstock.tactics import Form, Measurement, candidates, compiled
@@ -187,3 +187,27 @@ def test_a_metric_has_its_own_data_and_is_asked_once() -> None:
     found = judges(Metric(lambda run: float(run(of(9)[0])["y"].sum()), 0.1), counted(asked), of(1), of(2), ())
     assert asked == [9]
     assert found.learned is found.plain
+
+
+def test_a_trial_that_fails_on_the_first_inputs_is_not_run_on_the_others() -> None:
+    unseen, learned = of(*range(1, 11)), of(*range(11, 21))
+    found = judges(Cosine(), counted([]), unseen, learned, ())
+    trial = of_trials(found.first, found.plain)
+
+    def wrong_at(number: int, asked: list[int]) -> Any:
+        def run(sample: Mapping[str, Array]) -> Mapping[str, Array]:
+            answer = counted(asked)(sample)["y"]
+            return {"y": -answer if asked[-1] == number else answer}
+
+        return run
+
+    for number, calls in ((3, 7), (9, 20), (0, 20)):
+        asked: list[int] = []
+        assert trial(wrong_at(number, asked)).passed is (number == 0)
+        assert asked == list(range(1, calls + 1))
+
+
+def test_few_inputs_are_all_looked_at() -> None:
+    found = judges(Cosine(), counted([]), of(*range(1, 11)), of(), ())
+    assert found.first is None
+    assert of_trials(found.first, found.plain) is found.plain

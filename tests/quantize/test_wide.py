@@ -3,12 +3,13 @@
 import time
 from collections.abc import Callable
 
+import numpy as np
 import onnx_ir as ir
 import pytest
 
 from penstock.engine.plan import WIDE_KEY
 from penstock.quantize import convolutions, keeping, search_run
-from tests.quantize.networks import residual
+from tests.quantize.networks import Builder, residual
 
 NAMES = [f"layer{index}" for index in range(24)]
 
@@ -25,17 +26,30 @@ def marked(model: ir.Model) -> set[str]:
     ("names", "expected"),
     [
         ((), set()),
-        (("stem",), {"stem", "stem_relu"}),
+        (("stem",), {"stem", "stem_relu", "pool"}),  # and what reads nothing else
         (("second",), {"second", "sum", "sum_relu"}),  # the sum is in the kernel of what it is added to
-        (("mixed",), {"mixed"}),  # two nodes read it
-        (("first", "last"), {"first", "first_relu", "last", "last_relu"}),
+        (("mixed",), {"mixed", "gate", "swish"}),
+        (("pointwise",), {"pointwise", "pointwise_relu"}),  # what is joined has another part
+        (("pointwise", "side"), {"pointwise", "pointwise_relu", "side", "side_relu", "joined"}),
+        (("first", "last"), {"first", "first_relu", "last", "last_relu", "average", "flat"}),
         (("fc", "pool", "absent"), set()),  # no convolutions
     ],
 )
-def test_a_convolution_is_marked_with_what_is_in_its_kernel(names: tuple[str, ...], expected: set[str]) -> None:
+def test_a_convolution_is_marked_with_what_belongs_to_it(names: tuple[str, ...], expected: set[str]) -> None:
     model = residual()
     assert marked(keeping(model, names)) == expected
     assert marked(model) == set()
+
+
+def test_what_stands_before_the_first_layer_is_marked_with_it() -> None:
+    b = Builder()
+    b.weight("mean", np.full((1, 3, 1, 1), 0.5, np.float32))
+    b.weight("scale", np.full((1, 3, 1, 1), 4.0, np.float32))
+    normal = b.node("Mul", [b.node("Sub", ["x", "mean"], "centred"), "scale"], "normal")
+    b.conv(b.relu(b.conv(normal, (3, 8), "first")), (8, 8), "second")
+    model = b.model(["n", 3, 8, 8], "second", ["n", 8, 8, 8])
+    assert marked(keeping(model, ["first"])) == {"centred", "normal", "first", "first_relu"}
+    assert marked(keeping(model, ["second"])) == {"second"}
 
 
 def test_convolutions_come_in_the_order_of_execution() -> None:

@@ -25,6 +25,9 @@ Arrays = Mapping[str, Array]
 Run = Callable[[Arrays], Mapping[str, Array]]
 
 _REDUCTION_CALLS: Final = 5
+# Too few for a bound on further inputs: only what is seen to fail fails.
+_FIRST: Final = 7
+
 REFERENCE: Final = Tactic("onnxruntime", "fp32", SOURCE, options=(("graph_optimization_level", "disabled"),))
 
 
@@ -88,6 +91,9 @@ class Judges:
     plain: Judge
     """Of all others."""
 
+    first: Judge | None
+    """On a few of the inputs of `learned`, for trials: what fails there fails. None where there are few anyway."""
+
     samples: int
     """How many inputs `learned` compares outputs on."""
 
@@ -98,16 +104,40 @@ def judges(
     gate: Gate, reference: Run, unseen: Sequence[Arrays], learned: Sequence[Arrays], specs: Sequence[TensorSpec]
 ) -> Judges:
     """Run the reference, once, on the inputs that calibration has not seen and on those that it has."""
-    if not learned or not isinstance(gate, Cosine):
+    if not isinstance(gate, Cosine):
         only = gate.against(reference, unseen, specs)
-        return Judges(only, only, len(unseen), len(unseen))
+        return Judges(only, only, None, len(unseen), len(unseen))
     every = [*unseen, *learned]
-    answers = {id(sample): reference(sample) for sample in every}
+    recalled = _once(reference)
+    first = gate.against(recalled, unseen[:_FIRST], specs) if len(every) > 2 * _FIRST else None
+    return Judges(
+        gate.against(recalled, unseen, specs), gate.against(recalled, every, specs), first, len(unseen), len(every)
+    )
+
+
+def of_trials(first: Judge | None, judge: Judge) -> Judge:
+    """A judge that looks no further where the first few inputs fail already."""
+    if first is None:
+        return judge
+
+    def judged(run: Run) -> Verdict:
+        once = _once(run)
+        verdict = first(once)
+        return judge(once) if verdict.passed else verdict
+
+    return judged
+
+
+def _once(run: Run) -> Run:
+    """`run`, which computes the same arrays once; those who call it keep them."""
+    known: dict[int, Mapping[str, Array]] = {}
 
     def recalled(sample: Arrays) -> Mapping[str, Array]:
-        return answers[id(sample)]
+        if id(sample) not in known:
+            known[id(sample)] = run(sample)
+        return known[id(sample)]
 
-    return Judges(gate.against(recalled, unseen, specs), gate.against(recalled, every, specs), len(unseen), len(every))
+    return recalled
 
 
 def margin(verdict: Verdict) -> float:

@@ -18,7 +18,7 @@ from penstock import tactics
 from penstock.build.evidence import Refused
 from penstock.build.forms import BESIDE, Forms, beside
 from penstock.build.gate import Gate, Judge, Verdict
-from penstock.build.judging import REFERENCE, Judges, Run, judges, reducing, within
+from penstock.build.judging import REFERENCE, Judges, Run, judges, of_trials, reducing, within
 from penstock.build.on_gpu import OnGpu
 from penstock.build.progress import Progress
 from penstock.engine.plan import CUDA, SOURCE, Profile, Tactic
@@ -67,7 +67,7 @@ class Verdicts:
         wanted = judged_as(tactic)
         if wanted not in self._found:
             self._progress.stage("gate", wanted.name)
-            self._found[wanted] = self._now(wanted)
+            self._found[wanted] = self._now(wanted, self.judge(wanted)[0])
         return self._overruled.get(wanted, self._found[wanted])
 
     def tried(self, model: ir.Model, tactic: Tactic, add: Callable[[str, ir.Model], None] | None = None) -> Verdict:
@@ -82,7 +82,8 @@ class Verdicts:
         else:
             self._forms.add(name, model, precision="fp32")
         try:
-            return self._now(replace(judged_as(tactic), form=name))
+            wanted = replace(judged_as(tactic), form=name)
+            return self._now(wanted, of_trials(self._judges.first, self.judge(wanted)[0]))
         finally:
             self._forms.files.pop(name).path.unlink(missing_ok=True)
 
@@ -120,9 +121,9 @@ class Verdicts:
             if not each.passed
         )
 
-    def _now(self, tactic: Tactic) -> Verdict:
+    def _now(self, tactic: Tactic, judge: Judge) -> Verdict:
         try:
             with self.running(tactic) as run:
-                return self.judge(tactic)[0](run)
+                return judge(run)
         except tactics.CandidateLost as error:
             return Verdict(False, math.nan, math.nan, message=error.lost.reason)

@@ -16,7 +16,7 @@ from typing import Final
 import onnx_ir as ir
 
 from penstock.engine.plan import WIDE_KEY
-from penstock.graph.editing import is_operator
+from penstock.graph.editing import constant, is_operator
 from penstock.quantize.sensitivity import Evaluate, Kept
 
 # What libraries compute in a convolution's kernel, and which has to be of the same type as it.
@@ -24,6 +24,8 @@ _IN_KERNEL: Final = (
     *("Add", "Sub", "Mul", "Div", "Relu", "Clip", "LeakyRelu", "PRelu", "Elu", "Sigmoid", "HardSigmoid", "HardSwish"),
     *("Tanh", "Gelu", "Mish", "Swish"),
 )
+# What has a type of its own, whatever stands around it.
+_LAYERS: Final = ("Conv", "ConvTranspose", "MatMul", "Gemm", "LSTM", "GRU", "RNN")
 # The first try is this share of the layers, and what is added or taken away at the end this share of those found.
 _FIRST_SHARE: Final = 16
 _STEP_SHARE: Final = 8
@@ -35,25 +37,36 @@ def convolutions(model: ir.Model) -> tuple[str, ...]:
 
 
 def keeping(model: ir.Model, names: Collection[str]) -> ir.Model:
-    """A copy in which these convolutions, and what may be computed in one kernel with them, are marked."""
+    """A copy in which these convolutions are marked, and what lies between them or is computed in their kernels."""
     wanted = frozenset(names)
     copy = model.clone()
+    kept: set[ir.Node | None] = {node for node in copy.graph if is_operator(node, "Conv") and node.name in wanted}
+    if not kept:
+        return copy
+    light = [node for node in copy.graph if not is_operator(node, *_LAYERS)]
+    before: set[ir.Node] = set()  # any layer
+    for node in light:
+        values = [value for value in node.inputs if value is not None and constant(value) is None]
+        made_by = {value.producer() for value in values}
+        if made_by <= {None, *before}:
+            before.add(node)
+        in_kernel = is_operator(node, *_IN_KERNEL) and any(each in kept and _feeds(each, node) for each in made_by)
+        if in_kernel or (made_by and made_by <= kept):
+            kept.add(node)
+    # A mean is not to be taken off in sixteen bits before the first layer.
+    for node in reversed([each for each in light if each in before]):
+        readers = {use.node for value in node.outputs for use in value.uses()}
+        if readers and readers <= kept:
+            kept.add(node)
     for node in copy.graph:
-        if is_operator(node, "Conv") and node.name in wanted:
-            for each in _kernel(node):
-                each.metadata_props[WIDE_KEY] = "fp32"
+        if node in kept:
+            node.metadata_props[WIDE_KEY] = "fp32"
     return copy
 
 
-def _kernel(node: ir.Node) -> list[ir.Node]:
-    """The convolution and the elementwise operators behind it, as far as nothing else reads what is between."""
-    found = [node]
-    while True:
-        value = found[-1].outputs[0]
-        uses = list(value.uses())
-        if len(uses) != 1 or not is_operator(uses[0].node, *_IN_KERNEL):
-            return found
-        found.append(uses[0].node)
+def _feeds(node: ir.Node | None, reader: ir.Node) -> bool:
+    """Whether nothing else reads what a node computes."""
+    return node is not None and [use.node for use in node.outputs[0].uses()] == [reader]
 
 
 def search_run(
