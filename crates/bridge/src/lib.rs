@@ -4,6 +4,7 @@
 //! model version, and control threads, which load and unload. `unsafe` code is allowed here alone; each block says why
 //! it is sound.
 
+mod devices;
 mod front;
 mod inputs;
 mod instance;

@@ -16,7 +16,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 /// Tensors start at a multiple of this, so that vector code and libraries can use them where they lie.
-const ALIGNMENT: usize = 64;
+pub const ALIGNMENT: usize = 64;
 
 /// What is reserved for a body before any of it has come: enough for most in one go, too little to be an attack.
 const FIRST_RESERVATION: usize = 1 << 20;

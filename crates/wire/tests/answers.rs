@@ -13,7 +13,7 @@ use prost::Message;
 use serde_json::json;
 
 fn plan(id: &str, outputs: &[(usize, bool)]) -> ReplyPlan {
-    let outputs = outputs.iter().map(|&(index, binary)| WantedOutput { index, binary }).collect();
+    let outputs = outputs.iter().map(|&(index, binary)| WantedOutput { index, binary, place: None }).collect();
     ReplyPlan { id: id.to_owned(), outputs, ..ReplyPlan::default() }
 }
 

@@ -67,7 +67,7 @@ fn raw_contents_are_slices_of_the_message() {
         assert!(data.is_empty() || range.contains(&data.as_ptr()));
     }
     assert_eq!(call.request.inputs[2].shape.as_slice(), [1, 3]);
-    assert_eq!(call.request.outputs.as_slice(), [RawOutput { name: "y".into(), binary: Some(true) }]);
+    assert_eq!(call.request.outputs.as_slice(), [RawOutput { name: "y".into(), binary: Some(true), place: None }]);
 }
 
 #[test]

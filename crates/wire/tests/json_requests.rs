@@ -90,7 +90,7 @@ fn parameters_are_read_by_name() {
     );
     let request = json::decode(&body, None).unwrap();
     let wanted: Vec<RawOutput<'_>> = [("a", Some(true)), ("b", Some(false)), ("c", None)]
-        .map(|(name, binary)| RawOutput { name: name.into(), binary })
+        .map(|(name, binary)| RawOutput { name: name.into(), binary, place: None })
         .into();
     assert_eq!(request.outputs.as_slice(), wanted);
     let parameters = request.parameters;

@@ -6,6 +6,7 @@ backend `engine` serves it.
 """
 
 import logging
+import math
 import threading
 from collections import deque
 from collections.abc import Mapping
@@ -22,7 +23,18 @@ from penstock.engine.plan import CUDA, Manifest, Program, Shape
 from penstock.engine.reducing import reduced
 from penstock.engine.retuning import compiled_anew
 from penstock.engine.routing import Route, Step, batched, route
-from penstock.engine.runtimes.base import Array, Arrays, Compiled, CompiledInstance, Shelf, checked, padded
+from penstock.engine.runtimes.base import (
+    Array,
+    Arrays,
+    Compiled,
+    CompiledInstance,
+    Lending,
+    Memory,
+    Shelf,
+    address,
+    checked,
+    padded,
+)
 from penstock.engine.sealed import Sealed, graph_member
 from penstock.errors import ExecutionError, ModelLoadError, Unavailable
 
@@ -198,10 +210,26 @@ class Engine:
         self._check_open()
         return self._programs[index]
 
-    def program(self, index: int) -> CompiledInstance:
-        """A new instance of one program."""
+    def program(self, index: int, memory: Memory | None = None) -> CompiledInstance:
+        """A new instance of one program, which reads its inputs from this memory if it copies them at all."""
         self._check_open()
-        return self._programs[index].instance()
+        program = self._programs[index]
+        return program.instance(memory) if isinstance(program, Lending) else program.instance()
+
+    def memory(self) -> Memory | None:
+        """For the inputs of the largest program that copies them to a device; None where none does."""
+        self._check_open()
+        found: Lending | None = None
+        sizes: dict[str, int] = {}
+        for at, program in self._programs.items():
+            shapes = self.manifest.programs[at].shapes
+            if not isinstance(program, Lending) or not shapes:
+                continue
+            found = program
+            for spec in self.inputs:
+                size = math.prod(shapes[spec.name]) * spec.dtype.itemsize
+                sizes[spec.name] = max(size, sizes.get(spec.name, 0))
+        return found.memory(sizes) if found is not None else None
 
     def _check_open(self) -> None:
         if self._closed:
@@ -214,8 +242,18 @@ class EngineInstance:
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
         self._instances: dict[int, CompiledInstance] = {}
+        self._memory: Memory | None = None
         self._reductions = engine.manifest.reductions
         self._beside = [bool(self._reductions) and program.beside for program in engine.manifest.programs]
+
+    def input_memory(self) -> Mapping[str, Array]:
+        """Bytes by input, from which programs copy to a device; empty where none does. To be asked for before any call.
+
+        A batch at the beginning of it is not copied by the host; it may be overwritten once the call has returned.
+        """
+        if self._memory is None and not self._instances:
+            self._memory = self._engine.memory()
+        return self._memory.bytes if self._memory is not None else {}
 
     def execute(self, inputs: Arrays) -> dict[str, Array]:
         """Inputs that fit the signature in; outputs of the same rows out, which belong to the caller."""
@@ -227,9 +265,10 @@ class EngineInstance:
             count = step.last - step.first
             if count == step.rows:
                 return self._run(step.program, inputs)
+            # Nothing comes after these rows that filling up could overwrite.
+            filled = {name: self._filled(name, array, step.rows) for name, array in inputs.items()}
+            return self._cut(step, self._run(step.program, filled))
         parts = [self._step(step, inputs) for step in found.steps]
-        if len(parts) == 1:
-            return parts[0]
         return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
     def close(self) -> None:
@@ -238,14 +277,27 @@ class EngineInstance:
         self._instances.clear()
 
     def _step(self, step: Step, inputs: Arrays) -> dict[str, Array]:
-        count = step.last - step.first
         rows = {name: padded(array[step.first : step.last], step.rows) for name, array in inputs.items()}
-        return {name: _cut(name, array, count, step.rows) for name, array in self._run(step.program, rows).items()}
+        return self._cut(step, self._run(step.program, rows))
+
+    def _cut(self, step: Step, outputs: Arrays) -> dict[str, Array]:
+        count = step.last - step.first
+        return {name: _cut(name, array, count, step.rows) for name, array in outputs.items()}
+
+    def _filled(self, name: str, array: Array, rows: int) -> Array:
+        """Padded; where it lies, if that is the beginning of our own memory and there is room behind it."""
+        memory = self._memory.bytes.get(name) if self._memory is not None else None
+        size = array.nbytes // len(array) * rows
+        if memory is None or size > memory.nbytes or not array.flags.c_contiguous or address(array) != address(memory):
+            return padded(array, rows)
+        whole: Array = memory[:size].view(array.dtype).reshape(rows, *array.shape[1:])
+        whole[len(array) :] = array[:1]
+        return whole
 
     def _run(self, program: int, inputs: Arrays) -> dict[str, Array]:
         instance = self._instances.get(program)
         if instance is None:
-            instance = self._instances[program] = self._engine.program(program)
+            instance = self._instances[program] = self._engine.program(program, self._memory)
         if not self._beside[program]:
             return instance.execute(inputs)
         # What is reduced is huge and not needed afterwards: no copy of it is made.

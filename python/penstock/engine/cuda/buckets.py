@@ -8,7 +8,7 @@ import torch
 
 from penstock.engine.cuda.artifact import Artifact
 from penstock.engine.cuda.choices import Choice, Choices
-from penstock.engine.cuda.contexts import Context, GraphContext, HostContext
+from penstock.engine.cuda.contexts import Context, GraphContext, HostContext, InputMemory
 from penstock.engine.cuda.executor import PRECISIONS, Executor, placed
 from penstock.engine.cuda.form import Form, Prepared
 from penstock.engine.cuda.implementations import OURS, add_triton
@@ -74,8 +74,9 @@ class Bucket:
             early_launch=self._early_launch,
         )  # fmt: skip
 
-    def context(self) -> Context:
-        return GraphContext(self.executor) if self.executor.device.type == "cuda" else HostContext(self.executor)
+    def context(self, memory: InputMemory) -> Context:
+        kind = GraphContext if self.executor.device.type == "cuda" else HostContext
+        return kind(self.executor, memory)
 
     def sealed(self) -> Artifact:
         """Its kernels are taken down in one run."""

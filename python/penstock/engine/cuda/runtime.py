@@ -23,7 +23,7 @@ from penstock.engine import gpus
 from penstock.engine.cuda import artifact as artifacts
 from penstock.engine.cuda import form as forms
 from penstock.engine.cuda.buckets import Bucket, Model
-from penstock.engine.cuda.contexts import Context, Phases, phases
+from penstock.engine.cuda.contexts import Context, InputMemory, Phases, phases
 from penstock.engine.cuda.executor import PRECISIONS
 from penstock.engine.cuda.kernels.driver import OUT_OF_MEMORY
 from penstock.engine.cuda.kernels.replay import Player
@@ -31,7 +31,7 @@ from penstock.engine.cuda.tuning import Tuning
 from penstock.engine.lowered import LoweredGraph
 from penstock.engine.plan import CUDA, PLAIN_STEPS, TUNED_STEPS, Region, Shapes, Tactic
 from penstock.engine.routing import beyond_rows
-from penstock.engine.runtimes.base import Array, Arrays, Shelf, checked, library_message, padded
+from penstock.engine.runtimes.base import Array, Arrays, Memory, Shelf, checked, library_message, padded
 from penstock.errors import (
     ExecutionError,
     InvalidArgument,
@@ -144,11 +144,18 @@ class CudaRuntime:
         with _running(self._title):
             return phases(self._fitting(inputs).executor, dict(inputs), calls)
 
-    def instance(self) -> "CudaInstance":
+    def memory(self, sizes: Mapping[str, int]) -> InputMemory:
+        self._check_open()
+        with _running(self._title):
+            return InputMemory(sizes, self._buckets[0].executor.device)
+
+    def instance(self, memory: Memory | None = None) -> "CudaInstance":
         buckets = self._buckets  # once: closing takes them away
         if not buckets:
             self._check_open()
-        return CudaInstance(self._title, buckets)
+        if memory is not None and not isinstance(memory, InputMemory):
+            raise InvalidArgument(f"{self._title}: expected memory that this runtime made")
+        return CudaInstance(self._title, buckets, memory)
 
     def __call__(self, **arrays: Any) -> dict[str, Array]:
         inputs = checked(self.inputs, arrays)
@@ -185,15 +192,26 @@ class CudaRuntime:
 
 
 class CudaInstance:
-    """A worker's handle: a context of each bucket that it met."""
+    """A worker's handle: a context of each bucket that it met, all of which read the same memory."""
 
-    def __init__(self, title: str, buckets: Sequence[Bucket]) -> None:
+    def __init__(self, title: str, buckets: Sequence[Bucket], memory: InputMemory | None = None) -> None:
         self._title = title
+        self._memory = memory
         self._buckets = {_key(bucket.shapes): bucket for bucket in buckets}
         self._contexts: dict[tuple[Any, ...], Context] = {}
         self._closed = False
         if len(buckets) == 1:  # capturing takes seconds where a library searches: not in the first call
             self._context(_key(buckets[0].shapes))
+
+    def input_memory(self) -> Mapping[str, Array]:
+        """Bytes by input; a batch at the beginning of it, of a bucket's rows, is not copied by the host."""
+        return self._own_memory().bytes
+
+    def _own_memory(self) -> InputMemory:
+        if self._memory is None:
+            with _running(self._title):
+                self._memory = InputMemory.of([each.executor for each in self._buckets.values()])
+        return self._memory
 
     def execute(self, inputs: Arrays) -> dict[str, Array]:
         shapes = {name: array.shape for name, array in inputs.items()}
@@ -212,8 +230,9 @@ class CudaInstance:
 
     def _context(self, key: tuple[Any, ...]) -> Context:
         if key not in self._contexts:
+            memory = self._own_memory()
             with _running(self._title):
-                self._contexts[key] = self._buckets[key].context()
+                self._contexts[key] = self._buckets[key].context(memory)
         return self._contexts[key]
 
     def close(self) -> None:

@@ -9,7 +9,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -83,6 +83,28 @@ class CompiledInstance(RuntimeInstance, Protocol):
         ...
 
 
+class Memory(Protocol):
+    """Where inputs of one instance lie. Whoever holds it may write there while the instance does not run."""
+
+    @property
+    def bytes(self) -> Mapping[str, Array]:
+        """By input, uint8 in one dimension. A batch at the beginning of it is not copied by the host any more."""
+        ...
+
+
+@runtime_checkable
+class Lending(Protocol):
+    """A runtime that copies inputs to a device, from memory that it wants to know beforehand."""
+
+    def memory(self, sizes: Mapping[str, int]) -> Memory:
+        """As many bytes by input. Raises ResourceExhausted."""
+        ...
+
+    def instance(self, memory: Memory | None = None) -> CompiledInstance:
+        """With this memory, which several instances of one worker may share; None: its own."""
+        ...
+
+
 class Compiled(Runtime, Protocol):
     """A runtime that can be sealed: what `penstock.engine.runtimes.compile` gives."""
 
@@ -95,6 +117,11 @@ class Compiled(Runtime, Protocol):
     def regions(self, inputs: Arrays, repeats: int = 20) -> tuple[Region, ...]:
         """What the library executes for these inputs, by its own profile."""
         ...
+
+
+def address(array: Array) -> int:
+    """Where its first element lies."""
+    return int(array.__array_interface__["data"][0])
 
 
 def padded(array: Array, rows: int) -> Array:

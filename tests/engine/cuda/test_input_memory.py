@@ -1,0 +1,122 @@
+"""Inputs that lie where a bucket reads them are not copied by the host; everything else is answered as before."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+pytest.importorskip("torch")
+
+import torch
+
+from penstock import graph
+from penstock.engine.cuda import contexts, form
+from penstock.engine.cuda.runtime import CudaRuntime
+from penstock.engine.plan import Tactic
+from penstock.engine.runtimes.base import Lending
+from penstock.errors import InvalidArgument
+from penstock.graph.lowering import lower
+from tests.quantize import networks
+
+pytestmark = pytest.mark.torch
+
+TACTIC = Tactic("cuda", "fp32", "lowered", "static", options=(("steps", "plain"),))
+ROW = 3 * 64 * 64 * 4
+BUCKETS = (1, 4)
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("form")
+    graph.save(networks.residual(), folder / "m.onnx")
+    model = graph.load(folder / "m.onnx")
+    at = [{"x": (rows, 3, 64, 64)} for rows in BUCKETS]
+    form.write(folder / "m.safetensors", [(each, *lower(graph.optimize(model, shapes=each).model)) for each in at])
+    return folder / "m.safetensors"
+
+
+def compiled(path: Path, rows: int | None) -> CudaRuntime:
+    shapes = {"x": (rows, 3, 64, 64)} if rows is not None else None
+    return CudaRuntime.compile(path, TACTIC, shapes=shapes, instances=1, threads=None, device=torch.device("cpu"))
+
+
+def pictures(rows: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).standard_normal((rows, 3, 64, 64)).astype(np.float32)
+
+
+@pytest.fixture
+def copies(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Bytes of each copy that a context makes of an input."""
+    made: list[int] = []
+    copyto = np.copyto
+
+    def counted(target: Any, source: Any) -> None:
+        made.append(target.nbytes)
+        copyto(target, source)
+
+    monkeypatch.setattr(contexts.np, "copyto", counted)
+    return made
+
+
+@pytest.mark.parametrize("rows", BUCKETS)
+def test_a_batch_in_the_memory_is_not_copied(rows: int, path: Path, copies: list[int]) -> None:
+    runtime = compiled(path, rows)
+    expected = runtime(x=pictures(rows))["fc"]
+    assert copies == [rows * ROW]
+    instance = runtime.instance()
+    memory = instance.input_memory()["x"]
+    assert memory.nbytes == rows * ROW
+    lent = memory.view(np.float32).reshape(rows, 3, 64, 64)
+    lent[:] = pictures(rows)
+    np.testing.assert_array_equal(instance.execute({"x": lent})["fc"], expected)
+    assert copies == [rows * ROW]
+
+
+def test_buckets_of_one_instance_read_the_same_memory(path: Path, copies: list[int]) -> None:
+    runtime = compiled(path, None)
+    instance = runtime.instance()
+    memory = instance.input_memory()["x"]
+    assert memory.nbytes == max(BUCKETS) * ROW
+    for rows in (1, 4, 1, 4):
+        x = pictures(rows, rows)
+        lent = memory[: rows * ROW].view(np.float32).reshape(x.shape)
+        lent[:] = x
+        found = instance.execute({"x": lent})["fc"]
+        assert not copies
+        np.testing.assert_array_equal(found, runtime(x=x)["fc"])
+        copies.clear()
+
+
+def test_programs_share_memory_that_one_of_them_made(path: Path, copies: list[int]) -> None:
+    programs = [compiled(path, rows) for rows in BUCKETS]
+    assert all(isinstance(program, Lending) for program in programs)
+    memory = programs[0].memory({"x": 4 * ROW})
+    for rows, program in zip(BUCKETS, programs, strict=True):
+        x = pictures(rows, rows)
+        lent = memory.bytes["x"][: rows * ROW].view(np.float32).reshape(x.shape)
+        lent[:] = x
+        found = program.instance(memory).execute({"x": lent})["fc"]
+        assert not copies
+        np.testing.assert_array_equal(found, program(x=x)["fc"])
+        copies.clear()
+
+
+def test_what_an_execution_returned_stays_when_the_memory_is_written_again(path: Path) -> None:
+    instance = compiled(path, 4).instance()
+    lent = instance.input_memory()["x"].view(np.float32).reshape(4, 3, 64, 64)
+    lent[:] = pictures(4)
+    first = instance.execute({"x": lent})["fc"]
+    kept = first.copy()
+    lent[:] = pictures(4, 1)
+    second = instance.execute({"x": lent})["fc"]
+    np.testing.assert_array_equal(first, kept)
+    assert not np.array_equal(first, second)
+
+
+def test_memory_of_something_else_is_refused(path: Path) -> None:
+    class Other:
+        bytes: Any = {}
+
+    with pytest.raises(InvalidArgument, match="memory that this runtime made"):
+        compiled(path, 1).instance(Other())
