@@ -5,7 +5,9 @@ What clients do wrong, or do on purpose, is in `tests/hostile/test_shared_memory
 """
 
 import os
+import queue
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -226,8 +228,6 @@ def test_a_batch_gathers_rows_from_memory_and_from_requests(transport: Transport
 
 
 def test_a_stream_takes_tensors_from_memory(shared: RunningServer) -> None:
-    import queue
-
     answers: queue.Queue[Any] = queue.Queue()
     x = np.arange(8, dtype=np.float32)[None]
     with Memory(4096) as memory, connect("grpc", shared) as client:
@@ -266,3 +266,10 @@ def test_cuda_memory_can_be_asked_about_and_forgotten_without_a_gpu(
         assert len(status if transport == "http" else status.regions) == 0
         client.unregister_cuda_shared_memory()
         client.unregister_cuda_shared_memory("r")
+
+
+def test_the_guide_s_example_answers_as_it_says(capsys: pytest.CaptureFixture[str], shared: RunningServer) -> None:
+    guide = (Path(__file__).parents[2] / "docs/serving.md").read_text()
+    example = guide.partition("## Shared memory")[2].partition("```python\n")[2].partition("```")[0]
+    exec(compile(example.replace("localhost:8000", shared.http_address), "serving.md", "exec"), {})
+    assert capsys.readouterr().out == "[[2. 4. 6. 9.]]\n"

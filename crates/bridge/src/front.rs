@@ -62,7 +62,8 @@ impl Front {
     fn new(listeners: ListenersArgument, devices: Option<Py<PyAny>>) -> PyResult<Front> {
         let config = listeners.config()?;
         let devices = devices.map(|devices| Arc::new(PythonDevices(devices)) as Arc<dyn Devices>);
-        let (handle, operations) = Handle::start(config, devices).map_err(|error| PyOSError::new_err(error.to_string()))?;
+        let (handle, operations) =
+            Handle::start(config, devices).map_err(|error| PyOSError::new_err(error.to_string()))?;
         let port = |address: Option<SocketAddr>| address.map(|address| address.port());
         Ok(Front {
             server: handle.server.clone(),

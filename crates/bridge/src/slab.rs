@@ -77,7 +77,9 @@ impl Lent {
             Some(start) if length > 0 && !buffer.readonly() && buffer.is_c_contiguous() => {
                 Ok(Lent { start, length, _buffer: buffer })
             }
-            _ => Err(PyValueError::new_err("memory of an input: expected a writable contiguous buffer with bytes in it")),
+            _ => {
+                Err(PyValueError::new_err("memory of an input: expected a writable contiguous buffer with bytes in it"))
+            }
         }
     }
 

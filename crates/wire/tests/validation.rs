@@ -58,7 +58,9 @@ fn the_plan_carries_id_binary_priority_and_timeout() {
     let raw = RawRequest {
         id: "a".into(),
         inputs: SmallVec::from_vec(vec![x(1)]),
-        outputs: ["y", "s"].map(|name| RawOutput { name: name.into(), binary: (name == "s").then_some(false), place: None }).into(),
+        outputs: ["y", "s"]
+            .map(|name| RawOutput { name: name.into(), binary: (name == "s").then_some(false), place: None })
+            .into(),
         parameters: Parameters { priority: 2, timeout_us: 10, binary_data_output: true, ..Parameters::default() },
     };
     let request = validate(&batched(), raw).unwrap();

@@ -11,12 +11,16 @@ pytest.importorskip("torch")
 import torch
 
 from penstock import graph
+from penstock.engine import fingerprint
 from penstock.engine.cuda import contexts, form
 from penstock.engine.cuda.runtime import CudaRuntime
-from penstock.engine.plan import Tactic
+from penstock.engine.engine import Engine
+from penstock.engine.plan import Bucket, Manifest, Profile, Program, Tactic
 from penstock.engine.runtimes.base import Lending
+from penstock.engine.sealed import Sealed
 from penstock.errors import InvalidArgument
 from penstock.graph.lowering import lower
+from penstock.tensors import TensorSpec
 from tests.quantize import networks
 
 pytestmark = pytest.mark.torch
@@ -116,7 +120,69 @@ def test_what_an_execution_returned_stays_when_the_memory_is_written_again(path:
 
 def test_memory_of_something_else_is_refused(path: Path) -> None:
     class Other:
-        bytes: Any = {}
+        def __init__(self) -> None:
+            self.bytes: dict[str, Any] = {}
 
     with pytest.raises(InvalidArgument, match="memory that this runtime made"):
         compiled(path, 1).instance(Other())
+
+
+# ---- an engine of several programs ----
+
+
+@pytest.fixture(scope="module")
+def engine(path: Path) -> Engine:
+    """Buckets of which the larger one costs next to nothing more, so that a batch between them is padded."""
+    programs = {at: compiled(path, rows) for at, rows in enumerate(BUCKETS)}
+    at = [{"x": (rows, 3, 64, 64)} for rows in BUCKETS]
+    free = [TensorSpec(each.name, each.datatype, (-1, *each.shape[1:])) for each in (*programs[0].inputs,)]
+    answers = [TensorSpec(each.name, each.datatype, (-1, *each.shape[1:])) for each in programs[0].outputs]
+    manifest = Manifest(
+        name="m", inputs=tuple(free), outputs=tuple(answers), profiles=(Profile(at[0], at[-1], at[-1]),),
+        programs=tuple(Program(TACTIC, "", shapes, 0, ("fc",)) for shapes in at),
+        buckets=tuple(Bucket(shapes, number, 10.0 + number) for number, shapes in enumerate(at)),
+        regions=(), fingerprint=fingerprint.here(), precision="fp32", source_hash="",
+    )  # fmt: skip
+    unread: Any = None  # it was never a file
+    return Engine(Sealed("m", manifest, {}, "", unread), programs, 1)
+
+
+@pytest.mark.parametrize(
+    ("rows", "copied"),
+    [(1, []), (4, []), (2, []), (3, []), (5, [1]), (8, [4]), (9, [4, 1])],
+    ids=lambda value: str(value) if isinstance(value, int) else "",
+)
+def test_a_batch_between_buckets_is_filled_up_where_it_lies(
+    rows: int, copied: list[int], engine: Engine, copies: list[int]
+) -> None:
+    """What lies behind the first bucket of a large batch is the only thing that is copied."""
+    x = pictures(rows, rows)
+    expected = engine(x=x)["fc"]
+    copies.clear()
+    instance = engine.instance()
+    memory = instance.input_memory()["x"]
+    assert memory.nbytes == 4 * ROW
+    if rows <= 4:
+        given = memory[: rows * ROW].view(np.float32).reshape(x.shape)
+        given[:] = x
+    else:
+        given = x  # does not fit: it comes elsewhere, as a whole
+        copied = [4, *copied]
+    for _ in range(2):
+        np.testing.assert_allclose(instance.execute({"x": given})["fc"], expected, rtol=1e-5, atol=1e-6)
+    assert copies == [each * ROW for each in copied] * 2
+
+
+def test_rows_behind_a_batch_are_filled_with_its_first(engine: Engine) -> None:
+    instance = engine.instance()
+    memory = instance.input_memory()["x"].view(np.float32).reshape(4, 3, 64, 64)
+    memory[:] = np.nan
+    memory[:2] = pictures(2)
+    assert np.isfinite(instance.execute({"x": memory[:2]})["fc"]).all()
+    np.testing.assert_array_equal(memory[2:], np.stack([memory[0]] * 2))
+
+
+def test_memory_is_made_before_any_call_or_not_at_all(engine: Engine) -> None:
+    instance = engine.instance()
+    instance.execute({"x": pictures(1)})
+    assert instance.input_memory() == {}

@@ -10,8 +10,8 @@ use crate::shard::Shard;
 use crate::submit::{self, Answered, Terms};
 use bytes::Bytes;
 use penstock_schema::{Error, Result};
-use penstock_wire::grpc::{self, StreamPart};
 use penstock_wire::Frames as Messages;
+use penstock_wire::grpc::{self, StreamPart};
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -47,7 +47,9 @@ async fn read(shard: &Arc<Shard>, message: Bytes) -> Result<Request> {
         return Ok(request);
     }
     let server = shard.server.clone();
-    aside(move || decode(&server, &message, Here::All)).await?.ok_or_else(|| Error::internal("request could not be read"))
+    aside(move || decode(&server, &message, Here::All))
+        .await?
+        .ok_or_else(|| Error::internal("request could not be read"))
 }
 
 fn decode(server: &Server, message: &Bytes, here: Here) -> Result<Option<Request>> {

@@ -39,8 +39,7 @@ pub async fn infer(shard: &Arc<Shard>, name: &str, version: Option<&str>, reques
     }
     let text_bytes = header_length.unwrap_or(body.len());
     let heavy = text_bytes > HEAVY_TEXT_BYTES || body.len() > HEAVY_BINARY_BYTES;
-    let quick =
-        if heavy { None } else { decode(&shard.server, &model.spec, &body, header_length, Here::Quick)? };
+    let quick = if heavy { None } else { decode(&shard.server, &model.spec, &body, header_length, Here::Quick)? };
     let request = match quick {
         Some(request) => {
             // Tensors are slices of it: they can be passed on as they are once they alone hold it.

@@ -30,8 +30,8 @@ pub struct Request {
 /// Reads what is in shared memory and checks the whole against the model. `None`: not here, that takes too long.
 pub fn complete(server: &Server, spec: &ModelSpec, mut raw: RawRequest<'_>, here: Here) -> Result<Option<Request>> {
     // Nearly every request: nothing of it is anywhere else.
-    let elsewhere = raw.inputs.iter().any(|input| input.place.is_some())
-        || raw.outputs.iter().any(|output| output.place.is_some());
+    let elsewhere =
+        raw.inputs.iter().any(|input| input.place.is_some()) || raw.outputs.iter().any(|output| output.place.is_some());
     if !elsewhere {
         let validated = validate::validate(spec, raw)?;
         return Ok(Some(Request { validated, destinations: Destinations::default() }));

@@ -1,8 +1,9 @@
 """One batch in flight at the shapes of one bucket: pinned buffers, a stream, and one CUDA graph of everything.
 
 Copying in, all steps and copying out are captured together, so that a call is two copies by the host and one replay,
-or one copy where the rows were laid out in the instance's `InputMemory` to begin with. Nobody waits for the device, only for the graph's own event. `HostContext` is the same without a GPU, for tests. Made
-and used by the runtime; a context is used by one call at a time.
+or one copy where the rows were laid out in the instance's `InputMemory` to begin with. Nobody waits for the device,
+only for the graph's own event. `HostContext` is the same without a GPU, for tests. Made and used by the runtime; a
+context is used by one call at a time.
 """
 
 import itertools
