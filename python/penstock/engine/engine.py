@@ -9,15 +9,16 @@ import logging
 import math
 import threading
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import numpy as np
 
 from penstock.engine import cores, runtimes
 from penstock.engine.check import Verdict, check
+from penstock.engine.device_calls import DeviceWorker, lies_on_gpu
 from penstock.engine.fitting import fitting
 from penstock.engine.plan import CUDA, Manifest, Program, Shape
 from penstock.engine.reducing import reduced
@@ -39,6 +40,8 @@ from penstock.engine.sealed import Sealed, graph_member
 from penstock.errors import ExecutionError, ModelLoadError, Unavailable
 
 _LOG = logging.getLogger(__name__)
+
+Where = Literal["host", "device"]
 
 # Routes kept, one for each combination of shapes met; a server meets a few dozen.
 _ROUTES: Final = 4096
@@ -164,9 +167,12 @@ class Engine:
         self._check_open()
         return EngineInstance(self)
 
-    def context(self) -> "EngineContext":
-        """An execution context: buffers of its own, and a queue of calls that it runs in order."""
-        return EngineContext(self.instance())
+    def context(self, *, outputs: Where = "host") -> "EngineContext":
+        """An execution context: buffers of its own, and a queue of calls that it runs in order.
+
+        outputs  "device": of an engine on a GPU, leave answers there, as torch tensors.
+        """
+        return EngineContext(self.instance(), outputs)
 
     def __call__(self, **arrays: Any) -> dict[str, Array]:
         """Run on arrays whose shapes lie in one of the profiles; more rows than the largest batch are split.
@@ -204,6 +210,11 @@ class Engine:
                 self._routes.clear()
             self._routes[key] = found
         return found
+
+    @property
+    def available(self) -> frozenset[int]:
+        """The programs that are loaded, by their place in the manifest."""
+        return self._available
 
     def compiled(self, index: int) -> Compiled:
         """One program itself, for those who look at how it runs."""
@@ -312,12 +323,16 @@ class EngineContext:
     Close it, or use it in `with`: calls under way are finished.
     """
 
-    def __init__(self, instance: EngineInstance) -> None:
+    def __init__(self, instance: EngineInstance, outputs: Where = "host") -> None:
         self._instance = instance
         self._engine = instance._engine
+        self._outputs = outputs
+        self._device: DeviceWorker | None = None
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="penstock-context")
         self._lock = threading.Lock()
         self._open = True
+        if outputs == "device":
+            self._worker()  # so that an engine that can't is told at once
 
     def __enter__(self) -> "EngineContext":
         return self
@@ -325,22 +340,42 @@ class EngineContext:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def enqueue(self, **arrays: Any) -> "Future[dict[str, Array]]":
+    def enqueue(self, **arrays: Any) -> "Future[dict[str, Any]]":
         """Start a call; its `result()` is what calling the engine gives, or raises. The arrays must stay as they are.
 
-        Raises InvalidArgument at once, for arrays that do not fit.
+        Arrays that lie on the engine's GPU (torch tensors, and whatever speaks DLPack) are taken there, behind what
+        this thread has enqueued on torch's current stream. Raises InvalidArgument at once, for arrays that do not fit,
+        and Unsupported for arrays on a GPU where the engine has none.
         """
+        if self._outputs == "device" or any(map(lies_on_gpu, arrays.values())):
+            worker = self._worker()
+            return self._submit(self._on_device, worker, worker.taken(arrays))
         inputs: Mapping[str, Array] = checked(self._engine.inputs, arrays)
+        return self._submit(self._instance.execute, inputs)
+
+    def _worker(self) -> DeviceWorker:
+        with self._lock:
+            if self._device is None:
+                self._device = DeviceWorker(self._engine)
+            return self._device
+
+    def _on_device(self, worker: DeviceWorker, call: Any) -> dict[str, Any]:
+        answers = worker.execute(call)
+        return answers if self._outputs == "device" else dict(call.on_host(answers))
+
+    def _submit(self, work: Callable[..., dict[str, Any]], *given: Any) -> "Future[dict[str, Any]]":
         with self._lock:
             if not self._open:
                 raise Unavailable("the context is closed; make another with engine.context()")
-            return self._pool.submit(self._instance.execute, inputs)
+            return self._pool.submit(work, *given)
 
     def close(self) -> None:
         with self._lock:
             self._open = False
         self._pool.shutdown(wait=True)
         self._instance.close()
+        if self._device is not None:
+            self._device.close()
 
 
 def _cut(name: str, array: Array, count: int, rows: int) -> Array:

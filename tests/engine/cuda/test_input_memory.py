@@ -8,45 +8,20 @@ import pytest
 
 pytest.importorskip("torch")
 
-import torch
-
-from penstock import graph
-from penstock.engine import fingerprint
-from penstock.engine.cuda import contexts, form
-from penstock.engine.cuda.runtime import CudaRuntime
+from penstock.engine.cuda import contexts
 from penstock.engine.engine import Engine
-from penstock.engine.plan import Bucket, Manifest, Profile, Program, Tactic
 from penstock.engine.runtimes.base import Lending
-from penstock.engine.sealed import Sealed
 from penstock.errors import InvalidArgument
-from penstock.graph.lowering import lower
-from penstock.tensors import TensorSpec
-from tests.quantize import networks
+from tests.engine.cuda.engines import BUCKETS, TACTIC, compiled, of_programs, pictures, written
 
 pytestmark = pytest.mark.torch
 
-TACTIC = Tactic("cuda", "fp32", "lowered", "static", options=(("steps", "plain"),))
 ROW = 3 * 64 * 64 * 4
-BUCKETS = (1, 4)
 
 
 @pytest.fixture(scope="module")
 def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("form")
-    graph.save(networks.residual(), folder / "m.onnx")
-    model = graph.load(folder / "m.onnx")
-    at = [{"x": (rows, 3, 64, 64)} for rows in BUCKETS]
-    form.write(folder / "m.safetensors", [(each, *lower(graph.optimize(model, shapes=each).model)) for each in at])
-    return folder / "m.safetensors"
-
-
-def compiled(path: Path, rows: int | None) -> CudaRuntime:
-    shapes = {"x": (rows, 3, 64, 64)} if rows is not None else None
-    return CudaRuntime.compile(path, TACTIC, shapes=shapes, instances=1, threads=None, device=torch.device("cpu"))
-
-
-def pictures(rows: int, seed: int = 0) -> np.ndarray:
-    return np.random.default_rng(seed).standard_normal((rows, 3, 64, 64)).astype(np.float32)
+    return written(tmp_path_factory.mktemp("form"))
 
 
 @pytest.fixture
@@ -132,19 +107,8 @@ def test_memory_of_something_else_is_refused(path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def engine(path: Path) -> Engine:
-    """Buckets of which the larger one costs next to nothing more, so that a batch between them is padded."""
-    programs = {at: compiled(path, rows) for at, rows in enumerate(BUCKETS)}
-    at = [{"x": (rows, 3, 64, 64)} for rows in BUCKETS]
-    free = [TensorSpec(each.name, each.datatype, (-1, *each.shape[1:])) for each in (*programs[0].inputs,)]
-    answers = [TensorSpec(each.name, each.datatype, (-1, *each.shape[1:])) for each in programs[0].outputs]
-    manifest = Manifest(
-        name="m", inputs=tuple(free), outputs=tuple(answers), profiles=(Profile(at[0], at[-1], at[-1]),),
-        programs=tuple(Program(TACTIC, "", shapes, 0, ("fc",)) for shapes in at),
-        buckets=tuple(Bucket(shapes, number, 10.0 + number) for number, shapes in enumerate(at)),
-        regions=(), fingerprint=fingerprint.here(), precision="fp32", source_hash="",
-    )  # fmt: skip
-    unread: Any = None  # it was never a file
-    return Engine(Sealed("m", manifest, {}, "", unread), programs, 1)
+    """The larger bucket costs next to nothing more, so that a batch between them is padded."""
+    return of_programs([compiled(path, rows) for rows in BUCKETS], TACTIC)
 
 
 @pytest.mark.parametrize(

@@ -24,6 +24,7 @@ from penstock.engine.cuda import artifact as artifacts
 from penstock.engine.cuda import form as forms
 from penstock.engine.cuda.buckets import Bucket, Model
 from penstock.engine.cuda.contexts import Context, InputMemory, Phases, phases
+from penstock.engine.cuda.device_arrays import DeviceCall, DeviceContext, taken
 from penstock.engine.cuda.executor import PRECISIONS
 from penstock.engine.cuda.kernels.driver import OUT_OF_MEMORY
 from penstock.engine.cuda.kernels.replay import Player
@@ -157,6 +158,16 @@ class CudaRuntime:
             raise InvalidArgument(f"{self._title}: expected memory that this runtime made")
         return CudaInstance(self._title, buckets, memory)
 
+    def device_instance(self) -> "CudaInstance":
+        """A worker for calls with tensors on the device; of a program of one bucket."""
+        self._check_open()
+        return CudaInstance(self._title, self._buckets, on_device=True)
+
+    def taken(self, specs: Sequence[TensorSpec], arrays: Mapping[str, Any]) -> DeviceCall:
+        """Inputs of a call of the engine that this is a program of. Raises InvalidArgument."""
+        self._check_open()
+        return taken(specs, arrays, self._buckets[0].executor.device)
+
     def __call__(self, **arrays: Any) -> dict[str, Array]:
         inputs = checked(self.inputs, arrays)
         self._check_open()
@@ -194,13 +205,19 @@ class CudaRuntime:
 class CudaInstance:
     """A worker's handle: a context of each bucket that it met, all of which read the same memory."""
 
-    def __init__(self, title: str, buckets: Sequence[Bucket], memory: InputMemory | None = None) -> None:
+    def __init__(
+        self, title: str, buckets: Sequence[Bucket], memory: InputMemory | None = None, *, on_device: bool = False
+    ) -> None:
+        """`on_device`: calls will come with tensors on the device."""
         self._title = title
         self._memory = memory
         self._buckets = {_key(bucket.shapes): bucket for bucket in buckets}
         self._contexts: dict[tuple[Any, ...], Context] = {}
+        self._device_context: DeviceContext | None = None
         self._closed = False
-        if len(buckets) == 1:  # capturing takes seconds where a library searches: not in the first call
+        if (
+            len(buckets) == 1 and not on_device
+        ):  # capturing takes seconds where a library searches: not in the first call
             self._context(_key(buckets[0].shapes))
 
     def input_memory(self) -> Mapping[str, Array]:
@@ -228,6 +245,19 @@ class CudaInstance:
         with _running(self._title):
             return context.run(dict(inputs))
 
+    def on_device(self, call: DeviceCall, rows: int | None) -> dict[str, torch.Tensor]:
+        """Of this instance's one bucket: up to its rows, from tensors on the device; answers stay there.
+
+        rows  None: everything as it is, for a bucket without rows.
+        """
+        if self._closed:
+            raise Unavailable(f"{self._title} is closed; load it again")
+        (bucket,) = self._buckets.values()
+        with _running(self._title):
+            if self._device_context is None:
+                self._device_context = DeviceContext(bucket.executor)
+            return self._device_context.run(call, rows)
+
     def _context(self, key: tuple[Any, ...]) -> Context:
         if key not in self._contexts:
             memory = self._own_memory()
@@ -238,6 +268,7 @@ class CudaInstance:
     def close(self) -> None:
         self._closed = True
         self._contexts.clear()
+        self._device_context = None
         self._buckets = {}
 
     def _by_rows(self, inputs: Arrays) -> dict[str, Array]:

@@ -105,6 +105,27 @@ class Lending(Protocol):
         ...
 
 
+class DeviceInstance(Protocol):
+    """A worker whose calls have their arrays on a device."""
+
+    def on_device(self, call: Any, rows: int | None) -> dict[str, Any]:
+        """Rows of a `OnDevice.taken` call, up to the program's own; None: everything. Answers stay there."""
+        ...
+
+    def close(self) -> None: ...
+
+
+@runtime_checkable
+class OnDevice(Protocol):
+    """A program that takes arrays that are on its device already. What they are made of is the runtime's affair."""
+
+    def taken(self, specs: Sequence[TensorSpec], arrays: Mapping[str, Any]) -> Any:
+        """A call, on the caller's thread. Raises InvalidArgument."""
+        ...
+
+    def device_instance(self) -> DeviceInstance: ...
+
+
 class Compiled(Runtime, Protocol):
     """A runtime that can be sealed: what `penstock.engine.runtimes.compile` gives."""
 
