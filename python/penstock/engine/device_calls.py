@@ -67,6 +67,5 @@ class DeviceWorker:
         program = self._engine.compiled(index)
         if isinstance(program, OnDevice):
             return program
-        raise Unsupported(
-            f"engine {self._engine.manifest.name!r}: these shapes are run by {program.name} on the CPU; pass NumPy arrays"
-        )
+        engine = self._engine.manifest.name
+        raise Unsupported(f"engine {engine!r}: these shapes are run by {program.name} on the CPU; pass NumPy arrays")
