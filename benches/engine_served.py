@@ -13,15 +13,11 @@ import argparse
 import json
 import os
 import re
-import signal
 import statistics
 import subprocess
-import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -29,7 +25,8 @@ import grpc
 import numpy as np
 from tritonclient.grpc import service_pb2
 
-COMMAND = (sys.executable, "-c", "from penstock.cli import main; main()")
+from serving import COMMAND, serving
+
 METHOD = "/inference.GRPCInferenceService/ModelInfer"
 WARM_UP_SECONDS = 2.0
 BAR = 0.95
@@ -83,20 +80,6 @@ def alone(engine: Path, wanted: argparse.Namespace) -> float:
     command = [*COMMAND, "time", str(engine), shapes, *times, "--json"]
     ran = subprocess.run(command, check=True, capture_output=True, text=True)
     return float(json.loads(ran.stdout)["throughput_rows_per_s"])
-
-
-@contextmanager
-def serving(engine: Path) -> Iterator[int]:
-    """The port for gRPC of a server with the engine."""
-    ports = [f"--{each}-port=0" for each in ("http", "grpc", "metrics")]
-    command = [*COMMAND, "serve", str(engine), *ports, "--json"]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
-    try:
-        assert process.stdout is not None
-        yield int(json.loads(process.stdout.readline())["grpc_port"])
-    finally:
-        process.send_signal(signal.SIGTERM)
-        process.wait(30)
 
 
 def served(engine: Path, wanted: argparse.Namespace) -> tuple[float, int, float]:

@@ -49,10 +49,12 @@ def flops(graph: LoweredGraph, step: Step) -> float:
         assert operand is not None, role
         return graph.shape(operand)
 
-    if step.kind == "conv":  # each result is a sum over the filter
+    if step.kind in ("conv", "conv_gate"):  # each result is a sum over the filter
         products = step.attributes.get("products")  # those with weights that only fill up are none
         each = products if isinstance(products, int) else math.prod(shape("weight")[1:])
         return 2.0 * _written(graph, step) * each
+    if step.kind in ("conv_shortcut", "bottleneck", "bottleneck_next"):
+        return 2.0 * _of_a_block(graph, step)
     if step.kind == "conv_transpose":  # each input goes into a filter's worth of results
         return 2.0 * math.prod(shape("x")) * math.prod(shape("weight")[1:])
     if step.kind == "gemm":
@@ -66,7 +68,34 @@ def flops(graph: LoweredGraph, step: Step) -> float:
     if step.kind == "lstm":  # four gates from what comes in and from the state
         time, batch, *_ = shape("x")
         return 2.0 * time * batch * (math.prod(shape("weight")) + math.prod(shape("recurrence")))
+    if step.kind in _LAYERS:
+        return _of_layers(graph, step)
     return 0.0
+
+
+_LAYERS: Final = ("mlp", "gemm_top_1", "gated_layers", "fork", "expand_depthwise")
+
+
+def _of_layers(graph: LoweredGraph, step: Step) -> float:
+    """Every pixel or row of what is read meets every weight once, but for a depthwise one, of which its results do."""
+    total, rows = 0.0, 0
+    for operand in step.inputs:
+        shape = graph.shape(operand)
+        if operand.role in ("x", *(f"{number}_x" for number in range(9))):
+            rows = math.prod(shape[:-1])
+        elif operand.role.partition("_")[2] == "weight" or operand.role in ("first", "second"):
+            total += 2.0 * rows * math.prod(shape)
+        elif operand.role == "weight":
+            each = math.prod(shape[1:]) if step.kind == "expand_depthwise" else 0
+            total += 2.0 * _written(graph, step) * each if each else 2.0 * rows * math.prod(shape)
+    return total
+
+
+def _of_a_block(graph: LoweredGraph, step: Step) -> float:
+    """Multiplications of its layers, each for every pixel that it writes."""
+    pixels = math.prod(graph.values[step.outputs[0]].shape[:3])
+    layers = (step.operand(role) for role in ("weight", "second", "third", "shortcut"))
+    return float(pixels * sum(math.prod(graph.shape(each)) for each in layers if each is not None))
 
 
 def moved(graph: LoweredGraph, step: Step) -> float:

@@ -44,9 +44,9 @@ class Store:
 
 
 def digest(*folders: Path) -> str:
-    """Of the Python sources below: other kernels are another engine."""
+    """Of the sources below, Python and CUDA C++: other kernels are another engine."""
     found = hashlib.sha256()
     for folder in folders:
-        for path in sorted(folder.rglob("*.py")):
+        for path in sorted(each for each in folder.rglob("*") if each.suffix in (".py", ".cu", ".cuh")):
             found.update(path.relative_to(folder).as_posix().encode() + b"\0" + path.read_bytes())
     return found.hexdigest()[:16]

@@ -21,6 +21,8 @@ from penstock.engine.lowered import LoweredGraph
 Tensors = dict[str, torch.Tensor]
 
 _WORDS: Final = 30000
+_BLOCKS: Final = ("conv_shortcut", "bottleneck", "bottleneck_next")
+_MATRICES: Final = ("second", "third", "shortcut")
 _NOISE: Final = 0.02  # deviation of biases and positions
 
 
@@ -53,13 +55,14 @@ def complete(graph: LoweredGraph, there: Tensors, device: str, seed: int = 1) ->
             found[name] = torch.full(weight.shape, float(role == "weight"), dtype=torch.float16, device=device)
             continue
         deviation = _NOISE
-        if role in ("weight", "recurrence") or (kind == "gather" and role == "x"):
-            fan = math.prod(weight.shape[1:]) if kind in ("conv", "gemm") else weight.shape[-1]
+        if role in ("weight", "recurrence", *_MATRICES) or (kind == "gather" and role == "x"):
+            fan = math.prod(weight.shape[1:]) if kind in ("conv", "gemm", *_BLOCKS) else weight.shape[-1]
             deviation = max(fan, 1) ** -0.5
         generator = torch.Generator(device).manual_seed(crc32(name.encode()) ^ seed)
         # A constant that was folded after it had been expanded to the batch: all its rows are one. Layers' weights are
         # none of that, though a convolution may have as many filters as the batch has rows.
-        expanded = len(weight.shape) > 2 and weight.shape[:2] == (batch, 1) and role not in ("weight", "recurrence")
+        layer = role in ("weight", "recurrence", *_MATRICES)
+        expanded = len(weight.shape) > 2 and weight.shape[:2] == (batch, 1) and not layer
         made = torch.randn(weight.shape[1:] if expanded else weight.shape, generator=generator, device=device)
         found[name] = (made * deviation).half().expand(weight.shape).contiguous()
     return found

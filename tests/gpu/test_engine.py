@@ -1,5 +1,6 @@
 """Engines on the GPU, from `ps.build` to a process without a compiler, and many threads on one."""
 
+import itertools
 import json
 import os
 import subprocess
@@ -135,6 +136,27 @@ def test_two_contexts_have_two_batches_in_flight(engine: ps.Engine) -> None:
         futures = [each.enqueue(x=x) for _ in range(50) for each in (first, second)]
         for future in futures:
             np.testing.assert_array_equal(future.result()["fc"], right)
+
+
+def test_an_urgent_context_gives_the_same_answers(engine: ps.Engine) -> None:
+    x = pictures(16)
+    with engine.context(priority=-5) as urgent:
+        np.testing.assert_array_equal(urgent.enqueue(x=x).result()["fc"], engine(x=x)["fc"])
+
+
+def test_a_timeline_has_every_part_of_every_call_in_its_order(engine: ps.Engine) -> None:
+    program = engine.manifest.buckets[-1].program
+    shapes = engine.manifest.buckets[-1].shapes
+    x = np.zeros(shapes["x"], np.float32)
+    spans = engine.compiled(program).timeline({"x": x}, contexts=2, calls=4)
+    for context in range(2):
+        for call in range(4):
+            of_one = [each for each in spans if (each.context, each.call) == (context, call)]
+            assert [each.part for each in of_one] == ["host copy in", "copy in", "compute", "copy out", "host copy out"]
+            assert all(each.begin <= each.end for each in of_one)
+            device = of_one[1:4]
+            assert all(before.end <= after.begin for before, after in itertools.pairwise(device))
+            assert device[0].begin >= of_one[0].begin
 
 
 def test_without_memory_the_error_is_clear_and_the_engine_goes_on(engine: ps.Engine) -> None:

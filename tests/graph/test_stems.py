@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import pytest
 
 from penstock.engine.lowered import LoweredGraph, Step, View, from_json, to_json
-from penstock.graph import optimize
+from penstock.graph import boundary, optimize
 from penstock.graph.lowering import Weights, lower
 from tests.graph.small import graph, normal
 
@@ -112,3 +112,32 @@ def test_pixels_get_a_channel_more_where_windows_have_no_rows_side_by_side(why: 
     assert found.shape(conv.inputs[0]) == (2, 8, 8, 4)
     assert [found.shape(operand)[-1] for operand in conv.inputs] == [4, 4]
     assert conv.attributes["products"] == 3 * PIXELS[why].weight[2] * PIXELS[why].weight[3]
+
+
+PICTURES = {
+    "planes of bytes": ("x:uint8,mean=1/2/3,std=4/5/6", (2, 3, 16, 12), (3 * 16 * 12, 12, 1, 16 * 12)),
+    "pixels of bytes": ("x:uint8,nhwc,mean=1/2/3,std=4/5/6", (2, 16, 12, 3), (3 * 16 * 12, 36, 3, 1)),
+    "one number for all": ("x:float32,nhwc,mean=127.5,std=127.5", (2, 16, 12, 3), (3 * 16 * 12, 36, 3, 1)),
+}
+
+
+@pytest.mark.parametrize("name", PICTURES)
+def test_a_mean_is_taken_away_where_the_picture_gets_its_zeros(name: str) -> None:
+    text, shape, strides = PICTURES[name]
+    body = "y = Conv <strides=[2,2], pads=[1,1,1,1]> (x, w)"
+    model = graph(f"(float[2,3,16,12] x) => (float[2,8,8,6] y) {{ {body} }}", {"w": normal(8, 3, 3, 3)})
+    found = lower(optimize(boundary.preprocess(model, text), shapes={"x": shape}).model)[0]
+    pad, conv, *_ = found.steps
+    assert (pad.kind, conv.kind) == ("pad", "conv")
+    assert pad.inputs[0].view == View((2, 16, 12, 3), strides)
+    assert "sub" in {line.name for line in pad.program}
+    assert from_json(to_json(found)) == found
+
+
+def test_a_picture_that_others_read_too_is_computed_once() -> None:
+    text = """(uint8[1,3,16,16] x) => (float[1,8,8,8] y, float[1,8,8,8] z) { f = Cast <to=1> (x) m = Mul(f, s)
+        y = Conv <strides=[2,2], pads=[1,1,1,1]> (m, w) z = Conv <strides=[2,2], pads=[1,1,1,1]> (m, v) }"""
+    weights = {"w": normal(8, 3, 3, 3), "v": normal(8, 3, 3, 3, seed=1), "s": normal(1, 3, 1, 1)}
+    model = graph(text, weights)
+    found = lower(optimize(model, shapes={"x": (1, 3, 16, 16)}).model)[0]
+    assert sum("sub" in str(step.program) or "mul" in str(step.program) for step in found.steps) == 1

@@ -162,17 +162,19 @@ class Engine:
         """Write the engine file; one that is there is replaced in one step. Raises OSError."""
         self._sealed.save(Path(path))
 
-    def instance(self) -> "EngineInstance":
+    def instance(self, *, priority: int = 0) -> "EngineInstance":
         """A worker's handle, used by one call at a time."""
         self._check_open()
-        return EngineInstance(self)
+        return EngineInstance(self, priority)
 
-    def context(self, *, outputs: Where = "host") -> "EngineContext":
+    def context(self, *, priority: int = 0, outputs: Where = "host") -> "EngineContext":
         """An execution context: buffers of its own, and a queue of calls that it runs in order.
 
-        outputs  "device": of an engine on a GPU, leave answers there, as torch tensors.
+        priority  of its stream on a GPU, as CUDA counts: 0 is the usual one, work of negative ones goes first. A CPU
+                  has no streams and takes no notice.
+        outputs   "device": of an engine on a GPU, leave answers there, as torch tensors.
         """
-        return EngineContext(self.instance(), outputs)
+        return EngineContext(self.instance(priority=priority), outputs)
 
     def __call__(self, **arrays: Any) -> dict[str, Array]:
         """Run on arrays whose shapes lie in one of the profiles; more rows than the largest batch are split.
@@ -221,11 +223,13 @@ class Engine:
         self._check_open()
         return self._programs[index]
 
-    def program(self, index: int, memory: Memory | None = None) -> CompiledInstance:
+    def program(self, index: int, memory: Memory | None = None, *, priority: int = 0) -> CompiledInstance:
         """A new instance of one program, which reads its inputs from this memory if it copies them at all."""
         self._check_open()
         program = self._programs[index]
-        return program.instance(memory) if isinstance(program, Lending) else program.instance()
+        if isinstance(program, Lending):
+            return program.instance(memory, priority=priority)
+        return program.instance(priority=priority)
 
     def memory(self) -> Memory | None:
         """For the inputs of the largest program that copies them to a device; None where none does."""
@@ -250,8 +254,8 @@ class Engine:
 class EngineInstance:
     """What one batch in flight needs: an instance of each program that it met."""
 
-    def __init__(self, engine: Engine) -> None:
-        self._engine = engine
+    def __init__(self, engine: Engine, priority: int = 0) -> None:
+        self._engine, self._priority = engine, priority
         self._instances: dict[int, CompiledInstance] = {}
         self._memory: Memory | None = None
         self._reductions = engine.manifest.reductions
@@ -308,7 +312,8 @@ class EngineInstance:
     def _run(self, program: int, inputs: Arrays) -> dict[str, Array]:
         instance = self._instances.get(program)
         if instance is None:
-            instance = self._instances[program] = self._engine.program(program, self._memory)
+            instance = self._engine.program(program, self._memory, priority=self._priority)
+            self._instances[program] = instance
         if not self._beside[program]:
             return instance.execute(inputs)
         # What is reduced is huge and not needed afterwards: no copy of it is made.

@@ -29,6 +29,23 @@ KINDS: Final[Mapping[str, tuple[str, ...]]] = {
     # A depthwise convolution, all of `conv`, and the squeeze-and-excite of what it makes, which is its second output;
     # the gate's activation at the end is `outer` with `outer_alpha` and `outer_beta`.
     "conv_gate": ("x", "weight", "first", "second"),
+    # The largest of each 2 x 2 window of x beside a 2 x 2 convolution `second` of one `first` of it, all
+    # of stride 1 and overhanging below and to the right; activations and biases as those of `mlp`.
+    "fork": ("x", "first", "second"),
+    # A 1 x 1 convolution `first`, maybe with `first_bias`, its activation `inner`, and a depthwise one behind it, all
+    # of `conv`, whose padding is of zeros.
+    "expand_depthwise": ("x", "first", "weight"),
+    # 1 x 1 convolutions g = 0, 1, … of maps g_x with weights g_weight, maybe g_bias, each times (plus + g_gate), which
+    # is [N, 1, 1, O], and repeated as `times` says, side by side; a `residual` that is repeated `residual_times`.
+    "gated_layers": ("0_x", "0_weight", "0_gate"),
+    # A convolution and what a 1 x 1 `shortcut` [out, in] makes of every `shortcut_strides`-th pixel of `source`, added
+    # before the activation; maybe `shortcut_bias`.
+    "conv_shortcut": ("x", "weight", "source", "shortcut"),
+    # A convolution with the activation `inner`, and the 1 x 1 convolution `second` of it, whose `activation` comes
+    # behind what is added: a `residual`, or a `source` with its `shortcut` as above. `bottleneck_next` also writes
+    # what the 1 x 1 convolution `third` with the activation `outer` makes of that. Each may have a bias.
+    "bottleneck": ("x", "weight", "second"),
+    "bottleneck_next": ("x", "weight", "second", "third"),
     "matmul": ("a", "b"),
     "attention": ("q", "k", "v"),  # [B, H, T, D] each, mask [B, H, T, T]; scale; written as [B, T, H, D]
     "lstm": ("x", "weight", "recurrence"),  # bias, recurrence_bias, hidden, cell; gates i, f, c, o; writes [T, B, D, H]
@@ -39,14 +56,50 @@ KINDS: Final[Mapping[str, tuple[str, ...]]] = {
     "average_pool": ("x",),  # and count_pads
     "reduce": ("x",),  # how: mean, sum, max, min, l2; axes, which stay with size 1
     "top_1": ("x",),  # over the last axis: where the largest is, and its softmax: two outputs
+    "gemm_top_1": ("x", "weight"),  # the same of a `gemm` with nothing but its bias, which is not written
     "arg_max": ("x",),  # axis, how: max or min
     "resize": ("x",),  # mode, coordinates, nearest, scales: as in ONNX
-    "pad": ("x",),  # begin, end, value
+    "pad": ("x",),  # begin, end, value; maybe a program, which is computed before
     "gather": ("x", "indices"),  # axis
     "concat": (),  # axis; the last one of operands with more axes than the result, whose others are cut in two
     "copy": (),  # the operand's view, made dense
     "pointwise": (),  # the step's program; operands may be seen with axes cut in two, as long as all are
 }
+
+# Kind -> how many outputs it has, where that is not one.
+OUTPUTS: Final = {"conv_gate": 2, "bottleneck_next": 2, "top_1": 2, "gemm_top_1": 2, "lstm": 3}
+# What is laid out anew before anything runs, so that it has to be a weight.
+CONSTANT: Final = (
+    *("weight", "bias", "recurrence", "recurrence_bias", "first", "first_bias", "second", "second_bias"),
+    *("third", "third_bias", "shortcut", "shortcut_bias"),
+)
+_FILTERS: Final = (
+    "conv",
+    "conv_transpose",
+    "conv_gate",
+    "expand_depthwise",
+    "conv_shortcut",
+    "bottleneck",
+    "bottleneck_next",
+)
+NUMBERED: Final = "0123456789_"  # before a role that several operands play
+MAPS: Final = (*_FILTERS, "squeeze_excite", "max_pool", "average_pool", "resize", "fork")
+# Kind -> role -> axes of what plays it.
+AXES: Final[Mapping[str, Mapping[str, int]]] = {
+    **{kind: {"x": 4} for kind in MAPS},
+    **{kind: {"x": 4, "weight": 4} for kind in _FILTERS},
+    "conv_shortcut": {"x": 4, "weight": 4, "source": 4, "shortcut": 2},
+    **{kind: {"x": 4, "weight": 4, "second": 2} for kind in ("bottleneck", "bottleneck_next")},
+    "fork": {"x": 4, "first": 4, "second": 4},
+    "gated_layers": {"0_x": 4},
+    **{kind: {"weight": 2} for kind in ("gemm", "gemm_top_1")},
+    "attention": {"q": 4, "k": 4, "v": 4},
+    "lstm": {"x": 3, "weight": 3, "recurrence": 3},
+}
+# Kinds that have weights at all.
+LAYERS: Final = (
+    *(*_FILTERS, "gemm", "squeeze_excite", "mlp", "fork", "lstm", "layer_norm", "gated_layers", "gemm_top_1"),
+)
 
 # Activation of an epilogue -> what it computes; alpha and beta are the step's attributes.
 ACTIVATIONS: Final = (
@@ -119,13 +172,10 @@ _NUMBER: Final = _Rule("number")
 _EXTREME: Final = _Rule("text", words=("max", "min"))
 _ACTIVATION: Final = _Rule("text", words=ACTIVATIONS)
 
-_EPILOGUE: Final = {
-    "activation": _ACTIVATION,
-    "alpha": _NUMBER,
-    "beta": _NUMBER,
-    "residual": _Rule("text", words=("before", "after")),
-}
+_ENDING: Final = {"activation": _ACTIVATION, "alpha": _NUMBER, "beta": _NUMBER}
+_EPILOGUE: Final = {**_ENDING, "residual": _Rule("text", words=("before", "after"))}
 _INNER: Final = {"inner": _ACTIVATION, "inner_alpha": _NUMBER, "inner_beta": _NUMBER}
+_OUTER: Final = {"outer": _ACTIVATION, "outer_alpha": _NUMBER, "outer_beta": _NUMBER}
 _WINDOWS: Final = {"kernel": _PAIR, "strides": _PAIR, "pads": _SIDES, "dilations": _PAIR}
 _CONV: Final = {**_WINDOWS, "groups": _Rule("integer", least=1)}
 _POOL: Final = {**_WINDOWS, "count_pads": _Rule("flag")}
@@ -135,6 +185,10 @@ _NEEDED: Final[Mapping[str, Mapping[str, _Rule]]] = {
     "conv": _CONV,
     "conv_transpose": {**_CONV, "output_padding": _Rule("integer", 2, least=0)},
     "conv_gate": _CONV,
+    "expand_depthwise": _CONV,
+    "conv_shortcut": {**_CONV, "shortcut_strides": _PAIR},
+    "bottleneck": _CONV,
+    "bottleneck_next": _CONV,
     "attention": {"scale": _NUMBER},
     "layer_norm": {"axes": _Rule("integer", least=1), "epsilon": _NUMBER},
     "softmax": {"axis": _AXIS},
@@ -143,6 +197,7 @@ _NEEDED: Final[Mapping[str, Mapping[str, _Rule]]] = {
     "average_pool": _POOL,
     "reduce": {"how": _Rule("text", words=("mean", "sum", "max", "min", "l2")), "axes": _EDGES},
     "arg_max": {"axis": _AXIS, "how": _EXTREME},
+    "gated_layers": {"times": _Rule("integer", _ANY, least=1), "plus": _Rule("flag")},
     "resize": {
         "mode": _Rule("text", words=("nearest", "linear")),
         "coordinates": _Rule("text"),
@@ -159,13 +214,13 @@ _ALLOWED: Final[Mapping[str, Mapping[str, _Rule]]] = {
     "gemm": _EPILOGUE,
     "squeeze_excite": {**_EPILOGUE, **_INNER},
     "mlp": {**_EPILOGUE, **_INNER, "skip": _Rule("flag")},
-    "conv_gate": {
-        **_EPILOGUE,
-        **_INNER,
-        "outer": _ACTIVATION,
-        "outer_alpha": _NUMBER,
-        "outer_beta": _NUMBER,
-    },
+    "fork": {**_EPILOGUE, **_INNER},
+    "expand_depthwise": {**_EPILOGUE, **_INNER},
+    "gated_layers": {"residual_times": _PAIR},
+    "conv_gate": {**_EPILOGUE, **_INNER, **_OUTER},
+    "conv_shortcut": _ENDING,
+    "bottleneck": {**_ENDING, **_INNER, "shortcut_strides": _PAIR},
+    "bottleneck_next": {**_ENDING, **_INNER, **_OUTER, "shortcut_strides": _PAIR},
     "lstm": {"hidden": _Rule("integer", least=1)},
     "max_pool": _POOL,
 }

@@ -90,7 +90,7 @@ class Step:
     outputs: tuple[str, ...]
     attributes: Mapping[str, Attribute] = field(default_factory=dict)
     program: tuple[Instruction, ...] = ()
-    """Of pointwise steps; the last one's result is what is written."""
+    """Of pointwise steps, and of pads that compute what they move; the last one's result is what is written."""
 
     nodes: tuple[str, ...] = ()
     """Names of the source model's nodes that went into it."""
@@ -326,7 +326,7 @@ def _check_roles(step: Step) -> None:
         raise InvalidArgument(f"step {step.name!r} has kind {step.kind!r}, expected one of {', '.join(KINDS)}")
     if missing := [role for role in KINDS[step.kind] if step.operand(role) is None]:
         raise InvalidArgument(f"step {step.name!r} of kind {step.kind!r} has no operand {missing[0]!r}")
-    if not step.inputs or len(step.outputs) != _OUTPUTS.get(step.kind, 1):
+    if not step.inputs or len(step.outputs) != kinds.OUTPUTS.get(step.kind, 1):
         raise InvalidArgument(
             f"step {step.name!r} of kind {step.kind!r} reads {len(step.inputs)} values and writes {len(step.outputs)}"
         )
@@ -334,20 +334,6 @@ def _check_roles(step: Step) -> None:
 
 _MOST_ELEMENTS: Final = 2**40
 _LONGEST_AXIS: Final = 2**31 - 1
-
-# Kind -> how many outputs it has, where that is not one.
-_OUTPUTS: Final = {"conv_gate": 2, "top_1": 2, "lstm": 3}
-# What is laid out anew before anything runs, so that it has to be a weight.
-_CONSTANT: Final = ("weight", "bias", "recurrence", "recurrence_bias", "first", "first_bias", "second", "second_bias")
-_MAPS: Final = ("conv", "conv_transpose", "conv_gate", "squeeze_excite", "max_pool", "average_pool", "resize")
-# Kind -> role -> axes of what plays it.
-_AXES: Final[Mapping[str, Mapping[str, int]]] = {
-    **{kind: {"x": 4} for kind in _MAPS},
-    **{kind: {"x": 4, "weight": 4} for kind in ("conv", "conv_transpose", "conv_gate")},
-    "gemm": {"weight": 2},
-    "attention": {"q": 4, "k": 4, "v": 4},
-    "lstm": {"x": 3, "weight": 3, "recurrence": 3},
-}
 
 
 def _check_size(what: str, shape: Shape) -> None:
@@ -357,18 +343,22 @@ def _check_size(what: str, shape: Shape) -> None:
 
 def _check_shapes(graph: LoweredGraph, step: Step) -> None:
     """Axes are there and those that something is divided by have a size; attributes fit them."""
-    for role, axes in _AXES.get(step.kind, {}).items():
+    for role, axes in kinds.AXES.get(step.kind, {}).items():
         operand = step.operand(role)
         shape = graph.shape(operand) if operand is not None else ()
         if len(shape) != axes:
             raise InvalidArgument(f"step {step.name!r}: {role} has shape {list(shape)}, expected {axes} axes")
-        if 0 in shape[1:] and (step.kind in _MAPS or role == "recurrence"):
+        if 0 in shape[1:] and (step.kind in kinds.MAPS or role == "recurrence"):
             raise InvalidArgument(f"step {step.name!r}: {role} has shape {list(shape)}, expected numbers inside")
     for operand in step.inputs:
-        if step.kind in _LAYERS and operand.role in _CONSTANT and operand.value not in graph.weights:
+        if (
+            step.kind in kinds.LAYERS
+            and operand.role.lstrip(kinds.NUMBERED) in kinds.CONSTANT
+            and operand.value not in graph.weights
+        ):
             raise InvalidArgument(f"step {step.name!r}: its {operand.role} is no weight")
     out = graph.values[step.outputs[0]].shape
-    if step.kind in _MAPS and step.kind != "squeeze_excite" and len(out) != 4:
+    if step.kind in kinds.MAPS and step.kind != "squeeze_excite" and len(out) != 4:
         raise InvalidArgument(f"step {step.name!r}: its result has shape {list(out)}, expected 4 axes")
     operand = step.operand("x")
     axes = len(out) if operand is None else len(graph.shape(operand))
@@ -376,12 +366,9 @@ def _check_shapes(graph: LoweredGraph, step: Step) -> None:
         raise InvalidArgument(f"step {step.name!r} of kind {step.kind!r} {problem}")
 
 
-_LAYERS: Final = ("conv", "conv_transpose", "gemm", "squeeze_excite", "mlp", "conv_gate", "lstm", "layer_norm")
-
-
 def _check_program(step: Step) -> None:
-    if (step.kind == "pointwise") != bool(step.program):
-        raise InvalidArgument(f"step {step.name!r} of kind {step.kind!r}: only pointwise steps have programs")
+    if (step.kind == "pointwise") != bool(step.program) and (step.kind != "pad" or not step.program):
+        raise InvalidArgument(f"step {step.name!r} of kind {step.kind!r}: only pointwise steps and pads have programs")
     known = {f"i{number}" for number in range(len(step.inputs))}
     for number, line in enumerate(step.program):
         if INSTRUCTIONS.get(line.name) != len(line.arguments):

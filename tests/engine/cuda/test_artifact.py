@@ -44,7 +44,7 @@ def text(code: bytes) -> str:
 def lying(kernel: Mapping[str, object] | None = None, **changes: object) -> bytes:
     one = {
         "code": 0, "symbol": "k", "grid": [1, 1, 1], "threads": 32, "shared_bytes": 0, "parameters": "p",
-        "early": False,
+        "early": False, "cluster": 1,
     }  # fmt: skip
     data = {
         "format": 1, "shapes": {"x": [1]}, "precision": "fp16", "choices": {}, "early_launch": False,
@@ -72,6 +72,7 @@ LIES = {
     "a negative axis": lying({"grid": [1, 1, -1]}),
     "many threads": lying({"threads": 4096}),
     "much memory": lying({"shared_bytes": 1 << 30}),
+    "a large cluster": lying({"cluster": 32}),
     "an unknown parameter": lying({"parameters": "x"}),
     "a choice of texts": lying(choices={"a": ["triton", ["1"]]}),
     "a shape that is none": lying(shapes={"x": "1"}),

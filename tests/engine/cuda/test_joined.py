@@ -39,7 +39,7 @@ CASES = [
     Case(f"{SQUEEZED} y = Mul(x, g)", ("squeeze_excite", "pointwise")),
     Case(f"{SQUEEZED} m = Mul(g, x) y = Add(x, m)", ("squeeze_excite", "pointwise")),
     Case("a = Conv(x, p, f) h = Gelu(a) y = Conv(h, q, d)", ("mlp",)),
-    Case("a = Conv(x, p) c = Conv(a, q) y = Relu(c)", ("mlp",)),
+    Case("a = Conv(x, p) c = Conv(a, q) y = Relu(c)", ("conv",)),
     Case("a = Conv(x, p) h = HardSwish(a) c = Conv(h, q) n = Add(c, x) y = Relu(n)", ("mlp",)),
     Case("a = Conv(x, p) h = Relu(a) c = Conv(h, q) s = Relu(c) y = Add(x, s)", ("mlp",)),
     Case("a = Conv(x, p) h = Relu(a) c = Conv(h, q) z = Tanh(x) y = Add(c, z)", ("pointwise", "mlp")),
@@ -161,3 +161,117 @@ def test_the_likeliest_class_is_told_with_its_softmax(precision: str, tolerance:
     assert np.mean(found["index"] == right["index"]) > 0.9
     if precision == "fp32":
         np.testing.assert_array_equal(found["index"], right["index"])
+
+
+OVERHANGING = "kernel_shape=[2,2], pads=[0,0,1,1]"
+
+
+@pytest.mark.parametrize(("precision", "tolerance"), [("fp32", 2e-6), ("fp16", 3e-3), ("bf16", 2e-2)])
+@pytest.mark.parametrize(
+    ("order", "kinds"), [("m, c", ["conv", "fork"]), ("c, m", ["conv", "conv", "conv", "max_pool", "concat"])]
+)
+def test_a_pool_beside_two_convolutions_is_one_step(
+    order: str, kinds: list[str], precision: str, tolerance: float
+) -> None:
+    text = f"""(float[2,8,6,7] i) => (float[2,16,6,7] y) {{ x = Conv <group=4, pads=[1,1,1,1]> (i, k)
+        a = Conv <{OVERHANGING}> (x, p, f) b = Relu(a) e = Conv <{OVERHANGING}> (b, q, g) c = Gelu(e)
+        m = MaxPool <{OVERHANGING}> (x) y = Concat <axis=1> ({order}) }}"""
+    weights = {"k": WEIGHTS["k"], "p": normal(4, 8, 2, 2) / 4, "q": normal(8, 4, 2, 2, seed=1) / 3}
+    model = graph(text, weights | {"f": normal(4), "g": normal(8)}, opset=20)
+    inputs = {"i": normal(2, 8, 6, 7)}
+    found, given = lowered(model, inputs)
+    assert sorted(step.kind for step in found.steps if step.kind != "copy") == sorted(kinds)
+    assert error(execute(found, given, inputs, precision)["y"], run(model, inputs)["y"]) < tolerance
+
+
+GATED = """w{0} = GlobalAveragePool(c{0}) s{0} = Conv(w{0}, v, b) r{0} = Relu(s{0}) e{0} = Conv(r{0}, u, d)
+    g{0} = HardSigmoid <alpha=0.25> (e{0}) m{0} = Mul(c{0}, g{0}) n{0} = Add(c{0}, m{0})"""
+"""What a map times its gate is added to it."""
+
+
+@pytest.mark.parametrize(("precision", "tolerance"), [("fp32", 2e-6), ("fp16", 3e-3), ("bf16", 2e-2)])
+@pytest.mark.parametrize("biased", ["", ", d"])
+def test_a_gated_convolution_takes_its_gate_from_the_mean_of_what_it_reads(
+    biased: str, precision: str, tolerance: float
+) -> None:
+    text = f"""(float[2,16,6,4] i) => (float[2,8,6,4] y) {{ x = Conv <group=4, pads=[1,1,1,1]> (i, k) z = Relu(x)
+        c1 = Conv(z, a{biased}) {GATED.format(1)} l = MaxPool <kernel_shape=[3,2], strides=[3,2]> (n1)
+        o = Resize <mode="nearest", coordinate_transformation_mode="asymmetric", nearest_mode="floor"> (l, , t)
+        c2 = Conv(z, h) {GATED.format(2)} y = Add(n2, o) }}"""
+    weights = {"k": normal(16, 4, 3, 3) / 5, "a": normal(8, 16, 1, 1) / 3, "h": normal(8, 16, 1, 1, seed=3) / 3}
+    model = graph(text, {**WEIGHTS, **weights, "t": np.array([1, 1, 3, 2], np.float32)})
+    inputs = {"i": normal(2, 16, 6, 4)}
+    found, given = lowered(model, inputs)
+    kinds = [step.kind for step in found.steps if step.kind != "copy"]
+    assert sorted(kinds) == sorted(["conv", *["squeeze_excite", "gated_layers"] * 2, "max_pool"])
+    assert error(execute(found, given, inputs, precision)["y"], run(model, inputs)["y"]) < tolerance
+
+
+@pytest.mark.parametrize(("precision", "tolerance"), [("fp32", 2e-6), ("fp16", 3e-3), ("bf16", 2e-2)])
+def test_gated_convolutions_are_put_side_by_side_by_one_step(precision: str, tolerance: float) -> None:
+    text = f"""(float[2,16,6,4] i) => (float[2,16,6,4] y) {{
+        z = Conv <group=16, pads=[1,1,1,1]> (i, k) j = MaxPool <kernel_shape=[3,2], strides=[3,2]> (i)
+        c1 = Conv(j, a) {GATED.format(1)} c2 = Conv(z, h) {GATED.format(2)}
+        o = Resize <mode="nearest", coordinate_transformation_mode="asymmetric", nearest_mode="floor"> (n1, , t)
+        y = Concat <axis=1> (o, n2) }}"""
+    weights = {"k": normal(16, 1, 3, 3), "a": normal(8, 16, 1, 1) / 3, "h": normal(8, 16, 1, 1, seed=3) / 3}
+    model = graph(text, {**WEIGHTS, **weights, "t": np.array([1, 1, 3, 2], np.float32)})
+    inputs = {"i": normal(2, 16, 6, 4)}
+    found, given = lowered(model, inputs)
+    kinds = [step.kind for step in found.steps if step.kind != "copy"]
+    assert sorted(kinds) == ["conv_gate", "gated_layers", "max_pool", "squeeze_excite"]
+    assert error(execute(found, given, inputs, precision)["y"], run(model, inputs)["y"]) < tolerance
+
+
+@pytest.mark.parametrize(("precision", "tolerance"), [("fp32", 2e-6), ("fp16", 3e-3), ("bf16", 2e-2)])
+@pytest.mark.parametrize(("stride", "kinds"), [(2, ["conv", "expand_depthwise"]), (1, ["conv", "conv", "conv"])])
+def test_a_layer_joins_the_depthwise_convolution_that_strides(
+    stride: int, kinds: list[str], precision: str, tolerance: float
+) -> None:
+    size = 6 // stride
+    text = f"""(float[2,8,6,6] i) => (float[2,24,{size},{size}] y) {{ {BEFORE} z = Relu(x) a = Conv(z, p, f) h = Gelu(a)
+        c = Conv <group=24, strides=[{stride},{stride}], pads=[1,1,1,1]> (h, o, f) y = LeakyRelu <alpha=0.2> (c) }}"""
+    model = graph(text, {**WEIGHTS, "o": normal(24, 1, 3, 3, seed=9) / 3}, opset=20)
+    inputs = {"i": normal(2, 8, 6, 6)}
+    found, given = lowered(model, inputs)
+    assert [step.kind for step in found.steps if step.kind != "copy"] == kinds
+    assert error(execute(found, given, inputs, precision)["y"], run(model, inputs)["y"]) < tolerance
+
+
+@pytest.mark.parametrize(
+    ("rest", "convolutions"),
+    [
+        ("c = Conv(a, w, e) y = Relu(c)", 2),
+        ("c = Conv(a, w) y = Add(c, o)", 3),  # of them one makes what is added
+        ("r = Relu(a) y = Conv(r, w, e)", 1),  # the two others are one step of another kind
+        ("c = Conv(a, w, e) m = Conv(a, w) y = Add(c, m)", 4),
+    ],
+)
+def test_layers_with_nothing_between_them_are_one(rest: str, convolutions: int) -> None:
+    text = f"(float[2,8,6,7] i) => (float[2,24,6,7] y) {{ {BEFORE} a = Conv(x, v, b) {rest} }}"
+    weights = {"k": WEIGHTS["k"], "v": normal(6, 8, 1, 1) / 3, "b": normal(6), "w": normal(24, 6, 1, 1) / 2}
+    text = text.replace("y = Add(c, o)", "o = Conv <pads=[1,1,1,1]> (i, j) y = Add(c, o)")
+    model = graph(text, {**weights, "e": normal(24), "j": normal(24, 8, 3, 3) / 8})
+    found = assert_agrees(model, model, {"i": normal(2, 8, 6, 7)}, 2e-6)
+    assert sum(step.kind == "conv" for step in found.steps) == convolutions
+
+
+@pytest.mark.parametrize(("precision", "tolerance"), [("fp32", 1e-6), ("fp16", 3e-3), ("bf16", 2e-2)])
+@pytest.mark.parametrize(("activation", "kind"), [("Identity", "gemm_top_1"), ("Relu", "top_1")])
+def test_the_likeliest_class_is_told_by_the_layer_that_makes_them(
+    activation: str, kind: str, precision: str, tolerance: float
+) -> None:
+    model = graph(
+        f"""(float[N,5,12] x) => (int64[N,5] index, float[N,5] score) {{
+        m = MatMul(x, w) z = Add(m, b) r = {activation}(z) s = Softmax <axis=-1> (r)
+        index = ArgMax <axis=2, keepdims=0> (s) score = ReduceMax <keepdims=0> (s, axis) }}""",
+        {"axis": np.array([2]), "w": normal(12, 70), "b": normal(70)},
+        opset=20,
+    )
+    given = {"x": normal(3, 5, 12)}
+    graph_, weights = lowered(model, given)
+    assert [step.kind for step in graph_.steps][-1] == kind
+    found, right = execute(graph_, weights, given, precision), run(model, given)
+    assert error(found["score"], right["score"]) < tolerance
+    if precision == "fp32":
+        assert np.array_equal(found["index"], right["index"])

@@ -229,6 +229,20 @@ CASES = [
         for direction, count in (("forward", 1), ("bidirectional", 2))
     ),
     Case(
+        "t = Transpose <perm=[1,0,2]> (x) y = LSTM <hidden_size=4> (t, w, r)",
+        {"x": (2, 5, 3)},
+        (5, 1, 2, 4),
+        {"w": (1, 16, 3), "r": (1, 16, 4)},
+        kinds=("lstm",),
+    ),
+    Case(
+        "t = Transpose <perm=[2,0,1]> (x) y = LSTM <hidden_size=4> (t, w, r)",
+        {"x": (2, 3, 5)},
+        (5, 1, 2, 4),
+        {"w": (1, 16, 3), "r": (1, 16, 4)},
+        kinds=("copy", "lstm"),
+    ),
+    Case(
         "y = LSTM <hidden_size=4> (x, w, r, , , h, c)",
         {"x": (5, 2, 3), "h": (1, 2, 4), "c": (1, 2, 4)},
         (5, 1, 2, 4),

@@ -8,8 +8,8 @@
     implementations  the table: kind of step -> name -> implementation; tuners and kernels of our own add to it
     workspace        memory through which a kernel's blocks share sums
     ways             what a kernel of ours needs to be an implementation
-    triton_steps     our own kernels as implementations, with triton_joined and triton_moves; imported only where Triton
-                     is wanted
+    triton_steps     our own kernels as implementations, with triton_joined, triton_moves and recurrent; imported only
+                     where Triton is wanted
     choices          what executes each step, as data
     executor         all steps bound: eager, as one CUDA graph, or as a module for torch.compile
     tuner            choices by time; precompile gives it kernels compiled in other processes
@@ -19,7 +19,7 @@
     contexts         one batch in flight: pinned buffers, a stream, a graph
     tuning           choices beside a form, found once
     runtime          the runtime `cuda`, as engines and the builder use it
-    kernels/         our own kernels, in Triton
+    kernels/         our own kernels, in Triton and CUDA C++
 
 This module imports neither torch nor anything else, so that naming the package costs nothing.
 """

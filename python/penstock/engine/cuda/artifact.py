@@ -22,6 +22,7 @@ FORMAT: Final = 1
 _MOST_BLOCKS: Final = (1 << 31) - 1  # of a grid's first axis; the others allow less, and the driver says so
 _MOST_THREADS: Final = 1024
 _MOST_SHARED: Final = 1 << 20
+_MOST_BLOCKS_IN_A_CLUSTER: Final = 16
 
 _ELF_64_LITTLE: Final = b"\x7fELF\x02\x01"
 _ELF_CUDA: Final = 190  # of the field `machine`
@@ -64,6 +65,7 @@ def to_bytes(artifact: Artifact) -> bytes:
                 "shared_bytes": each.shared_bytes,
                 "parameters": each.parameters,
                 "early": each.pdl,
+                "cluster": each.cluster,
             }
             for each in artifact.kernels
         ],
@@ -139,6 +141,7 @@ def _kernel(data: Mapping[str, Any], codes: list[bytes]) -> SealedKernel:
         _number(data["shared_bytes"], _MOST_SHARED),
         parameters,
         data["early"] is True,
+        _number(data["cluster"], _MOST_BLOCKS_IN_A_CLUSTER),
     )
 
 

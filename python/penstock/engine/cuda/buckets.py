@@ -74,9 +74,10 @@ class Bucket:
             early_launch=self._early_launch,
         )  # fmt: skip
 
-    def context(self, memory: InputMemory) -> Context:
-        kind = GraphContext if self.executor.device.type == "cuda" else HostContext
-        return kind(self.executor, memory)
+    def context(self, memory: InputMemory, priority: int = 0) -> Context:
+        if self.executor.device.type == "cuda":
+            return GraphContext(self.executor, memory, priority)
+        return HostContext(self.executor, memory)
 
     def sealed(self) -> Artifact:
         """Its kernels are taken down in one run."""

@@ -73,21 +73,21 @@ class InputMemory:
 class GraphContext:
     """On the GPU. Raises torch.cuda.OutOfMemoryError where its buffers find no place."""
 
-    def __init__(self, executor: Executor, memory: InputMemory) -> None:
+    def __init__(self, executor: Executor, memory: InputMemory, priority: int = 0) -> None:
         graph = executor.graph
         self._given = memory.tensors(executor)
-        answers = {each.name: _pinned(each.shape, DTYPES[graph.stored(each.value).datatype]) for each in graph.outputs}
-        pinned, written = list(self._given.values()), list(answers.values())
+        answers = {each.name: pinned(each.shape, DTYPES[graph.stored(each.value).datatype]) for each in graph.outputs}
+        read, written = list(self._given.values()), list(answers.values())
 
         def whole(inputs: Sequence[torch.Tensor]) -> Sequence[torch.Tensor]:
-            for device, host in zip(inputs, pinned, strict=True):
+            for device, host in zip(inputs, read, strict=True):
                 device.copy_(host, non_blocking=True)
             found = executor.compute(inputs)
             for host, tensor in zip(written, found, strict=True):
                 host.copy_(tensor, non_blocking=True)
             return found
 
-        self._captured = executor.capture(whole)
+        self._captured = executor.capture(whole, priority=priority)
         self._inputs = {name: as_numpy(tensor) for name, tensor in self._given.items()}
         self._outputs = {name: as_numpy(tensor) for name, tensor in answers.items()}
         self.milliseconds = self._timed()
@@ -151,8 +151,8 @@ class Phases:
 def phases(executor: Executor, inputs: Arrays, calls: int) -> Phases:
     """The three parts of a call one after the other, with events between: together longer than one captured whole."""
     captured = executor.capture()
-    given = {name: _pinned(tensor.shape, tensor.dtype) for name, tensor in captured.inputs.items()}
-    answers = {name: _pinned(tensor.shape, tensor.dtype) for name, tensor in captured.outputs.items()}
+    given = {name: pinned(tensor.shape, tensor.dtype) for name, tensor in captured.inputs.items()}
+    answers = {name: pinned(tensor.shape, tensor.dtype) for name, tensor in captured.outputs.items()}
     for name, tensor in given.items():
         np.copyto(as_numpy(tensor), inputs[name])
     found = Phases([], [], [])
@@ -177,7 +177,8 @@ def phases(executor: Executor, inputs: Arrays, calls: int) -> Phases:
     return found
 
 
-def _pinned(shape: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
+def pinned(shape: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
+    """Zeros that the device can copy while the host goes on."""
     return torch.zeros(tuple(shape), dtype=dtype, pin_memory=True)
 
 

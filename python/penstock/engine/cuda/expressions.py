@@ -134,10 +134,15 @@ def pointwise(site: Site) -> Run:
     program, shape, dtype = site.step.program, site.out_shape(), site.out_dtype()
 
     def run(operands: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
-        wide = [each.float() if narrow(each.dtype) else each for each in operands]
-        return (written(evaluate(program, wide), dtype).reshape(shape),)
+        return (computed(program, operands, dtype).reshape(shape),)
 
     return run
+
+
+def computed(program: Sequence[Instruction], operands: Sequence[torch.Tensor], dtype: torch.dtype) -> torch.Tensor:
+    """The program's result, computed in FP32 and then stored."""
+    wide = [each.float() if narrow(each.dtype) else each for each in operands]
+    return written(evaluate(program, wide), dtype)
 
 
 def pointwise_narrow(site: Site) -> Run:

@@ -12,11 +12,11 @@ from typing import Final
 
 import torch
 
-from penstock.engine.cuda import expressions, joined, layers, patches, shapes
+from penstock.engine.cuda import blocks, expressions, joined, layers, patches, shapes
 from penstock.engine.cuda.sites import Run, RunInto, Site
 from penstock.errors import AlreadyExists, Unsupported
 
-OURS: Final = "triton"
+OURS: Final = ("triton", "cuda")
 """What the names of our own kernels begin with; they are loaded when one is asked for."""
 
 
@@ -60,6 +60,21 @@ IMPLEMENTATIONS: Final[dict[str, dict[str, Implementation]]] = {
     },
     "squeeze_excite": {"torch": Implementation(joined.squeeze_excite)},
     "conv_gate": {"torch": Implementation(joined.conv_gate)},
+    "gated_layers": {"torch": Implementation(joined.gated_layers)},
+    "expand_depthwise": {"torch": Implementation(joined.expand_depthwise)},
+    "fork": {"torch": Implementation(joined.fork)},
+    "gemm_top_1": {"torch": Implementation(joined.gemm_top_1)},
+    "conv_shortcut": {
+        "cudnn": Implementation(blocks.conv_shortcut),
+        "cudnn_fused": Implementation(blocks.conv_shortcut_fused, blocks.fits_fused),
+    },
+    **{
+        kind: {
+            "cudnn": Implementation(blocks.bottleneck),
+            "cudnn_fused": Implementation(blocks.bottleneck_fused, blocks.fits_fused),
+        }
+        for kind in ("bottleneck", "bottleneck_next")
+    },
     "top_1": {"torch": Implementation(joined.top_1)},
     "mlp": {"cublas": Implementation(joined.mlp)},
     "matmul": {"cublas": Implementation(layers.matmul)},

@@ -1,4 +1,4 @@
-"""Triton's kernels compiled in other processes, into the cache where this one will look them up.
+"""Kernels compiled before they are launched: Triton's in other processes, into the cache where this one looks them up.
 
 A kernel takes up to seconds to compile and a tuner wants hundreds; the processes know neither the model nor the GPU,
 only what a launch is made of: a line of JSON in, a line of JSON out. Called by the tuner; needs Triton.
@@ -10,7 +10,7 @@ import os
 import queue
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import astuple, dataclass
@@ -19,6 +19,7 @@ from typing import IO, Self
 
 import torch
 
+from penstock.engine.cuda.kernels.cpp_launching import CppLaunch
 from penstock.engine.cuda.kernels.driver import HOPPER
 from penstock.engine.cuda.kernels.launching import Launch
 
@@ -65,10 +66,10 @@ class Recipe:
         return Launch(kernel, (1, 1, 1), arguments, dict(self.constants), self.num_warps, self.num_stages, self.pdl)
 
 
-def _build(recipe: Recipe, capability: int) -> str:
+def _build(launch: Callable[[], Launch | CppLaunch], capability: int) -> str:
     """Why it does not compile; empty if it does."""
     try:
-        recipe.launch().build(capability)
+        launch().build(capability)
     except Exception as error:  # whatever the compiler raises
         return f"{type(error).__name__}: {error}"[:200]
     return ""
@@ -80,7 +81,7 @@ def _serve(questions: IO[str], answers: IO[str]) -> None:
         capability, (module, kernel, arguments, constants, *options) = json.loads(line)
         pairs = tuple((name, value) for name, value in constants)
         recipe = Recipe(module, kernel, tuple(arguments), pairs, *options)
-        print(json.dumps(_build(recipe, capability)), file=answers, flush=True)
+        print(json.dumps(_build(recipe.launch, capability)), file=answers, flush=True)
 
 
 def _start() -> "subprocess.Popen[str]":
@@ -109,8 +110,10 @@ class Compilers:
         self._threads = ThreadPoolExecutor(processes)
         self._idle: queue.SimpleQueue[subprocess.Popen[str]] = queue.SimpleQueue()
 
-    def submit(self, launch: Launch) -> Future[str]:
+    def submit(self, launch: Launch | CppLaunch) -> Future[str]:
         """The answer says why it does not compile; empty if it does."""
+        if isinstance(launch, CppLaunch):  # its compiler is a library that lets other threads run
+            return self._threads.submit(_build, lambda: launch, self._capability)
         recipe = Recipe.of(launch)
         if recipe is None:
             done: Future[str] = Future()
@@ -137,7 +140,7 @@ class Compilers:
         self._idle.put(process)
         return str(json.loads(answer))
 
-    def build(self, launches: Sequence[Launch], seconds: float) -> None:
+    def build(self, launches: Sequence[Launch | CppLaunch], seconds: float) -> None:
         """All of them, as far as the time goes."""
         futures = [self.submit(each) for each in launches]
         try:

@@ -28,6 +28,7 @@ from penstock.engine.cuda.device_arrays import DeviceCall, DeviceContext, taken
 from penstock.engine.cuda.executor import PRECISIONS
 from penstock.engine.cuda.kernels.driver import OUT_OF_MEMORY
 from penstock.engine.cuda.kernels.replay import Player
+from penstock.engine.cuda.timeline import Span, timeline
 from penstock.engine.cuda.tuning import Tuning
 from penstock.engine.lowered import LoweredGraph
 from penstock.engine.plan import CUDA, PLAIN_STEPS, TUNED_STEPS, Region, Shapes, Tactic
@@ -145,18 +146,24 @@ class CudaRuntime:
         with _running(self._title):
             return phases(self._fitting(inputs).executor, dict(inputs), calls)
 
+    def timeline(self, inputs: Arrays, contexts: int, calls: int) -> list[Span]:
+        """When each part of the calls of several contexts ran, on one clock."""
+        self._check_open()
+        with _running(self._title):
+            return timeline(self._fitting(inputs).executor, dict(inputs), contexts, calls)
+
     def memory(self, sizes: Mapping[str, int]) -> InputMemory:
         self._check_open()
         with _running(self._title):
             return InputMemory(sizes, self._buckets[0].executor.device)
 
-    def instance(self, memory: Memory | None = None) -> "CudaInstance":
+    def instance(self, memory: Memory | None = None, *, priority: int = 0) -> "CudaInstance":
         buckets = self._buckets  # once: closing takes them away
         if not buckets:
             self._check_open()
         if memory is not None and not isinstance(memory, InputMemory):
             raise InvalidArgument(f"{self._title}: expected memory that this runtime made")
-        return CudaInstance(self._title, buckets, memory)
+        return CudaInstance(self._title, buckets, memory, priority=priority)
 
     def device_instance(self) -> "CudaInstance":
         """A worker for calls with tensors on the device; of a program of one bucket."""
@@ -206,10 +213,16 @@ class CudaInstance:
     """A worker's handle: a context of each bucket that it met, all of which read the same memory."""
 
     def __init__(
-        self, title: str, buckets: Sequence[Bucket], memory: InputMemory | None = None, *, on_device: bool = False
+        self,
+        title: str,
+        buckets: Sequence[Bucket],
+        memory: InputMemory | None = None,
+        *,
+        priority: int = 0,
+        on_device: bool = False,
     ) -> None:
         """`on_device`: calls will come with tensors on the device."""
-        self._title = title
+        self._title, self._priority = title, priority
         self._memory = memory
         self._buckets = {_key(bucket.shapes): bucket for bucket in buckets}
         self._contexts: dict[tuple[Any, ...], Context] = {}
@@ -262,7 +275,7 @@ class CudaInstance:
         if key not in self._contexts:
             memory = self._own_memory()
             with _running(self._title):
-                self._contexts[key] = self._buckets[key].context(memory)
+                self._contexts[key] = self._buckets[key].context(memory, self._priority)
         return self._contexts[key]
 
     def close(self) -> None:

@@ -8,6 +8,7 @@ import torch
 from numpy.typing import NDArray
 from torch.nn import functional
 
+from penstock.engine.cuda import expressions
 from penstock.engine.cuda.sites import Run, Site
 from penstock.errors import Unsupported
 
@@ -173,10 +174,11 @@ def gather(site: Site) -> Run:
 def pad(site: Site) -> Run:
     begin, end, value = site.integers("begin"), site.integers("end"), site.number("value")
     around = [size for pair in reversed(list(zip(begin, end, strict=True))) for size in pair]
-    dtype = site.out_dtype()
+    program, dtype = site.step.program, site.out_dtype()
 
     def run(operands: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
-        return (functional.pad(operands[0], around, value=value).to(dtype).contiguous(),)
+        x = expressions.computed(program, operands, dtype) if program else operands[0]
+        return (functional.pad(x, around, value=value).to(dtype).contiguous(),)
 
     return run
 

@@ -11,13 +11,20 @@ from typing import Final
 import torch
 
 from penstock.engine.cuda.kernels.activations import ACTIVATIONS
+from penstock.engine.cuda.kernels.apply_gate import apply_gate_launch
+from penstock.engine.cuda.kernels.chunked_mlp import chunked_mlp_launch, chunked_mlp_tiles
+from penstock.engine.cuda.kernels.chunked_mlp import fits as chunks_fit
 from penstock.engine.cuda.kernels.depthwise import DepthwiseTile
 from penstock.engine.cuda.kernels.epilogue import Epilogue, Scratch
+from penstock.engine.cuda.kernels.fork import ForkTile, fork_launch, fork_tiles
+from penstock.engine.cuda.kernels.gated_layers import MOST as MOST_LAYERS
+from penstock.engine.cuda.kernels.gated_layers import Group, LayersTile, gated_layers_launch, layers_tiles
 from penstock.engine.cuda.kernels.gated_mlp import WIDEST, MlpTile, gated_mlp_launch, mlp_tiles
+from penstock.engine.cuda.kernels.gemm_top_1 import TopTile, gemm_top_1_launches, top_tiles
 from penstock.engine.cuda.kernels.implicit_gemm import gemm_launch
 from penstock.engine.cuda.kernels.launching import Launch
 from penstock.engine.cuda.kernels.squeeze_excite import (
-    apply_gate_launch,
+    splits_for,
     squeeze_excite_gate_launch,
     squeeze_excite_launch,
 )
@@ -71,7 +78,7 @@ def _squeeze_excite(ready: Ready, operands: Tensors, outputs: Tensors, scratch: 
         constants.get("first_bias"),
         constants["second"],
         constants.get("second_bias"),
-        out=outputs[0].view(x.shape[0], x.shape[3]),
+        out=outputs[0].view(x.shape[0], -1),
         splits=splits,
         inner=ready.activation("inner_"),
         outer=ready.epilogue,
@@ -84,28 +91,37 @@ def depthwise_and_gate(launch: Depthwise) -> Build:
     """The convolution leaves the sums of its blocks, of which the gate is made."""
 
     def build(ready: Ready, operands: Tensors, outputs: Tensors, scratch: Scratch | None) -> list[Launch]:
-        del scratch
         (y, gate), constants = outputs, ready.constants
         images, height, width, channels = y.shape
         blocks = DepthwiseTile(*ready.config).blocks(height, width)
         sums = torch.empty((images, blocks, channels), dtype=torch.float32, device=y.device)
-        return [
-            launch(ready, operands, y, sums),
-            squeeze_excite_gate_launch(
-                sums,
-                constants["first"],
-                constants.get("first_bias"),
-                constants["second"],
-                constants.get("second_bias"),
-                pixels=height * width,
-                out=gate.view(images, channels),
-                inner=ready.activation("inner_"),
-                outer=ready.activation("outer_"),
-                pdl=ready.site.early,
-            ),
-        ]
+        splits = splits_for(blocks, channels)
+        layers = (
+            constants["first"],
+            constants.get("first_bias"),
+            constants["second"],
+            constants.get("second_bias"),
+        )
+        out, inner, outer = gate.view(images, -1), ready.activation("inner_"), ready.activation("outer_")
+        if splits == 1:
+            gating = squeeze_excite_gate_launch(
+                sums, *layers, pixels=height * width, out=out, inner=inner, outer=outer, pdl=ready.site.early
+            )
+        else:
+            assert scratch is not None
+            gating = squeeze_excite_launch(
+                sums[:, :, None], *layers, out=out, splits=splits, inner=inner, outer=outer, scratch=scratch,
+                count=height * width, pdl=ready.site.early,
+            )  # fmt: skip
+        return [launch(ready, operands, y, sums), gating]
 
     return build
+
+
+def sums_scratch(site: Site, config: Config) -> tuple[int, int]:
+    images, height, width, channels = site.out_shape()
+    splits = splits_for(DepthwiseTile(*config).blocks(height, width), channels)
+    return (0, 0) if splits == 1 else (images * splits * channels, images)
 
 
 def suits_gate_layers(site: Site) -> bool:
@@ -130,33 +146,51 @@ def _gate_scratch(site: Site, config: Config) -> tuple[int, int]:
 # ---- two layers ----
 
 
-def _mlp(ready: Ready, operands: Tensors, outputs: Tensors, scratch: Scratch | None) -> Launch:
-    del scratch
-    rows, inner = _Rows.of(ready, operands, outputs), ready.activation("inner_")
-    constants = ready.constants
-    return gated_mlp_launch(
-        rows.x,
-        constants["first"],
-        constants.get("first_bias"),
-        constants["second"],
-        constants.get("second_bias"),
-        out=rows.out,
-        config=MlpTile(*ready.config),
-        activation=inner.activation,
-        alpha=inner.alpha,
-        beta=inner.beta,
-        gate=rows.gate,
-        residual=rows.residual,
-        skip=bool(ready.site.number("skip")),
-        epilogue=ready.epilogue,
-        pdl=ready.site.early,
-    )
+def _mlp_by(launch: Callable[..., Launch]) -> Build:
+    """`gated_mlp_launch`, or what takes the same."""
+
+    def build(ready: Ready, operands: Tensors, outputs: Tensors, scratch: Scratch | None) -> Launch:
+        del scratch
+        rows, inner = _Rows.of(ready, operands, outputs), ready.activation("inner_")
+        constants = ready.constants
+        return launch(
+            rows.x,
+            constants["first"],
+            constants.get("first_bias"),
+            constants["second"],
+            constants.get("second_bias"),
+            out=rows.out,
+            config=MlpTile(*ready.config),
+            activation=inner.activation,
+            alpha=inner.alpha,
+            beta=inner.beta,
+            gate=rows.gate,
+            residual=rows.residual,
+            skip=bool(ready.site.number("skip")),
+            epilogue=ready.epilogue,
+            pdl=ready.site.early,
+        )
+
+    return build
 
 
 def _mlp_tiles(site: Site) -> list[Config]:
-    (hidden, wide), out = site.shape("first"), site.shape("second")[0]
-    rows = count(site.shape("x")) // wide
+    rows, wide, hidden, out = _mlp_sizes(site)
     return [astuple(tile) for tile in mlp_tiles(rows, wide, hidden, multiprocessors_of(site.device), out)]
+
+
+def _chunked_tiles(site: Site) -> list[Config]:
+    return [astuple(tile) for tile in chunked_mlp_tiles(*_mlp_sizes(site), multiprocessors_of(site.device))]
+
+
+def _mlp_sizes(site: Site) -> tuple[int, int, int, int]:
+    """Rows, numbers in, between and out."""
+    (hidden, wide), out = site.shape("first"), site.shape("second")[0]
+    return count(site.shape("x")) // wide, wide, hidden, out
+
+
+def _suits_chunks(site: Site) -> bool:
+    return chunks_fit(*_mlp_sizes(site)[1:]) and _suits_layers(site)
 
 
 def _suits_mlp(site: Site) -> bool:
@@ -356,14 +390,103 @@ def _top_1(ready: Ready, operands: Tensors, outputs: Tensors, scratch: Scratch |
     return top_1_launch(x.view(-1, x.shape[-1]), index=index.view(-1), score=score.view(-1), pdl=ready.site.early)
 
 
+def _fork(ready: Ready, operands: Tensors, outputs: Tensors, scratch: Scratch | None) -> Launch:
+    del scratch
+    constants = ready.constants
+    return fork_launch(
+        operands[0],
+        constants["first"],
+        constants.get("first_bias"),
+        constants["second"],
+        constants.get("second_bias"),
+        out=outputs[0],
+        config=ForkTile(*ready.config),
+        inner=ready.activation("inner_"),
+        outer=ready.epilogue,
+        pdl=ready.site.early,
+    )
+
+
+def _fork_tiles(site: Site) -> list[Config]:
+    pixels = count(site.shape("x")[:3])
+    return [astuple(tile) for tile in fork_tiles(pixels, multiprocessors_of(site.device))]
+
+
+def _gated_layers(ready: Ready, operands: Tensors, outputs: Tensors, scratch: Scratch | None) -> Launch:
+    del scratch
+    site, constants, times = ready.site, ready.constants, ready.site.integers("times")
+    groups = []
+    for number in range(len(times) // 2):
+        x, gate = (site.index(f"{number}_{role}") for role in ("x", "gate"))
+        if x is None or gate is None:
+            raise ValueError(f"{number}_x: expected a map and its gate")
+        weight, bias = constants[f"{number}_weight"], constants.get(f"{number}_bias")
+        high, wide = times[2 * number : 2 * number + 2]
+        groups.append(Group(operands[x], weight, bias, operands[gate][:, 0, 0, :], (high, wide)))
+    residual = ready.residual(operands)
+    high, wide = site.integers("residual_times") if residual is not None else (1, 1)
+    return gated_layers_launch(
+        groups,
+        out=outputs[0],
+        config=LayersTile(*ready.config),
+        plus=bool(site.number("plus")),
+        residual=residual,
+        residual_times=(high, wide),
+        pdl=site.early,
+    )
+
+
+def _layers_tiles(site: Site) -> list[Config]:
+    made = site.shape("0_weight")[0]
+    pixels = count(site.out_shape()[:3])
+    return [astuple(tile) for tile in layers_tiles(pixels, made, multiprocessors_of(site.device))]
+
+
+def _flat(weight: torch.Tensor) -> torch.Tensor:
+    return weight.reshape(weight.shape[0], -1).contiguous()
+
+
+def _gemm_top_1(ready: Ready, operands: Tensors, outputs: Tensors, scratch: Scratch | None) -> Sequence[Launch]:
+    del scratch
+    (index, score), tile = outputs, TopTile(*ready.config)
+    x = operands[0].view(-1, operands[0].shape[-1])
+    parts = torch.empty((3, x.shape[0], tile.splits), dtype=torch.float32, device=x.device)
+    return gemm_top_1_launches(
+        x,
+        ready.weight,
+        ready.bias,
+        index=index.view(-1),
+        score=score.view(-1),
+        parts=parts,
+        config=tile,
+        pdl=ready.site.early,
+    )
+
+
+def _top_tiles(site: Site) -> list[Config]:
+    columns, deep = site.shape("weight")
+    rows = count(site.shape("x")) // deep
+    return [astuple(tile) for tile in top_tiles(rows, columns, multiprocessors_of(site.device))]
+
+
 def _any_float(site: Site) -> bool:
     return bool(dtype_of(site, 0).is_floating_point) and site.out_dtype(0) == torch.int64
 
 
 JOINED: Final[dict[tuple[str, str], Way]] = {
     ("squeeze_excite", "triton"): Way(_squeeze_excite, _gate_splits, _gate_scratch, LAYERS, _suits_layers),
-    ("mlp", "triton"): Way(_mlp, _mlp_tiles, forms={"first": _plain, "second": _plain}, suits=_suits_mlp),
+    ("mlp", "triton"): Way(
+        _mlp_by(gated_mlp_launch), _mlp_tiles, forms={"first": _plain, "second": _plain}, suits=_suits_mlp
+    ),
+    ("mlp", "triton_chunks"): Way(
+        _mlp_by(chunked_mlp_launch), _chunked_tiles, forms={"first": _plain, "second": _plain}, suits=_suits_chunks
+    ),
     ("mlp", "triton_pair"): Way(_pair, _pair_tiles, _pair_scratch, {"first": same, "second": same}, _suits_layers),
+    ("gated_layers", "triton"): Way(
+        _gated_layers, _layers_tiles, forms={f"{number}_weight": _flat for number in range(MOST_LAYERS)}
+    ),
+    ("fork", "triton"): Way(_fork, _fork_tiles, forms={"first": _plain, "second": _plain}, suits=_suits_layers),
+    ("gemm_top_1", "triton"): Way(_gemm_top_1, _top_tiles, types=_any_float),
     ("top_1", "triton"): Way(_top_1, forms={}, types=_any_float),
     ("pointwise", "triton_gate"): Way(_gate, suits=_suits_gate),
 }

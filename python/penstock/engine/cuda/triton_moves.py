@@ -6,7 +6,12 @@ import torch
 
 from penstock.engine.cuda.kernels.epilogue import Scratch
 from penstock.engine.cuda.kernels.launching import Launch
-from penstock.engine.cuda.kernels.moves import MOST_PARTS, concat_channels_launch, planes_to_pixels_launch
+from penstock.engine.cuda.kernels.moves import (
+    MOST_PARTS,
+    OPERATORS,
+    concat_channels_launch,
+    planes_to_pixels_launch,
+)
 from penstock.engine.cuda.sites import Site
 from penstock.engine.cuda.ways import Ready, Tensors, Way, dtype_of
 
@@ -40,8 +45,31 @@ def _planes(ready: Ready, operands: Tensors, outputs: Tensors, scratch: Scratch 
     del scratch
     padding = ready.site.step.kind == "pad"
     top, left = ready.site.integers("begin")[1:3] if padding else (0, 0)
-    x = operands[0].permute(0, 3, 1, 2)
-    return planes_to_pixels_launch(x, out=outputs[0], corner=(top, left), pdl=ready.site.early)
+    x = operands[ready.site.index("x") or 0].permute(0, 3, 1, 2)
+    arithmetic = [
+        (name, number if isinstance(number, float) else operands[number][0, 0, 0])
+        for name, number in _arithmetic(ready.site) or ()
+    ]
+    return planes_to_pixels_launch(x, out=outputs[0], corner=(top, left), arithmetic=arithmetic, pdl=ready.site.early)
+
+
+def _arithmetic(site: Site) -> list[tuple[str, int | float]] | None:
+    """A program that changes x by numbers, as operators with a number or an operand; None for any other."""
+    found: list[tuple[str, int | float]] = []
+    current = f"i{site.index('x')}"
+    for number, line in enumerate(site.step.program):
+        if line.name in OPERATORS:
+            first, other = line.arguments
+            if other == current and line.name in ("add", "mul"):
+                first, other = other, first
+            operand = _operand(other)
+            if first != current or other == current or (operand is None and isinstance(other, str)):
+                return None
+            found.append((line.name, float(other) if operand is None else operand))
+        elif line.name != "to_float" or line.arguments != (current,):
+            return None
+        current = f"t{number}"
+    return found if len(found) <= 2 else None
 
 
 def _suits_planes(site: Site) -> bool:
@@ -53,7 +81,25 @@ def _suits_padding(site: Site) -> bool:
     """Zeros around the picture, and more channels behind."""
     begin, end = site.integers("begin"), site.integers("end")
     images = len(begin) == 4 and (begin[0], end[0], begin[3]) == (0, 0, 0)
-    return images and min(*begin, *end) >= 0 and site.number("value") == 0.0
+    plain = images and min(*begin, *end) >= 0 and site.number("value") == 0.0
+    found = _arithmetic(site)
+    return plain and found is not None and all(_is_row(site, at) for _, at in found if isinstance(at, int))
+
+
+def _operand(argument: str | float) -> int | None:
+    return int(argument[1:]) if isinstance(argument, str) and argument.startswith("i") else None
+
+
+def _is_row(site: Site, index: int) -> bool:
+    """One number for each channel, the same for every pixel."""
+    view = site.step.inputs[index].view
+    return view is not None and len(view.shape) == 4 and view.strides == (0, 0, 0, 1)
+
+
+def _floats_or_bytes(site: Site) -> bool:
+    """Bytes only where they are computed with: elsewhere they are no picture."""
+    kinds = {dtype_of(site, index) for index in range(len(site.step.inputs))}
+    return site.out_dtype() in _FLOATS and kinds <= {*_FLOATS, *((torch.uint8,) if site.step.program else ())}
 
 
 def _floats(site: Site) -> bool:
@@ -64,6 +110,6 @@ def _floats(site: Site) -> bool:
 MOVES: Final[dict[tuple[str, str], Way]] = {
     ("concat", "triton"): Way(_concat, suits=_suits_concat, types=_floats),
     ("copy", "triton"): Way(_planes, suits=_suits_planes, types=_floats),
-    ("pad", "triton"): Way(_planes, suits=_suits_padding, types=_floats),
+    ("pad", "triton"): Way(_planes, suits=_suits_padding, types=_floats_or_bytes),
 }
 """Kind and name -> kernel."""

@@ -6,7 +6,7 @@ compiles ahead. Biases and norms' weights are kept in FP32. Imported where Trito
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import astuple
+from dataclasses import astuple, replace
 from typing import Final
 
 import torch
@@ -17,17 +17,22 @@ from penstock.engine.cuda.kernels.activations import ACTIVATIONS
 from penstock.engine.cuda.kernels.attention import AttentionTile, attention_launch, attention_tiles
 from penstock.engine.cuda.kernels.depthwise import DepthwiseTile, depthwise_conv2d_nhwc_launch, depthwise_tiles
 from penstock.engine.cuda.kernels.epilogue import Scratch
+from penstock.engine.cuda.kernels.expand_depthwise import ExpandTile, expand_depthwise_launch, expand_tiles
 from penstock.engine.cuda.kernels.implicit_gemm import conv2d_nhwc_launch, gemm_launch
 from penstock.engine.cuda.kernels.implicit_gemm_kernel import implicit_gemm_kernel
 from penstock.engine.cuda.kernels.launching import Launch, interpreted
 from penstock.engine.cuda.kernels.max_pool import max_pool2d_nhwc_launch
 from penstock.engine.cuda.kernels.reductions import global_average_pool_launch, layer_norm_launch
+from penstock.engine.cuda.kernels.resident import ResidentTile, resident_conv_launch, resident_tiles
 from penstock.engine.cuda.kernels.tiles import Product, Tile
+from penstock.engine.cuda.recurrent import RECURRENT
 from penstock.engine.cuda.sites import RunInto, Site, seen
-from penstock.engine.cuda.triton_joined import JOINED, LAYERS, depthwise_and_gate, suits_gate_layers
+from penstock.engine.cuda.triton_blocks import BLOCKS
+from penstock.engine.cuda.triton_joined import JOINED, LAYERS, depthwise_and_gate, suits_gate_layers, sums_scratch
 from penstock.engine.cuda.triton_moves import MOVES
 from penstock.engine.cuda.ways import (
     Config,
+    Launched,
     Ready,
     Tensors,
     Way,
@@ -101,6 +106,41 @@ def _gemm(ready: Ready, operands: Tensors, outputs: Tensors, scratch: Scratch | 
     )
 
 
+def _resident(ready: Ready, operands: Tensors, outputs: Tensors, scratch: Scratch | None) -> Launch:
+    """A product is a convolution of a picture one pixel wide."""
+    del scratch
+    site, weight, residual = ready.site, ready.weight, ready.residual(operands)
+    if residual is not None and residual.shape != outputs[0].shape:
+        raise ValueError("residual: expected the result's shape")
+    x, out = operands[0], outputs[0]
+    strides = pads = dilations = (1, 1)
+    if site.step.kind == "gemm":
+        n, k = weight.shape
+        x, out, weight, pads = x.view(1, -1, 1, k), out.view(1, -1, 1, n), weight[:, None, None, :], (0, 0)
+        residual = None if residual is None else residual.view(1, -1, 1, n)
+    else:
+        strides, pads, dilations = (_pair(site.integers(name)) for name in ("strides", "pads", "dilations"))
+    return resident_conv_launch(
+        x,
+        weight,
+        out=out,
+        config=ResidentTile(*ready.config),
+        bias=ready.bias,
+        residual=residual,
+        epilogue=ready.epilogue,
+        stride=strides,
+        padding=pads,
+        dilation=dilations,
+        multiprocessors=multiprocessors_of(site.device),
+        pdl=site.early,
+    )
+
+
+def _resident_tiles(site: Site) -> list[Config]:
+    residual = site.step.operand("residual") is not None
+    return [astuple(tile) for tile in resident_tiles(_product(site), residual, multiprocessors_of(site.device))]
+
+
 # ---- one channel at a time, one row, one head ----
 
 
@@ -133,6 +173,65 @@ def _depthwise_tiles(site: Site) -> list[Config]:
     wide, stride = site.shape("weight")[2], site.integers("strides")[1]
     found = depthwise_tiles((batch, height, width, channels), wide, stride, multiprocessors_of(site.device))
     return [astuple(tile) for tile in found]
+
+
+def _expand(ready: Ready, operands: Tensors, outputs: Tensors, scratch: Scratch | None) -> Launch:
+    del scratch
+    site, constants = ready.site, ready.constants
+    strides, pads, dilations = (site.integers(name) for name in ("strides", "pads", "dilations"))
+    return expand_depthwise_launch(
+        operands[0],
+        constants["first"],
+        constants.get("first_bias"),
+        ready.weight,
+        ready.bias,
+        out=outputs[0],
+        config=ExpandTile(*ready.config),
+        inner=ready.activation("inner_"),
+        outer=ready.epilogue,
+        stride=_pair(strides),
+        padding=_pair(pads),
+        dilation=_pair(dilations),
+        pdl=site.early,
+    )
+
+
+def _expand_tiles(site: Site) -> list[Config]:
+    _, high, wide, _ = site.shape("weight")
+    found = expand_tiles(count(site.out_shape()[:3]), site.shape("x")[3], high * wide, multiprocessors_of(site.device))
+    return [astuple(tile) for tile in found]
+
+
+_TILE: Final = 7  # numbers of a product's cut
+
+
+def _expand_pair(ready: Ready, operands: Tensors, outputs: Tensors, scratch: Scratch | None) -> list[Launch]:
+    """The wide map in memory: a product, and a depthwise convolution."""
+    site, x = ready.site, operands[0]
+    first, pdl = ready.constants["first"], site.early
+    expanded = torch.empty((*x.shape[:3], first.shape[0]), dtype=x.dtype, device=x.device)
+    product = gemm_launch(
+        x.view(-1, x.shape[3]), first, out=expanded.view(-1, first.shape[0]), config=Tile(*ready.config[:_TILE]),
+        bias=ready.constants.get("first_bias"), epilogue=ready.activation("inner_"), scratch=scratch, pdl=pdl,
+    )  # fmt: skip
+    behind = replace(ready, config=ready.config[_TILE:])
+    return [product, _filtered(behind, [expanded, *operands[1:]], outputs[0], None)]
+
+
+def _expand_product(site: Site) -> Product:
+    expanded, channels = site.shape("first")[0], site.shape("x")[3]
+    return Product(count(site.shape("x")[:3]), expanded, channels)
+
+
+def _expand_pair_tiles(site: Site) -> list[Config]:
+    """The best of one with the best of the other, and so on."""
+    ours, others = tiles_of(_expand_product(site), multiprocessors_of(site.device)), _depthwise_tiles(site)
+    length = max(len(ours), len(others))
+    return [(*ours[min(n, len(ours) - 1)], *others[min(n, len(others) - 1)]) for n in range(length)]
+
+
+def _expand_pair_scratch(site: Site, config: Config) -> tuple[int, int]:
+    return tile_scratch(_expand_product(site), config[:_TILE])
 
 
 def _attention(ready: Ready, operands: Tensors, outputs: Tensors, scratch: Scratch | None) -> Launch:
@@ -194,7 +293,7 @@ def _suits_pool(site: Site) -> bool:
     return site.text("how") == "mean" and len(site.shape("x")) == 4 and axes == (1, 2)
 
 
-def _max_pool(ready: Ready, operands: Tensors, outputs: Tensors, scratch: Scratch | None) -> Launch:
+def _window(ready: Ready, operands: Tensors, outputs: Tensors, scratch: Scratch | None) -> Launch:
     del scratch
     site = ready.site
     kernel, strides, pads, dilations = (site.integers(name) for name in ("kernel", "strides", "pads", "dilations"))
@@ -205,6 +304,7 @@ def _max_pool(ready: Ready, operands: Tensors, outputs: Tensors, scratch: Scratc
         padding=_pair(pads),
         out=outputs[0],
         dilation=_pair(dilations),
+        mean=site.step.kind == "average_pool",
         pdl=site.early,
     )
 
@@ -218,6 +318,14 @@ def _wide(weight: torch.Tensor) -> torch.Tensor:
 
 def _taps_first(weight: torch.Tensor) -> torch.Tensor:
     return weight[..., 0].permute(1, 2, 0).contiguous()
+
+
+def _flat(weight: torch.Tensor) -> torch.Tensor:
+    return weight.reshape(weight.shape[0], -1).contiguous()
+
+
+def _suits_layers(site: Site) -> bool:
+    return site.text("inner", "none") in ACTIVATIONS
 
 
 def _suits_conv(site: Site) -> bool:
@@ -241,16 +349,32 @@ WAYS: Final[dict[tuple[str, str], Way]] = {
     ("conv_gate", "triton_depthwise"): Way(
         depthwise_and_gate(_filtered),
         _depthwise_tiles,
+        sums_scratch,
         forms={"weight": _taps_first, **LAYERS},
         suits=_suits_depthwise_and_gate,
     ),
+    ("expand_depthwise", "triton"): Way(
+        _expand, _expand_tiles, forms={"first": _flat, "weight": _taps_first}, suits=_suits_layers
+    ),
+    ("expand_depthwise", "triton_pair"): Way(
+        _expand_pair,
+        _expand_pair_tiles,
+        _expand_pair_scratch,
+        {"first": _flat, "weight": _taps_first},
+        _suits_layers,
+    ),
+    ("conv", "triton_resident"): Way(_resident, _resident_tiles, suits=_suits_conv),
     ("gemm", "triton"): Way(_gemm, _tiles, _tile_scratch),
+    ("gemm", "triton_resident"): Way(_resident, _resident_tiles),
     ("attention", "triton"): Way(_attention, _attention_tiles, suits=_suits_attention),
     ("layer_norm", "triton"): Way(_layer_norm, forms={"weight": _wide}, suits=_suits_layer_norm),
     ("reduce", "triton"): Way(_pool, _pool_splits, _pool_scratch, suits=_suits_pool),
-    ("max_pool", "triton"): Way(_max_pool),
+    ("max_pool", "triton"): Way(_window),
+    ("average_pool", "triton"): Way(_window),
+    **BLOCKS,
     **JOINED,
     **MOVES,
+    **RECURRENT,
 }
 """Kind and name -> kernel."""
 
@@ -262,7 +386,7 @@ def add() -> None:
             register(kind, name, Implementation(writing(_binding(way)), _fitting(name, way), way.configs))
 
 
-def launch(site: Site, name: str, config: Config) -> tuple[Launch, ...]:
+def launch(site: Site, name: str, config: Config) -> tuple[Launched, ...]:
     """What the step would launch, on tensors without memory but with the addresses' alignment: for compiling ahead.
 
     `Launch.run` of it is senseless. ValueError or RuntimeError where the kernel refuses the step's tensors.
@@ -276,7 +400,7 @@ def launch(site: Site, name: str, config: Config) -> tuple[Launch, ...]:
     return way.launches(_ready(way, site, config, on_meta=True), _operands_on_meta(site), outputs, scratch)
 
 
-def launches(sites: Sequence[Site], names: Sequence[str]) -> list[Launch]:
+def launches(sites: Sequence[Site], names: Sequence[str]) -> list[Launched]:
     """What steps with these implementations would launch, for those of them that are ours."""
     pairs = ((site, name) for site, name in zip(sites, names, strict=True) if (site.step.kind, name) in WAYS)
     return [
@@ -333,11 +457,11 @@ def _fitting(name: str, way: Way) -> Callable[[Site], bool]:
 def _ready(way: Way, site: Site, config: Config, *, on_meta: bool = False) -> Ready:
     constants: dict[str, torch.Tensor] = {}
     for role in _roles(site):
-        form = _row if role.endswith("bias") else way.forms.get(role)
+        form = way.forms.get(role) or (_row if role.endswith("bias") else None)
         weight = None if form is None else site.weight(role)
         if form is not None and weight is not None:
             constants[role] = form(_without_memory(weight) if on_meta else weight)
-    return Ready(site, config, constants)
+    return Ready(site, config, way.combined(constants))
 
 
 def _row(bias: torch.Tensor) -> torch.Tensor:

@@ -25,7 +25,7 @@ from penstock.engine.cuda.sites import DTYPES, Site
 from penstock.engine.cuda.workspace import Needs, working_in
 
 if TYPE_CHECKING:
-    from penstock.engine.cuda.kernels.launching import Launch
+    from penstock.engine.cuda.ways import Launched
 
 Call = Callable[[], object]
 Timer = Callable[[Call], float]
@@ -36,14 +36,17 @@ LIMIT: Final = 8
 
 # Largest difference from the reference, norm-relative, of one step: kernels round differently, but not by this much.
 _AGREES: Final[Mapping[torch.dtype, float]] = {torch.float16: 0.02, torch.bfloat16: 0.1, torch.float32: 1e-3}
-_AT_ONCE: Final = 2  # configurations compiled before it is known which steps are long
+_AT_ONCE: Final = 1  # configurations compiled before it is known which steps are long
+_CLEARLY: Final = 1.4  # times the best: a glance is enough to pass over what is as slow as that
+_HOPELESS: Final = 2.0  # times the best: an implementation whose first ideas are no faster is given up
+_FIRST_IDEAS: Final = 2
 _SAMPLE_SECONDS: Final = 1.5e-3  # of the device in one measurement
 
 
 class Builds(Protocol):
     """`precompile.Compilers`, which can only be named where there is Triton."""
 
-    def submit(self, launch: "Launch", /) -> Future[str]: ...
+    def submit(self, launch: "Launched", /) -> Future[str]: ...
 
 
 @dataclass(slots=True)
@@ -95,10 +98,11 @@ def tune(
     """Choices for an executor of the same graph, precision and device. `inputs`: typical ones, else random numbers."""
     started = clock()
     add_triton()
+    glance = _glance if timer is None and executor.device.type == "cuda" else None
     timer = timer or timer_for(executor.device)
     with torch.no_grad(), executor.arithmetic(search=True):
         rows = observed(executor, inputs if inputs is not None else random_inputs(executor))
-        race = _Race(rows, timer, clock, started + seconds, limit)
+        race = _Race(rows, timer, glance, clock, started + seconds, limit)
         untimed = race.run(compilers)
     rows.sort(key=lambda row: -row.microseconds * len(row.steps))
     choices = {name: row.best for row in rows for name in row.steps if row.best is not None}
@@ -183,6 +187,11 @@ class _Candidate:
     """Its place among its implementation's configurations."""
 
     @property
+    def size(self) -> int:
+        """What the step reads, as often as there are such steps: how long it may take, before anything is timed."""
+        return int(len(self.row.steps) * sum(each.numel() * each.element_size() for each in self.row.operands))
+
+    @property
     def promise(self) -> float:
         """Long and frequent steps first, and of each the list's first ideas."""
         spent = self.row.microseconds if self.row.times else 0.0
@@ -201,6 +210,9 @@ class _Compiling:
 class _Race:
     rows: list[Tuned]
     timer: Timer
+    glance: Timer | None
+    """A quicker timer, for what is clearly slower than the best."""
+
     clock: Callable[[], float]
     deadline: float
     limit: int
@@ -213,7 +225,8 @@ class _Race:
         with ExitStack() as stack:
             stack.callback(lambda: [future.cancel() for future in pending])
             if compilers is not None:  # the compilers need not wait for what others take
-                pending |= self._submitted([each for each in ours if each.rank < _AT_ONCE], compilers)
+                early = [each for each in ours if each.rank < _AT_ONCE]
+                pending |= self._submitted(sorted(early, key=lambda each: -each.size), compilers)
             untimed = 0
             for each in candidates:
                 if each.choice.implementation.startswith(OURS):
@@ -256,9 +269,16 @@ class _Race:
                     row.failed[choice] = difference
                     return
                 del outputs
-                row.times[choice] = self.timer(lambda: run(row.operands))
+                row.times[choice] = self._timed(row, lambda: run(row.operands))
         except Exception as error:  # whatever a compiler, a library or the driver raises
             row.failed[choice] = f"{type(error).__name__}: {error}"[:200]
+
+    def _timed(self, row: Tuned, call: Call) -> float:
+        if self.glance is not None and row.times:
+            rough = self.glance(call)
+            if rough > _CLEARLY * row.microseconds:
+                return rough
+        return self.timer(call)
 
     def _one_by_one(self, candidates: Sequence[_Candidate]) -> int:
         for number, each in enumerate(candidates):
@@ -293,8 +313,24 @@ class _Race:
                 row, choice = compiling.candidate.row, compiling.candidate.choice
                 if why := future.result():
                     row.failed[choice] = why
-                elif compiling.left == 0 and choice not in row.failed:
+                elif compiling.left == 0 and choice not in row.failed and not self._hopeless(row, choice):
                     self.time(row, choice)
+                    self._give_up(row, choice, pending)
+
+    def _hopeless(self, row: Tuned, choice: Choice) -> bool:
+        """Whether its implementation's first ideas were far from the best."""
+        alike = [time for other, time in row.times.items() if other.implementation == choice.implementation]
+        return len(alike) >= _FIRST_IDEAS and min(alike) > _HOPELESS * row.microseconds
+
+    def _give_up(self, row: Tuned, choice: Choice, pending: dict[Future[str], "_Compiling"]) -> None:
+        """What is no longer worth compiling; what is being compiled stays, and is passed over."""
+        if not self._hopeless(row, choice):
+            return
+        name = choice.implementation
+        for future, each in list(pending.items()):
+            candidate = each.candidate
+            if candidate.row is row and candidate.choice.implementation == name and future.cancel():
+                del pending[future]
 
 
 def disagreement(found: Sequence[torch.Tensor], expected: Sequence[torch.Tensor]) -> str:
@@ -319,13 +355,29 @@ def timer_for(device: torch.device) -> Timer:
     return _in_a_graph if device.type == "cuda" else _by_the_clock
 
 
+_LAUNCH: Final = 10.0  # microseconds of launching a graph, of which a few calls show more than many
+
+
+def _glance(call: Call) -> float:
+    """Within a fifth or so."""
+    from penstock.engine.cuda.kernels.tuning import microseconds
+
+    _make_room()
+    calls = 8
+    return microseconds(call, calls=calls, replays=2) - _LAUNCH / calls
+
+
+def _make_room() -> None:
+    free, total = torch.cuda.mem_get_info()
+    if free < total // 2:  # graphs that are gone leave their pools behind, and a capture can't give them back
+        torch.cuda.empty_cache()
+
+
 def _in_a_graph(call: Call) -> float:
     """As it will be run; as many calls as make a measurement, and no more."""
     from penstock.engine.cuda.kernels.tuning import microseconds
 
-    free, total = torch.cuda.mem_get_info()
-    if free < total // 2:  # graphs that are gone leave their pools behind, and a capture can't give them back
-        torch.cuda.empty_cache()
+    _make_room()
     rough = microseconds(call, calls=2, replays=2)
     calls = max(3, min(50, int(_SAMPLE_SECONDS * 1e6 / max(rough, 1.0))))
     return microseconds(call, calls=calls, replays=5)

@@ -10,6 +10,7 @@ from typing import Final
 
 import torch
 
+from penstock.engine.cuda.kernels.cpp_launching import CppLaunch
 from penstock.engine.cuda.kernels.epilogue import Epilogue, Scratch
 from penstock.engine.cuda.kernels.launching import Launch
 from penstock.engine.cuda.kernels.tiles import H200_MULTIPROCESSORS, Product, Tile, tiles
@@ -55,7 +56,8 @@ class Ready:
         return None if index is None else operands[index]
 
 
-Build = Callable[[Ready, Tensors, Tensors, Scratch | None], Launch | Sequence[Launch]]
+Launched = Launch | CppLaunch
+Build = Callable[[Ready, Tensors, Tensors, Scratch | None], Launched | Sequence[Launched]]
 """Operands, outputs, shared memory -> launches in order. What lies between two launches is allocated here, so that a
 capture's pool reuses it."""
 
@@ -64,6 +66,10 @@ Form = Callable[[torch.Tensor], torch.Tensor]
 
 def same(weight: torch.Tensor) -> torch.Tensor:
     return weight
+
+
+def as_they_are(constants: dict[str, torch.Tensor]) -> Mapping[str, torch.Tensor]:
+    return constants
 
 
 def no_scratch(site: Site, config: Config) -> tuple[int, int]:
@@ -97,7 +103,7 @@ class Way:
     """Floats and counters that a configuration needs."""
 
     forms: Mapping[str, Form] = field(default_factory=lambda: {"weight": same})
-    """Roles of weights, biases apart, -> how the kernel wants them."""
+    """Roles of weights -> how the kernel wants them. Biases that are not named are FP32 rows."""
 
     suits: Callable[[Site], bool] = always
     """What can be told from the step alone."""
@@ -105,11 +111,14 @@ class Way:
     types: Callable[[Site], bool] = narrow_everywhere
     """Whether it takes the step's types."""
 
+    combined: Callable[[dict[str, torch.Tensor]], Mapping[str, torch.Tensor]] = as_they_are
+    """Constants in their forms -> those that are kept."""
+
     def launches(
         self, ready: Ready, operands: Tensors, outputs: Tensors, scratch: Scratch | None
-    ) -> tuple[Launch, ...]:
+    ) -> tuple[Launched, ...]:
         built = self.build(ready, operands, outputs, scratch)
-        return (built,) if isinstance(built, Launch) else tuple(built)
+        return (built,) if isinstance(built, Launched) else tuple(built)
 
 
 # ---- shared by those that multiply matrices ----

@@ -100,7 +100,7 @@ class Lending(Protocol):
         """As many bytes by input. Raises ResourceExhausted."""
         ...
 
-    def instance(self, memory: Memory | None = None) -> CompiledInstance:
+    def instance(self, memory: Memory | None = None, *, priority: int = 0) -> CompiledInstance:
         """With this memory, which several instances of one worker may share; None: its own."""
         ...
 
@@ -129,7 +129,9 @@ class OnDevice(Protocol):
 class Compiled(Runtime, Protocol):
     """A runtime that can be sealed: what `penstock.engine.runtimes.compile` gives."""
 
-    def instance(self) -> CompiledInstance: ...
+    def instance(self, *, priority: int = 0) -> CompiledInstance:
+        """`priority` is for devices with streams, as CUDA counts: 0 is the usual one, negative ones go first."""
+        ...
 
     def export(self) -> bytes:
         """An artifact for `penstock.engine.runtimes.reopen`, good for this library version and this processor."""

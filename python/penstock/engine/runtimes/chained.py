@@ -97,10 +97,10 @@ class ChainedRuntime:
         self._file = name
         self._idle: deque[ChainedInstance] = deque()
 
-    def instance(self) -> "ChainedInstance":
+    def instance(self, *, priority: int = 0) -> "ChainedInstance":
         if not self._compiled and any(_parts(self.chain)):
             raise Unavailable(f"{self._file} is closed; load it again")
-        return ChainedInstance(self, {name: each.instance() for name, each in self._compiled.items()})
+        return ChainedInstance(self, {name: each.instance(priority=priority) for name, each in self._compiled.items()})
 
     def __call__(self, **arrays: Any) -> dict[str, Array]:
         inputs = checked(self.inputs, arrays)

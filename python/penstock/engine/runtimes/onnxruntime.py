@@ -174,7 +174,8 @@ class OnnxRuntime:
             raise ExecutionError(f"ONNX Runtime failed: {library_message(error, self._path)}") from error
         return OnnxRuntime(session, self._path, self._again)
 
-    def instance(self) -> "OnnxInstance":
+    def instance(self, *, priority: int = 0) -> "OnnxInstance":
+        del priority  # a CPU has no streams
         return OnnxInstance(self)
 
     def __call__(self, **arrays: Any) -> dict[str, Array]:

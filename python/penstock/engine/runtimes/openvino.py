@@ -165,7 +165,8 @@ class OpenVinoRuntime:
         names = profiles.node_names(self._path)
         return tuple(_region(each, median(own), names) for each, own in found if own and _layer_type(each) not in _DATA)
 
-    def instance(self) -> "OpenVinoInstance":
+    def instance(self, *, priority: int = 0) -> "OpenVinoInstance":
+        del priority  # a CPU has no streams
         return OpenVinoInstance(self._open().create_infer_request(), self.inputs, self.outputs, self._path)
 
     def _open(self) -> openvino.CompiledModel:

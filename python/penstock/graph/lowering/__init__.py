@@ -17,9 +17,12 @@ from penstock.engine.lowered import LoweredGraph
 from penstock.errors import Unsupported
 from penstock.graph.editing import Array, is_operator
 from penstock.graph.lowering import attention, layers, moves, reductions
+from penstock.graph.lowering.blocks import join_blocks
 from penstock.graph.lowering.builder import Builder
 from penstock.graph.lowering.fusing import fuse
-from penstock.graph.lowering.joining import join
+from penstock.graph.lowering.gating import fold_gates, join_gated_layers
+from penstock.graph.lowering.joining import join, join_gates
+from penstock.graph.lowering.linear import merge_layers
 from penstock.graph.lowering.pointwise import POINTWISE, pointwise
 from penstock.graph.lowering.unfolding import unfold
 
@@ -79,7 +82,9 @@ def lower(model: ir.Model) -> tuple[LoweredGraph, Weights]:
         _one(builder, node)
     for value in graph.outputs:
         builder.add_output(value, value.producer() or node or ir.node("Identity", [value], name=f"{value.name}.output"))
-    lowered, weights = unfold(join(fuse(builder.finish())), builder.weights)
+    merged, weights = merge_layers(fuse(builder.finish()), builder.weights)
+    folded, weights = fold_gates(join_gates(merged), weights)
+    lowered, weights = unfold(join_gated_layers(join(join_blocks(folded))), weights)
     return lowered, {name: weights[name] for name in lowered.weights}
 
 

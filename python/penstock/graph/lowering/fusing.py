@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Final
 
-from penstock.engine.lowered import Attribute, Instruction, LoweredGraph, Number, Operand, Step, contiguous
+from penstock.engine.lowered import Attribute, Instruction, LoweredGraph, Number, Operand, Step, View, contiguous
 
 _HEAVY: Final = ("conv", "conv_transpose", "gemm")
 # Instructions that an epilogue knows; those with numbers give alpha and beta.
@@ -27,6 +27,7 @@ def fuse(graph: LoweredGraph) -> LoweredGraph:
     fusing.name_activations()
     fusing.add_epilogues()
     fusing.join_chains()
+    fusing.compute_while_padding()
     return fusing.result()
 
 
@@ -88,6 +89,49 @@ class _Fusing:
             if step is None or follower is None or len(step.program) + len(follower[1].program) > _LONGEST:
                 continue
             self._steps[number], self._steps[follower[0]] = None, _joined(step, follower[1], follower[2])
+
+    def compute_while_padding(self) -> None:
+        """What is a number for each channel away from a picture is computed where the picture gets its zeros."""
+        for number, step in enumerate(self._steps):
+            if step is None or step.kind != "pad" or step.program or step.attributes["value"] != 0.0:
+                continue
+            (x,) = step.inputs
+            maker = self._maker(x.value) if x.value not in self._kept else None
+            before = self._steps[maker] if maker is not None else None
+            if maker is None or before is None or before.kind != "pointwise" or len(self._readers(x.value)) != 1:
+                continue
+            inputs = self._seen_through(before, x)
+            if inputs is not None:
+                nodes = (*before.nodes, *step.nodes)
+                self._steps[maker] = None
+                self._steps[number] = replace(step, inputs=inputs, program=before.program, nodes=nodes)
+
+    def _seen_through(self, step: Step, seen: Operand) -> tuple[Operand, ...] | None:
+        """A pointwise step's operands, one value and weights of a number for each channel, as a view of its result
+        shows them; None where there is more to it.
+        """
+        shape = self._graph.values[seen.value].shape
+        view = seen.view or View(shape, contiguous(shape))
+        values = [each for each in step.inputs if each.value in self._graph.values]
+        if len(values) != 1 or len(view.shape) != 4 or view.offset or values[0].view is not None:
+            return None
+        if self._graph.values[values[0].value].shape != shape:
+            return None
+        found: list[Operand] = []
+        for each in step.inputs:
+            if each is values[0]:
+                found.append(Operand(each.value, "x", view))
+                continue
+            # The one axis along which the numbers change must be the channels, as they are seen.
+            strides = each.view.strides if each.view is not None and each.view.shape == shape else ()
+            moving = [axis for axis, stride in enumerate(strides) if stride and shape[axis] != 1]
+            channels = [axis for axis in moving if contiguous(shape)[axis] == view.strides[-1]]
+            if each.view is None or each.view.offset or len(moving) != 1 or moving != channels:
+                return None
+            if strides[moving[0]] != 1 or shape[moving[0]] != view.shape[-1]:
+                return None
+            found.append(Operand(each.value, "", View(view.shape, (0, 0, 0, 1))))
+        return tuple(found)
 
     def result(self) -> LoweredGraph:
         steps = tuple(step for step in self._steps if step is not None)

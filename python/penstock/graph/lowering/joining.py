@@ -22,17 +22,29 @@ _MOST_GATE_WEIGHTS: Final = 1 << 14
 _WIDEST: Final = 512
 # Below this the rows don't fill two blocks, and the weights are better spread over many.
 _FEWEST_ROWS: Final = 32
+_WIDEST_FORK: Final = 64
+_WIDEST_TOP: Final = 256
+_WIDEST_EXPANDED: Final = 64
 _LAYERS: Final = ("conv", "gemm")
 _NUMBERS: Final = ("alpha", "beta")
 
 
-def join(graph: LoweredGraph) -> LoweredGraph:
+def join_gates(graph: LoweredGraph) -> LoweredGraph:
+    """Squeeze-and-excite gates alone."""
     joining = _Joining(graph)
     joining.find_gates()
+    return joining.result()
+
+
+def join(graph: LoweredGraph) -> LoweredGraph:
+    """Everything else."""
+    joining = _Joining(graph)
     joining.find_gates_of_convolutions()
     joining.find_pairs()
     joining.find_tops()
     joining.find_repeats()
+    joining.find_forks()
+    joining.find_expansions()
     return joining.result()
 
 
@@ -125,10 +137,26 @@ class _Joining:
                 continue
             nodes = (*step.nodes, *(node for each in readers.values() for node in each.nodes))
             outputs = (found["place"].outputs[0], found["value"].outputs[0])
-            self._steps[number] = Step(step.name, "top_1", step.inputs, outputs, nodes=nodes)
+            self._steps[number] = self._top(Step(step.name, "top_1", step.inputs, outputs, nodes=nodes))
             for at in readers:
                 self._steps[at] = None
             self._makers |= dict.fromkeys(outputs, number)
+
+    def _top(self, step: Step) -> Step:
+        """With the product before it, if there is one that nobody else reads and that a block can keep a row of."""
+        x = step.inputs[0]
+        number = self._makers.get(x.value)
+        before = self._steps[number] if number is not None else None
+        if number is None or before is None or before.kind != "gemm" or x.value in self._kept or not self._is_all(x):
+            return step
+        bare = before.attributes.get("activation", "none") == "none" and not _residual(before)
+        if not bare or len(self._readers(x.value)) != 1 or self._graph.shape(before.inputs[0])[-1] > _WIDEST_TOP:
+            return step
+        if self._graph.shape(x)[-1] != self._graph.values[x.value].shape[-1]:
+            return step
+        self._steps[number] = None
+        nodes = (*before.nodes, *step.nodes)
+        return replace(step, kind="gemm_top_1", inputs=before.inputs, nodes=nodes)
 
     def _largest(self, step: Step, axis: int) -> str:
         """What a step tells of the largest along this axis: its `place`, its `value`, or something else."""
@@ -251,6 +279,75 @@ class _Joining:
         cut = (batch, height // high, high, width // wide, wide, channels)
         return View(cut, (a, b * high, b, c * wide, c, d), view.offset)
 
+    # ---- a pool beside two convolutions ----
+
+    def find_forks(self) -> None:
+        """A pool of a map, and a convolution of a convolution of it, that are put side by side."""
+        for number, step in enumerate(self._steps):
+            if step is None or step.kind != "concat" or step.attributes.get("axis") != 3 or len(step.inputs) != 2:
+                continue
+            pool, second = (self._maker(operand) for operand in step.inputs)
+            first = self._maker(second.inputs[0]) if second is not None else None
+            if pool is None or first is None or second is None or pool.inputs[0] != first.inputs[0]:
+                continue
+            if pool.kind != "max_pool" or not all(_overhangs(each) for each in (pool, first, second)):
+                continue
+            if not all(self._is_narrow(each) for each in (first, second)) or pool.inputs[0].view is not None:
+                continue
+            operands = [Operand(pool.inputs[0].value, "x")]
+            for layer, role in ((first, "first"), (second, "second")):
+                for each in layer.inputs[1:]:
+                    operands.append(replace(each, role=role if each.role == "weight" else f"{role}_bias"))
+            attributes = {"inner": str(first.attributes.get("activation", "none")), **_epilogue(second.attributes)}
+            attributes |= {f"inner_{name}": first.attributes[name] for name in _NUMBERS if name in first.attributes}
+            nodes = tuple(node for each in (pool, first, second, step) for node in each.nodes)
+            for made in (pool, first, second):
+                self._steps[self._makers[made.outputs[0]]] = None
+            self._steps[number] = Step(step.name, "fork", tuple(operands), step.outputs, attributes, (), nodes)
+
+    def _is_narrow(self, step: Step) -> bool:
+        """A convolution of few channels into few, over all of them, with nothing added."""
+        weight = step.operand("weight")
+        if step.kind != "conv" or weight is None or weight.view is not None or _residual(step):
+            return False
+        shape = self._graph.weights[weight.value].shape
+        return step.attributes.get("groups") == 1 and max(shape[0], shape[3]) <= _WIDEST_FORK
+
+    def _maker(self, operand: Operand) -> Step | None:
+        """The step that makes all of this operand, for one reader alone."""
+        number = self._makers.get(operand.value)
+        alone = operand.view is None and operand.value not in self._kept and len(self._readers(operand.value)) == 1
+        return self._steps[number] if number is not None and alone else None
+
+    # ---- a layer before a depthwise convolution ----
+
+    def find_expansions(self) -> None:
+        """Where the convolution strides, what is between is much larger than what becomes of it."""
+        for number, step in enumerate(self._steps):
+            if step is None or step.kind != "conv" or not self._is_depthwise(step) or _residual(step):
+                continue
+            if step.attributes.get("strides") != (2, 2):
+                continue
+            before = self._maker(step.inputs[0])
+            layer = None if before is None else self._layer(self._makers[step.inputs[0].value], before)
+            if before is None or layer is None or before.kind != "conv" or _residual(before):
+                continue
+            x = before.inputs[0]
+            if layer.wide > _WIDEST_EXPANDED or layer.wide % 8 or x.view is not None or layer.wide >= layer.out:
+                continue
+            operands = [x]
+            operands += [
+                replace(each, role={"weight": "first"}.get(each.role, "first_bias")) for each in before.inputs[1:]
+            ]
+            attributes: dict[str, Attribute] = {"inner": str(before.attributes.get("activation", "none"))}
+            attributes |= {f"inner_{name}": before.attributes[name] for name in _NUMBERS if name in before.attributes}
+            nodes = (*before.nodes, *step.nodes)
+            inputs = (*operands, *step.inputs[1:])
+            self._steps[layer.number] = None
+            self._steps[number] = replace(
+                step, kind="expand_depthwise", inputs=inputs, attributes={**step.attributes, **attributes}, nodes=nodes
+            )
+
     # ---- shared ----
 
     def _layer(self, number: int, step: Step | None) -> _Layer | None:
@@ -323,6 +420,13 @@ def _epilogue(attributes: Mapping[str, Attribute]) -> dict[str, Attribute]:
 
 def _residual(step: Step) -> bool:
     return step.operand("residual") is not None
+
+
+def _overhangs(step: Step) -> bool:
+    """Windows of 2 x 2, one for each pixel, that reach over the far sides."""
+    attributes = step.attributes
+    windows = attributes.get("kernel"), attributes.get("strides"), attributes.get("dilations")
+    return windows == ((2, 2), (1, 1), (1, 1)) and attributes.get("pads") == (0, 0, 1, 1)
 
 
 def _is_pointwise(step: Step) -> bool:

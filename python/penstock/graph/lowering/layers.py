@@ -10,7 +10,7 @@ from penstock.errors import Unsupported
 from penstock.graph.editing import Array, input_of, integer, integers, number, string
 from penstock.graph.lowering.builder import Builder
 from penstock.graph.lowering.stems import Window, stem
-from penstock.graph.lowering.views import NHWC, Ref, expanded, identity, permuted, reshaped
+from penstock.graph.lowering.views import NHWC, Ref, expanded, identity, lies_in, permuted, reshaped
 
 
 def conv(builder: Builder, node: ir.Node) -> None:
@@ -146,13 +146,18 @@ def _with_bias(builder: Builder, result: Ref, origin: Array, bias: Array, form: 
 
 # ---- LSTM ----
 
+_TIME_OR_BATCH_FIRST: Final = ((0, 1, 2), (1, 0, 2))
+"""Orders of what a layer reads: rows of a matrix product either way."""
+
 _GATES: Final = (0, 2, 3, 1)  # ONNX: input, output, forget, cell; as libraries for GPUs want it: i, f, c, o
 
 
 def lstm(builder: Builder, node: ir.Node) -> None:
     """One layer, one or two directions. Weights: [directions, 4 hidden, inputs], gates in the order i, f, c, o."""
     _expect_plain_lstm(node)
-    x = builder.stored_as(builder.ref(node.inputs[0]), identity(3), node)
+    x = builder.ref(node.inputs[0])
+    if not any(lies_in(x, order) for order in _TIME_OR_BATCH_FIRST):
+        x = builder.stored_as(x, identity(3), node)
     w, r = _weight(builder, node, 1), _weight(builder, node, 2)
     b = builder.constant(input_of(node, 3))
     directions, _, hidden = r.shape

@@ -45,10 +45,14 @@ def pool(builder: Builder, node: ir.Node) -> None:
 
 
 def reduce(builder: Builder, node: ir.Node) -> None:
-    x, order = builder.dense(builder.ref(node.inputs[0]), node)
-    rank, output = len(x.shape), node.outputs[0]
+    x, output = builder.ref(node.inputs[0]), node.outputs[0]
+    rank = len(x.shape)
     keep = integer(node, "keepdims", 1) == 1
     axes = tuple(range(2, rank)) if node.op_type.startswith("Global") else _axes(builder, node, rank)
+    if REDUCTIONS[node.op_type] != "l2" and all(x.shape[axis] == 1 for axis in axes):
+        builder.forward(output, x if keep else _dropped(x, axes))  # of one number it is that number
+        return
+    x, order = builder.dense(x, node)
     whole = tuple(1 if axis in axes else size for axis, size in enumerate(x.shape))
     attributes: dict[str, Attribute] = {
         "how": REDUCTIONS[node.op_type],

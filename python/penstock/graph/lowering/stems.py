@@ -58,12 +58,19 @@ def stem(builder: Builder, node: ir.Node, x: Ref, window: Window) -> Stem | None
     kernel = tuple(window.weight.shape[1:3])
     few = x.shape[1] == window.weight.shape[3] <= _CHANNELS
     # It must be moved anyway: to NHWC, or to the type that is computed in.
-    given = any(each.name == x.value for each in builder.inputs)
+    given = any(each.name == x.value for each in builder.inputs) or _is_computed(builder, node, x)
     if not few or kernel == window.strides or (lies_in(x, NHWC) and not given):
         return None
     if min(kernel) > 1 and all(each == 1 for each in window.dilations):
         return _in_rows(builder, node, x, window)
     return _pixel_by_pixel(builder, node, x, window) if x.shape[1] == _CHANNELS - 1 else None
+
+
+def _is_computed(builder: Builder, node: ir.Node, x: Ref) -> bool:
+    """For this convolution alone, number by number: the same can be done while zeros are put around it."""
+    value = node.inputs[0]
+    maker = next((step for step in reversed(builder.steps) if x.value in step.outputs), None)
+    return value is not None and len(value.uses()) == 1 and maker is not None and maker.kind == "pointwise"
 
 
 def _pixel_by_pixel(builder: Builder, node: ir.Node, x: Ref, window: Window) -> Stem:

@@ -17,6 +17,7 @@ PROGRAM = """
 import re
 
 import torch
+from penstock.engine.cuda.kernels.bottleneck import BottleneckTile, bottleneck_launch
 from penstock.engine.cuda.kernels.attention import AttentionTile, attention_launch
 from penstock.engine.cuda.kernels.depthwise import DepthwiseTile, depthwise_conv2d_nhwc_launch
 from penstock.engine.cuda.kernels.epilogue import Epilogue, Scratch
@@ -24,12 +25,14 @@ from penstock.engine.cuda.kernels.implicit_gemm import conv2d_nhwc_launch, gemm_
 from penstock.engine.cuda.kernels.reductions import global_average_pool_launch, layer_norm_launch
 from penstock.engine.cuda.kernels.gated_mlp import MlpTile, gated_mlp_launch
 from penstock.engine.cuda.kernels.moves import concat_channels_launch, planes_to_pixels_launch
+from penstock.engine.cuda.kernels.apply_gate import apply_gate_launch
 from penstock.engine.cuda.kernels.squeeze_excite import (
-    apply_gate_launch,
     squeeze_excite_gate_launch,
     squeeze_excite_launch,
 )
+from penstock.engine.cuda.kernels.resident import ResidentTile, resident_conv_launch
 from penstock.engine.cuda.kernels.tiles import Tile
+from penstock.engine.cuda.kernels.window_conv import window_conv_launch
 
 def t(*shape, dtype=torch.float16):
     return torch.empty(shape, dtype=dtype, device="meta")
@@ -84,12 +87,37 @@ launches = {
     "two layers of few rows": gated_mlp_launch(
         t(1, 480, 192), t(384, 192), None, t(384, 384), None, out=t(1, 480, 384), config=MlpTile(16, 64, 8, 2),
         activation="gelu"),
+    "bottleneck": bottleneck_launch(
+        t(64, 56, 56, 64), t(64, 3, 3, 64), b[:64], t(256, 64), None, wide=t(64, 56, 56, 256),
+        config=BottleneckTile(128, 64, 64, 8, 3, 2), inner=Epilogue("relu"), epilogue=Epilogue("relu"),
+        residual=t(64, 56, 56, 256), third=t(64, 256), third_bias=b[:64], out=t(64, 56, 56, 64),
+        outer=Epilogue("relu"), padding=(1, 1), pdl=True),
+    "bottleneck with a shortcut": bottleneck_launch(
+        t(64, 56, 56, 128), t(128, 3, 3, 128), b, t(512, 128), None, wide=t(64, 28, 28, 512),
+        config=BottleneckTile(128, 64, 64, 8, 3, 1), inner=Epilogue("relu"), epilogue=Epilogue("relu"),
+        source=t(64, 56, 56, 256), shortcut=t(512, 256), source_stride=(2, 2), third=t(128, 512),
+        out=t(64, 28, 28, 128), stride=(2, 2), padding=(1, 1), pdl=True),
+    "window": window_conv_launch(
+        x, t(128, 3, 3, 128), out=t(8, 28, 28, 128), config=Tile(128, 128, 64, 8, 3), bias=b, residual=x,
+        padding=(1, 1), epilogue=Epilogue("relu"), pdl=True),
+    "window with a shortcut": window_conv_launch(
+        x, t(256, 3, 3, 128), t(8, 56, 56, 64), t(256, 64), out=t(8, 28, 28, 256), config=Tile(64, 128, 64, 4, 3),
+        padding=(1, 1), source_stride=(2, 2), scratch=scratch, pdl=True),
+    "resident stem": resident_conv_launch(
+        rows(t(64, 229, 230, 4), 112, 32, 2), t(64, 7, 1, 32), out=t(64, 112, 112, 64), bias=b[:64],
+        config=ResidentTile(128, 64, 8, 2, 1), stride=(2, 1), epilogue=Epilogue("relu"), pdl=True),
+    "resident": resident_conv_launch(
+        t(64, 56, 56, 64), t(256, 1, 1, 64), out=t(64, 56, 56, 256), residual=t(64, 56, 56, 256),
+        config=ResidentTile(64, 128, 4, 3, 2), epilogue=Epilogue("relu")),
     "side by side": concat_channels_launch(
         [t(8, 23, 23, 24), t(8, 92, 92, 24), t(8, 184, 184, 24)], out=t(8, 184, 184, 72),
         repeats=[(8, 8), (2, 2), (1, 1)]),
     "planes": planes_to_pixels_launch(t(8, 3, 736, 736, dtype=torch.float32), out=t(8, 736, 736, 4)),
     "planes with zeros around": planes_to_pixels_launch(
         t(64, 3, 224, 224, dtype=torch.float32), out=t(64, 229, 230, 4), corner=(3, 3), pdl=True),
+    "bytes of pixels less their mean": planes_to_pixels_launch(
+        t(64, 224, 224, 3, dtype=torch.uint8).permute(0, 3, 1, 2), out=t(64, 229, 230, 4), corner=(3, 3),
+        arithmetic=[("sub", t(3)), ("mul", 0.017)], pdl=True),
 }
 for name, launch in launches.items():
     took = launch.compile()
@@ -112,6 +140,12 @@ MATRIX = {
     "gemm split",
     "attention",
     "two layers",
+    "bottleneck",
+    "bottleneck with a shortcut",
+    "window",
+    "window with a shortcut",
+    "resident stem",
+    "resident",
 }
 
 
@@ -121,7 +155,7 @@ def test_every_kernel_compiles_for_hopper_without_spilling(tmp_path: Path) -> No
     done = subprocess.run([sys.executable, "-c", PROGRAM], env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
     rows = [line.split(",") for line in done.stdout.splitlines()]
-    assert len(rows) == 20
+    assert len(rows) == 27
     narrowest = {name: int(each) for name, *_, each in rows}  # of the copies to shared memory, in bytes
     assert (narrowest["stem"], narrowest["stem of stride 1"]) == (16, 8)
     for name, registers, spilled, shared, wgmma, _ in rows:

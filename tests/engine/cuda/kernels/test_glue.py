@@ -5,12 +5,17 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("triton")
 
+from penstock.engine.cuda.kernels.apply_gate import apply_gate  # noqa: E402
 from penstock.engine.cuda.kernels.attention import AttentionTile, attention, attention_tiles  # noqa: E402
 from penstock.engine.cuda.kernels.epilogue import Epilogue, Scratch  # noqa: E402
 from penstock.engine.cuda.kernels.gated_mlp import MlpTile, gated_mlp, mlp_tiles  # noqa: E402
 from penstock.engine.cuda.kernels.moves import concat_channels, planes_to_pixels  # noqa: E402
 from penstock.engine.cuda.kernels.reductions import channel_sums, global_average_pool, layer_norm  # noqa: E402
-from penstock.engine.cuda.kernels.squeeze_excite import apply_gate, squeeze_excite, squeeze_excite_gate  # noqa: E402
+from penstock.engine.cuda.kernels.squeeze_excite import (  # noqa: E402
+    squeeze_excite,
+    squeeze_excite_gate,
+    squeeze_excite_launch,
+)
 from penstock.engine.cuda.kernels.top_1 import WIDEST, top_1  # noqa: E402
 
 pytestmark = pytest.mark.torch
@@ -52,11 +57,12 @@ def test_channel_sums_cover_each_pixel_once(device: str) -> None:
     assert (out.double().sum(1) - x.double().sum((1, 2))).abs().max() < 1e-5
 
 
-def test_a_gate_is_two_small_layers_of_the_mean(device: str) -> None:
-    sums = torch.randn(2, 5, 40, device=device) * 50
-    squeeze, excite = torch.randn(10, 40, device=device).half(), torch.randn(10, 40, device=device).half()
-    squeeze_bias, excite_bias = torch.randn(10, device=device), torch.randn(40, device=device)
-    out = torch.full((2, 40), float("nan"), device=device, dtype=torch.float16)
+@pytest.mark.parametrize(("channels", "made"), [(40, 40), (40, 24), (8, 40), (600, 600)])
+def test_a_gate_is_two_small_layers_of_the_mean(channels: int, made: int, device: str) -> None:
+    sums = torch.randn(2, 5, channels, device=device) * 50
+    squeeze, excite = (torch.randn(20, size, device=device).half() / 4 for size in (channels, made))
+    squeeze_bias, excite_bias = torch.randn(20, device=device), torch.randn(made, device=device)
+    out = torch.full((2, made), float("nan"), device=device, dtype=torch.float16)
     squeeze_excite_gate(
         sums, squeeze, squeeze_bias, excite, excite_bias, pixels=99, out=out, inner=Epilogue("relu"),
         outer=Epilogue("hard_sigmoid", 0.2, 0.5),
@@ -84,6 +90,19 @@ def test_a_gate_is_made_of_the_map_itself(splits: int, biased: bool, device: str
         assert not counters.any()
     hidden = torch.relu(x.double().mean((1, 2)) @ squeeze.double().T + squeeze_bias.double() * biased)
     right = (0.2 * (hidden @ excite.double() + excite_bias.double() * biased) + 0.5).clamp(0, 1)
+    assert (out.double() - right).abs().max() < 1e-3
+
+
+def test_a_gate_is_made_of_sums_by_several_blocks(device: str) -> None:
+    sums = torch.randn(2, 11, 1, 24, device=device) * 40
+    squeeze, excite = torch.randn(6, 24, device=device).half(), torch.randn(6, 40, device=device).half()
+    out = torch.full((2, 40), float("nan"), device=device, dtype=torch.float16)
+    scratch = Scratch(torch.zeros(2 * 3 * 24, device=device), torch.zeros(2, dtype=torch.int32, device=device))
+    squeeze_excite_launch(
+        sums, squeeze, None, excite, None, out=out, splits=3, inner=Epilogue("relu"), outer=Epilogue("sigmoid"),
+        scratch=scratch, count=500,
+    ).run()  # fmt: skip
+    right = torch.sigmoid(torch.relu(sums.double().sum((1, 2)) / 500 @ squeeze.double().T) @ excite.double())
     assert (out.double() - right).abs().max() < 1e-3
 
 

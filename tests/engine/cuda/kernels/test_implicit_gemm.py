@@ -146,7 +146,8 @@ def test_an_activation_is_that_of_torch_and_lets_nan_through(name: str, device: 
     gemm(x, identity, out=out, config=SMALL, epilogue=Epilogue(name, alpha=0.2, beta=0.5))
     right = activated(x.double(), name, 0.2, 0.5)
     right[1] = float("nan")
-    torch.testing.assert_close(out.double(), right, atol=2e-6, rtol=2e-6, equal_nan=True)
+    near = 5e-5 if name == "gelu" else 2e-6  # a polynomial stands for erf
+    torch.testing.assert_close(out.double(), right, atol=near, rtol=2e-6, equal_nan=True)
 
 
 def test_a_residual_may_come_after_the_activation(device: str) -> None:

@@ -12,6 +12,7 @@ import torch
 
 from penstock.engine.cuda.executor import Executor
 from penstock.engine.lowered import LoweredGraph
+from penstock.graph import boundary
 from tests.engine.cuda.reference import Arrays, error, execute, lowered
 from tests.graph.small import graph, normal, run
 
@@ -107,3 +108,28 @@ def test_a_picture_given_pixel_by_pixel_is_read_where_it_lies(device: str) -> No
     ]
     found = executor.run({"x": torch.from_numpy(inputs["x"]).to(device)})["y"].cpu().numpy()
     assert error(found, run(model, inputs)["y"]) < 2e-3
+
+
+PICTURES = {
+    "planes of bytes": ("x:uint8,mean=123.675/116.28/103.53,std=58.395/57.12/57.375", (2, 3, 13, 10)),
+    "pixels of bytes": ("x:uint8,nhwc,mean=123.675/116.28/103.53,std=58.395/57.12/57.375", (2, 13, 10, 3)),
+    "one number for all": ("x:uint8,nhwc,mean=127.5,std=127.5", (2, 13, 10, 3)),
+    "numbers of each plane, FP32": ("x:float32,mean=120/110/100", (2, 3, 13, 10)),
+}
+
+
+@pytest.mark.parametrize("name", PICTURES)
+@pytest.mark.parametrize("implementation", ["", "triton"])
+def test_a_mean_is_taken_away_on_the_way(name: str, implementation: str, device: str) -> None:
+    text, shape = PICTURES[name]
+    body = "y = Conv <strides=[2,2], pads=[1,1,1,1]> (x, w)"
+    plain = graph(f"(float[2,3,13,10] x) => (float[2,8,7,5] y) {{ {body} }}", {"w": normal(8, 3, 3, 3, seed=1)})
+    model = boundary.preprocess(plain, text)
+    x = (127 + 60 * normal(*shape, seed=2)).clip(0, 255).astype("uint8" if "uint8" in text else "float32")
+    precision = "fp16" if implementation else "fp32"
+    executor = Executor(*lowered(model, {"x": x}), device, precision, (implementation,) if implementation else ())
+    (pad,) = (each for each in executor.program if each.kind == "pad")
+    assert pad.implementation == (implementation or "torch")
+    assert not any(each.kind == "pointwise" for each in executor.program)
+    found = executor.run({"x": torch.from_numpy(x).to(device)})["y"].float().cpu().numpy()
+    assert error(found, run(model, {"x": x})["y"]) < (2e-3 if implementation else 2e-6)

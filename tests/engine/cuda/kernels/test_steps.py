@@ -23,6 +23,7 @@ from penstock.engine.cuda.precompile import Compilers
 from penstock.engine.cuda.triton_steps import launch
 from penstock.engine.cuda.tuner import tune
 from penstock.errors import InvalidArgument
+from penstock.graph.lowering.blocks import join_blocks
 from tests.engine.cuda.reference import Arrays, error, lowered
 from tests.graph.small import graph, normal, run
 
@@ -97,6 +98,10 @@ MODELS: dict[str, tuple[str, Arrays, Arrays, str]] = {
         "(float[1,16,6,6] x) => (float[1,16,3,3] y) { y = MaxPool <kernel_shape=[3,3], strides=[2,2], pads=[1,1,1,1]> "
         "(x) }", {}, X, "max_pool",
     ),
+    "average pool": (
+        "(float[2,16,6,6] x) => (float[2,16,2,3] y) { y = AveragePool <kernel_shape=[3,2], strides=[3,2]> (x) }", {},
+        {"x": normal(2, 16, 6, 6)}, "average_pool",
+    ),
     "gate": (
         """(float[2,16,6,6] x) => (float[2,16,6,6] y) { a = Conv <pads=[1,1,1,1]> (x, w, b) p = GlobalAveragePool(a)
         c = Conv(p, v) d = Conv(x, v) g = Sigmoid(c) m = Mul(a, g) y = Add(m, d) }""",
@@ -132,6 +137,27 @@ MODELS: dict[str, tuple[str, Arrays, Arrays, str]] = {
         {"v": normal(16, 16, 1, 1, seed=3) / 4, "b": normal(16, seed=2), "t": np.array([1, 1, 2, 2], np.float32)},
         {"x": normal(2, 16, 6, 6)}, "pointwise",
     ),
+    "gated convolution and upsampled": (
+        """(float[2,16,6,6] x) => (float[2,16,6,6] y) { z = MaxPool <kernel_shape=[2,2], strides=[2,2]> (x)
+        h = Relu(x) c = Conv(h, k) w = GlobalAveragePool(c) s = Conv(w, v, b) r = Relu(s) e = Conv(r, u, d)
+        g = HardSigmoid <alpha=0.25> (e) o = Resize <mode="nearest", coordinate_transformation_mode="asymmetric",
+        nearest_mode="floor"> (z, , t) m = Mul(c, g) n = Add(c, m) y = Add(n, o) }""",
+        SMALL | {"k": normal(16, 16, 1, 1, seed=3) / 4, "t": np.array([1, 1, 2, 2], np.float32)},
+        {"x": normal(2, 16, 6, 6)}, "gated_layers",
+    ),
+    "a pool beside two convolutions": (
+        """(float[2,16,6,7] x) => (float[2,32,6,7] y) { a = Conv <kernel_shape=[2,2], pads=[0,0,1,1]> (x, p, f)
+        h = Relu(a) c = Conv <kernel_shape=[2,2], pads=[0,0,1,1]> (h, q) e = Relu(c)
+        m = MaxPool <kernel_shape=[2,2], pads=[0,0,1,1]> (x) y = Concat <axis=1> (m, e) }""",
+        {"p": normal(8, 16, 2, 2) / 6, "q": normal(16, 8, 2, 2) / 4, "f": normal(8)}, {"x": normal(2, 16, 6, 7)},
+        "fork",
+    ),
+    "a layer and a depthwise convolution that strides": (
+        """(float[2,16,6,6] x) => (float[2,32,3,3] y) { z = Relu(x) a = Conv(z, p, f) h = LeakyRelu <alpha=0.3> (a)
+        c = Conv <group=32, strides=[2,2], pads=[1,1,1,1]> (h, o, f) y = Relu(c) }""",
+        {"p": normal(32, 16, 1, 1) / 4, "o": normal(32, 1, 3, 3) / 3, "f": normal(32)}, {"x": normal(2, 16, 6, 6)},
+        "expand_depthwise",
+    ),
     "upsampled beside another": (
         """(float[2,16,6,6] x) => (float[2,32,6,6] y) { z = MaxPool <kernel_shape=[2,3], strides=[2,3]> (x)
         c = Conv(x, v) u = Resize <mode="nearest",
@@ -142,6 +168,13 @@ MODELS: dict[str, tuple[str, Arrays, Arrays, str]] = {
     "picture": (
         "(float[2,3,6,6] x) => (float[2,16,6,6] y) { y = Conv <pads=[1,1,1,1]> (x, w) }",
         {"w": normal(16, 3, 3, 3, seed=1) / 5}, {"x": normal(2, 3, 6, 6)}, "pad",
+    ),
+    "shortcut": (
+        """(float[2,16,7,6] x) => (float[2,32,4,3] y) { a = Conv <pads=[1,1,1,1], strides=[2,2]> (x, w, b)
+        r = Relu(a) c = Conv(r, p) d = Conv <strides=[2,2]> (x, e, f) s = Add(c, d) y = Relu(s) }""",
+        WIDE | {"p": SMALL["p"], "e": normal(32, 16, 1, 1, seed=10) / 4, "f": normal(32, seed=11)},
+        {"x": normal(2, 16, 7, 6)},
+        "conv_shortcut",
     ),
     "attention": (
         """(float[2,5,32] x) => (float[2,5,32] y) {
@@ -162,6 +195,64 @@ def test_a_step_of_ours_computes_what_the_model_does(name: str, device: str) -> 
     executor = Executor(*lowered(model, inputs), device, "fp16", OURS)
     ours = [bound for bound in executor.program if bound.implementation in OURS]
     assert kind in {bound.kind for bound in ours}, [(bound.kind, bound.implementation) for bound in executor.program]
+    found = executor.run({key: torch.from_numpy(each).to(device) for key, each in inputs.items()})["y"]
+    assert error(found.cpu().numpy(), run(model, inputs)["y"]) < 2e-3
+
+
+@pytest.mark.parametrize("name", ["two layers of tokens", "squeeze, excite and two layers"])
+def test_two_layers_may_have_their_channels_in_pieces(name: str, device: str) -> None:
+    text, weights, inputs, _ = MODELS[name]
+    lowered_, found_weights = lowered(graph(text, weights, opset=20), inputs)
+    (step,) = (step for step in lowered_.steps if step.kind == "mlp")
+    choices = {step.name: Choice("triton_chunks", (16, 16, 4, 2))}
+    executor = Executor(lowered_, found_weights, device, "fp16", choices=choices)
+    found = executor.run({key: torch.from_numpy(each).to(device) for key, each in inputs.items()})["y"]
+    assert error(found.cpu().numpy(), run(graph(text, weights, opset=20), inputs)["y"]) < 2e-3
+
+
+def test_an_expansion_may_be_two_kernels(device: str) -> None:
+    text, weights, inputs, kind = MODELS["a layer and a depthwise convolution that strides"]
+    lowered_, found_weights = lowered(graph(text, weights, opset=20), inputs)
+    (step,) = (step for step in lowered_.steps if step.kind == kind)
+    choices = {step.name: Choice("triton_pair", (16, 16, 16, 4, 2, 1, 8, 4, 16, 2, 1))}
+    executor = Executor(lowered_, found_weights, device, "fp16", choices=choices)
+    found = executor.run({key: torch.from_numpy(each).to(device) for key, each in inputs.items()})["y"]
+    assert error(found.cpu().numpy(), run(graph(text, weights, opset=20), inputs)["y"]) < 2e-3
+
+
+def test_a_large_sum_of_blocks_is_cut(device: str) -> None:
+    text = EXCITED.format(group=16, rest="y = Mul(x, g)").replace("[2,16,6,6]", "[2,16,64,80]")
+    model, inputs = graph(text, SMALL, opset=20), {"i": normal(2, 16, 64, 80)}
+    lowered_, weights = lowered(model, inputs)
+    (step,) = (step for step in lowered_.steps if step.kind == "conv_gate")
+    choices = {step.name: Choice("triton_depthwise", (2, 16, 1, 1))}
+    executor = Executor(lowered_, weights, device, "fp16", choices=choices)
+    (site,) = (site for site in executor.sites if site.step.kind == "conv_gate")
+    kernels = [each.kernel.__name__ for each in launch(site, "triton_depthwise", (2, 16, 1, 1))]
+    assert kernels == ["depthwise_kernel", "squeeze_excite_kernel"]
+    assert executor.needs.counters == 2
+
+
+@pytest.mark.parametrize("shortcut", [False, True])
+@pytest.mark.parametrize("name", ["triton", "triton_row"])
+def test_a_bottleneck_of_ours_computes_what_the_model_does(name: str, shortcut: bool, device: str) -> None:
+    text = """(float[1,64,5,4] i) => (float[1,64,5,4] y) {
+        g = Conv <pads=[1,1,1,1]> (i, v) x = Relu(g) {added}
+        a = Conv <pads=[1,1,1,1]> (x, w, b) h = Relu(a) c = Conv(h, p, q) s = Add(c, d) z = Relu(s)
+        n = Conv(z, e, b) y = HardSigmoid <alpha=0.3> (n) }"""
+    added = "d = Conv(x, u, q)" if shortcut else "k = Conv <pads=[1,1,1,1]> (x, o) d = LeakyRelu(k)"
+    weights = {
+        "v": normal(64, 64, 3, 3, seed=1) / 24, "w": normal(64, 64, 3, 3, seed=2) / 24, "b": normal(64, seed=3),
+        "p": normal(128, 64, 1, 1, seed=4) / 8, "q": normal(128, seed=5), "u": normal(128, 64, 1, 1, seed=6) / 8,
+        "o": normal(128, 64, 3, 3, seed=7) / 24, "e": normal(64, 128, 1, 1, seed=8) / 11,
+    }  # fmt: skip
+    body = text.replace("{added}", added)
+    used = {key: each for key, each in weights.items() if f" {key}," in body or f" {key})" in body}
+    model, inputs = graph(body, used), {"i": normal(1, 64, 5, 4)}
+    lowered_, found_weights = lowered(model, inputs)
+    joined = join_blocks(lowered_, fewest_pixels=1)
+    (step,) = (step for step in joined.steps if step.kind == "bottleneck_next")
+    executor = Executor(joined, found_weights, device, "fp16", choices={step.name: Choice(name, ())})
     found = executor.run({key: torch.from_numpy(each).to(device) for key, each in inputs.items()})["y"]
     assert error(found.cpu().numpy(), run(model, inputs)["y"]) < 2e-3
 

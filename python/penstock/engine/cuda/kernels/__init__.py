@@ -1,4 +1,5 @@
-"""Our own kernels for NVIDIA GPUs, written in Triton: plain functions on torch tensors.
+"""Our own kernels for NVIDIA GPUs, in Triton and, where that has no words for it, CUDA C++: plain functions on torch
+tensors.
 
 Every function takes the tensor to write as `out`, allocates nothing, never synchronises, and may be captured in a CUDA
 graph. Each has a twin whose name ends in `_launch` that only says what would be launched (`launching.Launch`): the
@@ -20,6 +21,9 @@ uses nothing of the rest of the house (misuse is a ValueError) so that it can be
     reductions       layer norm, global average pool
     top_1            softmax, its largest value and where
     attention        softmax(QK^T + mask)V straight from packed QKV
+    lstm             the recurrence of a layer, on clusters of blocks
+    nvrtc            CUDA C++ compiled by the library that torch brings
+    cpp_launching    a launch of a kernel in CUDA C++ as data, the twin of launching; sources lie in cpp/
     tuning           the fastest of several launches, timed inside CUDA graphs
 """
 

@@ -20,11 +20,14 @@ from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 from .activations import activate
 from .epilogue import Epilogue
 from .launching import Launch
+from .ranking import diverse
 from .rows import expect_shape, pitch, power_of_two
 from .tiles import H200_MULTIPROCESSORS
 
 _VECTOR: Final = 8  # FP16 channels in one 16-byte access
-_WIDEST: Final = 128  # channels of a block: 256 bytes in a row are as good as more
+# Channels of a block -> what their accesses cost: 128 bytes in a row are as good as more, and a line that is read in
+# four pieces is asked for four times.
+_WIDTHS: Final = {128: 1.0, 64: 1.0, 32: 1.05, 16: 1.2}
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,22 +52,33 @@ def depthwise_tiles(
 ) -> list[DepthwiseTile]:
     """The cuts worth timing, at most 12, most promising first: wide runs where there is work enough for all."""
     images, high, wide, channels = out_shape
-    block_channels = min(_WIDEST, power_of_two(channels, _VECTOR))
     found: list[tuple[float, DepthwiseTile]] = []
-    for columns in (1, 2, 4, 8):
-        if columns > wide or (columns == 8 and (taps_wide > 3 or stride_wide > 1)):
-            continue  # more than the registers of a thread can hold, as compiled for Hopper
-        for num_warps in (1, 2, 4):
-            # One 16-byte vector of channels for each thread.
-            tile = DepthwiseTile(max(1, num_warps * 32 * _VECTOR // block_channels), block_channels, columns, num_warps)
-            blocks = images * triton.cdiv(channels, block_channels) * tile.blocks(high, wide)
-            waste = triton.cdiv(wide, columns) * columns / wide * triton.cdiv(channels, block_channels)
-            loads = ((columns - 1) * stride_wide + taps_wide) / columns
-            # Threads beyond what hides the latency (half of 2048 a multiprocessor) are better spent on longer runs.
-            idle = max(1.0, multiprocessors * 1024 / (blocks * num_warps * 32))
-            found.append((waste * loads * idle**0.7, tile))
-    found.sort(key=lambda each: each[0])
-    return [tile for _, tile in found[:12]]
+    for block_channels, cost in _widths(channels):
+        for columns in (1, 2, 4, 8):
+            if columns > wide or (columns == 8 and (taps_wide > 3 or stride_wide > 1)):
+                continue  # more than the registers of a thread can hold, as compiled for Hopper
+            for num_warps in (1, 2, 4):
+                # One 16-byte vector of channels for each thread.
+                spots = max(1, num_warps * 32 * _VECTOR // block_channels)
+                tile = DepthwiseTile(spots, block_channels, columns, num_warps)
+                blocks = images * triton.cdiv(channels, block_channels) * tile.blocks(high, wide)
+                loads = ((columns - 1) * stride_wide + taps_wide) / columns
+                # Threads beyond what hides the latency (half of 2048 a multiprocessor) are better spent on longer runs.
+                idle = max(1.0, multiprocessors * 1024 / (blocks * num_warps * 32))
+                found.append((cost * triton.cdiv(wide, columns) * columns / wide * loads * idle**0.7, tile))
+    return diverse(found, lambda tile: (tile.block_channels, tile.columns))
+
+
+def _widths(channels: int) -> list[tuple[int, float]]:
+    """Channels of a block, and what they cost: threads with channels that are not there work for nothing."""
+    most = power_of_two(channels, _VECTOR)
+    if most < min(_WIDTHS):
+        return [(most, 1.0)]
+    costs = {
+        each: cost * triton.cdiv(channels, each) * each / channels for each, cost in _WIDTHS.items() if each <= most
+    }
+    least = min(costs.values())
+    return [(each, cost) for each, cost in costs.items() if cost < 1.2 * least]
 
 
 def depthwise_conv2d_nhwc(

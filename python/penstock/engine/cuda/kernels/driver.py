@@ -13,9 +13,11 @@ from typing import Any, Final
 
 # Of cuda.h.
 _MAX_DYNAMIC_SHARED: Final = 8
+_LARGE_CLUSTERS_ALLOWED: Final = 14
 _PROGRAMMATIC_SERIALIZATION: Final = 6
 _NON_BLOCKING: Final = 1  # of streams: the default stream neither waits for them nor makes them wait
 _WITHOUT_ASKING: Final = 48 * 1024  # more dynamic shared memory than this has to be asked for
+_LARGEST_PORTABLE_CLUSTER: Final = 8  # more blocks than this in a cluster have to be asked for, too
 
 
 HOPPER: Final = 90  # compute capability 9.0
@@ -41,6 +43,8 @@ class SealedKernel:
     parameters: str
     """One letter each, in order: p for an address, f for an FP32 number."""
     pdl: bool = False
+    cluster: int = 1
+    """Blocks in a row that share their memory, as the code itself says; the grid is a multiple of it."""
 
 
 class _Attribute(ctypes.Structure):
@@ -125,6 +129,8 @@ class LoadedKernel:
         self._function = module.function(sealed.symbol)
         if sealed.shared_bytes > _WITHOUT_ASKING:
             _call("cuFuncSetAttribute", self._function, _MAX_DYNAMIC_SHARED, sealed.shared_bytes)
+        if sealed.cluster > _LARGEST_PORTABLE_CLUSTER:
+            _call("cuFuncSetAttribute", self._function, _LARGE_CLUSTERS_ALLOWED, 1)
 
     def launch(self, arguments: Sequence[int | float], stream: int) -> None:
         """Enqueue it on `stream` (torch's `cuda_stream`), with addresses and numbers as `parameters` has them."""
@@ -135,7 +141,8 @@ class LoadedKernel:
             ctypes.c_float(value) if kind == "f" else ctypes.c_void_p(int(value))
             for kind, value in zip(sealed.parameters, arguments, strict=True)
         ]
-        # Every kernel of Triton 3.6 ends with two addresses for memory it may ask of its launcher; none of ours asks.
+        # Every kernel of Triton 3.6 ends with two addresses for memory it may ask of its launcher; none of ours asks,
+        # and of a kernel that has fewer parameters the driver reads no more than those.
         values += [ctypes.c_void_p(), ctypes.c_void_p()]
         pointers = (ctypes.c_void_p * len(values))(*(ctypes.addressof(value) for value in values))
         attribute = _Attribute(id=_PROGRAMMATIC_SERIALIZATION, value=1)

@@ -18,6 +18,8 @@ from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 from .launching import Launch
 from .rows import INDEX_LIMIT, expect_shape, pitch, power_of_two
 
+Arithmetic = Sequence[tuple[str, torch.Tensor | float]]
+OPERATORS: Final = ("add", "sub", "mul", "div")
 MOST_PARTS: Final = 4
 _WIDEST: Final = 1024
 _BLOCK: Final = 4096  # numbers a block moves: 32 of each of 128 threads
@@ -173,17 +175,28 @@ def concat_kernel(
 
 
 def planes_to_pixels(
-    x: torch.Tensor, *, out: torch.Tensor, corner: tuple[int, int] = (0, 0), pdl: bool = False
+    x: torch.Tensor,
+    *,
+    out: torch.Tensor,
+    corner: tuple[int, int] = (0, 0),
+    arithmetic: Arithmetic = (),
+    pdl: bool = False,
 ) -> None:
     """x [N, C, H, W] into out [N, P, Q, K], rounded to out's type; what x does not have is zero.
 
-    corner  row and column of out where x begins.
+    corner      row and column of out where x begins.
+    arithmetic  up to two operators with a number, or one for each plane, [C], computed in FP32 on the way.
     """
-    planes_to_pixels_launch(x, out=out, corner=corner, pdl=pdl).run()
+    planes_to_pixels_launch(x, out=out, corner=corner, arithmetic=arithmetic, pdl=pdl).run()
 
 
 def planes_to_pixels_launch(
-    x: torch.Tensor, *, out: torch.Tensor, corner: tuple[int, int] = (0, 0), pdl: bool = False
+    x: torch.Tensor,
+    *,
+    out: torch.Tensor,
+    corner: tuple[int, int] = (0, 0),
+    arithmetic: Arithmetic = (),
+    pdl: bool = False,
 ) -> Launch:
     images, planes, height, width = x.shape
     _, out_height, out_width, channels = out.shape
@@ -198,13 +211,24 @@ def planes_to_pixels_launch(
     reach = sum((size - 1) * stride for size, stride in zip(x.shape, x.stride(), strict=True))
     if reach >= INDEX_LIMIT:
         raise ValueError(f"x: expected less than 2**31 numbers, got {tuple(x.shape)} of strides {x.stride()}")
+    if len(arithmetic) > 2 or any(name not in OPERATORS for name, _ in arithmetic):
+        raise ValueError(f"arithmetic: expected at most two of {', '.join(OPERATORS)}")
+    for _, numbers in arithmetic:
+        if isinstance(numbers, torch.Tensor):
+            expect_shape(numbers, "arithmetic", planes)
+    names = [name for name, _ in arithmetic] + [""] * (2 - len(arithmetic))
+    numbers = [number for _, number in arithmetic] + [None] * (2 - len(arithmetic))
     block_channels = power_of_two(channels)
     block_pixels = 2048 // block_channels
     return Launch(
         planes_kernel,
         (triton.cdiv(out_height * out_width, block_pixels), images, 1),
-        (x, out),
+        (x, *numbers, out),
         {
+            "FIRST": names[0],
+            "FIRST_ROW": isinstance(numbers[0], torch.Tensor),
+            "SECOND": names[1],
+            "SECOND_ROW": isinstance(numbers[1], torch.Tensor),
             "PLANES": planes,
             "HEIGHT": height,
             "WIDTH": width,
@@ -227,9 +251,31 @@ def planes_to_pixels_launch(
 
 
 @triton.jit
+def _with_number(values, number, inside, channels, NAME: tl.constexpr, ROW: tl.constexpr):
+    other = number
+    if ROW:
+        other = tl.load(number + channels, mask=inside, other=1.0).to(tl.float32)[None, :]
+    if NAME == "add":
+        values = values + other
+    elif NAME == "sub":
+        values = values - other
+    elif NAME == "mul":
+        values = values * other
+    else:
+        values = values / other
+    return values
+
+
+@triton.jit
 def planes_kernel(
     x,
+    first,
+    second,
     out,
+    FIRST: tl.constexpr,
+    FIRST_ROW: tl.constexpr,
+    SECOND: tl.constexpr,
+    SECOND_ROW: tl.constexpr,
     PLANES: tl.constexpr,
     HEIGHT: tl.constexpr,
     WIDTH: tl.constexpr,
@@ -264,11 +310,13 @@ def planes_kernel(
     if PDL:
         gdc_wait()
         gdc_launch_dependents()
-    values = tl.load(
-        x + (image * X_IMAGE + channels * X_PLANE)[None, :] + begin[:, None],
-        mask=there[:, None] & (channels < PLANES)[None, :],
-        other=0.0,
-    )
+    seen = there[:, None] & (channels < PLANES)[None, :]
+    values = tl.load(x + (image * X_IMAGE + channels * X_PLANE)[None, :] + begin[:, None], mask=seen, other=0)
+    if FIRST != "":
+        values = _with_number(values.to(tl.float32), first, channels < PLANES, channels, FIRST, FIRST_ROW)
+        if SECOND != "":
+            values = _with_number(values, second, channels < PLANES, channels, SECOND, SECOND_ROW)
+        values = tl.where(seen, values, 0.0)
     at = (image * PIXELS + pixels)[:, None] * CHANNELS + channels[None, :]
     tl.store(
         out + at, values.to(out.dtype.element_ty), mask=(pixels < PIXELS)[:, None] & (channels < CHANNELS)[None, :]

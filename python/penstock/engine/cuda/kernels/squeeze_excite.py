@@ -1,8 +1,8 @@
-"""Squeeze-and-excite: a gate for each channel from its mean, two small layers, and its application.
+"""Squeeze-and-excite: a gate for each channel from its mean and two small layers.
 
 `squeeze_excite` reads the map and makes the gate in one kernel: the block that is last to add up its pixels of an image
 computes it. Where the kernel that made the map left sums over blocks of pixels (`depthwise`'s `sums`), they are enough
-(`squeeze_excite_gate`), and the map is read once, by `apply_gate`.
+(`squeeze_excite_gate`), and the map is read once, by what applies the gate.
 """
 
 # What Triton compiles has Triton's types, which are not Python's.
@@ -23,6 +23,15 @@ from .rows import expect_shape, pitch, power_of_two
 WIDEST: Final = 2048
 """Channels of a map that one block sums."""
 
+_IN_FLIGHT: Final = 8192  # numbers that a block adds to its sums at a time
+_FEWEST_SPLITS: Final = 3  # that are worth what it costs blocks to wait for each other
+
+
+def splits_for(blocks: int, channels: int) -> int:
+    """Into how many the sums of so many blocks of an image are best cut for `squeeze_excite`; 1: let one block add."""
+    splits = int(triton.cdiv(blocks, max(1, _IN_FLIGHT // power_of_two(channels, 16))))
+    return splits if splits >= _FEWEST_SPLITS else 1
+
 
 def squeeze_excite(
     x: torch.Tensor,
@@ -38,7 +47,7 @@ def squeeze_excite(
     scratch: Scratch,
     pdl: bool = False,
 ) -> None:
-    """The gate [N, C] of x [N, H, W, C], as `squeeze_excite_gate` makes it of sums; `splits` blocks share an image.
+    """The gate [N, M] of x [N, H, W, C], as `squeeze_excite_gate` makes it of sums; `splits` blocks share an image.
 
     scratch  N · splits · C floats and N counters at least.
     """
@@ -60,8 +69,10 @@ def squeeze_excite_launch(
     inner: Epilogue,
     outer: Epilogue,
     scratch: Scratch,
+    count: int = 0,
     pdl: bool = False,
 ) -> Launch:
+    """`count`: what the sum over x is divided by, if not by its pixels: x may hold sums over blocks of them."""
     images, height, width, channels = x.shape
     if channels > WIDEST:
         raise ValueError(f"x: expected at most {WIDEST} channels, got {channels}")
@@ -77,10 +88,13 @@ def squeeze_excite_launch(
         (x, squeeze, squeeze_bias, excite, excite_bias, scratch.partial_sums, scratch.counters, out),
         {
             "PIXELS": height * width,
+            "COUNT": count or height * width,
             "X_PITCH": pitch(x, "x"),
             "SPLITS": splits,
-            "BLOCK_PIXELS": max(1, min(8192 // block_channels, power_of_two(triton.cdiv(height * width, splits)))),
-            **_layers(channels, squeeze.shape[0], splits, inner, outer),
+            "BLOCK_PIXELS": max(
+                1, min(_IN_FLIGHT // block_channels, power_of_two(triton.cdiv(height * width, splits)))
+            ),
+            **_layers(channels, excite, splits, inner, outer),
             "PDL": pdl,
         },
         num_warps=8,
@@ -101,10 +115,10 @@ def squeeze_excite_gate(
     outer: Epilogue,
     pdl: bool = False,
 ) -> None:
-    """out [N, C] = outer(inner(mean squeeze^T + squeeze_bias) excite + excite_bias), mean = sum over blocks / pixels.
+    """out [N, M] = outer(inner(mean squeeze^T + squeeze_bias) excite + excite_bias), mean = sum over blocks / pixels.
 
     sums     FP32 [N, blocks, C]; `pixels` of one image were added.
-    squeeze  [R, C]. excite: [R, C] too, which is the transpose of what a 1x1 convolution stores.
+    squeeze  [R, C]. excite: [R, M], the transpose of what a 1x1 convolution stores; M is C for a plain one.
     """
     squeeze_excite_gate_launch(
         sums, squeeze, squeeze_bias, excite, excite_bias, pixels=pixels, out=out, inner=inner, outer=outer, pdl=pdl
@@ -134,7 +148,7 @@ def squeeze_excite_gate_launch(
         gate_kernel,
         (images, 1, 1),
         (sums, squeeze, squeeze_bias, excite, excite_bias, out),
-        {"PIXELS": pixels, "SPLITS": blocks, **_layers(channels, squeeze.shape[0], blocks, inner, outer), "PDL": pdl},
+        {"PIXELS": pixels, "SPLITS": blocks, **_layers(channels, excite, blocks, inner, outer), "PDL": pdl},
         num_warps=8,
         pdl=pdl,
     )
@@ -149,13 +163,13 @@ def _expect_layers(
     excite_bias: torch.Tensor | None,
     out: torch.Tensor,
 ) -> None:
-    reduced = squeeze.shape[0]
+    reduced, made = squeeze.shape[0], excite.shape[1]
     for name, tensor, shape in (
         ("squeeze", squeeze, (reduced, channels)),
         ("squeeze_bias", squeeze_bias, (reduced,)),
-        ("excite", excite, (reduced, channels)),
-        ("excite_bias", excite_bias, (channels,)),
-        ("out", out, (images, channels)),
+        ("excite", excite, (reduced, made)),
+        ("excite_bias", excite_bias, (made,)),
+        ("out", out, (images, made)),
     ):
         if tensor is None:
             continue
@@ -165,12 +179,14 @@ def _expect_layers(
 
 
 def _layers(
-    channels: int, reduced: int, splits: int, inner: Epilogue, outer: Epilogue
+    channels: int, excite: torch.Tensor, splits: int, inner: Epilogue, outer: Epilogue
 ) -> dict[str, int | float | str | bool]:
     """Constants of the two layers, and of adding up the parts of an image."""
-    wide = power_of_two(channels, 16)
+    reduced, made = excite.shape
+    wide, wide_out = power_of_two(channels, 16), power_of_two(made, 16)
     return {
         "CHANNELS": channels,
+        "MADE": made,
         "REDUCED": reduced,
         "INNER": inner.activation,
         "INNER_ALPHA": inner.alpha,
@@ -179,10 +195,42 @@ def _layers(
         "OUTER_ALPHA": outer.alpha,
         "OUTER_BETA": outer.beta,
         "BLOCK_CHANNELS": wide,
+        "BLOCK_MADE": wide_out,
         # Eight vectors of 16 bytes of each of 256 threads in flight.
-        "BLOCK_REDUCED": min(power_of_two(reduced), max(1, 16384 // wide)),
-        "BLOCK_SPLITS": min(power_of_two(splits), max(1, 8192 // wide)),
+        "BLOCK_REDUCED": min(power_of_two(reduced), max(1, 16384 // max(wide, wide_out))),
+        "BLOCK_SPLITS": min(power_of_two(splits), max(1, _IN_FLIGHT // wide)),
     }
+
+
+@triton.jit
+def _layers_ahead(
+    squeeze,
+    squeeze_bias,
+    excite,
+    start,
+    CHANNELS: tl.constexpr,
+    MADE: tl.constexpr,
+    REDUCED: tl.constexpr,
+    BLOCK_CHANNELS: tl.constexpr,
+    BLOCK_MADE: tl.constexpr,
+    BLOCK_REDUCED: tl.constexpr,
+):
+    """Some rows of both layers, and their biases: nothing that another kernel writes. Past the end they are 0."""
+    channels = tl.arange(0, BLOCK_CHANNELS)
+    made = tl.arange(0, BLOCK_MADE)
+    r = start + tl.arange(0, BLOCK_REDUCED)
+    first = tl.load(
+        squeeze + r[:, None] * CHANNELS + channels[None, :],
+        mask=(r < REDUCED)[:, None] & (channels < CHANNELS)[None, :],
+        other=0.0,
+    )
+    second = tl.load(
+        excite + r[:, None] * MADE + made[None, :], mask=(r < REDUCED)[:, None] & (made < MADE)[None, :], other=0.0
+    )
+    hidden = tl.zeros((BLOCK_REDUCED,), dtype=tl.float32)
+    if squeeze_bias is not None:
+        hidden += tl.load(squeeze_bias + r, mask=r < REDUCED, other=0.0).to(tl.float32)
+    return first, hidden, second
 
 
 @triton.jit
@@ -194,7 +242,11 @@ def _gate(
     out,
     image,
     gate,
+    first,
+    hidden,
+    second,
     CHANNELS: tl.constexpr,
+    MADE: tl.constexpr,
     REDUCED: tl.constexpr,
     SPLITS: tl.constexpr,
     PIXELS: tl.constexpr,
@@ -205,10 +257,12 @@ def _gate(
     OUTER_ALPHA: tl.constexpr,
     OUTER_BETA: tl.constexpr,
     BLOCK_CHANNELS: tl.constexpr,
+    BLOCK_MADE: tl.constexpr,
     BLOCK_REDUCED: tl.constexpr,
     BLOCK_SPLITS: tl.constexpr,
 ):
-    """One image's gate from its sums; `gate` starts as the second layer's bias."""
+    """One image's gate from its sums; `gate` starts as the second layer's bias, the others are the first rows of both
+    layers, loaded before the sums were there."""
     channels = tl.arange(0, BLOCK_CHANNELS)
     exists = channels < CHANNELS
     mean = tl.zeros((BLOCK_CHANNELS,), dtype=tl.float32)
@@ -222,20 +276,18 @@ def _gate(
         )
         mean += tl.sum(part, axis=0)
     mean = mean / PIXELS
-    for start in range(0, REDUCED, BLOCK_REDUCED):
-        r = start + tl.arange(0, BLOCK_REDUCED)
-        at = r[:, None] * CHANNELS + channels[None, :]
-        inside = (r < REDUCED)[:, None] & exists[None, :]
-        weights = tl.load(squeeze + at, mask=inside, other=0.0).to(tl.float32)
-        hidden = tl.sum(weights * mean[None, :], axis=1)
-        if squeeze_bias is not None:
-            hidden += tl.load(squeeze_bias + r, mask=r < REDUCED, other=0.0).to(tl.float32)
-        hidden = activate(hidden, INNER, INNER_ALPHA, INNER_BETA)
-        # Rows past the end meet weights of 0.
-        weights = tl.load(excite + at, mask=inside, other=0.0).to(tl.float32)
-        gate += tl.sum(weights * hidden[:, None], axis=0)
+    # Rows past the end meet weights of 0 in the second layer.
+    hidden += tl.sum(first.to(tl.float32) * mean[None, :], axis=1)
+    gate += tl.sum(second.to(tl.float32) * activate(hidden, INNER, INNER_ALPHA, INNER_BETA)[:, None], axis=0)
+    for start in range(BLOCK_REDUCED, REDUCED, BLOCK_REDUCED):
+        first, hidden, second = _layers_ahead(
+            squeeze, squeeze_bias, excite, start, CHANNELS, MADE, REDUCED, BLOCK_CHANNELS, BLOCK_MADE, BLOCK_REDUCED
+        )
+        hidden += tl.sum(first.to(tl.float32) * mean[None, :], axis=1)
+        gate += tl.sum(second.to(tl.float32) * activate(hidden, INNER, INNER_ALPHA, INNER_BETA)[:, None], axis=0)
     gate = activate(gate, OUTER, OUTER_ALPHA, OUTER_BETA)
-    tl.store(out + image * CHANNELS + channels, gate.to(out.dtype.element_ty), mask=exists)
+    made = tl.arange(0, BLOCK_MADE)
+    tl.store(out + image * MADE + made, gate.to(out.dtype.element_ty), mask=made < MADE)
 
 
 @triton.jit
@@ -249,10 +301,12 @@ def squeeze_excite_kernel(
     counters,
     out,
     PIXELS: tl.constexpr,
+    COUNT: tl.constexpr,
     X_PITCH: tl.constexpr,
     SPLITS: tl.constexpr,
     BLOCK_PIXELS: tl.constexpr,
     CHANNELS: tl.constexpr,
+    MADE: tl.constexpr,
     REDUCED: tl.constexpr,
     INNER: tl.constexpr,
     INNER_ALPHA: tl.constexpr,
@@ -261,11 +315,12 @@ def squeeze_excite_kernel(
     OUTER_ALPHA: tl.constexpr,
     OUTER_BETA: tl.constexpr,
     BLOCK_CHANNELS: tl.constexpr,
+    BLOCK_MADE: tl.constexpr,
     BLOCK_REDUCED: tl.constexpr,
     BLOCK_SPLITS: tl.constexpr,
     PDL: tl.constexpr,
 ):
-    """Grid: (splits, images). The last block of an image makes the gate."""
+    """Grid: (splits, images). The last block of an image makes the gate; COUNT is what the sum is divided by."""
     EACH: tl.constexpr = (PIXELS + SPLITS - 1) // SPLITS
     split = tl.program_id(0)
     image = tl.program_id(1)
@@ -287,12 +342,17 @@ def squeeze_excite_kernel(
     tl.debug_barrier()
     if tl.atomic_add(counters + image, 1, sem="acq_rel") == SPLITS - 1:
         tl.store(counters + image, 0)
-        gate = tl.zeros((BLOCK_CHANNELS,), dtype=tl.float32)
+        first, hidden, second = _layers_ahead(
+            squeeze, squeeze_bias, excite, 0, CHANNELS, MADE, REDUCED, BLOCK_CHANNELS, BLOCK_MADE, BLOCK_REDUCED
+        )
+        made = tl.arange(0, BLOCK_MADE)
+        gate = tl.zeros((BLOCK_MADE,), dtype=tl.float32)
         if excite_bias is not None:
-            gate += tl.load(excite_bias + channels, mask=exists, other=0.0).to(tl.float32)
+            gate += tl.load(excite_bias + made, mask=made < MADE, other=0.0).to(tl.float32)
         _gate(
-            sums, squeeze, squeeze_bias, excite, out, image, gate, CHANNELS, REDUCED, SPLITS, PIXELS,
-            INNER, INNER_ALPHA, INNER_BETA, OUTER, OUTER_ALPHA, OUTER_BETA, BLOCK_CHANNELS, BLOCK_REDUCED, BLOCK_SPLITS,
+            sums, squeeze, squeeze_bias, excite, out, image, gate, first, hidden, second, CHANNELS, MADE, REDUCED,
+            SPLITS, COUNT, INNER, INNER_ALPHA, INNER_BETA, OUTER, OUTER_ALPHA, OUTER_BETA, BLOCK_CHANNELS, BLOCK_MADE,
+            BLOCK_REDUCED, BLOCK_SPLITS,
         )  # fmt: skip
 
 
@@ -307,6 +367,7 @@ def gate_kernel(
     PIXELS: tl.constexpr,
     SPLITS: tl.constexpr,
     CHANNELS: tl.constexpr,
+    MADE: tl.constexpr,
     REDUCED: tl.constexpr,
     INNER: tl.constexpr,
     INNER_ALPHA: tl.constexpr,
@@ -315,148 +376,24 @@ def gate_kernel(
     OUTER_ALPHA: tl.constexpr,
     OUTER_BETA: tl.constexpr,
     BLOCK_CHANNELS: tl.constexpr,
+    BLOCK_MADE: tl.constexpr,
     BLOCK_REDUCED: tl.constexpr,
     BLOCK_SPLITS: tl.constexpr,
     PDL: tl.constexpr,
 ):
     """Grid: (images,)."""
-    channels = tl.arange(0, BLOCK_CHANNELS)
-    gate = tl.zeros((BLOCK_CHANNELS,), dtype=tl.float32)
+    made = tl.arange(0, BLOCK_MADE)
+    gate = tl.zeros((BLOCK_MADE,), dtype=tl.float32)
     if excite_bias is not None:
-        gate += tl.load(excite_bias + channels, mask=channels < CHANNELS, other=0.0).to(tl.float32)
+        gate += tl.load(excite_bias + made, mask=made < MADE, other=0.0).to(tl.float32)
+    first, hidden, second = _layers_ahead(
+        squeeze, squeeze_bias, excite, 0, CHANNELS, MADE, REDUCED, BLOCK_CHANNELS, BLOCK_MADE, BLOCK_REDUCED
+    )
     if PDL:
         gdc_wait()
         gdc_launch_dependents()
     _gate(
-        sums, squeeze, squeeze_bias, excite, out, tl.program_id(0), gate, CHANNELS, REDUCED, SPLITS,
-        PIXELS, INNER, INNER_ALPHA, INNER_BETA, OUTER, OUTER_ALPHA, OUTER_BETA, BLOCK_CHANNELS, BLOCK_REDUCED,
-        BLOCK_SPLITS,
+        sums, squeeze, squeeze_bias, excite, out, tl.program_id(0), gate, first, hidden, second, CHANNELS, MADE,
+        REDUCED, SPLITS, PIXELS, INNER, INNER_ALPHA, INNER_BETA, OUTER, OUTER_ALPHA, OUTER_BETA, BLOCK_CHANNELS,
+        BLOCK_MADE, BLOCK_REDUCED, BLOCK_SPLITS,
     )  # fmt: skip
-
-
-def apply_gate(
-    x: torch.Tensor,
-    gate: torch.Tensor,
-    *,
-    out: torch.Tensor,
-    residual: torch.Tensor | None = None,
-    repeat: tuple[int, int] = (1, 1),
-    plus_x: bool = False,
-    epilogue: Epilogue | None = None,
-    pdl: bool = False,
-) -> None:
-    """out = activation(x · gate + residual), or activation(x · gate) + residual; x [N, H, W, C], gate [N, C].
-
-    repeat  times that each row and each column of the residual is used: nearest upsampling by whole factors.
-    plus_x  adds x too, with the gate.
-    """
-    apply_gate_launch(
-        x, gate, out=out, residual=residual, repeat=repeat, plus_x=plus_x, epilogue=epilogue, pdl=pdl
-    ).run()
-
-
-def apply_gate_launch(
-    x: torch.Tensor,
-    gate: torch.Tensor,
-    *,
-    out: torch.Tensor,
-    residual: torch.Tensor | None = None,
-    repeat: tuple[int, int] = (1, 1),
-    plus_x: bool = False,
-    epilogue: Epilogue | None = None,
-    pdl: bool = False,
-) -> Launch:
-    images, height, width, channels = x.shape
-    expect_shape(gate, "gate", images, channels)
-    expect_shape(out, "out", *x.shape)
-    if height % repeat[0] or width % repeat[1]:
-        raise ValueError(f"repeat: expected {repeat} to divide {height} x {width}")
-    if residual is not None:
-        expect_shape(residual, "residual", images, height // repeat[0], width // repeat[1], channels)
-    epilogue = epilogue or Epilogue()
-    expect_activation(epilogue.activation)
-    block_channels = min(128, power_of_two(channels, 16))
-    # 256 bytes of each of 128 threads; less where that leaves most of the chip without work.
-    block_pixels = 8192 // block_channels
-    while block_pixels > 8 and images * triton.cdiv(height * width, block_pixels) < 256:
-        block_pixels //= 2
-    return Launch(
-        apply_gate_kernel,
-        (triton.cdiv(height * width, block_pixels), triton.cdiv(channels, block_channels), images),
-        (x, gate, residual, out),
-        {
-            "PIXELS": height * width,
-            "WIDTH": width,
-            "CHANNELS": channels,
-            "REPEAT_HIGH": repeat[0],
-            "REPEAT_WIDE": repeat[1],
-            "PLUS_X": plus_x,
-            "X_PITCH": pitch(x, "x"),
-            "GATE_PITCH": pitch(gate, "gate"),
-            "RESIDUAL_PITCH": 0 if residual is None else pitch(residual, "residual"),
-            "OUT_PITCH": pitch(out, "out"),
-            "ACTIVATION": epilogue.activation,
-            "ALPHA": epilogue.alpha,
-            "BETA": epilogue.beta,
-            "RESIDUAL_LAST": epilogue.residual_last,
-            "BLOCK_PIXELS": block_pixels,
-            "BLOCK_CHANNELS": block_channels,
-            "PDL": pdl,
-        },
-        num_warps=4,
-        pdl=pdl,
-    )
-
-
-@triton.jit
-def apply_gate_kernel(
-    x,
-    gate,
-    residual,
-    out,
-    PIXELS: tl.constexpr,
-    WIDTH: tl.constexpr,
-    CHANNELS: tl.constexpr,
-    REPEAT_HIGH: tl.constexpr,
-    REPEAT_WIDE: tl.constexpr,
-    PLUS_X: tl.constexpr,
-    X_PITCH: tl.constexpr,
-    GATE_PITCH: tl.constexpr,
-    RESIDUAL_PITCH: tl.constexpr,
-    OUT_PITCH: tl.constexpr,
-    ACTIVATION: tl.constexpr,
-    ALPHA: tl.constexpr,
-    BETA: tl.constexpr,
-    RESIDUAL_LAST: tl.constexpr,
-    BLOCK_PIXELS: tl.constexpr,
-    BLOCK_CHANNELS: tl.constexpr,
-    PDL: tl.constexpr,
-):
-    """Grid: (blocks of pixels of an image, blocks of channels, images)."""
-    image = tl.program_id(2)
-    pixels = tl.program_id(0) * BLOCK_PIXELS + tl.arange(0, BLOCK_PIXELS)
-    channels = tl.program_id(1) * BLOCK_CHANNELS + tl.arange(0, BLOCK_CHANNELS)
-    inside = (pixels < PIXELS)[:, None] & (channels < CHANNELS)[None, :]
-    rows = image * PIXELS + pixels
-    if PDL:
-        gdc_wait()
-        gdc_launch_dependents()
-    factor = tl.load(gate + image * GATE_PITCH + channels, mask=channels < CHANNELS, other=0.0).to(tl.float32)
-    y = tl.load(x + rows[:, None] * X_PITCH + channels[None, :], mask=inside, other=0.0).to(tl.float32)
-    y = y * factor[None, :] + y if PLUS_X else y * factor[None, :]
-    if residual is None:
-        y = activate(y, ACTIVATION, ALPHA, BETA)
-    else:
-        if REPEAT_HIGH * REPEAT_WIDE > 1:
-            above = (pixels // WIDTH) // REPEAT_HIGH
-            rows = image * (PIXELS // (REPEAT_HIGH * REPEAT_WIDE)) + above * (WIDTH // REPEAT_WIDE)
-            rows += (pixels % WIDTH) // REPEAT_WIDE
-            added = tl.load(residual + rows[:, None] * RESIDUAL_PITCH + channels[None, :], mask=inside, other=0.0)
-        else:
-            added = tl.load(residual + rows[:, None] * RESIDUAL_PITCH + channels[None, :], mask=inside, other=0.0)
-        if RESIDUAL_LAST:
-            y = activate(y, ACTIVATION, ALPHA, BETA) + added.to(tl.float32)
-        else:
-            y = activate(y + added.to(tl.float32), ACTIVATION, ALPHA, BETA)
-    at = image * PIXELS + pixels
-    tl.store(out + at[:, None] * OUT_PITCH + channels[None, :], y.to(out.dtype.element_ty), mask=inside)

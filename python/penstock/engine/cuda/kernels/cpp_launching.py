@@ -1,0 +1,82 @@
+"""A launch of a kernel in CUDA C++ as data, for what Triton has no words for: clusters of blocks and their memory.
+
+The twin of `launching.Launch`: run it, compile it for a GPU that need not be there, or seal it into an engine, which
+then launches it without any compiler. Sources lie in `cpp/`; what a launch knows beforehand are constants in them.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Final
+
+import torch
+
+from . import replay
+from .driver import HOPPER, LoadedKernel, LoadedModule, SealedKernel
+from .nvrtc import Compiled, compile_cpp
+
+_FOLDER: Final = Path(__file__).parent / "cpp"
+_HEADERS: Final = ("primitives.cuh",)
+
+
+@dataclass(frozen=True, slots=True)
+class CppLaunch:
+    source: str
+    """A file in `cpp/`."""
+    symbol: str
+    """An `extern "C"` kernel whose parameters are the `arguments` that are there, in order."""
+    grid: tuple[int, int, int]
+    threads: int
+    arguments: tuple[torch.Tensor | None, ...]
+    constants: Mapping[str, int]
+    """Macros."""
+    shared_bytes: int = 0
+    """Beyond what the source itself declares."""
+    cluster: int = 1
+    """As the source declares it."""
+    pdl: bool = False
+    """As `Launch.pdl`."""
+
+    def run(self) -> None:
+        stream = torch.cuda.current_stream()
+        launcher = replay.current()
+        if launcher is None or not launcher.launch(self, stream.cuda_stream):
+            major, minor = torch.cuda.get_device_capability(stream.device)
+            _loaded(self.seal(10 * major + minor), stream.device.index).launch(self.bound(), stream.cuda_stream)
+
+    def compile(self, capability: int = HOPPER) -> Compiled:
+        """Raises CompilerError; the same launch is compiled once in a process."""
+        return _compiled(self.source, tuple(f"-D{name}={value}" for name, value in self.constants.items()), capability)
+
+    def build(self, capability: int = HOPPER) -> None:
+        self.compile(capability)
+
+    def seal(self, capability: int = HOPPER) -> SealedKernel:
+        """Its machine code and all that launching it takes, but for `bound`, which holds where the tensors are now."""
+        parameters = "p" * len(self.bound())
+        return SealedKernel(
+            self.compile(capability).cubin, self.symbol, self.grid, self.threads, self.shared_bytes, parameters,
+            self.pdl, self.cluster,
+        )  # fmt: skip
+
+    def bound(self) -> list[int | float]:
+        """The arguments of a `driver.LoadedKernel.launch`. They do not keep the tensors alive."""
+        return [each.data_ptr() for each in self.arguments if each is not None]
+
+
+def text(name: str) -> str:
+    """Of a source."""
+    return (_FOLDER / name).read_text()
+
+
+@cache
+def _compiled(source: str, options: tuple[str, ...], capability: int) -> Compiled:
+    return compile_cpp(text(source), [(name, text(name)) for name in _HEADERS], options, f"sm_{capability}")
+
+
+@cache
+def _loaded(sealed: SealedKernel, device: int) -> LoadedKernel:
+    """Stays on the GPU: a graph that was captured with it may be replayed at any time."""
+    del device  # of the current context
+    return LoadedKernel(sealed, LoadedModule(sealed.cubin))

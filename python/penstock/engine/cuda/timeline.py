@@ -1,0 +1,115 @@
+"""When each part of each call ran, on one clock: contexts side by side, with marks inside their captured graphs.
+
+The marks are events that the graph itself records, so the graphs run as they always do, and what overlaps on the
+device is seen to overlap. Called by the runtime, for those who draw it.
+"""
+
+import itertools
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from penstock.engine.cuda.contexts import as_numpy, pinned
+from penstock.engine.cuda.executor import Executor
+
+PARTS: Final = ("host copy in", "copy in", "compute", "copy out", "host copy out")
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """One part of one call; milliseconds since the clock began."""
+
+    context: int
+    call: int
+    part: str
+    begin: float
+    end: float
+
+
+def timeline(executor: Executor, inputs: dict[str, NDArray[Any]], contexts: int, calls: int) -> list[Span]:
+    """The parts of `calls` calls of each of several contexts, each in a thread of its own, in no order."""
+    marked = [_Marked(executor) for _ in range(contexts)]
+    for each in marked:
+        each.call(inputs)
+    clock = torch.cuda.Event(enable_timing=True)
+    stream = torch.cuda.Stream(executor.device)
+    clock.record(stream)
+    clock.synchronize()
+    began, start = time.perf_counter(), threading.Barrier(contexts)
+    found: list[list[Span]] = [[] for _ in range(contexts)]
+    failed: list[Exception] = []
+
+    def work(number: int) -> None:
+        try:
+            start.wait()
+            for call in range(calls):
+                moments = [time.perf_counter()]
+                moments += marked[number].call(inputs)
+                host = [1e3 * (moment - began) for moment in moments]
+                device = [clock.elapsed_time(event) for event in marked[number].events]
+                found[number].append(Span(number, call, PARTS[0], host[0], host[1]))
+                found[number] += [
+                    Span(number, call, part, begin, end)
+                    for part, (begin, end) in zip(PARTS[1:4], itertools.pairwise(device), strict=True)
+                ]
+                found[number].append(Span(number, call, PARTS[4], host[2], host[3]))
+        except Exception as error:
+            failed.append(error)
+            start.abort()
+
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(contexts)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    if failed:
+        raise failed[0]
+    return list(itertools.chain.from_iterable(found))
+
+
+class _Marked:
+    """A context whose graph says when copying in, computing and copying out began and ended."""
+
+    def __init__(self, executor: Executor) -> None:
+        graph = executor.graph
+        blank = executor.blank_inputs()
+        self._given = [pinned(blank[each.name].shape, blank[each.name].dtype) for each in graph.inputs]
+        self._names = [each.name for each in graph.inputs]
+        self._answers: list[torch.Tensor] = []
+        self.events = [torch.cuda.Event(enable_timing=True, external=True) for _ in range(4)]
+
+        def whole(tensors: Sequence[torch.Tensor]) -> Sequence[torch.Tensor]:
+            self.events[0].record()
+            for device, host in zip(tensors, self._given, strict=True):
+                device.copy_(host, non_blocking=True)
+            self.events[1].record()
+            outputs = executor.compute(tensors)
+            self.events[2].record()
+            if not self._answers:  # in the first run, before anything is captured
+                self._answers += [pinned(each.shape, each.dtype) for each in outputs]
+            for host, tensor in zip(self._answers, outputs, strict=True):
+                host.copy_(tensor, non_blocking=True)
+            self.events[3].record()
+            return outputs
+
+        self._captured = executor.capture(whole)
+        self._done = torch.cuda.Event(blocking=True)
+
+    def call(self, inputs: dict[str, NDArray[Any]]) -> tuple[float, float, float]:
+        """When the host had copied in, when it knew that the graph was done, and when it had copied out."""
+        for name, tensor in zip(self._names, self._given, strict=True):
+            np.copyto(as_numpy(tensor), inputs[name])
+        copied = time.perf_counter()
+        self._captured.replay()
+        self._done.record(self._captured.stream)
+        self._done.synchronize()
+        answered = time.perf_counter()
+        for tensor in self._answers:
+            as_numpy(tensor).copy()
+        return copied, answered, time.perf_counter()
