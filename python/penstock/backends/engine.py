@@ -42,8 +42,17 @@ class EngineBackend:
         return True
 
     def instance(self, index: int, count: int, threads: int | None) -> Instance:
-        """Threads and streams were divided when the engine was loaded (`engine.load(instances=, threads=)`)."""
-        return self._engine.instance()
+        """Threads and streams were divided when the engine was loaded (`engine.load(instances=, threads=)`).
+
+        On a GPU it is ready for its first batch: nothing is captured while clients wait.
+        """
+        found = self._engine.instance()
+        try:
+            found.prepare()
+        except BaseException:
+            found.close()
+            raise
+        return found
 
     def close(self) -> None:
         self._engine.close()

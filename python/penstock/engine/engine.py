@@ -218,6 +218,12 @@ class Engine:
         """The programs that are loaded, by their place in the manifest."""
         return self._available
 
+    @property
+    def on_device(self) -> tuple[int, ...]:
+        """The programs that copy their inputs to a device, the largest first: what runs out of memory does so early."""
+        found = (at for at, program in self._programs.items() if isinstance(program, Lending))
+        return tuple(sorted(found, key=lambda at: -self._elements(at)))
+
     def compiled(self, index: int) -> Compiled:
         """One program itself, for those who look at how it runs."""
         self._check_open()
@@ -236,8 +242,8 @@ class Engine:
         self._check_open()
         found: Lending | None = None
         sizes: dict[str, int] = {}
-        for at, program in self._programs.items():
-            shapes = self.manifest.programs[at].shapes
+        for at in self.on_device:
+            shapes, program = self.manifest.programs[at].shapes, self._programs[at]
             if not isinstance(program, Lending) or not shapes:
                 continue
             found = program
@@ -245,6 +251,9 @@ class Engine:
                 size = math.prod(shapes[spec.name]) * spec.dtype.itemsize
                 sizes[spec.name] = max(size, sizes.get(spec.name, 0))
         return found.memory(sizes) if found is not None else None
+
+    def _elements(self, index: int) -> int:
+        return sum(map(math.prod, (self.manifest.programs[index].shapes or {}).values()))
 
     def _check_open(self) -> None:
         if self._closed:
@@ -269,6 +278,15 @@ class EngineInstance:
         if self._memory is None and not self._instances:
             self._memory = self._engine.memory()
         return self._memory.bytes if self._memory is not None else {}
+
+    def prepare(self) -> None:
+        """Make what calls on a device need, for every bucket: the first calls would wait for it otherwise.
+
+        Raises ResourceExhausted where the device has no memory for all of them.
+        """
+        self.input_memory()
+        for index in self._engine.on_device:
+            self._instance(index)
 
     def execute(self, inputs: Arrays) -> dict[str, Array]:
         """Inputs that fit the signature in; outputs of the same rows out, which belong to the caller."""
@@ -309,11 +327,13 @@ class EngineInstance:
         whole[len(array) :] = array[:1]
         return whole
 
+    def _instance(self, program: int) -> CompiledInstance:
+        if program not in self._instances:
+            self._instances[program] = self._engine.program(program, self._memory, priority=self._priority)
+        return self._instances[program]
+
     def _run(self, program: int, inputs: Arrays) -> dict[str, Array]:
-        instance = self._instances.get(program)
-        if instance is None:
-            instance = self._engine.program(program, self._memory, priority=self._priority)
-            self._instances[program] = instance
+        instance = self._instance(program)
         if not self._beside[program]:
             return instance.execute(inputs)
         # What is reduced is huge and not needed afterwards: no copy of it is made.

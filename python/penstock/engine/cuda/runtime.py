@@ -228,9 +228,8 @@ class CudaInstance:
         self._contexts: dict[tuple[Any, ...], Context] = {}
         self._device_context: DeviceContext | None = None
         self._closed = False
-        if (
-            len(buckets) == 1 and not on_device
-        ):  # capturing takes seconds where a library searches: not in the first call
+        # Capturing takes seconds where a library searches: not in the first call.
+        if len(buckets) == 1 and not on_device:
             self._context(_key(buckets[0].shapes))
 
     def input_memory(self) -> Mapping[str, Array]:
