@@ -13,6 +13,8 @@ from penstock.tensors import TensorSpec
 NAME: Final = "penstock_engine"
 """Backend and platform: no other server has one of the kind, and none should take it for its own."""
 
+_ON_DEVICE_INSTANCES: Final = 2
+
 
 class EngineBackend:
     """Wraps a loaded engine and owns it from then on."""
@@ -35,6 +37,11 @@ class EngineBackend:
     def max_batch_size(self) -> int:
         """What the configuration gets when it names none; 0: no batch dimension."""
         return self._engine.max_batch_size
+
+    @property
+    def default_instances(self) -> int:
+        """What the configuration gets when it names none: on a GPU the host copies for one while another computes."""
+        return _ON_DEVICE_INSTANCES if self._engine.on_device else 1
 
     @property
     def fresh_outputs(self) -> bool:

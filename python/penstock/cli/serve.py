@@ -68,7 +68,9 @@ def serve(
     ] = "false",
     batching: Annotated[str, typer.Option(help="auto, or triton to follow Triton's batching to the letter.")] = "auto",
     runtime: Annotated[str | None, typer.Option(help="Of a model file: onnxruntime or openvino.")] = None,
-    instances: Annotated[int, typer.Option(help="Of a model file: batches that run side by side.")] = 1,
+    instances: Annotated[
+        int | None, typer.Option(help="Of a model file: batches that run side by side; default: 1, on a GPU 2.")
+    ] = None,
     max_body_bytes: Annotated[int, typer.Option(help="Larger requests are refused.")] = limits.BODY_BYTES,
     io_threads: Annotated[int | None, typer.Option(help="Threads of the data plane; default: cores / 4.")] = None,
     engine_cache: Annotated[

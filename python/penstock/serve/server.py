@@ -136,13 +136,13 @@ class Server:
         model: ModelFunction | Runtime | str | Path,
         *,
         name: str | None = None,
-        instances: int = 1,
+        instances: int | None = None,
         runtime: str | None = None,
     ) -> None:
         """Serve a `@ps.model` function, a runtime from `ps.load`, or a model file.
 
         Functions carry their name and instances; for others `name` is needed (files: their stem) and `instances`
-        counts; `runtime` is for files. Raises ConfigError when the name is taken.
+        counts (None: one; on a GPU two); `runtime` is for files. Raises ConfigError when the name is taken.
         """
         source = _Source(model, name, instances, runtime)
         if source.name in self._added:
@@ -273,7 +273,7 @@ class _Source:
     """Something that was added, and how to make models of it."""
 
     def __init__(
-        self, model: ModelFunction | Runtime | str | Path, name: str | None, instances: int, runtime: str | None
+        self, model: ModelFunction | Runtime | str | Path, name: str | None, instances: int | None, runtime: str | None
     ) -> None:
         self._model = model
         self._runtime = runtime

@@ -10,6 +10,7 @@ from penstock.backends.engine import BorrowedEngineBackend
 from penstock.engine.cuda import buckets
 from penstock.engine.engine import Engine
 from penstock.errors import ResourceExhausted
+from penstock.repository.models import from_runtime
 from tests.engine.cuda.engines import BUCKETS, TACTIC, compiled, of_programs, pictures, written
 
 pytestmark = pytest.mark.torch
@@ -72,3 +73,9 @@ def test_a_device_that_has_no_memory_for_all_refuses_the_instance(
     monkeypatch.setattr(buckets, "HostContext", full)
     with pytest.raises(ResourceExhausted, match="serve fewer instances, or smaller buckets"):
         BorrowedEngineBackend(engine).instance(0, 1, None)
+
+
+def test_an_engine_on_a_gpu_has_two_instances_unless_told_otherwise(engine: Engine) -> None:
+    assert from_runtime(engine, "m").config.instance_count == 2
+    assert from_runtime(engine, "m", instances=1).config.instance_count == 1
+    assert from_runtime(engine, "m", instances=3).config.instance_count == 3
