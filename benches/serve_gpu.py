@@ -1,13 +1,16 @@
-"""What a server adds to an engine on a GPU: pictures over HTTP and shared memory beside the engine alone.
+"""What a server adds to an engine on a GPU: pictures by shared memory and gRPC beside the engine alone.
 
-    python benches/serve_gpu.py --graphs .gpu --tune-seconds 10
+    python benches/serve_gpu.py prepare --graphs .gpu/graphs
+    python benches/serve_gpu.py --graphs .gpu/graphs --tune-seconds 10
 
-Needs the GPU, torch and the built package; lowered graphs are those of `engine_gpu.py prepare`. Clients are processes
-of their own that send ready-made requests over plain sockets. Each way runs twice in turns: batches laid out in the
-memory that the engine's instances lend, and (`copied`) gathered elsewhere and copied there, as without it.
+The engine takes bytes of pictures and normalises them itself (`penstock build --preprocess`). It is called over and
+over by as many threads as the server has instances, then served to clients that ask again once they are answered,
+after each of them was answered a few times; what is compared is rows per second, transfers included. Measuring needs
+the GPU, torch and the built package; `prepare`, on a machine with torch and onnx, lowers the model for it.
 """
 
 import argparse
+import gc
 import json
 import math
 import multiprocessing
@@ -29,17 +32,23 @@ sys.path[:0] = [str(REPOSITORY), str(REPOSITORY / "python")]
 
 import numpy as np  # noqa: E402
 
-from benches.gpu.subjects import SUBJECTS  # noqa: E402
+from benches.gpu.subjects import SUBJECTS, Subject, Tensor  # noqa: E402
+from benches.serve_clients import Ports, Row, Way, client, pictures  # noqa: E402
 
-Row = tuple[int, ...]
-_PROCESSES: Final = 4
-_ANSWER_BYTES: Final = 1 << 16
+_PROCESSES: Final = 6
+_PREPROCESS: Final = "x:uint8,nhwc,mean=123.675/116.28/103.53,std=58.395/57.12/57.375"
+_MEAN: Final = (123.675, 116.28, 103.53)
+_MEAN_NAME: Final = "x_mean"
+_DEVIATION: Final = 57.4
+_BYTES: Final = "_uint8"
 
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("do", nargs="?", default="measure", choices=["measure", "prepare"])
     parser.add_argument("--graphs", nargs="+", type=Path, default=[REPOSITORY / ".gpu"], metavar="DIR")
     parser.add_argument("--model", default="resnet50", choices=["resnet50", "resnet34", "tiny"])
+    parser.add_argument("--floats", action="store_true", help="FP32 inputs, four times the bytes")
     parser.add_argument("--tune-seconds", type=float, default=10.0, help="of the largest bucket; others a third")
     parser.add_argument("--seconds", type=float, default=2.0, help="of each measurement")
     parser.add_argument("--instances", nargs="+", type=int, default=[2, 4])
@@ -48,10 +57,42 @@ def arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
+def subject_of(options: argparse.Namespace) -> Subject:
+    """Named like its graphs; those of bytes take them as cameras give them, channels last."""
+    found = SUBJECTS[options.model]
+    channels, height, width = found.inputs[0].shape
+    taken = Tensor("x", (height, width, channels))
+    return found if options.floats else replace(found, name=options.model + _BYTES, inputs=(taken,))
+
+
+def prepare(options: argparse.Namespace) -> int:
+    """The lowered graphs; weights are made where they are measured."""
+    from safetensors.numpy import save_file
+
+    from benches.gpu import prepare as making
+    from penstock.engine.lowered import to_json
+    from penstock.graph import optimize
+    from penstock.graph.boundary import preprocess
+    from penstock.graph.lowering import lower
+
+    subject, folder = subject_of(options), options.graphs[0]
+    for batch in options.batches:
+        model = making.exported(SUBJECTS[options.model], batch)
+        if not options.floats:
+            model = preprocess(model, _PREPROCESS)
+        shapes = {"x": (batch, *subject.inputs[0].shape)}
+        graph, weights = lower(optimize(model, shapes=shapes).model)
+        (folder / f"{subject.name}.b{batch}.json").write_text(to_json(graph))
+        kept = {name: array for name, array in weights.items() if array.dtype.kind != "f" or array.size == 1}
+        save_file(kept, folder / f"{subject.name}.b{batch}.safetensors")
+        print(f"{subject.name}.b{batch}: {len(graph.steps)} steps", flush=True)
+    return 0
+
+
 # ---- the engine ----
 
 
-def engine(options: argparse.Namespace, folder: Path) -> Any:
+def engine(options: argparse.Namespace, subject: Subject, folder: Path) -> Any:
     """An engine of the buckets, sealed nowhere: programs compiled here, and their times."""
     import torch
 
@@ -66,14 +107,15 @@ def engine(options: argparse.Namespace, folder: Path) -> Any:
     from penstock.engine.sealed import Sealed
     from penstock.tensors import TensorSpec
 
-    subject = SUBJECTS[options.model]
     row = subject.inputs[0].shape
     entries = []
     for batch in options.batches:
-        directory = next(each for each in options.graphs if (each / f"{options.model}.b{batch}.json").is_file())
-        graph = from_json((directory / f"{options.model}.b{batch}.json").read_text())
+        directory = next(each for each in options.graphs if (each / f"{subject.name}.b{batch}.json").is_file())
+        graph = from_json((directory / f"{subject.name}.b{batch}.json").read_text())
         there = weights.carried(directory, subject, batch)
         full = weights.complete(graph, there, "cpu")
+        if not options.floats:
+            _of_bytes(graph, full)
         entries.append(({"x": (batch, *row)}, graph, {name: full[name].float().numpy() for name in graph.weights}))
     path = folder / "model.safetensors"
     form.write(path, entries)
@@ -107,6 +149,17 @@ def engine(options: argparse.Namespace, folder: Path) -> Any:
     return Engine(Sealed(options.model, manifest, {}, "", unread), programs, 4)
 
 
+def _of_bytes(graph: Any, full: dict[str, Any]) -> None:
+    """Weights made from a seed would let bytes grow past FP16: what normalises them has its real size."""
+    import torch
+
+    stem = next(step for step in graph.steps if step.kind == "conv")
+    (weight,) = (operand.value for operand in stem.inputs if operand.role == "weight")
+    full[weight] = full[weight] / _DEVIATION
+    if _MEAN_NAME in full:
+        full[_MEAN_NAME] = torch.tensor(_MEAN).reshape(full[_MEAN_NAME].shape)
+
+
 def _again(path: Path, seconds: float, tuning: Any) -> None:
     """The time of the next bucket; what was chosen so far stays."""
     beside = path.with_name(path.stem + ".tuning.json")
@@ -116,7 +169,7 @@ def _again(path: Path, seconds: float, tuning: Any) -> None:
 
 
 def _milliseconds(program: Any, rows: int, row: Row, calls: int = 20) -> float:
-    x = pictures(rows, row)
+    x = pictures(rows, row, program.inputs[0].dtype)
     instance = program.instance()
     instance.execute({"x": x})
     begun = time.perf_counter()
@@ -133,7 +186,7 @@ def _accurate(path: Path, programs: Mapping[int, Any], options: argparse.Namespa
     shapes = {"x": (rows, *row)}
     plain = Tactic("cuda", "fp32", "lowered", "static", options=(("steps", "plain"),))
     right = CudaRuntime.compile(path, plain, shapes=shapes, instances=1, threads=None, device=device)
-    x = pictures(rows, row)
+    x = pictures(rows, row, right.inputs[0].dtype)
     (name,) = (each.name for each in right.outputs)
     expected = right(x=x)[name].astype(np.float64)
     for at in programs:
@@ -145,267 +198,220 @@ def _accurate(path: Path, programs: Mapping[int, Any], options: argparse.Namespa
     right.close()
 
 
-def pictures(rows: int, row: Row) -> Any:
-    return np.random.default_rng(rows).standard_normal((rows, *row), np.float32)
-
-
-class Copied:
-    """The engine without its memory on offer."""
-
-    name = "copied"
-
-    def __init__(self, engine: Any) -> None:
-        self._engine = engine
-        self.inputs, self.outputs = engine.inputs, engine.outputs
-
-    def instance(self) -> Any:
-        inner = self._engine.instance()
-
-        class Instance:
-            execute = staticmethod(inner.execute)
-            close = staticmethod(inner.close)
-
-        return Instance()
-
-    def __call__(self, **arrays: Any) -> Any:
-        return self._engine(**arrays)
-
-    def close(self) -> None:
-        """The engine stays its maker's."""
-
-
-# ---- clients ----
-
-
-@dataclass(frozen=True)
-class Way:
-    """How clients ask."""
-
-    title: str
-    row: Row
-    rows: int
-    clients: int
-    shared: bool = False
-
-    @property
-    def bytes(self) -> int:
-        """Of one request's tensor."""
-        return 4 * math.prod(self.row) * self.rows
-
-
-def client(port: int, way: Way, key: str, first: int, count: int, seconds: float, start: Any, results: Any) -> None:
-    """A process with some of the clients: threads that ask again once they are answered."""
-    counts = [0] * count
-    spent: list[list[float]] = [[] for _ in range(count)]
-    body = memoryview(bytearray(pictures(way.rows, way.row).tobytes())) if not way.shared else memoryview(b"")
-    stop = threading.Event()
-
-    def ask(number: int) -> None:
-        if way.shared:
-            offset = (first + number) * way.bytes
-            parameters: Any = {
-                "shared_memory_region": key, "shared_memory_byte_size": way.bytes,
-                "shared_memory_offset": offset,
-            }  # fmt: skip
-        else:
-            parameters = {"binary_data_size": way.bytes}
-        tensor = {"name": "x", "shape": [way.rows, *way.row], "datatype": "FP32", "parameters": parameters}
-        text = json.dumps({"inputs": [tensor], "parameters": {"binary_data_output": True}}).encode()
-        head = (
-            f"POST /v2/models/m/infer HTTP/1.1\r\nHost: a\r\nContent-Length: {len(text) + len(body)}\r\n"
-            f"Inference-Header-Content-Length: {len(text)}\r\n\r\n"
-        ).encode() + text
-        with socket.create_connection(("127.0.0.1", port)) as connection:
-            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            while not stop.is_set():
-                begun = time.perf_counter()
-                connection.sendall(head)
-                if body:
-                    connection.sendall(body)
-                answer(connection)
-                counts[number] += 1
-                spent[number].append(time.perf_counter() - begun)
-
-    threads = [threading.Thread(target=ask, args=(number,), daemon=True) for number in range(count)]
-    start.wait()
-    for thread in threads:
-        thread.start()
-    time.sleep(seconds / 4)  # warm
-    before, since = sum(counts), time.perf_counter()
-    marks = [len(each) for each in spent]
-    time.sleep(seconds)
-    after, now = sum(counts), time.perf_counter()
-    latencies = sorted(each for own, mark in zip(spent, marks, strict=True) for each in own[mark:])
-    stop.set()
-    results.put(((after - before) / (now - since), latencies))
-
-
-def answer(connection: socket.socket) -> None:
-    """Reads one reply to its end."""
-    data = connection.recv(_ANSWER_BYTES)
-    while b"\r\n\r\n" not in data:
-        data += _some(connection)
-    head, _, rest = data.partition(b"\r\n\r\n")
-    assert head.startswith(b"HTTP/1.1 200"), data[:500]
-    lengths = [line for line in head.lower().split(b"\r\n") if line.startswith(b"content-length:")]
-    left = int(lengths[0].split(b":")[1]) - len(rest)
-    while left > 0:
-        left -= len(_some(connection))
-
-
-def _some(connection: socket.socket) -> bytes:
-    data = connection.recv(_ANSWER_BYTES)
-    assert data, "the server closed the connection"
-    return data
-
-
 # ---- measuring ----
 
 
-def served(model: Any, way: Way, instances: int, seconds: float) -> str:
-    """One line of the table."""
-    import penstock as ps
+@dataclass(frozen=True)
+class Window:
+    """What happened in a measurement."""
 
-    server = ps.Server(http_port=0, grpc_port=None, metrics_port=None, allow_client_shm=True)
-    server.add(model, name="m", instances=instances)
-    if way.shared:
-        about = os.statvfs("/dev/shm")
+    rows_per_second: float
+    latencies: Sequence[float]
+    line: str
+
+
+def served(server: Any, way: Way, seconds: float) -> Window:
+    """Clients in processes of their own, measured once each of them was answered often enough."""
+    about = os.statvfs("/dev/shm")
+    if way.kind == "shm":
         way = replace(way, clients=min(way.clients, about.f_bavail * about.f_frsize * 9 // 10 // way.bytes))
-        if not way.clients:
-            return f"{way.title:28}: /dev/shm has no room for one request"
-    memory = shared_memory.SharedMemory(create=True, size=way.clients * way.bytes) if way.shared else None
-    with server:
-        url = f"http://127.0.0.1:{server.http_port}/v2"
-        if memory is not None:
+    size = way.clients * way.bytes if way.kind == "shm" else 1
+    memory = shared_memory.SharedMemory(create=True, size=size)
+    url, key = f"http://127.0.0.1:{server.http_port}/v2", f"r{time.monotonic_ns()}"
+    try:
+        if way.kind == "shm":
             assert memory.buf is not None
-            np.frombuffer(memory.buf, np.float32)[:] = np.tile(pictures(way.rows, way.row).ravel(), way.clients)
-            document = json.dumps({"key": f"/{memory.name}", "offset": 0, "byte_size": memory.size}).encode()
-            urllib.request.urlopen(urllib.request.Request(f"{url}/systemsharedmemory/region/r/register", document))
-        context = multiprocessing.get_context("spawn")
-        processes = min(_PROCESSES, way.clients)
-        start, results = context.Barrier(processes + 1), context.Queue()
-        shares = [way.clients // processes + (number < way.clients % processes) for number in range(processes)]
-        workers = []
-        for number, share in enumerate(shares):
-            first = sum(shares[:number])
-            given = (server.http_port, way, "r", first, share, seconds, start, results)
-            workers.append(context.Process(target=client, args=given, daemon=True))
-            workers[-1].start()
-        start.wait(timeout=60)
-        time.sleep(seconds / 4)
-        before, cpu = statistics(url), time.process_time()
-        time.sleep(seconds / 2)
-        after, cpu = statistics(url), time.process_time() - cpu
-        found = [results.get(timeout=60) for _ in workers]
-        for worker in workers:
-            worker.kill()
-            worker.join()
-    if memory is not None:
+            one = pictures(way.rows, way.row, way.numpy).view(np.uint8).ravel()
+            for number in range(way.clients):
+                np.frombuffer(memory.buf, np.uint8)[number * way.bytes : (number + 1) * way.bytes] = one
+            document = json.dumps({"key": f"/{memory.name}", "offset": 0, "byte_size": size}).encode()
+            urllib.request.urlopen(urllib.request.Request(f"{url}/systemsharedmemory/region/{key}/register", document))
+        return _window(server, way, key, seconds, url)
+    finally:
         memory.close()
         memory.unlink()
-    rate = sum(each[0] for each in found) * way.rows
-    latencies = sorted(each for _, own in found for each in own)
-    middle = 1e3 * median(latencies) if latencies else math.nan
+
+
+def _window(server: Any, way: Way, key: str, seconds: float, url: str) -> Window:
+    context = multiprocessing.get_context("spawn")
+    until, results = context.Event(), context.Queue()
+    processes = min(_PROCESSES, way.clients)
+    shares = [way.clients // processes + (number < way.clients % processes) for number in range(processes)]
+    workers = []
+    ports = Ports(server.http_port, server.grpc_port)
+    for number, share in enumerate(shares):
+        given = (ports, way, key, sum(shares[:number]), share, until, results)
+        workers.append(context.Process(target=client, args=given, daemon=True))
+        workers[-1].start()
+    begin, deadline = statistics(url, way.model), time.monotonic() + 20
+    while statistics(url, way.model)["requests"] - begin["requests"] < 4 * way.clients:
+        assert time.monotonic() < deadline, "clients are not answered"
+        time.sleep(0.02)
+    before, cpu, since = statistics(url, way.model), time.process_time(), time.perf_counter()
+    time.sleep(seconds)
+    after, cpu, now = statistics(url, way.model), time.process_time() - cpu, time.perf_counter()
+    until.set()
+    found = [each for _ in workers for each in results.get(timeout=20)]
+    for worker in workers:
+        worker.join()
+    spent = sorted(latency for at, latency in found if since <= at <= now)
+    rate = len(spent) * way.rows / (now - since)
     batches = max(1, after["batches"] - before["batches"])
     per = {name: (after[name] - before[name]) / batches / 1e6 for name in ("input", "infer", "output")}
     rows = (after["rows"] - before["rows"]) / batches
-    return (
-        f"{way.title:28} x{instances} {way.clients:4} clients {rate:9.0f} rows/s  p50 {middle:7.2f} ms  "
+    line = (
+        f"{rate:8.0f} rows/s  p50 {1e3 * quantile(spent, 0.5):7.2f}  p99 {1e3 * quantile(spent, 0.99):7.2f} ms  "
         f"batch {rows:5.1f}  gather {per['input']:6.3f}  infer {per['infer']:6.3f}  split {per['output']:6.3f} ms  "
-        f"cpu {1e6 * cpu / max(1, rows * batches):6.0f} us/row"
+        f"cpu {1e6 * cpu / max(1, rows * batches):5.0f} us/row"
     )
+    return Window(rate, spent, line)
 
 
-def statistics(url: str) -> dict[str, float]:
-    with urllib.request.urlopen(f"{url}/models/m/stats") as reply:
+def statistics(url: str, model: str) -> dict[str, float]:
+    with urllib.request.urlopen(f"{url}/models/{model}/stats") as reply:
         (each,) = json.loads(reply.read())["model_stats"]
     sums: Sequence[Any] = each["batch_stats"]
     return {
         "batches": each["execution_count"],
         "rows": each["inference_count"],
+        "requests": each["inference_stats"]["success"]["count"],
         "input": sum(row["compute_input"]["ns"] for row in sums),
         "infer": sum(row["compute_infer"]["ns"] for row in sums),
         "output": sum(row["compute_output"]["ns"] for row in sums),
     }
 
 
-def alone(engine: Any, row: Row, rows: int, streams: int, seconds: float) -> str:
+def alone(engine: Any, row: Row, dtype: Any, rows: int, streams: int, seconds: float) -> tuple[float, str]:
     """The engine called over and over with the same arrays, by threads with an instance each: `penstock time`."""
-    x = {"x": pictures(rows, row)}
+    x = {"x": pictures(rows, row, dtype)}
     counts, stop, ready = [0] * streams, threading.Event(), threading.Barrier(streams + 1)
+    begun = time.perf_counter()
+    instances = [engine.instance() for _ in range(streams)]
+    for instance in instances:
+        instance.prepare()
+    prepared = time.perf_counter() - begun
 
     def call(number: int) -> None:
-        instance = engine.instance()
-        for _ in range(3):
-            instance.execute(x)
+        for _ in range(5):
+            instances[number].execute(x)
         ready.wait()
         while not stop.is_set():
-            instance.execute(x)
+            instances[number].execute(x)
             counts[number] += 1
 
     threads = [threading.Thread(target=call, args=(number,), daemon=True) for number in range(streams)]
     for thread in threads:
         thread.start()
     ready.wait()
-    begun = time.perf_counter()
+    begun, before = time.perf_counter(), sum(counts)
     time.sleep(seconds)
-    done, spent = sum(counts), time.perf_counter() - begun
+    done, spent = sum(counts) - before, time.perf_counter() - begun
     stop.set()
     for thread in threads:
         thread.join()
-    (step,) = engine.route(x).steps
-    parts = engine.compiled(step.program).phases(x, 30)
-    medians = [median(each) for each in (parts.copy_in, parts.compute, parts.copy_out)]
-    return (
-        f"engine alone, batch {rows:3}       x{streams}               {done * rows / spent:9.0f} rows/s  "
-        f"a call {1e3 * spent * streams / max(1, done):7.2f} ms  GPU in {medians[0]:.3f} compute {medians[1]:.3f} "
-        f"out {medians[2]:.3f} ms"
+    rate = done * rows / spent
+    return rate, (
+        f"{rate:8.0f} rows/s  a call {1e3 * spent * streams / max(1, done):7.2f} ms  "
+        f"(contexts of {streams} instances made in {prepared:.2f} s)"
     )
 
 
-def median(times: list[float]) -> float:
-    return sorted(times)[len(times) // 2]
+def phases(engine: Any, row: Row, dtype: Any, rows: int) -> str:
+    x = {"x": pictures(rows, row, dtype)}
+    (step,) = engine.route(x).steps
+    parts = engine.compiled(step.program).phases(x, 30)
+    medians = [quantile(sorted(each), 0.5) for each in (parts.copy_in, parts.compute, parts.copy_out)]
+    return f"GPU, batch {rows}: in {medians[0]:.3f}, compute {medians[1]:.3f}, out {medians[2]:.3f} ms"
 
 
-def copying(rows: int, row: Row) -> str:
-    """What the host's copy of a whole batch costs, which `copied` makes once more."""
-    x = pictures(rows, row)
-    target = np.empty_like(x)
-    target[:] = x
-    times = []
-    for _ in range(7):
-        begun = time.perf_counter()
-        np.copyto(target, x)
-        times.append(time.perf_counter() - begun)
-    return f"host copy of batch {rows}: {1e3 * sorted(times)[3]:.2f} ms, {x.nbytes / sorted(times)[3] / 1e9:.1f} GB/s"
+def quantile(ordered: Sequence[float], share: float) -> float:
+    return ordered[min(len(ordered) - 1, int(share * len(ordered)))] if ordered else float("nan")
+
+
+def machine(size: int) -> str:
+    """What the host pays for a batch's bytes: copying, pages it never had, shared memory, a socket."""
+    source, target = np.ones(size, np.uint8), np.ones(size, np.uint8)
+
+    def fastest(work: Any) -> float:
+        times = []
+        for _ in range(5):
+            begun = time.perf_counter()
+            work()
+            times.append(time.perf_counter() - begun)
+        return min(times)
+
+    copied = fastest(lambda: np.copyto(target, source))
+    fresh = fastest(lambda: np.copyto(np.empty(size, np.uint8), source))
+    memory = shared_memory.SharedMemory(create=True, size=size)
+    assert memory.buf is not None
+    memory.buf[:] = bytes(size)
+    with Path(f"/dev/shm/{memory.name}").open("rb", buffering=0) as file:
+        read = fastest(lambda: os.preadv(file.fileno(), [target], 0))
+    memory.close()
+    memory.unlink()
+    there, here = socket.socketpair()
+
+    def sent() -> None:
+        thread = threading.Thread(target=there.sendall, args=(source,))
+        thread.start()
+        left = memoryview(target)
+        while left:
+            left = left[here.recv_into(left) :]
+        thread.join()
+
+    socketed = fastest(sent)
+    begun = time.perf_counter()
+    gc.collect()
+    collected = time.perf_counter() - begun
+    return (
+        f"{len(os.sched_getaffinity(0))} cores, Linux {os.uname().release}; {size / 1e6:.1f} MB copied in "
+        f"{1e3 * copied:.2f}, to fresh pages {1e3 * fresh:.2f}, from shared memory {1e3 * read:.2f}, "
+        f"through a socket {1e3 * socketed:.2f} ms; a collection {1e3 * collected:.0f} ms"
+    )
 
 
 def main() -> int:
     options = arguments()
-    most, row = max(options.batches), SUBJECTS[options.model].inputs[0].shape
+    if options.do == "prepare":
+        return prepare(options)
+    import penstock as ps
+
+    subject = subject_of(options)
+    row, most = subject.inputs[0].shape, max(options.batches)
+    datatype = "FP32" if options.floats else "UINT8"
     with tempfile.TemporaryDirectory() as folder:
-        found = engine(options, Path(folder))
-        print(f"{len(os.sched_getaffinity(0))} cores; {copying(most, row)}", flush=True)
-        for rows in (most, 1):
-            for streams in (1, max(options.instances)):
-                if options.device == "cuda":
-                    print(alone(found, row, rows, streams, options.seconds / 2), flush=True)
-        ways = [
-            Way(f"HTTP, batch {most}", row, most, 6),
-            Way(f"shared memory, batch {most}", row, most, 6, shared=True),
-            Way("HTTP, batch 1", row, 1, 128),
-            Way("shared memory, batch 1", row, 1, 128, shared=True),
-        ]
-        for way in ways:
-            for instances in options.instances:
-                for model in (Copied(found), found):
-                    name = f"{way.title}{', copied' if isinstance(model, Copied) else ''}"
-                    each = replace(way, title=name)
+        found = engine(options, subject, Path(folder))
+        answer = 4 * math.prod(found.outputs[0].shape[1:])
+        one = Way("shm", row, datatype, most, 1, answer * most)
+        print(machine(one.bytes), flush=True)
+        if options.device == "cuda":
+            print(phases(found, row, one.numpy, most), flush=True)
+        for instances in options.instances:
+            best, said = alone(found, row, one.numpy, most, instances, options.seconds)
+            print(f"engine alone,   batch {most:3} x{instances}             {said}", flush=True)
+            server = ps.Server(http_port=0, grpc_port=0, metrics_port=None, allow_client_shm=True)
+            server.add(found, name="m", instances=instances)
+            begun = time.perf_counter()
+            with server:
+                print(f"ready to serve in {time.perf_counter() - begun:.2f} s", flush=True)
+                for kind, rows, clients in _ways(most, instances):
+                    way = Way(kind, row, datatype, rows, clients, answer * rows)
+                    title = f"{kind:4} clients,   batch {rows:3} x{instances} {clients:4} clients"
                     try:
-                        print(served(model, each, instances, options.seconds), flush=True)
+                        window = served(server, way, options.seconds)
+                        print(f"{title} {window.line}  {100 * window.rows_per_second / best:4.0f} %", flush=True)
                     except Exception as error:
-                        print(f"{name}: {type(error).__name__}: {error}", flush=True)
+                        print(f"{title}: {type(error).__name__}: {error}", flush=True)
     return 0
+
+
+def _ways(most: int, instances: int) -> list[tuple[Any, int, int]]:
+    """Enough clients that batches wait for the GPU."""
+    queued = 3 * instances
+    return [
+        ("shm", most, queued), ("grpc", most, queued), ("shm", 8, queued * most // 8), ("grpc", 8, queued * most // 8),
+        ("shm", 1, 128), ("http", most, queued),
+    ]  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -213,8 +213,8 @@ def test_memory_is_given_back(owner: Owner) -> None:
 
 def test_the_client_library_is_served(server: ps.Server) -> None:
     """In a process of its own: a handle can't be opened where it was made."""
+    pytest.importorskip("tritonclient.grpc", reason="the client library (tritonclient[all]) is not installed")
     pytest.importorskip("tritonclient.utils.cuda_shared_memory", exc_type=RuntimeError)
-    pytest.importorskip("tritonclient.grpc")
     code = """
 import sys
 import numpy as np, tritonclient.grpc, tritonclient.http

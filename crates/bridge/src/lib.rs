@@ -8,11 +8,15 @@ mod devices;
 mod front;
 mod inputs;
 mod instance;
+mod large;
 mod model;
 mod outputs;
 mod slab;
 
 use pyo3::prelude::*;
+
+#[global_allocator]
+static ALLOCATOR: large::Reusing = large::Reusing::new();
 
 #[pymodule]
 fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {

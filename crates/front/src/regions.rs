@@ -72,11 +72,11 @@ impl Region {
         }
     }
 
-    /// Fills `into` from the bytes at `offset`, which the caller has checked to be inside.
-    fn read(&self, offset: u64, into: &mut [u8]) -> Result<()> {
+    /// Appends the bytes at `offset`, which the caller has checked to be inside.
+    fn read(&self, offset: u64, length: usize, into: &mut Vec<u8>) -> Result<()> {
         match &self.memory {
-            Memory::System(memory) => memory.read(&self.name, offset, into),
-            Memory::Device(memory) => memory.read(offset, into),
+            Memory::System(memory) => memory.read(&self.name, offset, length, into),
+            Memory::Device(memory) => memory.read(offset, length, into),
         }
     }
 

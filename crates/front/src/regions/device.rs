@@ -45,8 +45,10 @@ impl DeviceMemory {
         Ok(DeviceMemory { device, mapping, devices })
     }
 
-    pub fn read(&self, offset: u64, into: &mut [u8]) -> Result<()> {
-        self.devices.read(self.mapping, offset, into)
+    pub fn read(&self, offset: u64, length: usize, into: &mut Vec<u8>) -> Result<()> {
+        let begin = into.len();
+        into.resize(begin + length, 0);
+        self.devices.read(self.mapping, offset, &mut into[begin..])
     }
 
     pub fn write(&self, offset: u64, from: &[u8]) -> Result<()> {
