@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from penstock.engine.shared_device_memory import SharedDeviceMemory
 from penstock.serve.options import Listeners
 from penstock.serve.spec import Specification
 
@@ -10,7 +11,12 @@ __version__: str
 
 class Model:
     def __init__(self, specification: Specification) -> None: ...
-    def run(self, instance: int, execute: Callable[[dict[str, Any]], Mapping[str, Any]]) -> None: ...
+    def run(
+        self,
+        instance: int,
+        execute: Callable[[dict[str, Any]], Mapping[str, Any]],
+        memory: Mapping[str, Any] | None = None,
+    ) -> None: ...
     def close(self) -> None: ...
     def abort(self) -> None: ...
     @property
@@ -36,7 +42,7 @@ class Operation:
     def fail(self, grpc_code: int, message: str) -> None: ...
 
 class Front:
-    def __init__(self, listeners: Listeners) -> None: ...
+    def __init__(self, listeners: Listeners, devices: SharedDeviceMemory | None = None) -> None: ...
     @property
     def http_port(self) -> int | None: ...
     @property

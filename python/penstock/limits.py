@@ -81,3 +81,6 @@ ONNX_INITIALISERS: Final = LIMITS["onnx_initialisers"].value
 FOLDED_BYTES: Final = LIMITS["folded_bytes"].value
 ENGINE_MEMBERS: Final = LIMITS["engine_members"].value
 ENGINE_JSON_BYTES: Final = LIMITS["engine_json_bytes"].value
+SHARED_MEMORY_REGIONS: Final = LIMITS["shared_memory_regions"].value
+SHARED_MEMORY_OBJECTS: Final = LIMITS["shared_memory_objects"].value
+SHARED_MEMORY_REQUEST_BYTES: Final = LIMITS["shared_memory_request_bytes"].value

@@ -1,14 +1,16 @@
 //! The listeners and the model registry as Python sees them.
 
+use crate::devices::PythonDevices;
 use crate::model::Model;
 use bytes::Bytes;
 use parking_lot::Mutex;
-use penstock_front::{Config, Handle, IndexEntry, OperationAnswer, OperationRequest, State};
+use penstock_front::{Config, Devices, Handle, IndexEntry, OperationAnswer, OperationRequest, State};
 use penstock_schema::{Code, Error};
 use pyo3::exceptions::{PyOSError, PyRuntimeError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::types::PyBytes;
 use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::Duration;
 use tokio::sync::oneshot;
@@ -31,6 +33,7 @@ struct ListenersArgument {
     strict_readiness: bool,
     model_control: bool,
     admin_token: Option<String>,
+    client_shared_memory: bool,
     server_name: String,
     server_version: String,
     extensions: Vec<String>,
@@ -40,7 +43,7 @@ struct ListenersArgument {
 #[pyclass(frozen, module = "penstock._core")]
 pub struct Front {
     handle: Mutex<Handle>,
-    server: std::sync::Arc<penstock_front::Server>,
+    server: Arc<penstock_front::Server>,
     operations: Mutex<Receiver<penstock_front::Operation>>,
     #[pyo3(get)]
     http_port: Option<u16>,
@@ -52,11 +55,15 @@ pub struct Front {
 
 #[pymethods]
 impl Front {
-    /// Binds and serves. Errors: OSError when a port is taken, ValueError for an address that is none.
+    /// Binds and serves. `devices` reaches the memory of GPUs that clients share (`engine.shared_device_memory`), where
+    /// there is any. Errors: OSError when a port is taken, ValueError for an address that is none.
     #[new]
-    fn new(listeners: ListenersArgument) -> PyResult<Front> {
+    #[pyo3(signature = (listeners, devices=None))]
+    fn new(listeners: ListenersArgument, devices: Option<Py<PyAny>>) -> PyResult<Front> {
         let config = listeners.config()?;
-        let (handle, operations) = Handle::start(config).map_err(|error| PyOSError::new_err(error.to_string()))?;
+        let devices = devices.map(|devices| Arc::new(PythonDevices(devices)) as Arc<dyn Devices>);
+        let (handle, operations) =
+            Handle::start(config, devices).map_err(|error| PyOSError::new_err(error.to_string()))?;
         let port = |address: Option<SocketAddr>| address.map(|address| address.port());
         Ok(Front {
             server: handle.server.clone(),
@@ -228,6 +235,7 @@ impl ListenersArgument {
             strict_readiness: self.strict_readiness,
             model_control: self.model_control,
             admin_token: self.admin_token,
+            client_shared_memory: self.client_shared_memory,
             server_name: self.server_name,
             server_version: self.server_version,
             extensions: self.extensions,

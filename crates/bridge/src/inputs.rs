@@ -1,9 +1,10 @@
 //! From the jobs of a batch to the arrays a model is called with.
 //!
 //! Two steps, since only the second needs the GIL: [`Gatherer::gather`] copies rows side by side into the instance's own
-//! memory (or takes over the body of a single large request), [`Gathered::array`] shows that memory to NumPy.
+//! memory (or takes over the body of a single large request), [`arguments`] shows that memory to NumPy. An instance that
+//! lends memory of its own, such as what a GPU copies from, gets the rows laid out there.
 
-use crate::slab::{ALIGNMENT, Block, Slab};
+use crate::slab::{ALIGNMENT, Block, Lent, Slab};
 use bytes::{Bytes, BytesMut};
 use half::{bf16, f16};
 use penstock_dispatch::Job;
@@ -26,6 +27,12 @@ pub enum Gathered {
         shape: Shape,
         datatype: DataType,
     },
+    Lent {
+        lent: Arc<Lent>,
+        length: usize,
+        shape: Shape,
+        datatype: DataType,
+    },
     Body {
         body: BytesMut,
         shape: Shape,
@@ -42,9 +49,10 @@ impl Gathered {
     pub fn shape(&self) -> Option<&Shape> {
         match self {
             Gathered::Absent => None,
-            Gathered::Block { shape, .. } | Gathered::Body { shape, .. } | Gathered::Elements { shape, .. } => {
-                Some(shape)
-            }
+            Gathered::Block { shape, .. }
+            | Gathered::Lent { shape, .. }
+            | Gathered::Body { shape, .. }
+            | Gathered::Elements { shape, .. } => Some(shape),
         }
     }
 }
@@ -56,19 +64,23 @@ pub struct Gatherer {
     /// Every axis of this input that is padded.
     padding: Vec<Axis>,
     block: Option<Arc<Block>>,
+    /// The instance's own memory, for batches that fit.
+    lent: Option<Arc<Lent>>,
 }
 
 impl Gatherer {
-    pub fn all(spec: &ModelSpec) -> Vec<Gatherer> {
+    /// `lent` in the order of the inputs.
+    pub fn all(spec: &ModelSpec, lent: Vec<Option<Lent>>) -> Vec<Gatherer> {
         let rules = spec.padding.as_ref().map(|padding| padding.inputs.as_slice()).unwrap_or_default();
         let padding = |input| rules.iter().filter(|rule| rule.input == input).cloned().collect();
-        let gatherer = |(input, tensor): (usize, &penstock_schema::TensorSpec)| Gatherer {
+        let gatherer = |((input, tensor), lent): ((usize, &penstock_schema::TensorSpec), Option<Lent>)| Gatherer {
             input,
             datatype: tensor.datatype,
             padding: padding(input),
             block: None,
+            lent: lent.map(Arc::new),
         };
-        spec.inputs.iter().enumerate().map(gatherer).collect()
+        spec.inputs.iter().enumerate().zip(lent).map(gatherer).collect()
     }
 
     /// Lays this input of all jobs into one piece of memory. The jobs' own references to it are given up.
@@ -91,18 +103,26 @@ impl Gatherer {
         }
         let tensors = || jobs.iter().filter_map(|job| job.inputs[self.input].as_ref());
         let padded = !self.padding.is_empty() && tensors().any(|tensor| tensor.shape[1..] != shape[1..]);
-        if let ([job], false) = (&mut *jobs, padded)
+        let length = byte_length(&shape, self.datatype)?;
+        let lent = self.lent.as_ref().filter(|lent| length <= lent.length());
+        // What is lent has to be copied to by somebody, and here it is done without the GIL.
+        if let ([job], false, None) = (&mut *jobs, padded, lent)
             && let Some(body) = take_over(&mut job.inputs[self.input])
         {
             return Ok(Gathered::Body { body, shape, datatype: self.datatype });
         }
-        let length = byte_length(&shape, self.datatype)?;
-        let memory = writable(&mut self.block, length)?;
-        let memory = memory.bytes_mut(length);
+        let memory = match lent {
+            // SAFETY: whoever lent it has read it by the time `execute` returns, and this thread calls `execute`.
+            Some(lent) => unsafe { lent.bytes_mut(length) },
+            None => writable(&mut self.block, length)?.bytes_mut(length),
+        };
         let tensors = jobs.iter().filter_map(|job| job.inputs[self.input].as_ref());
         match self.padding.first() {
             Some(rule) if padded => pad(memory, &shape, self.datatype, rule.value, tensors)?,
             _ => concatenate(memory, tensors)?,
+        }
+        if let Some(lent) = lent {
+            return Ok(Gathered::Lent { lent: lent.clone(), length, shape, datatype: self.datatype });
         }
         let block = self.block.clone().ok_or_else(|| Error::internal("no memory for a batch"))?;
         Ok(Gathered::Block { block, length, shape, datatype: self.datatype })
@@ -282,6 +302,9 @@ pub fn arguments<'py>(py: Python<'py>, names: &[Py<PyAny>], gathered: Vec<Gather
             Gathered::Absent => continue,
             Gathered::Block { block, length, shape, datatype } => {
                 numpy.view(py, Slab::block(block, length), &shape, datatype)?
+            }
+            Gathered::Lent { lent, length, shape, datatype } => {
+                numpy.view(py, Slab::lent(lent, length), &shape, datatype)?
             }
             Gathered::Body { body, shape, datatype } => numpy.view(py, Slab::body(body), &shape, datatype)?,
             Gathered::Elements { pieces, shape } => numpy.objects(py, &pieces, &shape)?,

@@ -3,6 +3,7 @@
 use crate::inputs::{Gathered, Gatherer, arguments};
 use crate::model::Model;
 use crate::outputs::{self, Whole};
+use crate::slab::Lent;
 use penstock_dispatch::{Answer, Batch, Job, Queue};
 use penstock_schema::{Code, Error, ModelSpec, Result};
 use pyo3::intern;
@@ -39,14 +40,14 @@ impl Drop for Instance {
 }
 
 impl Instance {
-    pub fn new(py: Python<'_>, number: usize, model: &Model, execute: Py<PyAny>) -> Instance {
+    pub fn new(py: Python<'_>, number: usize, model: &Model, execute: Py<PyAny>, lent: Vec<Option<Lent>>) -> Instance {
         let (spec, queue, alive) = (model.spec.clone(), model.queue.clone(), model.alive.clone());
         alive.fetch_add(1, Ordering::AcqRel);
         // Interned, since dictionaries find such names without comparing text.
         let intern = |name: &str| PyString::intern(py, name).into_any().unbind();
         Instance {
             number,
-            gatherers: Gatherer::all(&spec),
+            gatherers: Gatherer::all(&spec, lent),
             input_names: spec.inputs.iter().map(|input| intern(&input.name)).collect(),
             output_names: spec.outputs.iter().map(|output| intern(&output.name)).collect(),
             spec,
@@ -157,11 +158,7 @@ fn wake_punctually() {
 /// The traceback goes to the log, never to the client.
 fn failed(py: Python<'_>, model: &str, error: &PyErr) -> Error {
     let value = error.value(py);
-    let code = value
-        .getattr(intern!(py, "grpc_code"))
-        .ok()
-        .and_then(|code| code_of(code.extract().ok()?))
-        .unwrap_or(Code::Internal);
+    let code = own_code(py, error).unwrap_or(Code::Internal);
     let name = error.get_type(py).name().map_or(Cow::Borrowed("error"), |name| Cow::Owned(name.to_string()));
     // The text of an OSError from the system holds the path it was about.
     let text = match value.getattr(intern!(py, "strerror")) {
@@ -174,6 +171,11 @@ fn failed(py: Python<'_>, model: &str, error: &PyErr) -> Error {
         return Error::internal(format!("model '{model}' failed: {name}: {}", cut(&text)));
     }
     Error::new(code, cut(&text).to_owned())
+}
+
+/// The status that an exception carries, if it is one of ours.
+pub fn own_code(py: Python<'_>, error: &PyErr) -> Option<Code> {
+    code_of(error.value(py).getattr(intern!(py, "grpc_code")).ok()?.extract().ok()?)
 }
 
 /// Enough of a model's own words to act on; the log has all of them.

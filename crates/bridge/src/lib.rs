@@ -4,14 +4,19 @@
 //! model version, and control threads, which load and unload. `unsafe` code is allowed here alone; each block says why
 //! it is sound.
 
+mod devices;
 mod front;
 mod inputs;
 mod instance;
+mod large;
 mod model;
 mod outputs;
 mod slab;
 
 use pyo3::prelude::*;
+
+#[global_allocator]
+static ALLOCATOR: large::Reusing = large::Reusing::new();
 
 #[pymodule]
 fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {

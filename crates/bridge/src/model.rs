@@ -1,13 +1,14 @@
 //! A model version as Python hands it over: its specification, its batching, its queue.
 
 use crate::instance::Instance;
+use crate::slab::Lent;
 use bytes::Bytes;
 use penstock_dispatch::{Mode, Monotonic, Queue, QueuePolicy, Settings, TimeoutAction};
 use penstock_front::ModelVersion;
 use penstock_schema::{Axis, DataType, ModelSpec, OutputAxis, Padding, TensorSpec};
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
 
@@ -118,9 +119,21 @@ impl Model {
     }
 
     /// Works through batches until the model is closed and its queue empty. `execute` takes a dictionary of arrays,
-    /// with the batch as dimension 0, and returns one.
-    fn run(&self, py: Python<'_>, instance: usize, execute: Py<PyAny>) {
-        Instance::new(py, instance, self, execute).run(py);
+    /// with the batch as dimension 0, and returns one. `memory`: by input a writable buffer in which batches are laid out
+    /// where they fit; `execute` has read it once it returns. Errors: ValueError for a buffer that is none, or read-only.
+    #[pyo3(signature = (instance, execute, memory=None))]
+    fn run(
+        &self,
+        py: Python<'_>,
+        instance: usize,
+        execute: Py<PyAny>,
+        memory: Option<HashMap<String, Bound<'_, PyAny>>>,
+    ) -> PyResult<()> {
+        let mut memory = memory.unwrap_or_default();
+        let lent = |input: &TensorSpec| memory.remove(&input.name).map(|buffer| Lent::new(&buffer)).transpose();
+        let lent = self.spec.inputs.iter().map(lent).collect::<PyResult<_>>()?;
+        Instance::new(py, instance, self, execute, lent).run(py);
+        Ok(())
     }
 
     /// Takes no more requests; those queued are still worked on.

@@ -5,7 +5,8 @@
 //! only when nothing that was made from it is left, whatever the model kept or returned.
 
 use bytes::BytesMut;
-use pyo3::exceptions::PyBufferError;
+use pyo3::buffer::PyUntypedBuffer;
+use pyo3::exceptions::{PyBufferError, PyValueError};
 use pyo3::ffi;
 use pyo3::prelude::*;
 use std::alloc::{Layout, alloc, dealloc, handle_alloc_error};
@@ -54,9 +55,57 @@ impl Drop for Block {
     }
 }
 
+/// Memory of an instance, lent for its batches: a Python buffer that stays exported, and so where it is, while anything
+/// refers to it.
+pub struct Lent {
+    start: NonNull<u8>,
+    length: usize,
+    _buffer: PyUntypedBuffer,
+}
+
+// SAFETY: the address and size of a buffer that is kept exported; neither is tied to a thread.
+unsafe impl Send for Lent {}
+// SAFETY: a shared reference gives out the address and size only.
+unsafe impl Sync for Lent {}
+
+impl Lent {
+    /// Error: ValueError for a buffer that is read-only, empty or in pieces.
+    pub fn new(buffer: &Bound<'_, PyAny>) -> PyResult<Lent> {
+        let buffer = PyUntypedBuffer::get(buffer)?;
+        let length = buffer.len_bytes();
+        match NonNull::new(buffer.buf_ptr().cast()) {
+            Some(start) if length > 0 && !buffer.readonly() && buffer.is_c_contiguous() => {
+                Ok(Lent { start, length, _buffer: buffer })
+            }
+            _ => {
+                Err(PyValueError::new_err("memory of an input: expected a writable contiguous buffer with bytes in it"))
+            }
+        }
+    }
+
+    pub fn length(&self) -> usize {
+        self.length
+    }
+
+    /// The first `length` bytes, for writing.
+    ///
+    /// # Safety
+    /// Nothing else reads or writes them while the slice lives.
+    #[allow(clippy::mut_from_ref)] // The memory is behind a pointer; who calls promises that this is the only way to it.
+    pub unsafe fn bytes_mut(&self, length: usize) -> &mut [std::mem::MaybeUninit<u8>] {
+        assert!(length <= self.length, "{} lent bytes have no {length}", self.length);
+        // SAFETY: the buffer holds them while it is exported, and the caller promises that this is the only access.
+        unsafe { std::slice::from_raw_parts_mut(self.start.as_ptr().cast(), length) }
+    }
+}
+
 enum Memory {
     Block {
         block: Arc<Block>,
+        length: usize,
+    },
+    Lent {
+        lent: Arc<Lent>,
         length: usize,
     },
     /// The body of a request, passed on as it came: held by nobody else. The address was taken from a mutable borrow,
@@ -83,6 +132,10 @@ impl Slab {
         Slab { memory: Memory::Block { block, length } }
     }
 
+    pub fn lent(lent: Arc<Lent>, length: usize) -> Slab {
+        Slab { memory: Memory::Lent { lent, length } }
+    }
+
     pub fn body(mut body: BytesMut) -> Slab {
         let start = NonNull::from(body.as_mut()).cast();
         Slab { memory: Memory::Body { start, body } }
@@ -91,6 +144,7 @@ impl Slab {
     fn address(&self) -> (*mut u8, usize) {
         match &self.memory {
             Memory::Block { block, length } => (block.start.as_ptr(), *length),
+            Memory::Lent { lent, length } => (lent.start.as_ptr(), *length),
             Memory::Body { start, body } => (start.as_ptr(), body.len()),
         }
     }

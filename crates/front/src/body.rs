@@ -16,10 +16,14 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 /// Tensors start at a multiple of this, so that vector code and libraries can use them where they lie.
-const ALIGNMENT: usize = 64;
+pub const ALIGNMENT: usize = 64;
 
-/// What is reserved for a body before any of it has come: enough for most in one go, too little to be an attack.
-const FIRST_RESERVATION: usize = 1 << 20;
+/// What is reserved for a body before any of it has come: enough for most in one go. Memory that is not written costs
+/// nothing, and a client has to send what it wants to be written.
+const FIRST_RESERVATION: usize = 16 << 20;
+
+/// How many times as much a body that outgrows its buffer gets, up to what was declared.
+const GROWTH: usize = 4;
 
 /// A response body whose frames are ready: data, then perhaps trailers.
 #[derive(Default)]
@@ -148,8 +152,9 @@ pub async fn collect(body: Incoming, config: &Config, skip: impl FnOnce(&[u8]) -
     if body.is_end_stream() {
         return Ok(first);
     }
-    let expected = declared.map_or(0, |length| length as usize);
     let skip = skip(&first);
+    // gRPC declares no length, but it asks for its message's end to be aligned.
+    let expected = declared.map_or(skip, |length| length as usize);
     let mut buffer = Aligned::new(first, expected, skip);
     let mut chunks = 1;
     loop {
@@ -202,11 +207,13 @@ struct Aligned {
     buffer: BytesMut,
     pad: usize,
     skip: usize,
+    /// The length that was declared, if one was.
+    expected: usize,
 }
 
 impl Aligned {
     fn new(first: Bytes, expected: usize, skip: usize) -> Aligned {
-        let mut aligned = Aligned { buffer: BytesMut::new(), pad: 0, skip };
+        let mut aligned = Aligned { buffer: BytesMut::new(), pad: 0, skip, expected };
         aligned.grow(expected.min(FIRST_RESERVATION).max(first.len()));
         aligned.buffer.extend_from_slice(&first);
         aligned
@@ -229,7 +236,12 @@ impl Aligned {
 
     fn extend(&mut self, data: Bytes) {
         if self.buffer.len() + data.len() > self.buffer.capacity() {
-            self.grow((self.len() * 2).max(self.len() + data.len()));
+            let (least, ample) = (self.len() + data.len(), self.len().saturating_mul(GROWTH));
+            self.grow(if self.expected >= least {
+                ample.clamp(least, self.expected)
+            } else {
+                least.max(self.len() * 2)
+            });
         }
         self.buffer.extend_from_slice(&data);
     }

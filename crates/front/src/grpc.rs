@@ -2,6 +2,7 @@
 
 mod infer;
 mod reflection;
+mod regions;
 mod stream;
 mod unary;
 

@@ -1,5 +1,6 @@
 //! Starting and stopping: sockets are bound first, so that a busy port is an error before any thread exists.
 
+use crate::regions::Devices;
 use crate::server::{Config, Operation, Server, State};
 use crate::shard::{Role, Shard, Stop, accept, runtime};
 use penstock_schema::limits;
@@ -42,7 +43,11 @@ pub struct Handle {
 
 impl Handle {
     /// Binds, then serves. Every model is still unknown and the server not ready.
-    pub fn start(config: Config) -> Result<(Handle, Receiver<Operation>), StartError> {
+    /// `devices` reaches the memory of GPUs that clients share, if something here can.
+    pub fn start(
+        config: Config,
+        devices: Option<Arc<dyn Devices>>,
+    ) -> Result<(Handle, Receiver<Operation>), StartError> {
         let mut listeners = Vec::new();
         let mut addresses = [None; 3];
         let wanted = [
@@ -57,7 +62,7 @@ impl Handle {
             listeners.push((listener, role));
         }
         let [http, grpc, metrics] = addresses;
-        let (server, operations) = Server::new(config);
+        let (server, operations) = Server::new(config, devices);
         let (stop, stopped) = watch::channel(Stop::Not);
         let mut threads = Vec::new();
         let mut shards = Vec::new();

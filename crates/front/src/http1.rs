@@ -2,6 +2,7 @@
 
 mod admin;
 mod infer;
+mod regions;
 mod route;
 
 use crate::body::Frames;
@@ -105,9 +106,7 @@ async fn answer(shard: &Arc<Shard>, request: Request<Incoming>) -> Result<Reply>
         Route::Index => admin::index(shard, request).await,
         Route::Load(name) => admin::load(shard, name, request).await,
         Route::Unload(name) => admin::unload(shard, name, request).await,
-        Route::SharedMemoryStatus => Ok(json(Bytes::from_static(b"[]"))),
-        Route::SharedMemoryRegister => Err(Error::unsupported("shared memory is not enabled on this server")),
-        Route::SharedMemoryUnregister => Ok(empty(StatusCode::OK)),
+        Route::SharedMemory { kind, region, part } => regions::answer(shard, kind, region, part, request).await,
         Route::Unsupported(what) => Err(Error::unsupported(format!("{what} is not supported by this server"))),
     }
 }

@@ -12,6 +12,7 @@ mod host;
 mod http1;
 mod metrics;
 mod operations;
+mod regions;
 mod registry;
 mod server;
 mod shard;
@@ -20,5 +21,6 @@ mod stream;
 mod submit;
 
 pub use handle::{Handle, StartError};
+pub use regions::{Devices, HANDLE_BYTES};
 pub use registry::{ModelVersion, Registry};
 pub use server::{Config, IndexEntry, Operation, OperationAnswer, OperationRequest, Server, State};

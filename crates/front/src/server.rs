@@ -1,6 +1,7 @@
 //! What all shards share: the configuration, the models, the state of the server, and the queue of operations that
 //! the Python side carries out.
 
+use crate::regions::{Devices, Regions};
 use crate::registry::Registry;
 use penstock_schema::{Error, Result};
 use std::net::SocketAddr;
@@ -32,6 +33,8 @@ pub struct Config {
     pub model_control: bool,
     /// When set, load and unload want `Authorization: Bearer ...` with this.
     pub admin_token: Option<String>,
+    /// Clients may register shared memory and have tensors read from it and written to it.
+    pub client_shared_memory: bool,
     pub server_name: String,
     pub server_version: String,
     /// The v2 extensions that work.
@@ -49,6 +52,7 @@ pub enum State {
 pub struct Server {
     pub config: Config,
     pub registry: Registry,
+    pub regions: Regions,
     state: AtomicU8,
     busy: AtomicUsize,
     operations: std::sync::mpsc::Sender<Operation>,
@@ -93,9 +97,13 @@ pub struct IndexEntry {
 }
 
 impl Server {
-    pub fn new(config: Config) -> (Arc<Server>, std::sync::mpsc::Receiver<Operation>) {
+    pub fn new(
+        config: Config,
+        devices: Option<Arc<dyn Devices>>,
+    ) -> (Arc<Server>, std::sync::mpsc::Receiver<Operation>) {
         let (operations, receiver) = std::sync::mpsc::channel();
         let server = Server {
+            regions: Regions::new(config.client_shared_memory, devices),
             config,
             registry: Registry::default(),
             state: AtomicU8::new(State::Starting as u8),

@@ -23,4 +23,4 @@ mod request;
 pub mod validate;
 
 pub use parameters::{Parameters, Value};
-pub use request::{Frames, RawOutput, RawRequest, RawTensor, ReplyPlan, Validated, WantedOutput};
+pub use request::{Frames, Place, RawOutput, RawRequest, RawTensor, ReplyPlan, Validated, WantedOutput};

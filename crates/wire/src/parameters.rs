@@ -2,7 +2,7 @@
 //!
 //! JSON and protobuf both end in [`Parameters::set`], so a reserved name means the same on both wires.
 
-use crate::request::Quoted;
+use crate::request::{Place, Quoted};
 use penstock_schema::{Error, Result, limits};
 use std::borrow::Cow;
 
@@ -108,9 +108,10 @@ pub(crate) fn too_many() -> Error {
 }
 
 /// What the parameters of one input say.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct InputParameters {
     pub binary_data_size: Option<u64>,
+    pub place: PlaceParameters,
 }
 
 impl InputParameters {
@@ -121,15 +122,16 @@ impl InputParameters {
                 self.binary_data_size = Some(value.as_u64().ok_or_else(|| wrong(name, wanted, value))?);
                 Ok(())
             }
-            _ => refuse_shared_memory(name),
+            _ => self.place.set(name, value),
         }
     }
 }
 
 /// What the parameters of one requested output say.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct OutputParameters {
     pub binary_data: Option<bool>,
+    pub place: PlaceParameters,
 }
 
 impl OutputParameters {
@@ -147,19 +149,53 @@ impl OutputParameters {
                 )),
                 None => Err(wrong(name, "a non-negative integer", value)),
             },
-            _ => refuse_shared_memory(name),
+            _ => self.place.set(name, value),
         }
     }
 }
 
-fn refuse_shared_memory(name: &str) -> Result<()> {
-    if name.starts_with("shared_memory_") {
-        return Err(Error::unsupported(format!(
-            "parameter {}: shared memory is not enabled on this server; send the tensor in the request",
-            Quoted(name)
-        )));
+/// Where in shared memory a tensor is, as far as its parameters have been read.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct PlaceParameters {
+    region: Option<String>,
+    offset: Option<u64>,
+    byte_size: Option<u64>,
+}
+
+impl PlaceParameters {
+    /// Takes one parameter; those that are about something else are left alone.
+    fn set(&mut self, name: &str, value: &Value<'_>) -> Result<()> {
+        let bytes = || value.as_u64().map(Some).ok_or_else(|| wrong(name, "a byte count", value));
+        match name {
+            "shared_memory_region" => match value {
+                Value::String(region) => self.region = Some(region.as_ref().to_owned()),
+                _ => return Err(wrong(name, "the name of a region", value)),
+            },
+            "shared_memory_offset" => self.offset = bytes()?,
+            "shared_memory_byte_size" => self.byte_size = bytes()?,
+            _ => {}
+        }
+        Ok(())
     }
-    Ok(())
+
+    /// The place, if any of this was said. `tensor` is for messages: "input 'x'".
+    pub fn finish(self, tensor: impl Fn() -> String) -> Result<Option<Box<Place>>> {
+        let missing = |name| Err(Error::invalid(format!("{}: expected parameter {name} beside the others", tensor())));
+        let (region, byte_size) = match self {
+            PlaceParameters { region: None, offset: None, byte_size: None } => return Ok(None),
+            PlaceParameters { region: Some(region), byte_size: Some(byte_size), .. } => (region, byte_size),
+            PlaceParameters { region: None, .. } => return missing("'shared_memory_region'"),
+            PlaceParameters { .. } => return missing("'shared_memory_byte_size'"),
+        };
+        let offset = self.offset.unwrap_or(0);
+        if offset.checked_add(byte_size).is_none() {
+            return Err(Error::invalid(format!(
+                "{}: shared_memory_offset {offset} and shared_memory_byte_size {byte_size} add up to more than 2^64",
+                tensor()
+            )));
+        }
+        Ok(Some(Box::new(Place { region, offset, byte_size })))
+    }
 }
 
 fn boolean(name: &str, value: &Value<'_>) -> Result<bool> {

@@ -26,8 +26,18 @@ pub struct RawTensor<'a> {
     pub datatype: DataType,
     /// Never negative.
     pub shape: Shape,
-    /// A slice of the body, or what its JSON or typed elements came to.
+    /// A slice of the body, or what its JSON or typed elements came to; empty while it is still at its place.
     pub data: Bytes,
+    /// Where the data is instead, in shared memory. Who can read it fills `data` in and takes this away.
+    pub place: Option<Box<Place>>,
+}
+
+/// A range of a registered region of shared memory, as the parameters of a tensor name it. The sum does not overflow.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Place {
+    pub region: String,
+    pub offset: u64,
+    pub byte_size: u64,
 }
 
 /// One requested output as sent.
@@ -36,6 +46,8 @@ pub struct RawOutput<'a> {
     pub name: Cow<'a, str>,
     /// Its own `binary_data`; `None` leaves it to the request's `binary_data_output`.
     pub binary: Option<bool>,
+    /// Where in shared memory it is to be written, rather than into the answer.
+    pub place: Option<Box<Place>>,
 }
 
 /// A request that fits its model: nothing about it can fail any more.
@@ -64,12 +76,14 @@ pub struct ReplyPlan {
 }
 
 /// One output to answer with.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct WantedOutput {
     /// Into `ModelSpec::outputs`.
     pub index: usize,
     /// Binary rather than JSON; HTTP only.
     pub binary: bool,
+    /// It goes into shared memory, and the answer only says where.
+    pub place: Option<Box<Place>>,
 }
 
 /// Refuses ids that would grow answers or break log lines.

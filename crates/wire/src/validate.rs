@@ -106,13 +106,16 @@ fn check_tensor(spec: &ModelSpec, wanted: &TensorSpec, tensor: &RawTensor<'_>) -
             tensor.shape,
         )));
     }
+    if tensor.place.is_some() {
+        return Err(Error::internal(format!("input {}: its shared memory was not read", Quoted(&wanted.name))));
+    }
     elements::check(tensor.datatype, &tensor.shape, &tensor.data)
         .map_err(|problem| Error::invalid(format!("input {}: {problem}", Quoted(&wanted.name))))
 }
 
 fn plan_outputs(spec: &ModelSpec, wanted: &[RawOutput<'_>], binary: bool) -> Result<SmallVec<[WantedOutput; 2]>> {
     if wanted.is_empty() {
-        return (0..spec.outputs.len()).map(|index| wanted_output(spec, index, binary)).collect();
+        return (0..spec.outputs.len()).map(|index| wanted_output(spec, index, binary, None)).collect();
     }
     // Doubles are found before the list can outgrow the specification.
     let mut planned: SmallVec<[WantedOutput; 2]> = SmallVec::new();
@@ -124,14 +127,20 @@ fn plan_outputs(spec: &ModelSpec, wanted: &[RawOutput<'_>], binary: bool) -> Res
                 Quoted(&output.name)
             )));
         }
-        planned.push(wanted_output(spec, index, output.binary.unwrap_or(binary))?);
+        planned.push(wanted_output(spec, index, output.binary.unwrap_or(binary), output.place.clone())?);
     }
     Ok(planned)
 }
 
 /// Refused here rather than when encoding, so that the model does not run for an answer that can't be written.
-fn wanted_output(spec: &ModelSpec, index: usize, binary: bool) -> Result<WantedOutput> {
+fn wanted_output(
+    spec: &ModelSpec,
+    index: usize,
+    binary: bool,
+    place: Option<Box<crate::Place>>,
+) -> Result<WantedOutput> {
     let output = &spec.outputs[index];
+    let binary = binary || place.is_some();
     if !binary && matches!(output.datatype, DataType::Fp16 | DataType::Bf16) {
         return Err(Error::invalid(format!(
             "output {}: {} can't be written as JSON; ask for it with \"binary_data\": true",
@@ -139,7 +148,7 @@ fn wanted_output(spec: &ModelSpec, index: usize, binary: bool) -> Result<WantedO
             output.datatype,
         )));
     }
-    Ok(WantedOutput { index, binary })
+    Ok(WantedOutput { index, binary, place })
 }
 
 fn unknown(kind: &str, name: &str, spec: &ModelSpec, known: &[TensorSpec]) -> Error {

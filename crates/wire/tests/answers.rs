@@ -8,12 +8,12 @@ use common::{answer, batched, expect_refusal, floats, output, spec, strings, ten
 use penstock_schema::Code::Internal;
 use penstock_schema::{DataType, ModelSpec, Outputs, Tensor};
 use penstock_wire::grpc::{self, StreamPart, pb};
-use penstock_wire::{Frames, ReplyPlan, WantedOutput, json, metadata};
+use penstock_wire::{Frames, Place, ReplyPlan, WantedOutput, json, metadata};
 use prost::Message;
 use serde_json::json;
 
 fn plan(id: &str, outputs: &[(usize, bool)]) -> ReplyPlan {
-    let outputs = outputs.iter().map(|&(index, binary)| WantedOutput { index, binary }).collect();
+    let outputs = outputs.iter().map(|&(index, binary)| WantedOutput { index, binary, place: None }).collect();
     ReplyPlan { id: id.to_owned(), outputs, ..ReplyPlan::default() }
 }
 
@@ -56,6 +56,41 @@ fn binary_outputs_follow_the_header_in_the_order_asked() {
     ]);
     assert_eq!(header, json!({"model_name": "m", "model_version": "3", "outputs": outputs}));
     assert_eq!(data, [strings(&[b"h\"i"]), floats(&[1.0, -2.5])].concat());
+}
+
+/// Its data is somewhere else by then; contents over gRPC go by position, so there it has empty ones.
+#[test]
+fn outputs_in_shared_memory_are_described_and_not_sent() {
+    let mut both = plan("", &[(0, true), (1, true)]);
+    both.outputs[0].place = Some(Box::new(Place { region: "a\"b".to_owned(), offset: 64, byte_size: 1000 }));
+    let encoded = json::encode(&batched(), &both, answer()).unwrap();
+    let whole = joined(&encoded.frames);
+    let (header, data) = whole.split_at(encoded.header_length.unwrap());
+    let header: serde_json::Value = serde_json::from_slice(header).unwrap();
+    let there = json!({"shared_memory_region": "a\"b", "shared_memory_byte_size": 8, "shared_memory_offset": 64});
+    let outputs = json!([
+        {"name": "y", "datatype": "FP32", "shape": [1, 2], "parameters": there},
+        {"name": "s", "datatype": "BYTES", "shape": [1, 1], "parameters": {"binary_data_size": 7}},
+    ]);
+    assert_eq!(header, json!({"model_name": "m", "model_version": "3", "outputs": outputs}));
+    assert_eq!(data, strings(&[b"h\"i"]));
+
+    let response =
+        pb::ModelInferResponse::decode(unframed(&grpc::encode(&batched(), &both, answer()).unwrap()).as_slice())
+            .unwrap();
+    assert_eq!(response.raw_output_contents, [Bytes::new(), strings(&[b"h\"i"]).into()]);
+    let parameter = |name: &str| response.outputs[0].parameters[name].parameter_choice.clone();
+    use pb::infer_parameter::ParameterChoice::{Int64Param, StringParam};
+    assert_eq!(parameter("shared_memory_region"), Some(StringParam("a\"b".to_owned())));
+    assert_eq!(parameter("shared_memory_byte_size"), Some(Int64Param(8)));
+    assert_eq!(parameter("shared_memory_offset"), Some(Int64Param(64)));
+    assert!(response.outputs[1].parameters.is_empty());
+
+    both.outputs[1].place = Some(Box::new(Place { region: "r".to_owned(), offset: 0, byte_size: 7 }));
+    let encoded = json::encode(&batched(), &both, answer()).unwrap();
+    assert_eq!(encoded.header_length, None);
+    let last: serde_json::Value = serde_json::from_slice(&joined(&encoded.frames)).unwrap();
+    assert_eq!(last["outputs"][1]["parameters"], json!({"shared_memory_region": "r", "shared_memory_byte_size": 7}));
 }
 
 #[test]

@@ -10,7 +10,7 @@ use pb::model_infer_request::{InferInputTensor, InferRequestedOutputTensor};
 use pb::{InferParameter, InferTensorContents, ModelInferRequest};
 use penstock_schema::Code::{InvalidArgument, Unsupported};
 use penstock_wire::grpc::{self, Prefix, pb};
-use penstock_wire::{RawOutput, Value};
+use penstock_wire::{Place, RawOutput, Value};
 use prost::Message;
 use std::collections::BTreeMap;
 
@@ -67,7 +67,7 @@ fn raw_contents_are_slices_of_the_message() {
         assert!(data.is_empty() || range.contains(&data.as_ptr()));
     }
     assert_eq!(call.request.inputs[2].shape.as_slice(), [1, 3]);
-    assert_eq!(call.request.outputs.as_slice(), [RawOutput { name: "y".into(), binary: Some(true) }]);
+    assert_eq!(call.request.outputs.as_slice(), [RawOutput { name: "y".into(), binary: Some(true), place: None }]);
 }
 
 #[test]
@@ -211,22 +211,44 @@ fn messages_that_do_not_hold_together_are_refused() {
 }
 
 #[test]
-fn features_that_are_off_are_unsupported_rather_than_wrong() {
-    let region = parameters([("shared_memory_region", StringParam("r".into()))]);
-    let input = InferInputTensor { parameters: region.clone(), ..tensor("x", "FP32", &[2]) };
-    let output = |parameters| InferRequestedOutputTensor { name: "y".into(), parameters };
-    let cases = [
-        ("input", ModelInferRequest { inputs: vec![input], raw_input_contents: vec![], ..raw() }, "shared memory"),
-        ("output", ModelInferRequest { outputs: vec![output(region)], ..raw() }, "shared memory"),
-        (
-            "classes",
-            ModelInferRequest { outputs: vec![output(parameters([("classification", Int64Param(3))]))], ..raw() },
-            "classification",
-        ),
-    ];
-    for (case, message, piece) in cases {
-        expect_refusal(case, grpc::decode(&encoded(&message)), Unsupported, &[piece]);
-    }
+fn features_that_are_not_there_are_unsupported_rather_than_wrong() {
+    let classes = parameters([("classification", Int64Param(3))]);
+    let outputs = vec![InferRequestedOutputTensor { name: "y".into(), parameters: classes }];
+    let message = ModelInferRequest { outputs, ..raw() };
+    expect_refusal("classes", grpc::decode(&encoded(&message)), Unsupported, &["classification"]);
+}
+
+/// Contents are by position, and tensors in shared memory have none.
+#[test]
+fn raw_contents_skip_tensors_in_shared_memory() {
+    let there =
+        || parameters([("shared_memory_region", StringParam("r".into())), ("shared_memory_byte_size", Int64Param(8))]);
+    let elsewhere = |name| InferInputTensor { parameters: there(), ..tensor(name, "FP32", &[2]) };
+    let here = |name| tensor(name, "FP32", &[2]);
+    let contents = |byte: u8| Bytes::from(vec![byte; 8]);
+    let message = ModelInferRequest {
+        inputs: vec![elsewhere("a"), here("b"), elsewhere("c"), here("d")],
+        outputs: vec![InferRequestedOutputTensor { name: "y".into(), parameters: there() }],
+        raw_input_contents: vec![contents(1), contents(2)],
+        ..raw()
+    };
+    let message = encoded(&message);
+    let call = grpc::decode(&message).unwrap();
+    let place = Place { region: "r".into(), offset: 0, byte_size: 8 };
+    let found: Vec<_> = call.request.inputs.iter().map(|input| (input.place.as_deref(), input.data.clone())).collect();
+    let expected =
+        [(Some(&place), Bytes::new()), (None, contents(1)), (Some(&place), Bytes::new()), (None, contents(2))];
+    assert_eq!(found, expected);
+    assert_eq!(call.request.outputs[0].place.as_deref(), Some(&place));
+
+    let all = ModelInferRequest { inputs: vec![elsewhere("a")], raw_input_contents: vec![], ..raw() };
+    assert!(grpc::decode(&encoded(&all)).is_ok());
+    let one = |inputs, raw_input_contents| encoded(&ModelInferRequest { inputs, raw_input_contents, ..raw() });
+    let more = one(vec![elsewhere("a"), here("b")], vec![contents(1), contents(2)]);
+    expect_refusal("one for each", grpc::decode(&more), InvalidArgument, &["1 inputs", "shared memory", "got 2"]);
+    let typed = InferTensorContents { fp32_contents: vec![1.0, 2.0], ..Default::default() };
+    let both = one(vec![InferInputTensor { contents: Some(typed), ..elsewhere("a") }], vec![]);
+    expect_refusal("both", grpc::decode(&both), InvalidArgument, &["'a'", "both"]);
 }
 
 #[test]

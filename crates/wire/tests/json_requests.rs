@@ -5,9 +5,9 @@ mod common;
 
 use bytes::Bytes;
 use common::{batched, expect_refusal, floats, spec, strings, tensor};
-use penstock_schema::Code::{InvalidArgument, Unsupported};
+use penstock_schema::Code::{Internal, InvalidArgument, Unsupported};
 use penstock_schema::{DataType, limits};
-use penstock_wire::{RawOutput, Value, json, validate::validate};
+use penstock_wire::{Place, RawOutput, Value, json, validate::validate};
 use std::borrow::Cow;
 
 /// An all-JSON body with one input made of `fields`.
@@ -90,7 +90,7 @@ fn parameters_are_read_by_name() {
     );
     let request = json::decode(&body, None).unwrap();
     let wanted: Vec<RawOutput<'_>> = [("a", Some(true)), ("b", Some(false)), ("c", None)]
-        .map(|(name, binary)| RawOutput { name: name.into(), binary })
+        .map(|(name, binary)| RawOutput { name: name.into(), binary, place: None })
         .into();
     assert_eq!(request.outputs.as_slice(), wanted);
     let parameters = request.parameters;
@@ -302,18 +302,69 @@ fn binary_sizes_must_add_up() {
 }
 
 #[test]
-fn features_that_are_off_are_unsupported_rather_than_wrong() {
+fn features_that_are_not_there_are_unsupported_rather_than_wrong() {
+    let text = r#"{"inputs":[],"outputs":[{"name":"y","parameters":{"classification":3}}]}"#;
+    expect_refusal(text, json::decode(&Bytes::from(text), None), Unsupported, &["classification"]);
+}
+
+/// An input in shared memory with these parameters and whatever else it says.
+fn elsewhere(parameters: &str, more: &str) -> Bytes {
+    let input = format!(r#"{{"name":"x","datatype":"FP32","shape":[4],"parameters":{{{parameters}}}{more}}}"#);
+    format!(r#"{{"inputs":[{input}]}}"#).into()
+}
+
+#[test]
+fn tensors_in_shared_memory_are_named_and_hold_nothing() {
+    let text = r#"{"inputs":[
+        {"name":"x","datatype":"FP32","shape":[4],
+         "parameters":{"shared_memory_region":"r","shared_memory_byte_size":16,"shared_memory_offset":8}},
+        {"name":"b","datatype":"UINT8","shape":[2],"parameters":{"binary_data_size":2}},
+        {"name":"y","parameters":{"shared_memory_byte_size":0,"shared_memory_region":"s"},"shape":[4],"datatype":"FP32"}
+    ],"outputs":[{"name":"y","parameters":{"shared_memory_region":"o","shared_memory_byte_size":64}},{"name":"z"}]}"#;
+    let body = Bytes::from([text.as_bytes(), b"ab"].concat());
+    let request = json::decode(&body, Some(text.len())).unwrap();
+    let place =
+        |region: &str, offset, byte_size| Some(Box::new(Place { region: region.to_owned(), offset, byte_size }));
+    let [first, second, third] = request.inputs.as_slice() else { panic!("three inputs") };
+    assert_eq!((&first.place, first.data.len()), (&place("r", 8, 16), 0));
+    assert_eq!((&second.place, &second.data[..]), (&None, &b"ab"[..]));
+    assert_eq!(third.place, place("s", 0, 0));
+    assert_eq!(request.outputs[0].place, place("o", 0, 64));
+    assert_eq!(request.outputs[1].place, None);
+}
+
+#[test]
+fn places_that_are_none_are_refused() {
     let cases = [
-        (r#"{"inputs":[],"outputs":[{"name":"y","parameters":{"classification":3}}]}"#, "classification"),
-        (r#"{"inputs":[],"outputs":[{"name":"y","parameters":{"shared_memory_region":"r"}}]}"#, "shared memory"),
+        (elsewhere(r#""shared_memory_region":"r""#, ""), &["'x'", "shared_memory_byte_size"][..]),
+        (elsewhere(r#""shared_memory_byte_size":16"#, ""), &["'x'", "shared_memory_region"]),
+        (elsewhere(r#""shared_memory_offset":16"#, ""), &["'x'", "shared_memory_region"]),
+        (elsewhere(r#""shared_memory_region":5,"shared_memory_byte_size":16"#, ""), &["shared_memory_region"]),
+        (elsewhere(r#""shared_memory_region":"r","shared_memory_byte_size":-1"#, ""), &["shared_memory_byte_size"]),
+        (elsewhere(r#""shared_memory_region":"r","shared_memory_byte_size":1.5"#, ""), &["shared_memory_byte_size"]),
         (
-            r#"{"inputs":[{"name":"x","parameters":{"shared_memory_region":"r","shared_memory_byte_size":4}}]}"#,
-            "shared memory",
+            elsewhere(
+                r#""shared_memory_region":"r","shared_memory_byte_size":2,"shared_memory_offset":18446744073709551615"#,
+                "",
+            ),
+            &["'x'", "2^64"],
+        ),
+        (
+            elsewhere(r#""shared_memory_region":"r","shared_memory_byte_size":16"#, r#","data":[1,2,3,4]"#),
+            &["'x'", "both"],
+        ),
+        (
+            elsewhere(r#""shared_memory_region":"r","shared_memory_byte_size":16,"binary_data_size":0"#, ""),
+            &["'x'", "both"],
         ),
     ];
-    for (text, piece) in cases {
-        expect_refusal(text, json::decode(&Bytes::from(text), None), Unsupported, &[piece]);
+    for (body, pieces) in &cases {
+        expect_refusal(&String::from_utf8_lossy(body), json::decode(body, None), InvalidArgument, pieces);
     }
+    let spec = spec(0, vec![tensor("x", DataType::Fp32, &[4])], vec![]);
+    let unread = elsewhere(r#""shared_memory_region":"r","shared_memory_byte_size":16"#, "");
+    let validated = json::decode(&unread, None).and_then(|raw| validate(&spec, raw));
+    expect_refusal("never read", validated, Internal, &["'x'", "not read"]);
 }
 
 #[test]

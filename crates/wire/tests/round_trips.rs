@@ -52,7 +52,7 @@ fn model(tensors: &[Tensor]) -> ModelSpec {
 }
 
 fn plan(id: &str, tensors: &[Tensor], binary: impl Fn(usize) -> bool) -> ReplyPlan {
-    let outputs = (0..tensors.len()).map(|index| WantedOutput { index, binary: binary(index) }).collect();
+    let outputs = (0..tensors.len()).map(|index| WantedOutput { index, binary: binary(index), place: None }).collect();
     ReplyPlan { id: id.to_owned(), outputs, ..ReplyPlan::default() }
 }
 

@@ -11,7 +11,7 @@ use penstock_wire::{Parameters, RawOutput, RawRequest, RawTensor, Validated, Wan
 use smallvec::SmallVec;
 
 fn sent<'a>(name: &'a str, datatype: DataType, shape: &[i64], data: Vec<u8>) -> RawTensor<'a> {
-    RawTensor { name: name.into(), datatype, shape: Shape::from_slice(shape), data: Bytes::from(data) }
+    RawTensor { name: name.into(), datatype, shape: Shape::from_slice(shape), data: Bytes::from(data), place: None }
 }
 
 fn x(rows: i64) -> RawTensor<'static> {
@@ -23,7 +23,7 @@ fn n(rows: i64) -> RawTensor<'static> {
 }
 
 fn check(spec: &ModelSpec, inputs: Vec<RawTensor<'_>>, outputs: &[&str]) -> penstock_schema::Result<Validated> {
-    let outputs = outputs.iter().map(|&name| RawOutput { name: name.into(), binary: None }).collect();
+    let outputs = outputs.iter().map(|&name| RawOutput { name: name.into(), binary: None, place: None }).collect();
     validate(spec, RawRequest { inputs: SmallVec::from_vec(inputs), outputs, ..RawRequest::default() })
 }
 
@@ -47,7 +47,7 @@ fn optional_inputs_may_be_absent() {
 
 #[test]
 fn outputs_default_to_all_and_keep_the_order_asked() {
-    let wanted = |index| WantedOutput { index, binary: false };
+    let wanted = |index| WantedOutput { index, binary: false, place: None };
     assert_eq!(check(&batched(), vec![x(1)], &[]).unwrap().plan.outputs.as_slice(), [wanted(0), wanted(1)]);
     assert_eq!(check(&batched(), vec![x(1)], &["s", "y"]).unwrap().plan.outputs.as_slice(), [wanted(1), wanted(0)]);
     assert_eq!(check(&batched(), vec![x(1)], &["s"]).unwrap().plan.outputs.as_slice(), [wanted(1)]);
@@ -58,7 +58,9 @@ fn the_plan_carries_id_binary_priority_and_timeout() {
     let raw = RawRequest {
         id: "a".into(),
         inputs: SmallVec::from_vec(vec![x(1)]),
-        outputs: ["y", "s"].map(|name| RawOutput { name: name.into(), binary: (name == "s").then_some(false) }).into(),
+        outputs: ["y", "s"]
+            .map(|name| RawOutput { name: name.into(), binary: (name == "s").then_some(false), place: None })
+            .into(),
         parameters: Parameters { priority: 2, timeout_us: 10, binary_data_output: true, ..Parameters::default() },
     };
     let request = validate(&batched(), raw).unwrap();

@@ -8,7 +8,7 @@ engine came has to be answered after. Where the engine takes everything that the
 from collections.abc import Mapping
 from typing import Final
 
-from penstock.backends.base import Array, Instance
+from penstock.backends.base import Array, Instance, input_memory
 from penstock.backends.engine import EngineBackend
 from penstock.backends.observed import ObservedBackend
 from penstock.engine import Engine
@@ -60,6 +60,9 @@ class _AcceleratedInstance:
         self._backend = backend
         self._engine = engine
         self._plain = plain
+
+    def input_memory(self) -> Mapping[str, Array]:
+        return input_memory(self._engine)
 
     def execute(self, inputs: dict[str, Array]) -> Mapping[str, Array]:
         return (self._engine if self._backend.takes(inputs) else self._plain).execute(inputs)

@@ -7,7 +7,7 @@ and closes them; it checks shapes before and after, so that an instance can trus
 
 import re
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from penstock import limits
 from penstock.errors import InvalidArgument
@@ -32,6 +32,24 @@ class Instance(Protocol):
         ...
 
     def close(self) -> None: ...
+
+
+@runtime_checkable
+class Lender(Protocol):
+    """An instance that has memory of its own for its inputs, such as what a GPU copies from."""
+
+    def input_memory(self) -> Mapping[str, Array]:
+        """By input, writable bytes (uint8, one dimension); asked for once, before the first batch.
+
+        A batch that fits is laid out at the beginning, and `execute` gets views of it; any other comes elsewhere. What
+        lies there may be overwritten once `execute` has returned.
+        """
+        ...
+
+
+def input_memory(instance: "Instance") -> Mapping[str, Array]:
+    """What an instance lends; empty for most."""
+    return instance.input_memory() if isinstance(instance, Lender) else {}
 
 
 class Backend(Protocol):

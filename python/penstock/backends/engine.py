@@ -13,6 +13,8 @@ from penstock.tensors import TensorSpec
 NAME: Final = "penstock_engine"
 """Backend and platform: no other server has one of the kind, and none should take it for its own."""
 
+_ON_DEVICE_INSTANCES: Final = 2
+
 
 class EngineBackend:
     """Wraps a loaded engine and owns it from then on."""
@@ -37,13 +39,27 @@ class EngineBackend:
         return self._engine.max_batch_size
 
     @property
+    def default_instances(self) -> int:
+        """What the configuration gets when it names none: on a GPU the host copies for one while another computes."""
+        return _ON_DEVICE_INSTANCES if self._engine.on_device else 1
+
+    @property
     def fresh_outputs(self) -> bool:
         """What every runtime promises (`engine/runtimes/base.py`)."""
         return True
 
     def instance(self, index: int, count: int, threads: int | None) -> Instance:
-        """Threads and streams were divided when the engine was loaded (`engine.load(instances=, threads=)`)."""
-        return self._engine.instance()
+        """Threads and streams were divided when the engine was loaded (`engine.load(instances=, threads=)`).
+
+        On a GPU it is ready for its first batch: nothing is captured while clients wait.
+        """
+        found = self._engine.instance()
+        try:
+            found.prepare()
+        except BaseException:
+            found.close()
+            raise
+        return found
 
     def close(self) -> None:
         self._engine.close()

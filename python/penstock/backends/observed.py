@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
-from penstock.backends.base import Array, Backend, Instance
+from penstock.backends.base import Array, Backend, Instance, input_memory
 
 _KEPT: Final = 4  # batches, each of other shapes: what comes most often, and an idea of the rest
 _KEPT_BYTES: Final = 32 << 20  # of one batch; a larger one is not kept
@@ -146,6 +146,9 @@ class _ObservedInstance:
     def __init__(self, instance: Instance, batches: Batches) -> None:
         self._instance = instance
         self._batches = batches
+
+    def input_memory(self) -> Mapping[str, Array]:
+        return input_memory(self._instance)
 
     def execute(self, inputs: dict[str, Array]) -> Mapping[str, Array]:
         self._batches.saw(inputs)

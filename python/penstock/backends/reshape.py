@@ -6,7 +6,7 @@ Sizes that are free (-1) on one side are taken, in order, from the free sizes of
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from penstock.backends.base import Array, Backend, Instance
+from penstock.backends.base import Array, Backend, Instance, input_memory
 from penstock.errors import ConfigError
 from penstock.tensors import TensorSpec
 
@@ -55,6 +55,9 @@ class _ReshapedInstance:
         self._instance = instance
         self._inward = inward
         self._outward = outward
+
+    def input_memory(self) -> Mapping[str, Array]:
+        return input_memory(self._instance)
 
     def execute(self, inputs: dict[str, Array]) -> Mapping[str, Array]:
         answers = self._instance.execute(_reshaped(inputs, self._inward))

@@ -86,7 +86,7 @@ class _OfDevice(Protocol):
 
     def regions(self, inputs: Arrays, repeats: int = 20) -> tuple[Region, ...]: ...
 
-    def memory(self) -> DeviceMemory: ...
+    def device_memory(self) -> DeviceMemory: ...
 
     def ceilings(self) -> Ceilings: ...
 
@@ -164,7 +164,7 @@ def of_device(runtime: Runtime, inputs: Arrays, report: Report) -> OfDevice | No
     device = cast("_OfDevice", runtime.compiled(program))
     regions, ceilings, phases = device.regions(inputs), device.ceilings(), report.phases
     call = Call(report.latency.median, phases.copy_in.median, phases.compute.median, phases.copy_out.median)
-    return OfDevice(regions, ceilings, verdict(regions, ceilings, call), device.memory())
+    return OfDevice(regions, ceilings, verdict(regions, ceilings, call), device.device_memory())
 
 
 class _Stream(threading.Thread):

@@ -63,9 +63,14 @@ def serve(
     exit_timeout_secs: Annotated[
         float, typer.Option(help="How long to wait for requests in flight when stopping.")
     ] = limits.DRAIN_SECONDS,
+    allow_client_shm: Annotated[
+        str, _switch("Clients may register shared memory of this machine for their tensors.")
+    ] = "false",
     batching: Annotated[str, typer.Option(help="auto, or triton to follow Triton's batching to the letter.")] = "auto",
     runtime: Annotated[str | None, typer.Option(help="Of a model file: onnxruntime or openvino.")] = None,
-    instances: Annotated[int, typer.Option(help="Of a model file: batches that run side by side.")] = 1,
+    instances: Annotated[
+        int | None, typer.Option(help="Of a model file: batches that run side by side; default: 1, on a GPU 2.")
+    ] = None,
     max_body_bytes: Annotated[int, typer.Option(help="Larger requests are refused.")] = limits.BODY_BYTES,
     io_threads: Annotated[int | None, typer.Option(help="Threads of the data plane; default: cores / 4.")] = None,
     engine_cache: Annotated[
@@ -106,6 +111,7 @@ def serve(
         max_body_bytes=max_body_bytes,
         io_threads=io_threads,
         engine_cache=engine_cache,
+        allow_client_shm=_BOOLEANS[allow_client_shm],
         admin_token=os.environ.get(_ADMIN),
     )
     if model is not None:

@@ -6,27 +6,42 @@ backend `engine` serves it.
 """
 
 import logging
+import math
 import threading
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import numpy as np
 
 from penstock.engine import cores, runtimes
 from penstock.engine.check import Verdict, check
+from penstock.engine.device_calls import DeviceWorker, lies_on_gpu
 from penstock.engine.fitting import fitting
 from penstock.engine.plan import CUDA, Manifest, Program, Shape
 from penstock.engine.reducing import reduced
 from penstock.engine.retuning import compiled_anew
 from penstock.engine.routing import Route, Step, batched, route
-from penstock.engine.runtimes.base import Array, Arrays, Compiled, CompiledInstance, Shelf, checked, padded
+from penstock.engine.runtimes.base import (
+    Array,
+    Arrays,
+    Compiled,
+    CompiledInstance,
+    Lending,
+    Memory,
+    Shelf,
+    address,
+    checked,
+    padded,
+)
 from penstock.engine.sealed import EVIDENCE, Sealed, graph_member
 from penstock.errors import ExecutionError, ModelLoadError, Unavailable
 
 _LOG = logging.getLogger(__name__)
+
+Where = Literal["host", "device"]
 
 # Routes kept, one for each combination of shapes met; a server meets a few dozen.
 _ROUTES: Final = 4096
@@ -162,13 +177,14 @@ class Engine:
         self._check_open()
         return EngineInstance(self, priority)
 
-    def context(self, *, priority: int = 0) -> "EngineContext":
+    def context(self, *, priority: int = 0, outputs: Where = "host") -> "EngineContext":
         """An execution context: buffers of its own, and a queue of calls that it runs in order.
 
-        `priority` of its stream on a GPU, as CUDA counts: 0 is the usual one, work of negative ones goes first. A CPU
-        has no streams and takes no notice.
+        priority  of its stream on a GPU, as CUDA counts: 0 is the usual one, work of negative ones goes first. A CPU
+                  has no streams and takes no notice.
+        outputs   "device": of an engine on a GPU, leave answers there, as torch tensors.
         """
-        return EngineContext(self.instance(priority=priority))
+        return EngineContext(self.instance(priority=priority), outputs)
 
     def __call__(self, **arrays: Any) -> dict[str, Array]:
         """Run on arrays whose shapes lie in one of the profiles; more rows than the largest batch are split.
@@ -207,15 +223,47 @@ class Engine:
             self._routes[key] = found
         return found
 
+    @property
+    def available(self) -> frozenset[int]:
+        """The programs that are loaded, by their place in the manifest."""
+        return self._available
+
+    @property
+    def on_device(self) -> tuple[int, ...]:
+        """The programs that copy their inputs to a device, the largest first: what runs out of memory does so early."""
+        found = (at for at, program in self._programs.items() if isinstance(program, Lending))
+        return tuple(sorted(found, key=lambda at: -self._elements(at)))
+
     def compiled(self, index: int) -> Compiled:
         """One program itself, for those who look at how it runs."""
         self._check_open()
         return self._programs[index]
 
-    def program(self, index: int, *, priority: int = 0) -> CompiledInstance:
-        """A new instance of one program."""
+    def program(self, index: int, memory: Memory | None = None, *, priority: int = 0) -> CompiledInstance:
+        """A new instance of one program, which reads its inputs from this memory if it copies them at all."""
         self._check_open()
-        return self._programs[index].instance(priority=priority)
+        program = self._programs[index]
+        if isinstance(program, Lending):
+            return program.instance(memory, priority=priority)
+        return program.instance(priority=priority)
+
+    def memory(self) -> Memory | None:
+        """For the inputs of the largest program that copies them to a device; None where none does."""
+        self._check_open()
+        found: Lending | None = None
+        sizes: dict[str, int] = {}
+        for at in self.on_device:
+            shapes, program = self.manifest.programs[at].shapes, self._programs[at]
+            if not isinstance(program, Lending) or not shapes:
+                continue
+            found = program
+            for spec in self.inputs:
+                size = math.prod(shapes[spec.name]) * spec.dtype.itemsize
+                sizes[spec.name] = max(size, sizes.get(spec.name, 0))
+        return found.memory(sizes) if found is not None else None
+
+    def _elements(self, index: int) -> int:
+        return sum(map(math.prod, (self.manifest.programs[index].shapes or {}).values()))
 
     def _check_open(self) -> None:
         if self._closed:
@@ -228,8 +276,27 @@ class EngineInstance:
     def __init__(self, engine: Engine, priority: int = 0) -> None:
         self._engine, self._priority = engine, priority
         self._instances: dict[int, CompiledInstance] = {}
+        self._memory: Memory | None = None
         self._reductions = engine.manifest.reductions
         self._beside = [bool(self._reductions) and program.beside for program in engine.manifest.programs]
+
+    def input_memory(self) -> Mapping[str, Array]:
+        """Bytes by input, from which programs copy to a device; empty where none does. To be asked for before any call.
+
+        A batch at the beginning of it is not copied by the host; it may be overwritten once the call has returned.
+        """
+        if self._memory is None and not self._instances:
+            self._memory = self._engine.memory()
+        return self._memory.bytes if self._memory is not None else {}
+
+    def prepare(self) -> None:
+        """Make what calls on a device need, for every bucket: the first calls would wait for it otherwise.
+
+        Raises ResourceExhausted where the device has no memory for all of them.
+        """
+        self.input_memory()
+        for index in self._engine.on_device:
+            self._instance(index)
 
     def execute(self, inputs: Arrays) -> dict[str, Array]:
         """Inputs that fit the signature in; outputs of the same rows out, which belong to the caller."""
@@ -241,9 +308,10 @@ class EngineInstance:
             count = step.last - step.first
             if count == step.rows:
                 return self._run(step.program, inputs)
+            # Nothing comes after these rows that filling up could overwrite.
+            filled = {name: self._filled(name, array, step.rows) for name, array in inputs.items()}
+            return self._cut(step, self._run(step.program, filled))
         parts = [self._step(step, inputs) for step in found.steps]
-        if len(parts) == 1:
-            return parts[0]
         return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
     def close(self) -> None:
@@ -252,14 +320,30 @@ class EngineInstance:
         self._instances.clear()
 
     def _step(self, step: Step, inputs: Arrays) -> dict[str, Array]:
-        count = step.last - step.first
         rows = {name: padded(array[step.first : step.last], step.rows) for name, array in inputs.items()}
-        return {name: _cut(name, array, count, step.rows) for name, array in self._run(step.program, rows).items()}
+        return self._cut(step, self._run(step.program, rows))
+
+    def _cut(self, step: Step, outputs: Arrays) -> dict[str, Array]:
+        count = step.last - step.first
+        return {name: _cut(name, array, count, step.rows) for name, array in outputs.items()}
+
+    def _filled(self, name: str, array: Array, rows: int) -> Array:
+        """Padded; where it lies, if that is the beginning of our own memory and there is room behind it."""
+        memory = self._memory.bytes.get(name) if self._memory is not None else None
+        size = array.nbytes // len(array) * rows
+        if memory is None or size > memory.nbytes or not array.flags.c_contiguous or address(array) != address(memory):
+            return padded(array, rows)
+        whole: Array = memory[:size].view(array.dtype).reshape(rows, *array.shape[1:])
+        whole[len(array) :] = array[:1]
+        return whole
+
+    def _instance(self, program: int) -> CompiledInstance:
+        if program not in self._instances:
+            self._instances[program] = self._engine.program(program, self._memory, priority=self._priority)
+        return self._instances[program]
 
     def _run(self, program: int, inputs: Arrays) -> dict[str, Array]:
-        instance = self._instances.get(program)
-        if instance is None:
-            instance = self._instances[program] = self._engine.program(program, priority=self._priority)
+        instance = self._instance(program)
         if not self._beside[program]:
             return instance.execute(inputs)
         # What is reduced is huge and not needed afterwards: no copy of it is made.
@@ -274,12 +358,16 @@ class EngineContext:
     Close it, or use it in `with`: calls under way are finished.
     """
 
-    def __init__(self, instance: EngineInstance) -> None:
+    def __init__(self, instance: EngineInstance, outputs: Where = "host") -> None:
         self._instance = instance
         self._engine = instance._engine
+        self._outputs = outputs
+        self._device: DeviceWorker | None = None
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="penstock-context")
         self._lock = threading.Lock()
         self._open = True
+        if outputs == "device":
+            self._worker()  # so that an engine that can't is told at once
 
     def __enter__(self) -> "EngineContext":
         return self
@@ -287,22 +375,42 @@ class EngineContext:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def enqueue(self, **arrays: Any) -> "Future[dict[str, Array]]":
+    def enqueue(self, **arrays: Any) -> "Future[dict[str, Any]]":
         """Start a call; its `result()` is what calling the engine gives, or raises. The arrays must stay as they are.
 
-        Raises InvalidArgument at once, for arrays that do not fit.
+        Arrays that lie on the engine's GPU (torch tensors, and whatever speaks DLPack) are taken there, behind what
+        this thread has enqueued on torch's current stream. Raises InvalidArgument at once, for arrays that do not fit,
+        and Unsupported for arrays on a GPU where the engine has none.
         """
+        if self._outputs == "device" or any(map(lies_on_gpu, arrays.values())):
+            worker = self._worker()
+            return self._submit(self._on_device, worker, worker.taken(arrays))
         inputs: Mapping[str, Array] = checked(self._engine.inputs, arrays)
+        return self._submit(self._instance.execute, inputs)
+
+    def _worker(self) -> DeviceWorker:
+        with self._lock:
+            if self._device is None:
+                self._device = DeviceWorker(self._engine)
+            return self._device
+
+    def _on_device(self, worker: DeviceWorker, call: Any) -> dict[str, Any]:
+        answers = worker.execute(call)
+        return answers if self._outputs == "device" else dict(call.on_host(answers))
+
+    def _submit(self, work: Callable[..., dict[str, Any]], *given: Any) -> "Future[dict[str, Any]]":
         with self._lock:
             if not self._open:
                 raise Unavailable("the context is closed; make another with engine.context()")
-            return self._pool.submit(self._instance.execute, inputs)
+            return self._pool.submit(work, *given)
 
     def close(self) -> None:
         with self._lock:
             self._open = False
         self._pool.shutdown(wait=True)
         self._instance.close()
+        if self._device is not None:
+            self._device.close()
 
 
 def _cut(name: str, array: Array, count: int, rows: int) -> Array:

@@ -10,6 +10,7 @@ from dataclasses import replace
 from typing import Any, Final
 
 from penstock.backends.base import Backend
+from penstock.backends.engine import EngineBackend
 from penstock.backends.reshape import Reshape, ReshapedBackend
 from penstock.errors import ConfigError
 from penstock.repository.config import Config, data_type_name, validated
@@ -137,13 +138,17 @@ def _datatype(item: Any, where: str) -> str:
 
 
 def _complete_defaults(message: Any, backend: Backend) -> None:
-    """What Triton prints for a model that said nothing: backend, one instance on the CPU, the latest version."""
+    """What Triton prints for a model that said nothing: backend, one instance on the CPU, the latest version.
+
+    An engine on a GPU gets as many instances as keep it busy.
+    """
     message.backend = backend.name
     message.platform = message.platform or backend.platform
     if not message.version_policy.WhichOneof("policy_choice"):
         message.version_policy.latest.num_versions = 1
     if not message.instance_group:
-        message.instance_group.add().name = message.name
+        count = backend.default_instances if isinstance(backend, EngineBackend) else 1
+        message.instance_group.add(name=message.name, count=count)
     for index, group in enumerate(message.instance_group):
         group.name = group.name or f"{message.name}_{index}"
         group.count = group.count or 1

@@ -164,7 +164,9 @@ def _tensors(backend: Backend) -> tuple[list[tuple[str, str, int]], ...]:
     )
 
 
-def bare(path: str | Path, *, name: str | None = None, runtime: str | None = None, instances: int = 1) -> Model:
+def bare(
+    path: str | Path, *, name: str | None = None, runtime: str | None = None, instances: int | None = None
+) -> Model:
     """A model file without a repository: named after its stem, version 1, batches of up to 64 where it can.
 
     An engine batches as it was built for. Raises NotFound, ModelLoadError, InvalidArgument (a stem that is no model
@@ -183,7 +185,7 @@ def bare(path: str | Path, *, name: str | None = None, runtime: str | None = Non
 
 
 def from_runtime(
-    runtime: Runtime, name: str, *, max_batch_size: int = BARE_FILE_MAX_BATCH, instances: int = 1
+    runtime: Runtime, name: str, *, max_batch_size: int = BARE_FILE_MAX_BATCH, instances: int | None = None
 ) -> Model:
     """A runtime or an engine that a program loaded with `penstock.load`; its threads were divided there (`instances=`).
 
@@ -237,11 +239,13 @@ def _json(function: ModelFunction) -> str:
         raise InvalidArgument(f"model {function.name!r}: padding can't be written as JSON: {error}") from None
 
 
-def _write_instances(message: Any, count: int) -> None:
+def _write_instances(message: Any, count: int | None) -> None:
+    """None: as many as the backend is best served with."""
+    if count is None:
+        return
     if count < 1:
         raise InvalidArgument(f"model {message.name!r}: expected at least 1 instance, got {count}")
-    if count > 1:
-        message.instance_group.add().count = count
+    message.instance_group.add(name=message.name, count=count)
 
 
 def _write_batching(block: Any, settings: DynamicBatching) -> None:

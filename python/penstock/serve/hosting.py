@@ -10,7 +10,7 @@ import time
 from collections.abc import Sequence
 
 from penstock import _core
-from penstock.backends.base import Instance
+from penstock.backends.base import Instance, input_memory
 from penstock.repository import Model
 from penstock.serve.spec import Specification
 
@@ -36,11 +36,12 @@ class Hosted:
         count = config.instance_count
         for number in range(count):
             self._instances.append(self.model.backend.instance(number, count, config.threads))
+        memories = [dict(input_memory(instance)) for instance in self._instances]
         for number, instance in enumerate(self._instances):
             # Daemons: a program that never stops its server can still end.
             thread = threading.Thread(
                 target=self.core.run,
-                args=(number, instance.execute),
+                args=(number, instance.execute, memories[number]),
                 name=f"penstock-{self.model.name}-{self.version}-{number}",
                 daemon=True,
             )

@@ -27,6 +27,18 @@ EXTENSIONS: Final = (
     "statistics",
 )
 
+SYSTEM_SHARED_MEMORY: Final = "system_shared_memory"
+CUDA_SHARED_MEMORY: Final = "cuda_shared_memory"
+
+
+def extensions(*, client_shared_memory: bool, devices: bool) -> list[str]:
+    """What the metadata lists: `devices` says that memory of GPUs can be shared, too."""
+    found = list(EXTENSIONS)
+    if client_shared_memory:
+        found.append(SYSTEM_SHARED_MEMORY)
+        found += [CUDA_SHARED_MEMORY] if devices else []
+    return found
+
 
 @dataclass(frozen=True, slots=True)
 class Listeners:
@@ -47,6 +59,7 @@ class Listeners:
     strict_readiness: bool
     model_control: bool
     admin_token: str | None
+    client_shared_memory: bool
     server_name: str
     server_version: str
     extensions: list[str]

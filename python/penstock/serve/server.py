@@ -23,7 +23,8 @@ from typing import Final, Self
 import penstock
 from penstock import _core, limits
 from penstock.backends.function import ModelFunction
-from penstock.engine import Runtime
+from penstock.engine import Runtime, shared_device_memory
+from penstock.engine.shared_device_memory import SharedDeviceMemory
 from penstock.errors import ConfigError, PenstockError
 from penstock.repository import Model, Repository, bare, from_function, from_runtime
 from penstock.serve import options
@@ -53,6 +54,7 @@ class Server:
     http_*_timeout_seconds, write_timeout_seconds
                           from the first byte of a head to its last; for a body beyond its minimal rate; between
                           requests; for a client that does not read its answer.
+    allow_client_shm      clients may register shared memory of this machine, and of its GPUs, for their tensors.
     admin_token           load and unload then want it as a bearer token.
     io_threads            threads of the data plane; None: one for every four cores.
     engine_cache          where engines that configurations ask for are kept; None: in this user's cache directory.
@@ -81,6 +83,7 @@ class Server:
         http_idle_timeout_seconds: float = limits.IDLE_SECONDS,
         write_timeout_seconds: float = limits.WRITE_SECONDS,
         admin_token: str | None = None,
+        allow_client_shm: bool = False,
         io_threads: int | None = None,
         engine_cache: str | Path | None = None,
         server_name: str = "penstock",
@@ -97,6 +100,7 @@ class Server:
             exit_timeout_seconds,
             batching,
         )
+        self._devices = SharedDeviceMemory() if allow_client_shm and shared_device_memory.available() else None
         self._listeners = options.Listeners(
             http_address=options.address("http_address", http_address),
             http_port=self.http_port,
@@ -115,7 +119,8 @@ class Server:
             admin_token=admin_token,
             server_name=server_name,
             server_version=penstock.__version__,
-            extensions=list(options.EXTENSIONS),
+            client_shared_memory=allow_client_shm,
+            extensions=options.extensions(client_shared_memory=allow_client_shm, devices=self._devices is not None),
         )
         self._repository = (
             Repository(self._control_options.repositories) if self._control_options.repositories else None
@@ -131,13 +136,13 @@ class Server:
         model: ModelFunction | Runtime | str | Path,
         *,
         name: str | None = None,
-        instances: int = 1,
+        instances: int | None = None,
         runtime: str | None = None,
     ) -> None:
         """Serve a `@ps.model` function, a runtime from `ps.load`, or a model file.
 
         Functions carry their name and instances; for others `name` is needed (files: their stem) and `instances`
-        counts; `runtime` is for files. Raises ConfigError when the name is taken.
+        counts (None: one; on a GPU two); `runtime` is for files. Raises ConfigError when the name is taken.
         """
         source = _Source(model, name, instances, runtime)
         if source.name in self._added:
@@ -223,7 +228,7 @@ class Server:
 
     def _start(self) -> None:
         wanted = self._control_options
-        front = self._front = _core.Front(self._listeners)
+        front = self._front = _core.Front(self._listeners, self._devices)
         atexit.register(self.stop)
         self.http_port, self.grpc_port, self.metrics_port = front.http_port, front.grpc_port, front.metrics_port
         catalogue = self._catalogue = Catalogue(front, self._repository, wanted.batching, self._engines)
@@ -268,7 +273,7 @@ class _Source:
     """Something that was added, and how to make models of it."""
 
     def __init__(
-        self, model: ModelFunction | Runtime | str | Path, name: str | None, instances: int, runtime: str | None
+        self, model: ModelFunction | Runtime | str | Path, name: str | None, instances: int | None, runtime: str | None
     ) -> None:
         self._model = model
         self._runtime = runtime

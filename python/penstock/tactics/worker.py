@@ -26,7 +26,7 @@ from penstock.engine.custom import Imports
 from penstock.engine.plan import Shapes, Tactic, tactic_from_json
 from penstock.engine.runtimes import compile as compile_runtime
 from penstock.engine.runtimes import prepare
-from penstock.engine.runtimes.base import Arrays, Compiled, OnDevice, RuntimeInstance
+from penstock.engine.runtimes.base import Arrays, Compiled, InDeviceMemory, RuntimeInstance
 from penstock.errors import PenstockError
 from penstock.tactics.frames import Decoder, Frame, encode
 from penstock.tactics.memory import resident
@@ -168,14 +168,14 @@ class Worker:
         return Frame("ok", {"bytes": len(data)})
 
     def _on_memory(self, frame: Frame) -> Frame:
-        return Frame("ok", asdict(self._on_device(frame).memory()))
+        return Frame("ok", asdict(self._on_device(frame).device_memory()))
 
     def _on_ceilings(self, frame: Frame) -> Frame:
         return Frame("ok", asdict(self._on_device(frame).ceilings()))
 
-    def _on_device(self, frame: Frame) -> OnDevice:
+    def _on_device(self, frame: Frame) -> InDeviceMemory:
         runtime = self._program(int(frame.fields["program"])).runtime
-        if not isinstance(runtime, OnDevice):
+        if not isinstance(runtime, InDeviceMemory):
             raise RuntimeError("it lies in no device's memory")
         return runtime
 
@@ -186,8 +186,8 @@ class Worker:
 
     def _held(self, program: _Program) -> int:
         """Of the device's memory where the program lies there, else what this process gained."""
-        if isinstance(program.runtime, OnDevice):
-            return program.runtime.memory().total
+        if isinstance(program.runtime, InDeviceMemory):
+            return program.runtime.device_memory().total
         _give_back_free_memory()
         return max(0, resident(os.getpid()) - self._before)
 

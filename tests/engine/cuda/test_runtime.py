@@ -151,9 +151,9 @@ def test_regions_say_what_they_compute_and_move(path: Path) -> None:
 
 
 def test_memory_is_weights_once_and_a_context_of_each_bucket(path: Path) -> None:
-    one, four, both = (compiled(path, tactic("fp32"), batch).memory() for batch in (1, 4, None))
+    one, four, both = (compiled(path, tactic("fp32"), batch).device_memory() for batch in (1, 4, None))
     assert one.weights == four.weights == both.weights > 30_000
-    assert compiled(path, tactic("fp16"), 1).memory().weights == one.weights / 2
+    assert compiled(path, tactic("fp16"), 1).device_memory().weights == one.weights / 2
     assert one.context < four.context < 5 * one.context
     assert both.context == one.context + four.context
     assert both.total == both.weights + both.program + both.context

@@ -3,14 +3,15 @@
 use super::stream::Answers;
 use super::{Call, Reply, message, success};
 use crate::body::{Frames, HEAVY_BINARY_BYTES, aside, hold};
+use crate::regions::{Here, Request as Completed, complete};
 use crate::registry::ModelVersion;
 use crate::server::Server;
 use crate::shard::Shard;
 use crate::submit::{self, Answered, Terms};
 use bytes::Bytes;
 use penstock_schema::{Error, Result};
+use penstock_wire::Frames as Messages;
 use penstock_wire::grpc::{self, StreamPart};
-use penstock_wire::{Frames as Messages, Validated, validate};
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -25,7 +26,9 @@ pub async fn infer(shard: &Arc<Shard>, call: Call) -> Result<Reply> {
         return Err(super::deadline_exceeded());
     }
     let terms = Terms { deadline, pinned: request.pinned };
-    let Answered { model, outputs, plan } = submit::infer(shard, request.model, request.validated, terms).await?;
+    let Completed { validated, destinations } = request.completed;
+    let Answered { model, outputs, plan } = submit::infer(shard, request.model, validated, terms).await?;
+    let outputs = destinations.deliver(&model.spec, outputs).await?;
     let frames = grpc::encode(&model.spec, &plan, outputs)?;
     Ok(success(Frames::new(frames).busy(busy)))
 }
@@ -33,24 +36,28 @@ pub async fn infer(shard: &Arc<Shard>, call: Call) -> Result<Reply> {
 /// A request that fits the model it names.
 struct Request {
     model: Arc<ModelVersion>,
-    validated: Validated,
+    completed: Completed,
     /// The client named a version.
     pinned: bool,
 }
 
 async fn read(shard: &Arc<Shard>, message: Bytes) -> Result<Request> {
-    if message.len() > HEAVY_BINARY_BYTES {
-        let server = shard.server.clone();
-        return aside(move || decode(&server, &message)).await;
+    let heavy = message.len() > HEAVY_BINARY_BYTES;
+    if let Some(request) = if heavy { None } else { decode(&shard.server, &message, Here::Quick)? } {
+        return Ok(request);
     }
-    decode(&shard.server, &message)
+    let server = shard.server.clone();
+    aside(move || decode(&server, &message, Here::All))
+        .await?
+        .ok_or_else(|| Error::internal("request could not be read"))
 }
 
-fn decode(server: &Server, message: &Bytes) -> Result<Request> {
+fn decode(server: &Server, message: &Bytes, here: Here) -> Result<Option<Request>> {
     let call = grpc::decode(message)?;
     let model = server.registry.get(call.model_name, Some(call.model_version))?;
-    let validated = validate::validate(&model.spec, call.request)?;
-    Ok(Request { model, validated, pinned: !call.model_version.is_empty() })
+    let pinned = !call.model_version.is_empty();
+    let completed = complete(server, &model.spec, call.request, here)?;
+    Ok(completed.map(|completed| Request { model, completed, pinned }))
 }
 
 /// The stream: answers keep the order of the requests; what fails, fails inside the stream.
@@ -69,7 +76,9 @@ async fn one(shard: &Arc<Shard>, message: Bytes) -> Messages {
         let busy = shard.server.enter()?;
         let request = read(shard, message).await?;
         let terms = Terms { pinned: request.pinned, ..Terms::default() };
-        let Answered { model, outputs, plan } = submit::infer(shard, request.model, request.validated, terms).await?;
+        let Completed { validated, destinations } = request.completed;
+        let Answered { model, outputs, plan } = submit::infer(shard, request.model, validated, terms).await?;
+        let outputs = destinations.deliver(&model.spec, outputs).await?;
         let mut frames = grpc::encode_stream(&model.spec, &plan, Some(outputs), StreamPart::Final)?;
         hold(&mut frames, busy);
         Ok(frames)

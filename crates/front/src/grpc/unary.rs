@@ -1,6 +1,6 @@
 //! The unary calls that are not inference: prost messages in and out.
 
-use super::{Call, Reply, message, success};
+use super::{Call, Reply, message, regions, success};
 use crate::body::Frames;
 use crate::operations;
 use crate::server::{OperationRequest, Server};
@@ -66,14 +66,12 @@ pub async fn answer(shard: &Arc<Shard>, method: &str, call: Call) -> Result<Repl
             unload(server, &call.headers, decode(bytes)?).await?;
             reply(&pb::RepositoryModelUnloadResponse {})
         }
-        "SystemSharedMemoryStatus" => reply(&pb::SystemSharedMemoryStatusResponse::default()),
-        "CudaSharedMemoryStatus" => reply(&pb::CudaSharedMemoryStatusResponse::default()),
-        // Load generators unregister everything before they start, also where nothing can be registered.
-        "SystemSharedMemoryUnregister" => reply(&pb::SystemSharedMemoryUnregisterResponse {}),
-        "CudaSharedMemoryUnregister" => reply(&pb::CudaSharedMemoryUnregisterResponse {}),
-        "SystemSharedMemoryRegister" | "CudaSharedMemoryRegister" => {
-            Err(Error::unsupported("shared memory is not enabled on this server"))
-        }
+        "SystemSharedMemoryStatus"
+        | "SystemSharedMemoryRegister"
+        | "SystemSharedMemoryUnregister"
+        | "CudaSharedMemoryStatus"
+        | "CudaSharedMemoryRegister"
+        | "CudaSharedMemoryUnregister" => regions::answer(server, method, bytes).await,
         "TraceSetting" => Err(Error::unsupported("tracing is not supported by this server")),
         "LogSettings" => Err(Error::unsupported("changing the log settings is not supported by this server")),
         _ => Err(Error::unsupported(format!(
@@ -129,10 +127,10 @@ async fn unload(server: &Server, headers: &HeaderMap, request: pb::RepositoryMod
     operations::operate(server, &model.clone(), OperationRequest::Unload { model, dependents }).await
 }
 
-fn decode<M: Message + Default>(bytes: Bytes) -> Result<M> {
+pub fn decode<M: Message + Default>(bytes: Bytes) -> Result<M> {
     M::decode(bytes).map_err(|error| Error::invalid(format!("request is not a valid protobuf message: {error}")))
 }
 
-fn reply(message: &impl Message) -> Result<Reply> {
+pub fn reply(message: &impl Message) -> Result<Reply> {
     Ok(success(Frames::one(grpc::frame(message)?)))
 }

@@ -13,7 +13,7 @@ use penstock_schema::{Code, Error, Result};
 use serde_json::{Map, Value, json};
 
 /// What an index or unload request may say takes a hundred bytes.
-const SMALL_BYTES: usize = 64 << 10;
+pub const SMALL_BYTES: usize = 64 << 10;
 
 pub fn metadata(server: &Server, name: &str, version: Option<&str>) -> Result<Bytes> {
     let model = server.registry.get(name, version)?;
@@ -103,7 +103,7 @@ fn parameters(fields: &mut Map<String, Value>) -> Result<Map<String, Value>> {
 }
 
 /// The body as a JSON object; an empty body is an empty one.
-async fn object(shard: &Shard, request: Request<Incoming>, limit: usize) -> Result<Map<String, Value>> {
+pub async fn object(shard: &Shard, request: Request<Incoming>, limit: usize) -> Result<Map<String, Value>> {
     let body = collect(request.into_body(), &shard.server.config, |_| 0).await?;
     if body.len() > limit {
         return Err(Error::too_large(format!("request body: expected at most {limit} bytes, got {}", body.len())));

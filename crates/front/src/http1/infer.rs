@@ -2,6 +2,8 @@
 
 use super::{Reply, json};
 use crate::body::{Frames, HEAVY_BINARY_BYTES, HEAVY_TEXT_BYTES, aside, collect};
+use crate::regions::{Here, Request as Completed, complete};
+use crate::server::Server;
 use crate::shard::Shard;
 use crate::submit::{self, Answered, Terms};
 use bytes::Bytes;
@@ -9,7 +11,7 @@ use http::header::{ACCEPT_ENCODING, CONTENT_ENCODING, CONTENT_TYPE, HeaderMap, H
 use http::{Request, Response, StatusCode};
 use hyper::body::Incoming;
 use penstock_schema::{Error, ModelSpec, Result};
-use penstock_wire::{Validated, compress, json as codec, validate};
+use penstock_wire::{compress, json as codec};
 use smallvec::SmallVec;
 use std::sync::Arc;
 
@@ -36,21 +38,28 @@ pub async fn infer(shard: &Arc<Shard>, name: &str, version: Option<&str>, reques
         body = aside(move || compress::inflate(encoding, &body, limit)).await?.into();
     }
     let text_bytes = header_length.unwrap_or(body.len());
-    let validated = if text_bytes > HEAVY_TEXT_BYTES || body.len() > HEAVY_BINARY_BYTES {
-        let model = model.clone();
-        aside(move || decode(&model.spec, &body, header_length)).await?
-    } else {
-        let validated = decode(&model.spec, &body, header_length)?;
-        // Tensors are slices of it: they can be passed on as they are once they alone hold it.
-        drop(body);
-        validated
+    let heavy = text_bytes > HEAVY_TEXT_BYTES || body.len() > HEAVY_BINARY_BYTES;
+    let quick = if heavy { None } else { decode(&shard.server, &model.spec, &body, header_length, Here::Quick)? };
+    let request = match quick {
+        Some(request) => {
+            // Tensors are slices of it: they can be passed on as they are once they alone hold it.
+            drop(body);
+            request
+        }
+        None => {
+            let (server, model) = (shard.server.clone(), model.clone());
+            let all = move || decode(&server, &model.spec, &body, header_length, Here::All);
+            aside(all).await?.ok_or_else(|| Error::internal("request could not be read"))?
+        }
     };
+    let Completed { validated, destinations } = request;
 
     if validated.plan.empty_final_response {
         return Err(Error::invalid("parameter 'triton_enable_empty_final_response' is for gRPC streams; leave it out"));
     }
     let terms = Terms { pinned: version.is_some(), ..Terms::default() };
     let Answered { model, outputs, plan } = submit::infer(shard, model, validated, terms).await?;
+    let outputs = destinations.deliver(&model.spec, outputs).await?;
 
     let heavy = plan.outputs.iter().any(|output| !output.binary)
         && outputs.iter().map(|tensor| tensor.data.len()).sum::<usize>() > HEAVY_TEXT_BYTES;
@@ -85,10 +94,16 @@ pub async fn infer(shard: &Arc<Shard>, name: &str, version: Option<&str>, reques
     Ok(reply)
 }
 
-fn decode(spec: &ModelSpec, body: &Bytes, header_length: Option<usize>) -> Result<Validated> {
+fn decode(
+    server: &Server,
+    spec: &ModelSpec,
+    body: &Bytes,
+    header_length: Option<usize>,
+    here: Here,
+) -> Result<Option<Completed>> {
     match header_length {
-        Some(0) => validate::validate(spec, codec::decode_raw(spec, body)?),
-        length => validate::validate(spec, codec::decode(body, length)?),
+        Some(0) => complete(server, spec, codec::decode_raw(spec, body)?, here),
+        length => complete(server, spec, codec::decode(body, length)?, here),
     }
 }
 

@@ -1,5 +1,6 @@
 //! Paths of the v2 protocol and its extensions as a table. Anything else is 404 `Not Found`.
 
+use crate::regions::Kind;
 use http::Method;
 use penstock_schema::{Error, Result};
 
@@ -10,6 +11,13 @@ pub enum ModelPart {
     Config,
     Statistics,
     Infer,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RegionPart {
+    Status,
+    Register,
+    Unregister,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -26,9 +34,12 @@ pub enum Route<'a> {
     Index,
     Load(&'a str),
     Unload(&'a str),
-    SharedMemoryStatus,
-    SharedMemoryRegister,
-    SharedMemoryUnregister,
+    SharedMemory {
+        kind: Kind,
+        /// As in the path, percent signs and all; `None` is every region.
+        region: Option<&'a str>,
+        part: RegionPart,
+    },
     /// Part of the protocol, but not built.
     Unsupported(&'static str),
 }
@@ -38,7 +49,7 @@ impl Route<'_> {
     pub fn methods(&self) -> &'static str {
         match self {
             Route::Model { part: ModelPart::Infer, .. } | Route::Index | Route::Load(_) | Route::Unload(_) => "POST",
-            Route::SharedMemoryRegister | Route::SharedMemoryUnregister => "POST",
+            Route::SharedMemory { part: RegionPart::Register | RegionPart::Unregister, .. } => "POST",
             Route::Unsupported(_) => "GET, POST",
             _ => "GET, HEAD",
         }
@@ -83,14 +94,28 @@ pub fn parse(path: &str) -> Result<Route<'_>> {
         ["repository", "models", .., "load" | "unload"] => {
             Err(Error::invalid("model name: expected letters, digits, '.', '_' and '-' only, got a path"))
         }
-        ["systemsharedmemory" | "cudasharedmemory", .., part] => match *part {
-            "status" => Ok(Route::SharedMemoryStatus),
-            "register" => Ok(Route::SharedMemoryRegister),
-            "unregister" => Ok(Route::SharedMemoryUnregister),
-            _ => Err(not_found()),
-        },
+        ["systemsharedmemory", rest @ ..] => shared_memory(Kind::System, rest),
+        ["cudasharedmemory", rest @ ..] => shared_memory(Kind::Device, rest),
         _ => Err(not_found()),
     }
+}
+
+fn shared_memory<'a>(kind: Kind, rest: &[&'a str]) -> Result<Route<'a>> {
+    let (region, part) = match rest {
+        [part] => (None, *part),
+        ["region", name, part] => (Some(*name), *part),
+        ["region", _, .., "status" | "register" | "unregister"] => {
+            return Err(Error::invalid("shared memory region: expected a name without slashes, got a path"));
+        }
+        _ => return Err(Error::not_found("Not Found")),
+    };
+    let part = match (part, region) {
+        ("status", _) => RegionPart::Status,
+        ("register", Some(_)) => RegionPart::Register,
+        ("unregister", _) => RegionPart::Unregister,
+        _ => return Err(Error::not_found("Not Found")),
+    };
+    Ok(Route::SharedMemory { kind, region, part })
 }
 
 fn model<'a>(name: &'a str, version: Option<&'a str>, part: &str) -> Result<Route<'a>> {
@@ -120,7 +145,17 @@ mod tests {
             ("/v2/models/m/infer", Some(Route::Model { name: "m", version: None, part: infer })),
             ("/v2/models/m/versions/3/infer", Some(Route::Model { name: "m", version: Some("3"), part: infer })),
             ("/v2/repository/models/m/load", Some(Route::Load("m"))),
-            ("/v2/systemsharedmemory/region/r/register", Some(Route::SharedMemoryRegister)),
+            (
+                "/v2/systemsharedmemory/region/r%2e/register",
+                Some(Route::SharedMemory { kind: Kind::System, region: Some("r%2e"), part: RegionPart::Register }),
+            ),
+            (
+                "/v2/cudasharedmemory/unregister",
+                Some(Route::SharedMemory { kind: Kind::Device, region: None, part: RegionPart::Unregister }),
+            ),
+            ("/v2/systemsharedmemory/register", None),
+            ("/v2/systemsharedmemory", None),
+            ("/v2/systemsharedmemory/region/../a/register", None),
             ("/v2x", None),
             ("/v2/", None),
             ("/v2/models/m/", None),

@@ -67,7 +67,7 @@ pub fn decode(message: &Bytes) -> Result<Call<'_>> {
     Ok(call)
 }
 
-/// Gives each input its raw contents, by position.
+/// Gives each input its raw contents, by position; those in shared memory have none.
 fn attach(inputs: &mut [RawTensor<'_>], raw: &[&[u8]], typed: Option<usize>, message: &Bytes) -> Result<()> {
     if let Some(index) = typed {
         return Err(Error::invalid(format!(
@@ -75,14 +75,15 @@ fn attach(inputs: &mut [RawTensor<'_>], raw: &[&[u8]], typed: Option<usize>, mes
             Quoted(&inputs[index].name),
         )));
     }
-    if raw.len() != inputs.len() {
+    let expected = inputs.iter().filter(|input| input.place.is_none()).count();
+    if raw.len() != expected {
+        let but = if expected < inputs.len() { " that are not in shared memory" } else { "" };
         return Err(Error::invalid(format!(
-            "raw_input_contents: expected one for each of {} inputs, got {}",
-            inputs.len(),
+            "raw_input_contents: expected one for each of {expected} inputs{but}, got {}",
             raw.len(),
         )));
     }
-    for (input, contents) in inputs.iter_mut().zip(raw) {
+    for (input, contents) in inputs.iter_mut().filter(|input| input.place.is_none()).zip(raw) {
         input.data = message.slice_ref(contents);
     }
     Ok(())
@@ -100,6 +101,7 @@ fn input<'a>(field: Field<'a>) -> Result<(RawTensor<'a>, bool)> {
     let mut datatype = "";
     let mut shape = Shape::new();
     let mut contents: &[u8] = &[];
+    let mut parameters = InputParameters::default();
     let mut reader = Reader(field.bytes()?);
     while let Some((number, field)) = reader.field()? {
         match number {
@@ -108,7 +110,7 @@ fn input<'a>(field: Field<'a>) -> Result<(RawTensor<'a>, bool)> {
             3 => field.varints(|size| push_dimension(name, &mut shape, size))?,
             4 => {
                 let (parameter_name, value) = parameter(field)?;
-                InputParameters::default().set(parameter_name, &value)?;
+                parameters.set(parameter_name, &value)?;
             }
             5 if contents.is_empty() => contents = field.bytes()?,
             // Protobuf would join them; no client writes a message field twice.
@@ -120,7 +122,14 @@ fn input<'a>(field: Field<'a>) -> Result<(RawTensor<'a>, bool)> {
         Error::invalid(format!("input {}: expected a datatype such as FP32, got {}", Quoted(name), Quoted(datatype)))
     })?;
     let data = if contents.is_empty() { Bytes::new() } else { typed::decode(name, datatype, contents)? };
-    Ok((RawTensor { name: Cow::Borrowed(name), datatype, shape, data }, !contents.is_empty()))
+    let place = parameters.place.finish(|| format!("input {}", Quoted(name)))?;
+    if place.is_some() && !contents.is_empty() {
+        return Err(Error::invalid(format!(
+            "input {}: expected either shared memory or data in the request, got both",
+            Quoted(name)
+        )));
+    }
+    Ok((RawTensor { name: Cow::Borrowed(name), datatype, shape, data, place }, !contents.is_empty()))
 }
 
 fn push_dimension(name: &str, shape: &mut Shape, size: u64) -> Result<()> {
@@ -145,18 +154,20 @@ fn push_dimension(name: &str, shape: &mut Shape, size: u64) -> Result<()> {
 
 fn output<'a>(field: Field<'a>) -> Result<RawOutput<'a>> {
     let mut name = "";
+    let mut parameters = OutputParameters::default();
     let mut reader = Reader(field.bytes()?);
     while let Some((number, field)) = reader.field()? {
         match number {
             1 => name = field.text()?,
             2 => {
                 let (parameter_name, value) = parameter(field)?;
-                OutputParameters::default().set(parameter_name, &value)?;
+                parameters.set(parameter_name, &value)?;
             }
             _ => {}
         }
     }
-    Ok(RawOutput { name: Cow::Borrowed(name), binary: Some(true) })
+    let place = parameters.place.finish(|| format!("output {}", Quoted(name)))?;
+    Ok(RawOutput { name: Cow::Borrowed(name), binary: Some(true), place })
 }
 
 /// One entry of a `map<string, InferParameter>`.

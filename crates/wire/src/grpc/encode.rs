@@ -2,7 +2,7 @@
 
 use super::framing::{self, PREFIX_BYTES, Prefix};
 use crate::frames::{FrameWriter, take_output};
-use crate::{Frames, ReplyPlan};
+use crate::{Frames, Place, ReplyPlan};
 use bytes::{BufMut, Bytes, BytesMut};
 use penstock_schema::{ModelSpec, Outputs, Result, Tensor};
 use prost::encoding::{encode_varint, encoded_len_varint};
@@ -70,6 +70,8 @@ struct Planned<'a> {
     name: &'a str,
     tensor: Tensor,
     shape_bytes: usize,
+    /// Encoded; says where in shared memory the tensor is, if it is there.
+    parameters: Vec<u8>,
     message_bytes: usize,
 }
 
@@ -92,14 +94,21 @@ impl<'a> Answer<'a> {
         let mut tensors = SmallVec::new();
         if let Some(mut outputs) = outputs {
             for wanted in &plan.outputs {
-                let (name, tensor) = take_output(spec, &mut outputs, wanted.index)?;
+                let (name, mut tensor) = take_output(spec, &mut outputs, wanted.index)?;
+                let mut parameters = Vec::new();
+                if let Some(place) = &wanted.place {
+                    put_place(&mut parameters, place, tensor.data.len());
+                    // Contents go by position, so one in shared memory has empty ones.
+                    tensor.data = Bytes::new();
+                }
                 let shape_bytes = tensor.shape.iter().map(|size| encoded_len_varint(size.cast_unsigned())).sum();
                 let shape_field = if tensor.shape.is_empty() { 0 } else { field_len(shape_bytes) };
                 let message_bytes = field_len(name.len()) + field_len(tensor.datatype.name().len()) + shape_field;
+                let message_bytes = message_bytes + parameters.len();
                 let copied = FrameWriter::copied(&tensor.data);
                 small += field_len(message_bytes) + field_len(tensor.data.len()) - tensor.data.len() + copied;
                 large += tensor.data.len() - copied;
-                tensors.push(Planned { name, tensor, shape_bytes, message_bytes });
+                tensors.push(Planned { name, tensor, shape_bytes, parameters, message_bytes });
             }
         }
         Ok(Answer { spec, plan, version, parameter, tensors, bytes: small + large, copied: small })
@@ -121,7 +130,7 @@ impl<'a> Answer<'a> {
             put_bytes(head, 3, self.plan.id.as_bytes());
         }
         head.put_slice(self.parameter);
-        for Planned { name, tensor, shape_bytes, message_bytes } in &self.tensors {
+        for Planned { name, tensor, shape_bytes, parameters, message_bytes } in &self.tensors {
             put_header(head, 5, *message_bytes);
             put_bytes(head, 1, name.as_bytes());
             put_bytes(head, 2, tensor.datatype.name().as_bytes());
@@ -131,6 +140,7 @@ impl<'a> Answer<'a> {
                     encode_varint(size.cast_unsigned(), head);
                 }
             }
+            head.put_slice(parameters);
         }
         for planned in self.tensors {
             put_header(&mut writer.head, 6, planned.tensor.data.len());
@@ -139,17 +149,41 @@ impl<'a> Answer<'a> {
     }
 }
 
+/// Field 4 of an output: entries of a `map<string, InferParameter>`.
+fn put_place(parameters: &mut Vec<u8>, place: &Place, length: usize) {
+    let mut entry = |name: &str, value: &[u8]| {
+        put_header(parameters, 4, field_len(name.len()) + field_len(value.len()));
+        put_bytes(parameters, 1, name.as_bytes());
+        put_bytes(parameters, 2, value);
+    };
+    let mut region = Vec::new();
+    put_bytes(&mut region, 3, place.region.as_bytes());
+    entry("shared_memory_region", &region);
+    entry("shared_memory_byte_size", &int64(length as u64));
+    if place.offset > 0 {
+        entry("shared_memory_offset", &int64(place.offset));
+    }
+}
+
+/// An `InferParameter` with an `int64_param`, the type that clients send these numbers in.
+fn int64(value: u64) -> Vec<u8> {
+    const INT64_PARAM: u8 = 2 << 3;
+    let mut encoded = vec![INT64_PARAM];
+    encode_varint(value, &mut encoded);
+    encoded
+}
+
 /// Bytes of a length-delimited field with a number below 16.
 fn field_len(length: usize) -> usize {
     1 + encoded_len_varint(length as u64) + length
 }
 
-fn put_header(head: &mut BytesMut, number: u8, length: usize) {
+fn put_header(head: &mut impl BufMut, number: u8, length: usize) {
     head.put_u8(number << 3 | 2);
     encode_varint(length as u64, head);
 }
 
-fn put_bytes(head: &mut BytesMut, number: u8, bytes: &[u8]) {
+fn put_bytes(head: &mut impl BufMut, number: u8, bytes: &[u8]) {
     put_header(head, number, bytes.len());
     head.put_slice(bytes);
 }

@@ -3,7 +3,7 @@
 use crate::elements;
 use crate::frames::{FrameWriter, take_output};
 use crate::request::Quoted;
-use crate::{Frames, ReplyPlan};
+use crate::{Frames, Place, ReplyPlan};
 use bytes::{BufMut, Bytes, BytesMut};
 use penstock_schema::{DataType, Error, ModelSpec, Outputs, Result, Tensor};
 use serde::Serialize;
@@ -40,7 +40,9 @@ pub fn encode(spec: &ModelSpec, plan: &ReplyPlan, mut outputs: Outputs) -> Resul
             head.put_u8(b',');
         }
         put_description(head, name, &tensor)?;
-        if wanted.binary {
+        if let Some(place) = &wanted.place {
+            put_place(head, place, tensor.data.len())?;
+        } else if wanted.binary {
             head.put_slice(b",\"parameters\":{\"binary_data_size\":");
             put(head, &tensor.data.len())?;
             head.put_slice(b"}}");
@@ -79,6 +81,7 @@ fn estimate(spec: &ModelSpec, plan: &ReplyPlan, outputs: &Outputs) -> usize {
     let output = |wanted: &crate::WantedOutput| {
         let name = spec.outputs.get(wanted.index).map_or(0, |output| output.name.len());
         let data = outputs.get(wanted.index).map_or(0, |tensor| match (wanted.binary, tensor.datatype.size()) {
+            _ if wanted.place.is_some() => 0,
             (true, _) => FrameWriter::copied(&tensor.data),
             (false, None) => tensor.data.len() + tensor.data.len() / 4,
             // Nine significant digits with sign, point, exponent and comma for 4 bytes; 8-byte floats take twice that.
@@ -87,6 +90,20 @@ fn estimate(spec: &ModelSpec, plan: &ReplyPlan, outputs: &Outputs) -> usize {
         PER_OUTPUT + name + data
     };
     FIXED + spec.name.len() + plan.id.len() + plan.outputs.iter().map(output).sum::<usize>()
+}
+
+/// Ends an output that is in shared memory: where, and how many bytes of the place it takes.
+fn put_place(head: &mut BytesMut, place: &Place, length: usize) -> Result<()> {
+    head.put_slice(b",\"parameters\":{\"shared_memory_region\":");
+    put_text(head, &place.region)?;
+    head.put_slice(b",\"shared_memory_byte_size\":");
+    put(head, &length)?;
+    if place.offset > 0 {
+        head.put_slice(b",\"shared_memory_offset\":");
+        put(head, &place.offset)?;
+    }
+    head.put_slice(b"}}");
+    Ok(())
 }
 
 fn put_description(head: &mut BytesMut, name: &str, tensor: &Tensor) -> Result<()> {

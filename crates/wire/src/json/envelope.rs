@@ -4,7 +4,7 @@ use super::input::{Inputs, Tail};
 use super::objects::{Entries, ITEM_DEPTH, once, too_many};
 use super::values::{Keys, Refusal, Skip, Text};
 use crate::parameters::{OutputParameters, Parameters};
-use crate::request::check_id;
+use crate::request::{Quoted, check_id};
 use crate::{RawOutput, RawRequest};
 use penstock_schema::{Error, limits};
 use serde::de::{DeserializeSeed, Deserializer, MapAccess, SeqAccess, Visitor};
@@ -152,6 +152,9 @@ impl<'de> Visitor<'de> for Output<'_> {
             }
         }
         let missing = || refusal.stop(Error::invalid("output: expected 'name', got none"));
-        Ok(RawOutput { name: name.ok_or_else(missing)?, binary: parameters.unwrap_or_default().binary_data })
+        let name: Cow<'de, str> = name.ok_or_else(missing)?;
+        let OutputParameters { binary_data: binary, place } = parameters.unwrap_or_default();
+        let place = refusal.check(place.finish(|| format!("output {}", Quoted(&name))))?;
+        Ok(RawOutput { name, binary, place })
     }
 }

@@ -160,7 +160,16 @@ impl<'de> Visitor<'de> for Input<'_, '_> {
         let called = name.as_ref();
         let shape = shape.ok_or_else(|| missing(called, "shape"))?;
         let datatype = datatype.ok_or_else(|| missing(called, "datatype"))?;
-        let data = match (data, parameters.unwrap_or_default().binary_data_size) {
+        let InputParameters { binary_data_size, place } = parameters.unwrap_or_default();
+        let place = refusal.check(place.finish(|| format!("input {}", Quoted(called))))?;
+        let data = match (data, binary_data_size) {
+            (None, None) if place.is_some() => Bytes::new(),
+            _ if place.is_some() => {
+                return Err(refusal.stop(Error::invalid(format!(
+                    "input {}: expected either shared memory or data in the request, got both",
+                    Quoted(called)
+                ))));
+            }
             (Some(Sent::Read(data)), None) => data.into(),
             (Some(Sent::Text(text)), None) => {
                 let target =
@@ -176,7 +185,7 @@ impl<'de> Visitor<'de> for Input<'_, '_> {
                 ))));
             }
         };
-        Ok(RawTensor { name, datatype, shape, data })
+        Ok(RawTensor { name, datatype, shape, data, place })
     }
 }
 

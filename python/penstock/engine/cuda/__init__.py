@@ -15,6 +15,7 @@
     tuner            choices by time; precompile gives it kernels compiled in other processes
     form, artifact   a model's steps and weights as a file, and what a built program is besides
     buckets          a form's weights on a device, and its steps bound at one bucket
+    device_arrays    one batch in flight whose arrays lie on the GPU and stay there
     contexts         one batch in flight: pinned buffers, a stream, a graph
     tuning           choices beside a form, found once
     runtime          the runtime `cuda`, as engines and the builder use it

@@ -9,7 +9,7 @@ import torch
 from penstock.engine.cuda import costs
 from penstock.engine.cuda.artifact import Artifact
 from penstock.engine.cuda.choices import Choice, Choices
-from penstock.engine.cuda.contexts import Context, GraphContext, HostContext
+from penstock.engine.cuda.contexts import Context, GraphContext, HostContext, InputMemory
 from penstock.engine.cuda.executor import PRECISIONS, Executor, placed
 from penstock.engine.cuda.form import Form, Prepared
 from penstock.engine.cuda.implementations import OURS, add_triton
@@ -90,11 +90,11 @@ class Bucket:
         self.context_bytes = costs.arena(self.executor.graph)
         """Of device memory; as contexts have it; before there is one, what its values take by liveness."""
 
-    def context(self, priority: int = 0) -> Context:
-        """On a stream of this priority; the CPU has none."""
+    def context(self, memory: InputMemory, priority: int = 0) -> Context:
+        """Whose inputs lie in this memory, on a stream of this priority; the CPU has none."""
         if self.executor.device.type != "cuda":
-            return HostContext(self.executor)
-        made = GraphContext(self.executor, priority)
+            return HostContext(self.executor, memory)
+        made = GraphContext(self.executor, memory, priority)
         self.context_bytes = made.device_bytes
         return made
 

@@ -1,14 +1,16 @@
 """One batch in flight at the shapes of one bucket: pinned buffers, a stream, and one CUDA graph of everything.
 
-Copying in, all steps and copying out are captured together, so that a call is two copies by the host and one replay.
-Nobody waits for the device, only for the graph's own event. `HostContext` is the same without a GPU, for tests. Made
-and used by the runtime; a context is used by one call at a time.
+Copying in, all steps and copying out are captured together, so that a call is two copies by the host and one replay,
+or one copy where the rows were laid out in the instance's `InputMemory` to begin with. Nobody waits for the device,
+only for the graph's own event. `HostContext` is the same without a GPU, for tests. Made and used by the runtime; a
+context is used by one call at a time.
 """
 
 import itertools
+import math
 import os
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
@@ -19,6 +21,7 @@ from numpy.typing import NDArray
 from penstock.engine.cuda.executor import Executor
 from penstock.engine.cuda.ranges import named
 from penstock.engine.cuda.sites import DTYPES
+from penstock.engine.runtimes.base import address
 
 Array = NDArray[Any]
 Arrays = dict[str, Array]
@@ -35,12 +38,45 @@ class Context(Protocol):
         ...
 
 
+class InputMemory:
+    """Where the inputs of an instance lie, for all its buckets: each reads as much of the beginning as it needs.
+
+    Pinned for a GPU, so that it copies from there itself. Satisfies `penstock.engine.runtimes.base.Memory`.
+    """
+
+    def __init__(self, sizes: Mapping[str, int], device: torch.device) -> None:
+        pinned = device.type == "cuda"
+        self._tensors = {
+            name: torch.zeros(max(1, size), dtype=torch.uint8, pin_memory=pinned) for name, size in sizes.items()
+        }
+        self.bytes: Mapping[str, Array] = {name: tensor.numpy() for name, tensor in self._tensors.items()}
+
+    @classmethod
+    def of(cls, executors: Sequence[Executor]) -> "InputMemory":
+        """Large enough for each of them."""
+        sizes: dict[str, int] = {}
+        for executor in executors:
+            for each in executor.graph.inputs:
+                size = math.prod(each.shape) * DTYPES[each.datatype].itemsize
+                sizes[each.name] = max(size, sizes.get(each.name, 0))
+        return cls(sizes, executors[0].device)
+
+    def tensors(self, executor: Executor) -> dict[str, torch.Tensor]:
+        """The inputs of a bucket, in that memory. Raises KeyError or RuntimeError where it was made for others."""
+        found = {}
+        for each in executor.graph.inputs:
+            dtype = DTYPES[each.datatype]
+            size = math.prod(each.shape) * dtype.itemsize
+            found[each.name] = self._tensors[each.name][:size].view(dtype).view(tuple(each.shape))
+        return found
+
+
 class GraphContext:
     """On the GPU. Raises torch.cuda.OutOfMemoryError where its buffers find no place."""
 
-    def __init__(self, executor: Executor, priority: int = 0) -> None:
+    def __init__(self, executor: Executor, memory: InputMemory, priority: int = 0) -> None:
         graph = executor.graph
-        self._given = {each.name: pinned(each.shape, DTYPES[each.datatype]) for each in graph.inputs}
+        self._given = memory.tensors(executor)
         answers = {each.name: pinned(each.shape, DTYPES[graph.stored(each.value).datatype]) for each in graph.outputs}
         read, written = list(self._given.values()), list(answers.values())
 
@@ -69,7 +105,7 @@ class GraphContext:
 
     def _run(self, inputs: Arrays) -> Arrays:
         for name, array in self._inputs.items():
-            np.copyto(array, inputs[name])
+            _placed(array, inputs[name])
         self._captured.replay()
         spins = self.milliseconds < _SPIN_BELOW_MS and _SPINNERS.acquire(blocking=False)
         try:
@@ -95,16 +131,21 @@ class GraphContext:
 class HostContext:
     """The same steps on the CPU."""
 
-    def __init__(self, executor: Executor) -> None:
+    def __init__(self, executor: Executor, memory: InputMemory) -> None:
         self._executor = executor
+        self._given = memory.tensors(executor)
+        self._inputs = {name: as_numpy(tensor) for name, tensor in self._given.items()}
 
     def run(self, inputs: Arrays) -> Arrays:
-        given = {
-            each.name: torch.empty(each.shape, dtype=DTYPES[each.datatype]) for each in self._executor.graph.inputs
-        }
-        for name, tensor in given.items():
-            np.copyto(as_numpy(tensor), inputs[name])
-        return {name: as_numpy(tensor.contiguous()) for name, tensor in self._executor.run(given).items()}
+        for name, array in self._inputs.items():
+            _placed(array, inputs[name])
+        return {name: as_numpy(tensor.contiguous()) for name, tensor in self._executor.run(self._given).items()}
+
+
+def _placed(own: Array, given: Array) -> None:
+    """Copies an input to where the bucket reads it, unless it lies there already."""
+    if address(own) != address(given) or not given.flags.c_contiguous:
+        np.copyto(own, given)
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,6 +8,7 @@ asked for. Called by runtimes and tuners.
 import gc
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from threading import Lock, local
@@ -46,6 +47,10 @@ Watch = Callable[[int, Sequence[torch.Tensor]], None]
 _of_thread = local()
 _streams: dict[tuple[torch.device, int], list[OwnStream]] = {}
 """Those that no capture owns at the moment."""
+
+_CAPTURES: Final = ThreadPoolExecutor(1, thread_name_prefix="penstock-capture")
+"""Captures everything: torch remembers what cuDNN's search found for one thread alone, so that in threads of their own
+each context of a bucket would search again, which takes most of a second."""
 
 _capturing = Lock()  # CUDA allows one capture at a time to be begun and ended in peace
 _WARM_RUNS: Final = 3  # libraries choose algorithms and allocate workspaces in the first; two more settle the pool
@@ -130,8 +135,8 @@ class Executor:
         return tuple(slots[self._slots[each.value]].reshape(each.shape) for each in self.graph.outputs)
 
     def capture(self, compute: Compute | None = None, *, search: bool = True, priority: int = 0) -> "Captured":
-        """One CUDA graph of everything; `search` lets cuDNN try its algorithms first. `priority`: as CUDA counts,
-        negative ones go first.
+        """One CUDA graph of everything; `search` lets cuDNN try its algorithms first, once in a process for each shape.
+        `priority`: as CUDA counts, negative ones go first.
 
         `compute`: the same function in another form (what torch.compile made of `module`).
         """
@@ -228,9 +233,16 @@ class Captured:
         weakref.finalize(self, _given_back, own, executor.device, priority).atexit = False
         self.inputs = executor.blank_inputs()
         self._graph = torch.cuda.CUDAGraph()
-        given = [self.inputs[each.name] for each in executor.graph.inputs]
         self._workspace = executor.needs.workspace(executor.device)  # this stream's alone, and as old as the graph
         self.stream.wait_stream(torch.cuda.current_stream(executor.device))
+        answers = _CAPTURES.submit(self._record, executor, compute, search).result()
+        self.outputs: Tensors = dict(zip((each.name for each in executor.graph.outputs), answers, strict=True))
+        self._launch = _launcher(self._graph)
+
+    def _record(self, executor: Executor, compute: Compute, search: bool) -> Sequence[torch.Tensor]:
+        """In the thread of captures."""
+        torch.cuda.set_device(executor.device)
+        given = [self.inputs[each.name] for each in executor.graph.inputs]
         with (
             _capturing,
             torch.no_grad(),
@@ -252,8 +264,7 @@ class Captured:
                         self._graph.capture_end()
                     raise
                 self._graph.capture_end()
-        self.outputs: Tensors = dict(zip((each.name for each in executor.graph.outputs), answers, strict=True))
-        self._launch = _launcher(self._graph)
+        return answers
 
     def device_bytes(self) -> int:
         """What it holds of the device's memory: what was captured, its inputs, and where sums are shared."""

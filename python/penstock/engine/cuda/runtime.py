@@ -25,7 +25,8 @@ from penstock.engine.cuda import form as forms
 from penstock.engine.cuda import tuning
 from penstock.engine.cuda.buckets import Bucket, Model
 from penstock.engine.cuda.ceilings import measured
-from penstock.engine.cuda.contexts import Context, Phases, phases
+from penstock.engine.cuda.contexts import Context, InputMemory, Phases, phases
+from penstock.engine.cuda.device_arrays import DeviceCall, DeviceContext, taken
 from penstock.engine.cuda.executor import PRECISIONS
 from penstock.engine.cuda.kernels.driver import OUT_OF_MEMORY
 from penstock.engine.cuda.kernels.replay import Player
@@ -34,7 +35,7 @@ from penstock.engine.lowered import LoweredGraph
 from penstock.engine.plan import CUDA, PLAIN_STEPS, TUNED_STEPS, Region, Shapes, Tactic
 from penstock.engine.roofline import Ceilings
 from penstock.engine.routing import beyond_rows
-from penstock.engine.runtimes.base import Array, Arrays, DeviceMemory, Shelf, checked, library_message, padded
+from penstock.engine.runtimes.base import Array, Arrays, DeviceMemory, Memory, Shelf, checked, library_message, padded
 from penstock.errors import (
     ExecutionError,
     InvalidArgument,
@@ -174,7 +175,7 @@ class CudaRuntime:
         with _running(self._title):
             return timeline(self._fitting(inputs).executor, dict(inputs), contexts, calls)
 
-    def memory(self) -> DeviceMemory:
+    def device_memory(self) -> DeviceMemory:
         weights = {id(tensor): tensor.nbytes for bucket in self._buckets for tensor in bucket.weights.values()}
         return DeviceMemory(
             sum(weights.values()),
@@ -182,11 +183,28 @@ class CudaRuntime:
             sum(bucket.context_bytes for bucket in self._buckets),
         )
 
-    def instance(self, *, priority: int = 0) -> "CudaInstance":
+    def memory(self, sizes: Mapping[str, int]) -> InputMemory:
+        self._check_open()
+        with _running(self._title):
+            return InputMemory(sizes, self._buckets[0].executor.device)
+
+    def instance(self, memory: Memory | None = None, *, priority: int = 0) -> "CudaInstance":
         buckets = self._buckets  # once: closing takes them away
         if not buckets:
             self._check_open()
-        return CudaInstance(self._title, buckets, priority)
+        if memory is not None and not isinstance(memory, InputMemory):
+            raise InvalidArgument(f"{self._title}: expected memory that this runtime made")
+        return CudaInstance(self._title, buckets, memory, priority=priority)
+
+    def device_instance(self) -> "CudaInstance":
+        """A worker for calls with tensors on the device; of a program of one bucket."""
+        self._check_open()
+        return CudaInstance(self._title, self._buckets, on_device=True)
+
+    def taken(self, specs: Sequence[TensorSpec], arrays: Mapping[str, Any]) -> DeviceCall:
+        """Inputs of a call of the engine that this is a program of. Raises InvalidArgument."""
+        self._check_open()
+        return taken(specs, arrays, self._buckets[0].executor.device)
 
     def __call__(self, **arrays: Any) -> dict[str, Array]:
         inputs = checked(self.inputs, arrays)
@@ -223,15 +241,37 @@ class CudaRuntime:
 
 
 class CudaInstance:
-    """A worker's handle: a context of each bucket that it met."""
+    """A worker's handle: a context of each bucket that it met, all of which read the same memory."""
 
-    def __init__(self, title: str, buckets: Sequence[Bucket], priority: int = 0) -> None:
+    def __init__(
+        self,
+        title: str,
+        buckets: Sequence[Bucket],
+        memory: InputMemory | None = None,
+        *,
+        priority: int = 0,
+        on_device: bool = False,
+    ) -> None:
+        """`on_device`: calls will come with tensors on the device."""
         self._title, self._priority = title, priority
+        self._memory = memory
         self._buckets = {_key(bucket.shapes): bucket for bucket in buckets}
         self._contexts: dict[tuple[Any, ...], Context] = {}
+        self._device_context: DeviceContext | None = None
         self._closed = False
-        if len(buckets) == 1:  # capturing takes seconds where a library searches: not in the first call
+        # Capturing takes seconds where a library searches: not in the first call.
+        if len(buckets) == 1 and not on_device:
             self._context(_key(buckets[0].shapes))
+
+    def input_memory(self) -> Mapping[str, Array]:
+        """Bytes by input; a batch at the beginning of it, of a bucket's rows, is not copied by the host."""
+        return self._own_memory().bytes
+
+    def _own_memory(self) -> InputMemory:
+        if self._memory is None:
+            with _running(self._title):
+                self._memory = InputMemory.of([each.executor for each in self._buckets.values()])
+        return self._memory
 
     def execute(self, inputs: Arrays) -> dict[str, Array]:
         shapes = {name: array.shape for name, array in inputs.items()}
@@ -248,15 +288,30 @@ class CudaInstance:
         with _running(self._title):
             return context.run(dict(inputs))
 
+    def on_device(self, call: DeviceCall, rows: int | None) -> dict[str, torch.Tensor]:
+        """Of this instance's one bucket: up to its rows, from tensors on the device; answers stay there.
+
+        rows  None: everything as it is, for a bucket without rows.
+        """
+        if self._closed:
+            raise Unavailable(f"{self._title} is closed; load it again")
+        (bucket,) = self._buckets.values()
+        with _running(self._title):
+            if self._device_context is None:
+                self._device_context = DeviceContext(bucket.executor)
+            return self._device_context.run(call, rows)
+
     def _context(self, key: tuple[Any, ...]) -> Context:
         if key not in self._contexts:
+            memory = self._own_memory()
             with _running(self._title):
-                self._contexts[key] = self._buckets[key].context(self._priority)
+                self._contexts[key] = self._buckets[key].context(memory, self._priority)
         return self._contexts[key]
 
     def close(self) -> None:
         self._closed = True
         self._contexts.clear()
+        self._device_context = None
         self._buckets = {}
 
     def _by_rows(self, inputs: Arrays) -> dict[str, Array]:

@@ -14,14 +14,12 @@ import torch
 from penstock.engine.cuda import workspace
 from penstock.engine.cuda.implementations import IMPLEMENTATIONS, Implementation, register, writing
 from penstock.engine.cuda.kernels.activations import ACTIVATIONS
-from penstock.engine.cuda.kernels.attention import AttentionTile, attention_launch, attention_tiles
 from penstock.engine.cuda.kernels.depthwise import DepthwiseTile, depthwise_conv2d_nhwc_launch, depthwise_tiles
 from penstock.engine.cuda.kernels.epilogue import Scratch, fold
 from penstock.engine.cuda.kernels.expand_depthwise import ExpandTile, expand_depthwise_launch, expand_tiles
 from penstock.engine.cuda.kernels.implicit_gemm import conv2d_nhwc_launch, gemm_launch
 from penstock.engine.cuda.kernels.implicit_gemm_kernel import implicit_gemm_kernel
 from penstock.engine.cuda.kernels.launching import Launch, interpreted
-from penstock.engine.cuda.kernels.reductions import layer_norm_launch
 from penstock.engine.cuda.kernels.resident import ResidentTile, resident_conv_launch, resident_tiles
 from penstock.engine.cuda.kernels.tiles import Product, Tile
 from penstock.engine.cuda.recurrent import RECURRENT
@@ -31,6 +29,7 @@ from penstock.engine.cuda.triton_dense import DENSE
 from penstock.engine.cuda.triton_joined import JOINED, LAYERS, depthwise_and_gate, suits_gate_layers, sums_scratch
 from penstock.engine.cuda.triton_moves import MOVES
 from penstock.engine.cuda.triton_pools import POOLS
+from penstock.engine.cuda.triton_tokens import TOKENS
 from penstock.engine.cuda.warpgroup_steps import PRODUCTS
 from penstock.engine.cuda.ways import (
     Config,
@@ -48,10 +47,6 @@ from penstock.engine.cuda.ways import (
     tiles_of,
 )
 from penstock.errors import InvalidArgument
-
-_WIDEST_NORM: Final = 16384  # a row is kept in registers
-_WIDEST_HEAD: Final = 256
-
 
 # ---- products ----
 
@@ -243,65 +238,7 @@ def _expand_pair_scratch(site: Site, config: Config) -> tuple[int, int]:
     return tile_scratch(_expand_product(site), config[:_TILE])
 
 
-def _attention(ready: Ready, operands: Tensors, outputs: Tensors, scratch: Scratch | None) -> Launch:
-    del scratch
-    q, k, v = (operands[_at(ready.site, role)].transpose(1, 2) for role in ("q", "k", "v"))
-    site = ready.site
-    mask, whole = site.index("mask"), "mask_factor" in site.step.attributes
-    masked = (site.number("mask_from"), site.number("mask_factor")) if whole else None
-    return attention_launch(
-        q,
-        k,
-        v,
-        out=outputs[0],
-        config=AttentionTile(*ready.config),
-        scale=ready.site.number("scale"),
-        mask=None if mask is None else operands[mask],
-        mask_of=masked,
-        out_scale=ready.out_scale,
-        pdl=site.early,
-    )
-
-
-def _attention_tiles(site: Site) -> list[Config]:
-    batch, heads, queries, _ = site.shape("q")
-    return [astuple(tile) for tile in attention_tiles(batch, heads, queries, site.shape("k")[2])]
-
-
-def _suits_attention(site: Site) -> bool:
-    mask = site.step.operand("mask")
-    floats = mask is None or dtype_of(site, site.step.inputs.index(mask)).is_floating_point
-    floats = floats or "mask_factor" in site.step.attributes
-    return len(site.shape("q")) == 4 and site.shape("q")[3] <= _WIDEST_HEAD and floats
-
-
-def _layer_norm(ready: Ready, operands: Tensors, outputs: Tensors, scratch: Scratch | None) -> Launch:
-    del scratch
-    site = ready.site
-    indices = site.index("indices")
-    return layer_norm_launch(
-        operands[0],
-        ready.weight,
-        ready.bias,
-        out=outputs[0],
-        epsilon=site.number("epsilon"),
-        residual=ready.residual(operands),
-        indices=None if indices is None else operands[indices],
-        total=outputs[1] if len(outputs) > 1 else None,
-        out_scale=ready.out_scale,
-        pdl=site.early,
-    )
-
-
-def _suits_layer_norm(site: Site) -> bool:
-    return site.integer("axes") == 1 and "weight" in _roles(site) and site.shape("x")[-1] <= _WIDEST_NORM
-
-
 # ---- all of them ----
-
-
-def _wide(weight: torch.Tensor) -> torch.Tensor:
-    return weight.float().contiguous()
 
 
 def _taps_first(weight: torch.Tensor) -> torch.Tensor:
@@ -361,18 +298,13 @@ WAYS: Final[dict[tuple[str, str], Way]] = {
     ),
     ("gemm", "triton"): Way(_gemm, _tiles, _tile_scratch, types=eight_or_narrow, scales=True),
     ("gemm", "triton_resident"): Way(_resident, _resident_tiles, types=integers_or_narrow, scales=True),
-    ("attention", "triton"): Way(
-        _attention, _attention_tiles, suits=_suits_attention, types=eight_or_narrow, scales=True
-    ),
-    ("layer_norm", "triton"): Way(
-        _layer_norm, forms={"weight": _wide}, suits=_suits_layer_norm, types=eight_or_narrow, scales=True
-    ),
     **DENSE,
     **BLOCKS,
     **JOINED,
     **MOVES,
     **POOLS,
     **RECURRENT,
+    **TOKENS,
     **PRODUCTS,
 }
 """Kind and name -> kernel."""
@@ -492,12 +424,6 @@ def _meta(shape: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
 
 def _roles(site: Site) -> set[str]:
     return {each.role for each in site.step.inputs}
-
-
-def _at(site: Site, role: str) -> int:
-    index = site.index(role)
-    assert index is not None, role
-    return index
 
 
 def _pair(numbers: tuple[int, ...]) -> tuple[int, int]:

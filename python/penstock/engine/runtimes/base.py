@@ -84,6 +84,49 @@ class CompiledInstance(RuntimeInstance, Protocol):
         ...
 
 
+class Memory(Protocol):
+    """Where inputs of one instance lie. Whoever holds it may write there while the instance does not run."""
+
+    @property
+    def bytes(self) -> Mapping[str, Array]:
+        """By input, uint8 in one dimension. A batch at the beginning of it is not copied by the host any more."""
+        ...
+
+
+@runtime_checkable
+class Lending(Protocol):
+    """A runtime that copies inputs to a device, from memory that it wants to know beforehand."""
+
+    def memory(self, sizes: Mapping[str, int]) -> Memory:
+        """As many bytes by input. Raises ResourceExhausted."""
+        ...
+
+    def instance(self, memory: Memory | None = None, *, priority: int = 0) -> CompiledInstance:
+        """With this memory, which several instances of one worker may share; None: its own."""
+        ...
+
+
+class DeviceInstance(Protocol):
+    """A worker whose calls have their arrays on a device."""
+
+    def on_device(self, call: Any, rows: int | None) -> dict[str, Any]:
+        """Rows of a `OnDevice.taken` call, up to the program's own; None: everything. Answers stay there."""
+        ...
+
+    def close(self) -> None: ...
+
+
+@runtime_checkable
+class OnDevice(Protocol):
+    """A program that takes arrays that are on its device already. What they are made of is the runtime's affair."""
+
+    def taken(self, specs: Sequence[TensorSpec], arrays: Mapping[str, Any]) -> Any:
+        """A call, on the caller's thread. Raises InvalidArgument."""
+        ...
+
+    def device_instance(self) -> DeviceInstance: ...
+
+
 class Compiled(Runtime, Protocol):
     """A runtime that can be sealed: what `penstock.engine.runtimes.compile` gives."""
 
@@ -120,16 +163,21 @@ class DeviceMemory:
 
 
 @runtime_checkable
-class OnDevice(Protocol):
+class InDeviceMemory(Protocol):
     """A runtime whose programs lie in the memory of a device."""
 
-    def memory(self) -> DeviceMemory:
+    def device_memory(self) -> DeviceMemory:
         """By the device's own count, of the contexts that were made; an estimate before there is one."""
         ...
 
     def ceilings(self) -> Ceilings:
         """What the device could do in the program's precision."""
         ...
+
+
+def address(array: Array) -> int:
+    """Where its first element lies."""
+    return int(array.__array_interface__["data"][0])
 
 
 def padded(array: Array, rows: int) -> Array:

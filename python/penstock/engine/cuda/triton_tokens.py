@@ -1,0 +1,91 @@
+"""Our kernels for rows of tokens: attention and layer norms."""
+
+from dataclasses import astuple
+from typing import Final
+
+import torch
+
+from penstock.engine.cuda.kernels.attention import AttentionTile, attention_launch, attention_tiles
+from penstock.engine.cuda.kernels.epilogue import Scratch
+from penstock.engine.cuda.kernels.launching import Launch
+from penstock.engine.cuda.kernels.reductions import layer_norm_launch
+from penstock.engine.cuda.sites import Site
+from penstock.engine.cuda.ways import Config, Ready, Tensors, Way, dtype_of, eight_or_narrow
+
+_WIDEST_NORM: Final = 16384  # a row is kept in registers
+_WIDEST_HEAD: Final = 256
+
+
+def _attention(ready: Ready, operands: Tensors, outputs: Tensors, scratch: Scratch | None) -> Launch:
+    del scratch
+    q, k, v = (operands[_at(ready.site, role)].transpose(1, 2) for role in ("q", "k", "v"))
+    site = ready.site
+    mask, whole = site.index("mask"), "mask_factor" in site.step.attributes
+    masked = (site.number("mask_from"), site.number("mask_factor")) if whole else None
+    return attention_launch(
+        q,
+        k,
+        v,
+        out=outputs[0],
+        config=AttentionTile(*ready.config),
+        scale=ready.site.number("scale"),
+        mask=None if mask is None else operands[mask],
+        mask_of=masked,
+        out_scale=ready.out_scale,
+        pdl=site.early,
+    )
+
+
+def _attention_tiles(site: Site) -> list[Config]:
+    batch, heads, queries, _ = site.shape("q")
+    return [astuple(tile) for tile in attention_tiles(batch, heads, queries, site.shape("k")[2])]
+
+
+def _suits_attention(site: Site) -> bool:
+    mask = site.step.operand("mask")
+    floats = mask is None or dtype_of(site, site.step.inputs.index(mask)).is_floating_point
+    floats = floats or "mask_factor" in site.step.attributes
+    return len(site.shape("q")) == 4 and site.shape("q")[3] <= _WIDEST_HEAD and floats
+
+
+def _layer_norm(ready: Ready, operands: Tensors, outputs: Tensors, scratch: Scratch | None) -> Launch:
+    del scratch
+    site = ready.site
+    indices = site.index("indices")
+    return layer_norm_launch(
+        operands[0],
+        ready.weight,
+        ready.bias,
+        out=outputs[0],
+        epsilon=site.number("epsilon"),
+        residual=ready.residual(operands),
+        indices=None if indices is None else operands[indices],
+        total=outputs[1] if len(outputs) > 1 else None,
+        out_scale=ready.out_scale,
+        pdl=site.early,
+    )
+
+
+def _suits_layer_norm(site: Site) -> bool:
+    return site.integer("axes") == 1 and site.step.operand("weight") is not None and site.shape("x")[-1] <= _WIDEST_NORM
+
+
+def _wide(weight: torch.Tensor) -> torch.Tensor:
+    return weight.float().contiguous()
+
+
+def _at(site: Site, role: str) -> int:
+    index = site.index(role)
+    assert index is not None, role
+    return index
+
+
+TOKENS: Final[dict[tuple[str, str], Way]] = {
+    ("attention", "triton"): Way(
+        _attention, _attention_tiles, suits=_suits_attention, types=eight_or_narrow, scales=True
+    ),
+    ("layer_norm", "triton"): Way(
+        _layer_norm, forms={"weight": _wide}, suits=_suits_layer_norm, types=eight_or_narrow, scales=True
+    ),
+}
+"""Kind and name -> kernel."""
