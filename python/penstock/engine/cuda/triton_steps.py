@@ -280,17 +280,10 @@ def _layer_norm(ready: Ready, operands: Tensors, outputs: Tensors, scratch: Scra
     site = ready.site
     indices = site.index("indices")
     return layer_norm_launch(
-        operands[0],
-        ready.weight,
-        ready.bias,
-        out=outputs[0],
-        epsilon=site.number("epsilon"),
-        residual=ready.residual(operands),
-        indices=None if indices is None else operands[indices],
-        total=outputs[1] if len(outputs) > 1 else None,
-        out_scale=ready.out_scale,
-        pdl=site.early,
-    )
+        operands[0], ready.weight, ready.bias, out=outputs[0], epsilon=site.number("epsilon"),
+        residual=ready.residual(operands), indices=None if indices is None else operands[indices],
+        total=outputs[1] if len(outputs) > 1 else None, out_scale=ready.out_scale, pdl=site.early,
+    )  # fmt: skip
 
 
 def _suits_layer_norm(site: Site) -> bool:
