@@ -166,10 +166,12 @@ class Way:
 
 # ---- shared by those that multiply matrices ----
 
+_PLAIN: Final = 7  # numbers of a cut without a ceiling, which none here has: steps of two products have two such runs
+
 
 @cache
 def tiles_of(product: Product, multiprocessors: int) -> tuple[Config, ...]:
-    return tuple(astuple(tile) for tile in tiles(product, multiprocessors))
+    return tuple(astuple(tile)[:_PLAIN] for tile in tiles(product, multiprocessors))
 
 
 def tile_scratch(product: Product, config: Config) -> tuple[int, int]:
