@@ -37,6 +37,8 @@ test: test-rust test-python
 
 test-rust:
 	cargo test --locked --quiet --workspace --exclude penstock-bridge
+	mkdir -p target
+	rustc --edition 2024 --test -o target/test_large crates/bridge/src/large.rs && target/test_large --quiet
 
 test-python: setup
 	$(BIN)/python -m pytest

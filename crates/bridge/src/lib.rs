@@ -4,6 +4,8 @@
 //! model version, and control threads, which load and unload. `unsafe` code is allowed here alone; each block says why
 //! it is sound.
 
+#![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used))]
+
 mod devices;
 mod front;
 mod inputs;
