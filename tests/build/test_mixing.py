@@ -91,6 +91,22 @@ def test_what_just_passes_gives_way_to_a_mix_that_is_as_fast(
 
 
 @pytest.mark.parametrize(
+    ("finalists", "race", "expected"),
+    [
+        ([FP32, ORT], timed((FP32, 90), (ORT, 100), (MIXED, 300)), [FP32, MIXED]),
+        ([FP32], timed((FP32, 90), (MIXED, 300)), [FP32, MIXED]),
+        ([MIXED, FP32], timed((MIXED, 50), (FP32, 90)), [MIXED, FP32]),
+        ([FP32, ORT], timed((FP32, 90), (ORT, 100)), [FP32, ORT]),
+        ([], timed((MIXED, 300)), []),
+    ],
+)
+def test_a_mix_is_timed_again_whatever_its_first_time_was(
+    finalists: list[Tactic], race: list[Measurement], expected: list[Tactic]
+) -> None:
+    assert mixing.with_mix(finalists, race) == expected
+
+
+@pytest.mark.parametrize(
     ("others", "passed"),
     [
         ({SOURCE_BF16: cosine(0.9995, 0.9989)}, False),

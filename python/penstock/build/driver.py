@@ -243,6 +243,7 @@ class Build:
         for bucket in range(len(self._buckets)):
             finalists = tactics.finalists(self._race, bucket)
             few = [each for each in finalists if not self._verdicts.failed(each)][:_MOST_FINALISTS]
+            few = mixing.with_mix(few, self._race.at(bucket))
             if len(few) < 2:
                 continue
             self._progress.stage("confirm", evidence.label(self._buckets[bucket]))
