@@ -74,7 +74,7 @@ def test_a_program_in_eight_bits_is_played_back_as_it_was_tuned(precision: str, 
         form = add_int8(forms, "lowered-int8", recipe.model, [{"x": shape}])
     else:
         form = add_fp8(forms, "lowered-fp8", forms.optimized, recipe.ranges, [{"x": shape}])
-    Tuning.prepare(form.path, 4.0)
+    Tuning.prepare(form.path, 20.0)
     x = normal(*shape, seed=7)
     answers = {}
     for steps in (PLAIN_STEPS, TUNED_STEPS):

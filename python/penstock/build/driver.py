@@ -265,12 +265,13 @@ class Build:
         for bucket in range(len(self._buckets)):
             seconds = max(1.0, _CONFIRM_SHARE * self._left / (len(self._buckets) - bucket))
             few = [each for each in tactics.finalists(self._race, bucket, near) if not self._verdicts.failed(each)]
+            few = mixing.with_mix(few[:_MOST_FINALISTS], self._race.at(bucket))
             if len(few) < 2:
                 continue
             self._progress.stage("confirm", evidence.label(self._buckets[bucket]))
             self._race = tactics.confirm(
                 self._race,
-                few[:_MOST_FINALISTS],
+                few,
                 [bucket],
                 self._forms.files,
                 self._samples.at,

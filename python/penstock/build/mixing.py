@@ -26,7 +26,7 @@ _NARROW: Final = frozenset({"bf16", "fp16"})
 # What narrow types must win before some of it is given back.
 _WORTH: Final = 1.1
 # Of what a cosine gate allows, what a mix may use: it is the best of several, chosen on the same inputs that judge it.
-_USED: Final = 0.5
+_USED: Final = 0.7
 # Beyond this share of the layers there is next to nothing left to win.
 _MOST: Final = 0.75
 # A mix that costs no more than this is taken in place of what passes without being well inside.
@@ -58,7 +58,7 @@ def candidate(timed: Sequence[Measurement]) -> Tactic | None:
 
 
 def well_inside(verdict: Verdict) -> bool:
-    """Whether it passes with half of what is allowed to spare; scores of metrics have their own bounds."""
+    """Whether it leaves some of what is allowed to spare; scores of metrics have bounds of their own."""
     if not verdict.passed or not verdict.output:
         return verdict.passed
     return margin(verdict) >= (1 - _USED) * (1 - verdict.limit)
@@ -122,6 +122,16 @@ def passed_over(tactic: Tactic, found: Mapping[Tactic, Verdict], times: Times, o
     else:
         return verdict
     return replace(verdict, passed=False, message=f"just passes ({verdict.message}), and {why}")
+
+
+def with_mix(finalists: Sequence[Tactic], timed: Sequence[Measurement]) -> list[Tactic]:
+    """The finalists with the faster mix among them, in the last one's place: what is known to be nearly as fast as
+    sixteen bits is not lost by one bad moment of the machine.
+    """
+    mix = next((each.tactic for each in timed if is_mix(each.tactic)), None)
+    if mix is None or not finalists or any(map(is_mix, finalists)):
+        return list(finalists)
+    return [*(finalists[:-1] or finalists), mix]
 
 
 def _is_narrow(tactic: Tactic) -> bool:

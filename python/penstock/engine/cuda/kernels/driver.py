@@ -16,7 +16,8 @@ _MAX_DYNAMIC_SHARED: Final = 8
 _LARGE_CLUSTERS_ALLOWED: Final = 14
 _PROGRAMMATIC_SERIALIZATION: Final = 6
 _NON_BLOCKING: Final = 1  # of streams: the default stream neither waits for them nor makes them wait
-_WITHOUT_ASKING: Final = 48 * 1024  # more dynamic shared memory than this has to be asked for
+# More dynamic shared memory than this is asked for: with what the kernel itself declares it could be beyond 48 KiB.
+_WITHOUT_ASKING: Final = 32 * 1024
 _LARGEST_PORTABLE_CLUSTER: Final = 8  # more blocks than this in a cluster have to be asked for, too
 
 
