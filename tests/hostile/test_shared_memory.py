@@ -26,6 +26,7 @@ from tests.servers.raw import Reply, ask, dumps
 SYSTEM = "/v2/systemsharedmemory"
 FOLDER = Path("/dev/shm")
 SIZE = 4096
+LARGE = 1 << 27
 X = np.arange(4, dtype=np.float32)[None]
 
 
@@ -270,6 +271,28 @@ def test_a_request_takes_no_more_memory_than_its_limit(shared: RunningServer) ->
         refused(infer(shared, model="wide", inputs=[tensor]), 413, str(limits.SHARED_MEMORY_REQUEST_BYTES))
     finally:
         (FOLDER / name).unlink()
+
+
+@pytest.mark.parametrize("shape", [[1, 4], [1, LARGE // 4]], ids=str)
+def test_what_the_shape_refuses_is_not_read(shape: list[int], shared: RunningServer) -> None:
+    tensor = from_memory(size=LARGE, shape=shape)
+    name = f"sparse-{os.getpid()}"
+    try:
+        (FOLDER / name).touch()
+        os.truncate(FOLDER / name, LARGE)
+        assert register(shared, key=f"/{name}", offset=0, byte_size=LARGE).status == 200
+        Path("/proc/self/clear_refs").write_text("5")  # the peak is what is resident now
+        before = resident("VmHWM")
+        refused(infer(shared, inputs=[tensor]), 400, "'x'")
+        assert resident("VmHWM") - before < LARGE // 4
+    finally:
+        (FOLDER / name).unlink()
+
+
+def resident(what: str) -> int:
+    """Bytes of this process, which is the server's."""
+    (line,) = (each for each in Path("/proc/self/status").read_text().splitlines() if each.startswith(what))
+    return 1024 * int(line.split()[1])
 
 
 def test_a_region_unregistered_in_flight_is_still_written() -> None:

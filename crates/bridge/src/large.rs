@@ -81,7 +81,7 @@ impl Kept {
         for slot in &mut evicted {
             let old = |free: Free| now.saturating_duration_since(free.since) > KEPT_FOR;
             match self.blocks[0] {
-                Some(first) if !self.has_room(size) || old(first) => *slot = self.remove(0),
+                Some(first) if (size <= KEPT_BYTES && !self.has_room(size)) || old(first) => *slot = self.remove(0),
                 _ => break,
             }
         }

@@ -18,12 +18,12 @@ use tokio::time::Instant;
 /// Tensors start at a multiple of this, so that vector code and libraries can use them where they lie.
 pub const ALIGNMENT: usize = 64;
 
-/// What is reserved for a body before any of it has come: enough for most in one go. Memory that is not written costs
-/// nothing, and a client has to send what it wants to be written.
-const FIRST_RESERVATION: usize = 16 << 20;
+/// What is reserved for a body before any of it has come. Less than the blocks that the allocator keeps (the bridge's
+/// `large`): those are memory that was written before, which a length that is only declared must not hold.
+const FIRST_RESERVATION: usize = (1 << 20) - 4096;
 
 /// How many times as much a body that outgrows its buffer gets, up to what was declared.
-const GROWTH: usize = 4;
+const GROWTH: usize = 8;
 
 /// A response body whose frames are ready: data, then perhaps trailers.
 #[derive(Default)]

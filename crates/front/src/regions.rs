@@ -147,12 +147,14 @@ impl Regions {
 
     /// Forgets a region, or all of a kind; one that is not there is forgotten already.
     pub fn unregister(&self, kind: Kind, name: Option<&str>) {
+        // Dropped behind the lock: the last descriptor of an object that is unlinked frees all its pages.
+        let mut gone = Vec::new();
         let mut named = self.named.write();
-        match name {
-            None => named.retain(|_, region| region.kind() != kind),
-            Some(name) if named.get(name).is_some_and(|region| region.kind() == kind) => drop(named.remove(name)),
-            Some(_) => {}
-        }
+        let of_kind =
+            named.iter().filter(|(key, region)| region.kind() == kind && name.is_none_or(|one| one == key.as_str()));
+        let keys: Vec<_> = of_kind.map(|(key, _)| key.clone()).collect();
+        gone.extend(keys.iter().filter_map(|key| named.remove(key)));
+        drop(named);
     }
 
     /// The region that a tensor names, its range checked. Errors: 404 for an unknown one, 400 for a range beyond it.

@@ -14,16 +14,26 @@ pub(crate) fn count(shape: &[i64]) -> Option<usize> {
 
 /// Does `data` hold exactly what `shape` promises? The problem is a sentence without its subject.
 pub(crate) fn check(datatype: DataType, shape: &[i64], data: &[u8]) -> Result<(), String> {
+    check_length(datatype, shape, data.len() as u64)?;
+    match (datatype.size(), count(shape)) {
+        (None, Some(count)) => check_bytes(count, data),
+        _ => Ok(()),
+    }
+}
+
+/// What can be said of that many bytes before they are there; of BYTES, whose elements say how long they are, nothing.
+pub(crate) fn check_length(datatype: DataType, shape: &[i64], length: u64) -> Result<(), String> {
     let too_large = || format!("shape {shape:?} holds more elements than fit in memory");
     let count = count(shape).ok_or_else(too_large)?;
     let Some(size) = datatype.size() else {
-        return check_bytes(count, data);
+        return Ok(());
     };
     let expected = count.checked_mul(size).ok_or_else(too_large)?;
-    if data.len() != expected {
-        let got = match data.len() % size {
-            0 => format!("{} elements ({} bytes)", data.len() / size, data.len()),
-            _ => format!("{} bytes", data.len()),
+    if length != expected as u64 {
+        let each = size as u64;
+        let got = match length % each {
+            0 => format!("{} elements ({length} bytes)", length / each),
+            _ => format!("{length} bytes"),
         };
         return Err(format!(
             "expected {count} elements of {datatype} ({expected} bytes) for shape {shape:?}, got {got}"

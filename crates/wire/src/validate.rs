@@ -66,7 +66,26 @@ fn place_inputs(spec: &ModelSpec, sent: SmallVec<[RawTensor<'_>; 2]>) -> Result<
     Ok((inputs, rows))
 }
 
+/// Of an input whose bytes lie in shared memory, before they are fetched: all that can be said without them.
+pub fn check_place(spec: &ModelSpec, tensor: &RawTensor<'_>, byte_size: u64) -> Result<()> {
+    let index = spec.input(&tensor.name).ok_or_else(|| unknown("input", &tensor.name, spec, &spec.inputs))?;
+    let wanted = &spec.inputs[index];
+    check_form(spec, wanted, tensor)?;
+    elements::check_length(tensor.datatype, &tensor.shape, byte_size)
+        .map_err(|problem| Error::invalid(format!("input {}: {problem}", Quoted(&wanted.name))))
+}
+
 fn check_tensor(spec: &ModelSpec, wanted: &TensorSpec, tensor: &RawTensor<'_>) -> Result<()> {
+    check_form(spec, wanted, tensor)?;
+    if tensor.place.is_some() {
+        return Err(Error::internal(format!("input {}: its shared memory was not read", Quoted(&wanted.name))));
+    }
+    elements::check(tensor.datatype, &tensor.shape, &tensor.data)
+        .map_err(|problem| Error::invalid(format!("input {}: {problem}", Quoted(&wanted.name))))
+}
+
+/// Datatype, rank and sizes.
+fn check_form(spec: &ModelSpec, wanted: &TensorSpec, tensor: &RawTensor<'_>) -> Result<()> {
     if tensor.datatype != wanted.datatype {
         return Err(Error::invalid(format!(
             "input {}: expected datatype {}, got {}",
@@ -106,11 +125,7 @@ fn check_tensor(spec: &ModelSpec, wanted: &TensorSpec, tensor: &RawTensor<'_>) -
             tensor.shape,
         )));
     }
-    if tensor.place.is_some() {
-        return Err(Error::internal(format!("input {}: its shared memory was not read", Quoted(&wanted.name))));
-    }
-    elements::check(tensor.datatype, &tensor.shape, &tensor.data)
-        .map_err(|problem| Error::invalid(format!("input {}: {problem}", Quoted(&wanted.name))))
+    Ok(())
 }
 
 fn plan_outputs(spec: &ModelSpec, wanted: &[RawOutput<'_>], binary: bool) -> Result<SmallVec<[WantedOutput; 2]>> {

@@ -42,7 +42,7 @@ class Lender(Protocol):
         """By input, writable bytes (uint8, one dimension); asked for once, before the first batch.
 
         A batch that fits is laid out at the beginning, and `execute` gets views of it; any other comes elsewhere. What
-        lies there may be overwritten once `execute` has returned.
+        lies there may be overwritten once `execute` has returned: nothing that it returns may share this memory.
         """
         ...
 

@@ -38,7 +38,7 @@ pub fn complete(server: &Server, spec: &ModelSpec, mut raw: RawRequest<'_>, here
     }
     let regions = &server.regions;
     regions.permit()?;
-    if !regions.fill(&mut raw, here)? {
+    if !regions.fill(spec, &mut raw, here)? {
         return Ok(None);
     }
     let validated = validate::validate(spec, raw)?;
@@ -48,7 +48,7 @@ pub fn complete(server: &Server, spec: &ModelSpec, mut raw: RawRequest<'_>, here
 
 impl Regions {
     /// Copies inputs out of their regions. False, with nothing done: not here.
-    fn fill(&self, raw: &mut RawRequest<'_>, here: Here) -> Result<bool> {
+    fn fill(&self, spec: &ModelSpec, raw: &mut RawRequest<'_>, here: Here) -> Result<bool> {
         // All ranges are looked at before the first byte is copied.
         let mut sources: SmallVec<[(usize, Arc<Region>, Place); 2]> = SmallVec::new();
         let mut total = 0u64;
@@ -63,6 +63,10 @@ impl Regions {
                 "inputs in shared memory: expected at most {} bytes in one request, got {total}; send fewer rows",
                 limits::SHARED_MEMORY_REQUEST_BYTES
             )));
+        }
+        // What can't be right is refused before it is copied.
+        for (index, _, place) in &sources {
+            validate::check_place(spec, &raw.inputs[*index], place.byte_size)?;
         }
         let slow = total > QUICK_BYTES || sources.iter().any(|(_, region, _)| region.kind() == Kind::Device);
         if here == Here::Quick && slow {

@@ -19,9 +19,10 @@ use parking_lot::Mutex;
 /// Where Linux keeps POSIX shared memory (shm_overview(7)).
 const FOLDER: &str = "/dev/shm";
 
-/// Objects that are not for clients: those of Triton's Python workers, of our own, and named semaphores (sem_overview(7)),
-/// which their users take at their word.
-const RESERVED: [&str; 3] = ["triton_python_backend_shm_region_", "penstock_", "sem."];
+/// Objects that are not for clients: those of Triton's Python workers, of our own, named semaphores (sem_overview(7)), which
+/// their users take at their word, and what CUDA, NCCL, torch and OpenMP keep there for themselves.
+const RESERVED: [&str; 7] =
+    ["triton_python_backend_shm_region_", "penstock_", "sem.", "cuda.shm.", "nccl-", "torch_", "__KMP_"];
 
 /// A range of an object.
 pub struct SystemMemory {
