@@ -10,7 +10,7 @@ import itertools
 import math
 import os
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from penstock.engine.cuda.executor import Executor
+from penstock.engine.cuda.executor import Compute, Executor
 from penstock.engine.cuda.ranges import named
 from penstock.engine.cuda.sites import DTYPES
 from penstock.engine.runtimes.base import address
@@ -77,21 +77,13 @@ class GraphContext:
     def __init__(self, executor: Executor, memory: InputMemory, priority: int = 0) -> None:
         graph = executor.graph
         self._given = memory.tensors(executor)
-        answers = {each.name: pinned(each.shape, DTYPES[graph.stored(each.value).datatype]) for each in graph.outputs}
+        answers = pinned_outputs(executor)
         read, written = list(self._given.values()), list(answers.values())
-
-        def whole(inputs: Sequence[torch.Tensor]) -> Sequence[torch.Tensor]:
-            for device, host in zip(inputs, read, strict=True):
-                device.copy_(host, non_blocking=True)
-            found = executor.compute(inputs)
-            for host, tensor in zip(written, found, strict=True):
-                host.copy_(tensor, non_blocking=True)
-            return found
 
         shapes = " ".join(f"{each.name}:{'x'.join(map(str, each.shape))}" for each in graph.inputs)
         self._name = f"penstock {executor.precision} {shapes}"
         with named(f"{self._name} capture"):
-            self._captured = executor.capture(whole, priority=priority)
+            self._captured = executor.capture(round_trip(executor, read, written), priority=priority)
         self._inputs = {name: as_numpy(tensor) for name, tensor in self._given.items()}
         self._outputs = {name: as_numpy(tensor) for name, tensor in answers.items()}
         self.milliseconds = self._timed()
@@ -126,6 +118,31 @@ class GraphContext:
         end.record(self._captured.stream)
         end.synchronize()
         return float(begin.elapsed_time(end)) / _TIMED_REPLAYS
+
+
+def round_trip(
+    executor: Executor,
+    read: Sequence[torch.Tensor],
+    written: Sequence[torch.Tensor],
+    mark: Callable[[int], None] = lambda _: None,
+) -> Compute:
+    """Copying in from `read`, all steps, copying out to `written`, to be captured as one; `mark` is told the four
+    moments around these three.
+    """
+
+    def whole(inputs: Sequence[torch.Tensor]) -> Sequence[torch.Tensor]:
+        mark(0)
+        for device, host in zip(inputs, read, strict=True):
+            device.copy_(host, non_blocking=True)
+        mark(1)
+        found = executor.compute(inputs)
+        mark(2)
+        for host, tensor in zip(written, found, strict=True):
+            host.copy_(tensor, non_blocking=True)
+        mark(3)
+        return found
+
+    return whole
 
 
 class HostContext:
@@ -184,6 +201,12 @@ def phases(executor: Executor, inputs: Arrays, calls: int) -> Phases:
         ):
             times.append(float(begin.elapsed_time(end)))
     return found
+
+
+def pinned_outputs(executor: Executor) -> dict[str, torch.Tensor]:
+    """Where the host finds a call's answers."""
+    graph = executor.graph
+    return {each.name: pinned(each.shape, DTYPES[graph.stored(each.value).datatype]) for each in graph.outputs}
 
 
 def pinned(shape: Sequence[int], dtype: torch.dtype) -> torch.Tensor:

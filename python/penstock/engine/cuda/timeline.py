@@ -7,7 +7,6 @@ device is seen to overlap. Called by the runtime, for those who draw it.
 import itertools
 import threading
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -15,7 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from penstock.engine.cuda.contexts import as_numpy, pinned
+from penstock.engine.cuda.contexts import InputMemory, as_numpy, pinned_outputs, round_trip
 from penstock.engine.cuda.executor import Executor
 
 PARTS: Final = ("host copy in", "copy in", "compute", "copy out", "host copy out")
@@ -77,33 +76,18 @@ class _Marked:
     """A context whose graph says when copying in, computing and copying out began and ended."""
 
     def __init__(self, executor: Executor) -> None:
-        graph = executor.graph
-        blank = executor.blank_inputs()
-        self._given = [pinned(blank[each.name].shape, blank[each.name].dtype) for each in graph.inputs]
-        self._names = [each.name for each in graph.inputs]
-        self._answers: list[torch.Tensor] = []
+        self._given = InputMemory.of([executor]).tensors(executor)
+        self._answers = list(pinned_outputs(executor).values())
         self.events = [torch.cuda.Event(enable_timing=True, external=True) for _ in range(4)]
-
-        def whole(tensors: Sequence[torch.Tensor]) -> Sequence[torch.Tensor]:
-            self.events[0].record()
-            for device, host in zip(tensors, self._given, strict=True):
-                device.copy_(host, non_blocking=True)
-            self.events[1].record()
-            outputs = executor.compute(tensors)
-            self.events[2].record()
-            if not self._answers:  # in the first run, before anything is captured
-                self._answers += [pinned(each.shape, each.dtype) for each in outputs]
-            for host, tensor in zip(self._answers, outputs, strict=True):
-                host.copy_(tensor, non_blocking=True)
-            self.events[3].record()
-            return outputs
-
+        whole = round_trip(
+            executor, list(self._given.values()), self._answers, lambda moment: self.events[moment].record()
+        )
         self._captured = executor.capture(whole)
         self._done = torch.cuda.Event(blocking=True)
 
     def call(self, inputs: dict[str, NDArray[Any]]) -> tuple[float, float, float]:
         """When the host had copied in, when it knew that the graph was done, and when it had copied out."""
-        for name, tensor in zip(self._names, self._given, strict=True):
+        for name, tensor in self._given.items():
             np.copyto(as_numpy(tensor), inputs[name])
         copied = time.perf_counter()
         self._captured.replay()

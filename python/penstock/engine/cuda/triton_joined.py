@@ -41,6 +41,7 @@ from penstock.engine.cuda.ways import (
     count,
     dtype_of,
     multiprocessors_of,
+    operand_number,
     same,
     tile_scratch,
     tiles_of,
@@ -320,14 +321,14 @@ def _gated(site: Site) -> _Gated | None:
     program = site.step.program
     if len(site.out_shape()) != 4 or len(program) not in (1, 2, 3) or program[0].name != "mul":
         return None
-    factors = [_operand(each) for each in program[0].arguments]
+    factors = [operand_number(each) for each in program[0].arguments]
     gates = [each for each in factors if each is not None and _is_gate(site, each)]
     if None in factors or len(gates) != 1:
         return None
     x = next(each for each in factors if each is not None and each != gates[0])
     added: list[int] = []
     for number, line in enumerate(program[1:]):
-        others = [_operand(each) for each in line.arguments if each != f"t{number}"]
+        others = [operand_number(each) for each in line.arguments if each != f"t{number}"]
         if line.name != "add" or len(others) != 1 or others[0] is None:
             return None
         added.append(others[0])
@@ -340,10 +341,6 @@ def _gated(site: Site) -> _Gated | None:
         return _Gated(x, gates[0], plus_x, None, (1, 1))
     times = (1, 1) if _is_dense(site, added[0]) else _times(site, added[0])
     return None if times is None else _Gated(x, gates[0], plus_x, added[0], times)
-
-
-def _operand(argument: object) -> int | None:
-    return int(argument[1:]) if isinstance(argument, str) and argument.startswith("i") else None
 
 
 def _is_gate(site: Site, index: int) -> bool:

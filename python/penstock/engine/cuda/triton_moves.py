@@ -15,7 +15,7 @@ from penstock.engine.cuda.kernels.moves import (
 )
 from penstock.engine.cuda.kernels.quantize import quantize_launch
 from penstock.engine.cuda.sites import Site, eight_bits
-from penstock.engine.cuda.ways import Ready, Tensors, Way, dtype_of, eight_or_narrow
+from penstock.engine.cuda.ways import Ready, Tensors, Way, dtype_of, eight_or_narrow, operand_number
 
 _FLOATS: Final = (torch.float16, torch.bfloat16, torch.float32)
 
@@ -81,7 +81,7 @@ def _arithmetic(site: Site) -> list[tuple[str, int | float]] | None:
             first, other = line.arguments
             if other == current and line.name in ("add", "mul"):
                 first, other = other, first
-            operand = _operand(other)
+            operand = operand_number(other)
             if first != current or other == current or (operand is None and isinstance(other, str)):
                 return None
             found.append((line.name, float(other) if operand is None else operand))
@@ -103,10 +103,6 @@ def _suits_padding(site: Site) -> bool:
     plain = images and min(*begin, *end) >= 0 and site.number("value") == 0.0
     found = _arithmetic(site)
     return plain and found is not None and all(_is_row(site, at) for _, at in found if isinstance(at, int))
-
-
-def _operand(argument: str | float) -> int | None:
-    return int(argument[1:]) if isinstance(argument, str) and argument.startswith("i") else None
 
 
 def _is_row(site: Site, index: int) -> bool:

@@ -192,6 +192,11 @@ def multiprocessors_of(device: torch.device) -> int:
     return int(torch.cuda.get_device_properties(device).multi_processor_count)
 
 
+def operand_number(argument: object) -> int | None:
+    """Which operand an argument of a program's instruction is; None for results and numbers."""
+    return int(argument[1:]) if isinstance(argument, str) and argument.startswith("i") else None
+
+
 def dtype_of(site: Site, index: int) -> torch.dtype:
     """Of an operand."""
     name = site.step.inputs[index].value

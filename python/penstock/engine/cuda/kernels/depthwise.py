@@ -21,7 +21,7 @@ from .activations import activate, stored_as, whole_to_float
 from .epilogue import Epilogue
 from .launching import Launch
 from .ranking import diverse
-from .rows import expect_shape, pitch, power_of_two
+from .rows import expect_contiguous, expect_shape, pitch, power_of_two
 from .tiles import H200_MULTIPROCESSORS
 
 _VECTOR: Final = 8  # FP16 channels in one 16-byte access
@@ -130,8 +130,7 @@ def depthwise_conv2d_nhwc_launch(
     expect_shape(out, "out", images, out.shape[1], out.shape[2], channels)
     out_high, out_wide = out.shape[1:3]
     blocks = config.blocks(out_high, out_wide)
-    if not w.is_contiguous():
-        raise ValueError(f"w: expected contiguous weights [R, S, C], got strides {w.stride()}")
+    expect_contiguous(w, "w", "contiguous weights [R, S, C]")
     if bias is not None:
         expect_shape(bias, "bias", channels)
     if residual is not None:

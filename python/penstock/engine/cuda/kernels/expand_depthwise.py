@@ -21,7 +21,7 @@ from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 from .activations import activate, expect_activation
 from .epilogue import Epilogue
 from .launching import Launch
-from .rows import expect_shape, pitch, power_of_two
+from .rows import expect_contiguous, expect_shape, pitch, power_of_two
 
 WIDEST: Final = 64
 """Channels of the narrow map."""
@@ -83,8 +83,7 @@ def expand_depthwise_launch(
     if channels > WIDEST:
         raise ValueError(f"x: expected at most {WIDEST} channels, got {channels}")
     for name, each in (("first", first), ("filters", filters)):
-        if not each.is_contiguous():
-            raise ValueError(f"{name}: expected contiguous weights, got strides {each.stride()}")
+        expect_contiguous(each, name, "contiguous weights")
     for name, each in (("first_bias", first_bias), ("bias", bias)):
         if each is not None:
             expect_shape(each, name, expanded)

@@ -21,7 +21,7 @@ from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 from .activations import activate, expect_activation
 from .epilogue import Epilogue
 from .launching import Launch
-from .rows import expect_shape, pitch, power_of_two
+from .rows import expect_contiguous, expect_shape, pitch, power_of_two
 
 WIDEST: Final = 64
 """Channels of each of the maps."""
@@ -65,8 +65,7 @@ def fork_launch(
     if max(channels, between, made) > WIDEST:
         raise ValueError(f"x, first, second: expected at most {WIDEST} channels, got {channels}, {between} and {made}")
     for name, each in (("first", first), ("second", second)):
-        if not each.is_contiguous():
-            raise ValueError(f"{name}: expected contiguous weights, got strides {each.stride()}")
+        expect_contiguous(each, name, "contiguous weights")
     for name, bias, size in (("first_bias", first_bias, between), ("second_bias", second_bias, made)):
         if bias is not None:
             expect_shape(bias, name, size)

@@ -20,7 +20,7 @@ from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 from .activations import activate, expect_activation
 from .epilogue import Epilogue
 from .launching import Launch
-from .rows import expect_shape, pitch, power_of_two
+from .rows import expect_contiguous, expect_shape, pitch, power_of_two
 
 WIDEST: Final = 512
 """Channels that a block can keep, and keep sums of, for 64 rows in the registers of 256 threads."""
@@ -118,8 +118,7 @@ def gated_mlp_launch(
         raise ValueError(f"skip: expected as many channels out as in and no residual, got {width} and {out_width}")
     for name, tensor, shape in (("first", first, (hidden, width)), ("second", second, (out_width, hidden))):
         expect_shape(tensor, name, *shape)
-        if not tensor.is_contiguous():
-            raise ValueError(f"{name}: expected contiguous weights, got strides {tensor.stride()}")
+        expect_contiguous(tensor, name, "contiguous weights")
     for name, each, shape in (
         ("first_bias", first_bias, (hidden,)),
         ("second_bias", second_bias, (out_width,)),

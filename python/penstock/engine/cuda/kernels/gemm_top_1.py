@@ -18,7 +18,7 @@ import triton.language as tl
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from .launching import Launch
-from .rows import expect_shape, pitch, power_of_two
+from .rows import expect_contiguous, expect_shape, pitch, power_of_two
 
 WIDEST: Final = 256
 """Numbers of a row of x: they are one piece of a product."""
@@ -76,8 +76,7 @@ def gemm_top_1_launches(
         )
     for name, each in (("index", index), ("score", score)):
         expect_shape(each, name, rows)
-        if not each.is_contiguous():
-            raise ValueError(f"{name}: expected contiguous numbers, got strides {each.stride()}")
+        expect_contiguous(each, name, "contiguous numbers")
     if index.dtype != torch.int64 or not score.dtype.is_floating_point or not w.is_contiguous():
         raise ValueError(f"index, score: expected int64 and a float, got {index.dtype} and {score.dtype}")
     if bias is not None:

@@ -19,7 +19,7 @@ from .activations import expect_activation
 from .epilogue import Epilogue, Scratch
 from .implicit_gemm_kernel import implicit_gemm_kernel
 from .launching import Launch
-from .rows import expect_shape, picture_strides, pitch
+from .rows import expect_contiguous, expect_shape, picture_strides, pitch
 from .tiles import Product, Tile
 
 
@@ -77,8 +77,7 @@ def conv2d_nhwc_launch(
     filters, taps_high, taps_wide, per_tap = w.shape
     if per_tap != channels:
         raise ValueError(f"w: expected [K, R, S, {channels}] for x of shape {tuple(x.shape)}, got {tuple(w.shape)}")
-    if not w.is_contiguous():
-        raise ValueError(f"w: expected contiguous weights, got strides {w.stride()}")
+    expect_contiguous(w, "w", "contiguous weights")
     out_high, out_wide = out.shape[1:3]
     expect_shape(out, "out", images, out_high, out_wide, filters)
     product = conv2d_product(x, w, out)

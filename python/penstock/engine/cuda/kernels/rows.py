@@ -52,6 +52,11 @@ def expect_shape(tensor: torch.Tensor, name: str, *shape: int) -> None:
         raise ValueError(f"{name}: expected shape {shape}, got {tuple(tensor.shape)}")
 
 
+def expect_contiguous(tensor: torch.Tensor, name: str, what: str = "a contiguous tensor") -> None:
+    if not tensor.is_contiguous():
+        raise ValueError(f"{name}: expected {what}, got strides {tensor.stride()}")
+
+
 def power_of_two(size: int, at_least: int = 1) -> int:
     """The smallest power of two that is not below `size` and `at_least`."""
     return 1 << (max(size, at_least) - 1).bit_length()

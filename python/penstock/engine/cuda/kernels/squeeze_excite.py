@@ -18,7 +18,7 @@ from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 from .activations import activate, expect_activation
 from .epilogue import Epilogue, Scratch
 from .launching import Launch
-from .rows import expect_shape, pitch, power_of_two
+from .rows import expect_contiguous, expect_shape, pitch, power_of_two
 
 WIDEST: Final = 2048
 """Channels of a map that one block sums."""
@@ -140,8 +140,7 @@ def squeeze_excite_gate_launch(
 ) -> Launch:
     images, blocks, channels = sums.shape
     _expect_layers(images, channels, squeeze, squeeze_bias, excite, excite_bias, out)
-    if not sums.is_contiguous():
-        raise ValueError(f"sums: expected a contiguous tensor, got strides {sums.stride()}")
+    expect_contiguous(sums, "sums")
     expect_activation(inner.activation)
     expect_activation(outer.activation)
     return Launch(
@@ -174,8 +173,7 @@ def _expect_layers(
         if tensor is None:
             continue
         expect_shape(tensor, name, *shape)
-        if not tensor.is_contiguous():
-            raise ValueError(f"{name}: expected a contiguous tensor, got strides {tensor.stride()}")
+        expect_contiguous(tensor, name)
 
 
 def _layers(

@@ -14,7 +14,7 @@ import triton.language as tl
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from .launching import Launch
-from .rows import expect_shape, pitch, power_of_two
+from .rows import expect_contiguous, expect_shape, pitch, power_of_two
 
 WIDEST: Final = 1 << 15
 """Classes: a row is kept in the registers of 512 threads."""
@@ -34,8 +34,7 @@ def top_1_launch(x: torch.Tensor, *, index: torch.Tensor, score: torch.Tensor, p
         raise ValueError(f"x: expected 2 to {WIDEST} classes, got {classes}")
     for name, each in (("index", index), ("score", score)):
         expect_shape(each, name, rows)
-        if not each.is_contiguous():
-            raise ValueError(f"{name}: expected contiguous numbers, got strides {each.stride()}")
+        expect_contiguous(each, name, "contiguous numbers")
     if index.dtype != torch.int64 or not score.dtype.is_floating_point:
         raise ValueError(f"index, score: expected int64 and a float, got {index.dtype} and {score.dtype}")
     block = power_of_two(classes, 64)
