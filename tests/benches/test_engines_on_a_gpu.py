@@ -283,9 +283,10 @@ def test_documents_of_earlier_runs_count_and_the_folder_is_newer(tmp_path: Path)
     assert [store.points["resnet50", batch].rows[0].turns for batch in (1, 64)] == [(3.0,), (5.0,)]
 
 
-def test_other_sources_are_another_engine(tmp_path: Path) -> None:
-    (tmp_path / "kernel.py").write_text("a = 1\n")
+@pytest.mark.parametrize("name", ["kernel.py", "kernel.cu", "kernel.cuh"])
+def test_other_sources_are_another_engine(name: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_text("a = 1\n")
     before = digest(tmp_path)
     assert digest(tmp_path) == before
-    (tmp_path / "kernel.py").write_text("a = 2\n")
+    (tmp_path / name).write_text("a = 2\n")
     assert digest(tmp_path) != before

@@ -139,10 +139,15 @@ def digest(prepared: Prepared) -> str:
 
 @cache
 def _sources() -> str:
+    return digest_of_sources(Path(__file__).parent)
+
+
+def digest_of_sources(*folders: Path) -> str:
+    """Of what lies below, Python and CUDA C++: other kernels are another engine."""
     found = hashlib.sha256()
-    folder = Path(__file__).parent
-    for path in sorted(folder.rglob("*.py")):
-        found.update(path.relative_to(folder).as_posix().encode() + b"\0" + path.read_bytes())
+    for folder in folders:
+        for path in sorted(each for each in folder.rglob("*") if each.suffix in (".py", ".cu", ".cuh")):
+            found.update(path.relative_to(folder).as_posix().encode() + b"\0" + path.read_bytes())
     return found.hexdigest()
 
 
