@@ -11,7 +11,7 @@ import itertools
 import logging
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final, Literal
@@ -46,6 +46,7 @@ from penstock.tactics import Form, Race
 _LOG = logging.getLogger(__name__)
 
 Arrays = Mapping[str, NDArray[Any]]
+Picking = Callable[[Sequence[Tactic]], list[Tactic]]
 
 # Inputs that outputs are compared on when the user gave none.
 _NOISE_SAMPLES: Final = 4
@@ -80,6 +81,7 @@ class Build:
         self._sensitivity: SensitivityRecord | None = None
         self._mix: mixing.Mix | None = None
         self._notes: list[str] = []
+        self._gated = False
         self._processes: tactics.Stable | None = None
         """Of a GPU's build, all of them from the first to the last."""
 
@@ -97,7 +99,8 @@ class Build:
 
     def _run(self) -> Engine:
         self._prepare()
-        self._race = self._raced(self._forms.files, self._first_share)
+        begun = self._usable() if self._on_gpu else None
+        self._race = self._raced(self._forms.files, self._first_share, begun)
         for bucket in range(len(self._buckets)):
             tactics.best(self._race, bucket)  # raises with the reasons where no library runs the model
         self._set_up_gate()
@@ -135,6 +138,7 @@ class Build:
 
     def _prepare(self) -> None:
         options = self._options
+        first = OnGpu.first(self._allowed, self._limits) if self._on_gpu else None
         self._progress.stage("optimize", self._path.name)
         prepared = custom_ops.prepare(self._path, self._folder, options, self._limits)
         self._path, self._custom_ops = prepared.path, prepared.operators
@@ -162,14 +166,15 @@ class Build:
             self._learned, self._unseen = self._data.split()
         self._samples = Samples(inputs, list(self._unseen) if self._unseen is not None else None)
         self._forms = prepare(model, self._folder, reduce=options.reduce, profiles=self._profiles)
-        if self._on_gpu:
-            self._lower()
+        if first is not None:
+            self._lower(first)
 
-    def _lower(self) -> None:
-        """Steps for the GPU, and how long to tune them for."""
-        self._progress.stage("lower", f"{len(self._buckets)} buckets")
+    def _lower(self, first: tactics.Child) -> None:
+        """Steps for the GPU, and how long to tune them for; `first`: its process, which runs already."""
         self._gpu = OnGpu(self._buckets, batched(self._forms.inputs, self._forms.outputs), self._allowed)
-        self._processes = self._gpu.start(self._forms.files, self._samples.at, self._limits)
+        self._processes = self._gpu.start(self._forms.files, self._samples.at, self._limits, first)
+        self._set_up_gate()
+        self._progress.stage("lower", f"{len(self._buckets)} buckets")
         try:
             if self._custom_ops:
                 raise Unsupported("custom operators are Python functions, which run on the CPU; build for device cpu")
@@ -178,12 +183,21 @@ class Build:
             if self._options.device != AUTO:
                 raise
             self._take_the_cpu(error.message)
+            self._gated = False
             return
         if self._options.workspace_bytes is not None:
             self._gpu.check_workspace(form, self._options.workspace_bytes)
         self._tune(form, self._first_share)
         if self._free_shapes:
             self._notes.append("shapes other than the buckets' run on the CPU; give a profile for each that counts")
+
+    def _usable(self) -> Race:
+        """A race of what is there within seconds; where it passes the gate it could be sealed from now on."""
+        race = self._raced(self._forms.files, self._first_share, only=self._gpu.plain)
+        fastest = self._gpu.fastest(race.at(_OPTIMUM))
+        if fastest is not None and self._verdicts.of(fastest).passed:
+            self._progress.stage("usable", fastest.name)
+        return race
 
     def _widen(self) -> None:
         """Wider types where the narrow ones fail the gate."""
@@ -228,14 +242,17 @@ class Build:
 
     # ---- timing ----
 
-    def _raced(self, forms: Mapping[str, Form], share: float, known: Race | None = None) -> Race:
-        """Time every tactic for these forms; with what is `known` of others it is one race, and one scale."""
+    def _raced(
+        self, forms: Mapping[str, Form], share: float, known: Race | None = None, only: Picking | None = None
+    ) -> Race:
+        """Time every tactic for these forms, or some; with what is `known` of others it is one race, and one scale."""
         self._progress.stage("race", ", ".join(forms))
         wanted = (
             self._gpu.tactics(forms, free_shapes=self._free_shapes)
             if self._on_gpu
             else tactics.candidates(forms, self._allowed, self._machine.features, self._buckets)
         )
+        wanted = only(wanted) if only is not None else wanted
         found = tactics.race(
             self._forms.files,
             self._buckets,
@@ -284,6 +301,9 @@ class Build:
     # ---- accuracy ----
 
     def _set_up_gate(self) -> None:
+        if self._gated:
+            return
+        self._gated = True
         self._progress.stage("reference", self._options.gate.text)
         count = _HELD_OUT_SAMPLES if self._samples.real else _NOISE_SAMPLES
         unseen = list(self._samples.held_out(self._buckets, count))

@@ -77,11 +77,25 @@ class OnGpu:
         """Whether other forms are raced after the first."""
         self._closing = 0.0
 
-    def start(self, files: Mapping[str, Form], inputs: Callable[[Shapes], Arrays], limits: Limits) -> Stable:
-        """The processes of this build; the first one starts now, while there is nothing to compile yet."""
+    @staticmethod
+    def first(allowed: Collection[str], limits: Limits) -> Child:
+        """The process of what will be asked first, which begins to import while there is nothing to compile yet."""
+        precision = next(each for each in GPU_PRECISIONS if each in allowed)
+        return Child(Tactic(CUDA, precision, LOWERED, "static", options=PLAIN_STEPS), limits)
+
+    def start(
+        self, files: Mapping[str, Form], inputs: Callable[[Shapes], Arrays], limits: Limits, first: Child
+    ) -> Stable:
+        """The processes of this build."""
         self._stable = found = Stable(files, self._buckets, inputs, limits)
-        found.expect(Tactic(CUDA, self.precision, LOWERED, "static", options=PLAIN_STEPS))
+        found.take(first)
         return found
+
+    def plain(self, wanted: Sequence[Tactic]) -> list[Tactic]:
+        """Those that are there within seconds; the processes of all others start now, too."""
+        for each in wanted:
+            self._stable.expect(each)
+        return [each for each in wanted if each.options == PLAIN_STEPS]
 
     def tactics(self, forms: Mapping[str, Form], *, free_shapes: bool) -> list[Tactic]:
         """What is raced for these forms in the precision of now."""

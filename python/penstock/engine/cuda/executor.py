@@ -21,9 +21,9 @@ from numpy.typing import NDArray
 from penstock.engine.cuda.choices import Choices
 from penstock.engine.cuda.implementations import OURS, chosen
 from penstock.engine.cuda.kernels.driver import OwnStream, launch_graph
-from penstock.engine.cuda.kernels.replay import Launcher, launching
+from penstock.engine.cuda.kernels.replay import Launcher, Recorder, launching
 from penstock.engine.cuda.ranges import named
-from penstock.engine.cuda.sites import DTYPES, Run, Site, eight_bits, narrow, seen
+from penstock.engine.cuda.sites import DTYPES, Run, Site, capability, eight_bits, narrow, seen
 from penstock.engine.cuda.workspace import Needs, working_in
 from penstock.engine.lowered import LoweredGraph, Operand
 from penstock.engine.narrowing import narrowed, wide_weights
@@ -53,6 +53,8 @@ _CAPTURES: Final = ThreadPoolExecutor(1, thread_name_prefix="penstock-capture")
 each context of a bucket would search again, which takes most of a second."""
 
 _capturing = Lock()  # CUDA allows one capture at a time to be begun and ended in peace
+SEARCHES: Final = True
+"""Whether cuDNN tries its algorithms where nobody says so."""
 _WARM_RUNS: Final = 3  # libraries choose algorithms and allocate workspaces in the first; two more settle the pool
 
 
@@ -106,6 +108,8 @@ class Executor:
         self._workspace = self.needs.workspace(self.device)
         self.launcher: Launcher | None = None
         """Launches our own kernels; None: Triton does."""
+        if self.device.type == "cuda":
+            self.launcher = Recorder(capability(self.device))
 
     def run(self, inputs: Mapping[str, torch.Tensor], watch: Watch | None = None) -> Tensors:
         """Once, on the current stream; inputs lie on the device and have the declared shapes and types.
@@ -134,7 +138,7 @@ class Executor:
                 slots.pop(slot, None)
         return tuple(slots[self._slots[each.value]].reshape(each.shape) for each in self.graph.outputs)
 
-    def capture(self, compute: Compute | None = None, *, search: bool = True, priority: int = 0) -> "Captured":
+    def capture(self, compute: Compute | None = None, *, search: bool = SEARCHES, priority: int = 0) -> "Captured":
         """One CUDA graph of everything; `search` lets cuDNN try its algorithms first, once in a process for each shape.
         `priority`: as CUDA counts, negative ones go first.
 

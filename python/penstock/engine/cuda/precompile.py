@@ -138,11 +138,19 @@ def _started(count: int) -> "tuple[subprocess.Popen[bytes], list[_Process]]":
     return nursery, ours
 
 
+def _import_compiler() -> None:
+    """What each process would do with its first kernel: read the compiler, and all of it once more for a digest."""
+    with suppress(ImportError, AttributeError):
+        importlib.import_module("triton.compiler.code_generator")
+        importlib.import_module("triton.runtime.cache").triton_key()
+
+
 def main() -> None:
     """The one that is forked."""
     from penstock.engine.cuda.implementations import add_triton
 
     add_triton()  # every kernel of ours
+    _import_compiler()
     # Whatever else writes to standard output must not end up where the builder's does.
     os.dup2(2, 1)
     pairs: list[tuple[int, int]] = [(asked, answer) for asked, answer in json.loads(sys.argv[1])]
@@ -169,7 +177,7 @@ class Compilers:
     """Some processes that compile; a context. They start with the first launch and serve any number of models."""
 
     def __init__(self, processes: int, capability: int = HOPPER) -> None:
-        self._capability, self._processes = capability, processes
+        self._capability, self.processes = capability, processes
         self._threads = ThreadPoolExecutor(processes)
         self._idle: queue.SimpleQueue[_Process] = queue.SimpleQueue()
         self._nurseries: list[subprocess.Popen[bytes]] = []
@@ -179,7 +187,7 @@ class Compilers:
         """All processes now, and not with the first launches: they import for seconds before they compile."""
         with self._starting:
             if not self._nurseries:
-                self._more(self._processes)
+                self._more(self.processes)
 
     def _more(self, count: int) -> None:
         nursery, found = _started(count)

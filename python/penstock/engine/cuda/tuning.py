@@ -235,8 +235,8 @@ def compilers(device: "torch.device") -> "Iterator[Compilers | None]":
 
 
 def _made(device: "torch.device") -> "Compilers | None":
-    from penstock.engine.cuda.buckets import capability
     from penstock.engine.cuda.implementations import add_triton
+    from penstock.engine.cuda.sites import capability
 
     if device.type != "cuda" or not add_triton():
         return None
