@@ -369,7 +369,8 @@ def placed(given: NDArray[Any] | torch.Tensor, device: torch.device, dtype: torc
         tensor = torch.from_numpy(np.array(given, order="C").view(np.uint8)).view(torch.float8_e4m3fn)
     else:
         tensor = torch.from_numpy(np.array(given, order="C"))
+    tensor = tensor.to(device)  # which converts faster than the CPU
     if tensor.is_floating_point() and tensor.dtype != dtype and not eight_bits(tensor.dtype):
         wide = narrow(dtype) and bool((tensor.float().abs() > torch.finfo(dtype).max).any())
         tensor = tensor.to(torch.float32 if wide else dtype)
-    return tensor.to(device).contiguous()
+    return tensor.contiguous()

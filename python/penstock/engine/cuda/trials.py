@@ -14,7 +14,7 @@ import torch
 
 from penstock.engine.cuda import timers, worth
 from penstock.engine.cuda.choices import Choice, Choices
-from penstock.engine.cuda.implementations import OURS, fitting
+from penstock.engine.cuda.implementations import OURS, chosen, fitting
 from penstock.engine.cuda.kernels.replay import Recorder, launching
 from penstock.engine.cuda.sites import Run, Site, capability, eight_bits
 from penstock.engine.cuda.timers import Call, Timer
@@ -358,8 +358,8 @@ class Trials:
 
 def _bound(site: Site, choice: Choice, needs: Needs) -> Run:
     step = replace(site.step, implementation=choice.implementation)
-    chosen = replace(site, step=step, config=choice.config, needs=needs)
-    return fitting(chosen)[choice.implementation].bind(chosen)
+    wanted = replace(site, step=step, config=choice.config, needs=needs)
+    return chosen(wanted)[1].bind(wanted)
 
 
 def disagreement(found: Sequence[torch.Tensor], expected: Sequence[torch.Tensor]) -> str:

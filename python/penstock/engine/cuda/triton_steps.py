@@ -375,12 +375,14 @@ def _fitting(name: str, way: Way) -> Callable[[Site], bool]:
         try:
             if not way.suits(site):
                 return False
-            config = next(iter(way.configs(site)), None)
-            if config is None:
+            configs = (site.config,) if site.config else way.configs(site)
+            if not configs:
                 return False
-            launch(site, name, config)  # to see whether the kernel takes these tensors
+            launch(site, name, configs[0])  # to see whether the kernel takes these tensors
         except (ValueError, RuntimeError, IndexError):
             return False
+        except (TypeError, ArithmeticError):
+            return bool(site.config)  # numbers that are none of this kernel's: binding says so
         return True
 
     return fits
