@@ -86,7 +86,8 @@ class Bucket:
         """Whose inputs lie in this memory, on a stream of this priority; the CPU has none."""
         if self.executor.device.type != "cuda":
             return HostContext(self.executor, memory)
-        made = GraphContext(self.executor, memory, priority)
+        # Plain steps are what is there at once: libraries choose by rules, which costs a few percent.
+        made = GraphContext(self.executor, memory, priority, search=bool(self._choices))
         self.context_bytes = made.device_bytes
         return made
 

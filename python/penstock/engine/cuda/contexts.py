@@ -74,7 +74,8 @@ class InputMemory:
 class GraphContext:
     """On the GPU. Raises torch.cuda.OutOfMemoryError where its buffers find no place."""
 
-    def __init__(self, executor: Executor, memory: InputMemory, priority: int = 0) -> None:
+    def __init__(self, executor: Executor, memory: InputMemory, priority: int = 0, *, search: bool = True) -> None:
+        """`search`: cuDNN tries its algorithms, which takes up to seconds where it has many steps."""
         graph = executor.graph
         self._given = memory.tensors(executor)
         answers = pinned_outputs(executor)
@@ -83,7 +84,7 @@ class GraphContext:
         shapes = " ".join(f"{each.name}:{'x'.join(map(str, each.shape))}" for each in graph.inputs)
         self._name = f"penstock {executor.precision} {shapes}"
         with named(f"{self._name} capture"):
-            self._captured = executor.capture(round_trip(executor, read, written), priority=priority)
+            self._captured = executor.capture(round_trip(executor, read, written), search=search, priority=priority)
         self._inputs = {name: as_numpy(tensor) for name, tensor in self._given.items()}
         self._outputs = {name: as_numpy(tensor) for name, tensor in answers.items()}
         self.milliseconds = self._timed()

@@ -53,8 +53,6 @@ _CAPTURES: Final = ThreadPoolExecutor(1, thread_name_prefix="penstock-capture")
 each context of a bucket would search again, which takes most of a second."""
 
 _capturing = Lock()  # CUDA allows one capture at a time to be begun and ended in peace
-SEARCHES: Final = True
-"""Whether cuDNN tries its algorithms where nobody says so."""
 _WARM_RUNS: Final = 3  # libraries choose algorithms and allocate workspaces in the first; two more settle the pool
 
 
@@ -138,7 +136,7 @@ class Executor:
                 slots.pop(slot, None)
         return tuple(slots[self._slots[each.value]].reshape(each.shape) for each in self.graph.outputs)
 
-    def capture(self, compute: Compute | None = None, *, search: bool = SEARCHES, priority: int = 0) -> "Captured":
+    def capture(self, compute: Compute | None = None, *, search: bool = True, priority: int = 0) -> "Captured":
         """One CUDA graph of everything; `search` lets cuDNN try its algorithms first, once in a process for each shape.
         `priority`: as CUDA counts, negative ones go first.
 
@@ -287,7 +285,6 @@ class Captured:
 def _without_collections() -> Iterator[None]:
     """A collection that frees device memory while something is captured breaks the capture."""
     collects = gc.isenabled()
-    gc.collect()
     gc.disable()
     try:
         yield

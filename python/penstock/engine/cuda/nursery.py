@@ -74,7 +74,7 @@ def _started(wanted: int) -> Started:
     return nursery, ours
 
 
-def _import_compiler() -> None:
+def import_compiler() -> None:
     """What each process would do with its first kernel: read the compiler, and all of it once more for a digest."""
     with suppress(ImportError, AttributeError):
         importlib.import_module("triton.compiler.code_generator")
@@ -87,7 +87,7 @@ def main() -> None:
     from penstock.engine.cuda.precompile import serve
 
     add_triton()  # every kernel of ours
-    _import_compiler()
+    import_compiler()
     # Whatever else writes to standard output must not end up where the builder's does.
     os.dup2(2, 1)
     pairs: list[tuple[int, int]] = [(asked, answer) for asked, answer in json.loads(sys.argv[1])]

@@ -22,7 +22,7 @@ import torch
 from penstock.engine.cuda.kernels.cpp_launching import CppLaunch
 from penstock.engine.cuda.kernels.driver import HOPPER
 from penstock.engine.cuda.kernels.launching import Argument, Launch, Tiled
-from penstock.engine.cuda.nursery import Process, taken
+from penstock.engine.cuda.nursery import Process, import_compiler, taken
 
 _ALIGNMENT = 16  # of an address that Triton makes use of
 
@@ -116,6 +116,8 @@ class Compilers:
         with self._starting:
             if not self._nurseries:
                 self._more(self.processes)
+                # This process reads what was compiled, by the same digest.
+                threading.Thread(target=import_compiler, name="penstock-import", daemon=True).start()
 
     def _more(self, count: int) -> None:
         nursery, found = taken(count)

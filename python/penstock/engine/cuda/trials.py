@@ -350,9 +350,9 @@ class Trials:
         return timers.refined(call, rough)
 
     def _doubt(self, row: Tuned) -> None:
-        """The best of several should have had more than a glance."""
-        best = row.best
-        if best is not None and best in row.rough and len(row.times) > 1:
+        """Where others are near the best, it should have had more than a glance."""
+        best, near = row.best, _CLEARLY * row.microseconds
+        if best is not None and best in row.rough and sum(time < near for time in row.times.values()) > 1:
             self._ready.append(_Candidate(row, best, 0, worth.least(row.site), worth.guess(row.site)))
 
 

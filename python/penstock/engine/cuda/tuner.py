@@ -17,7 +17,7 @@ import torch
 
 from penstock.engine.cuda import trials
 from penstock.engine.cuda.choices import Choice, Choices
-from penstock.engine.cuda.executor import SEARCHES, Executor, Tensors
+from penstock.engine.cuda.executor import Executor, Tensors
 from penstock.engine.cuda.implementations import add_triton
 from penstock.engine.cuda.kernels.replay import Player, launching
 from penstock.engine.cuda.sites import DTYPES, Site
@@ -32,6 +32,7 @@ LIMIT: Final = 10
 """Configurations of one implementation that are timed."""
 
 _MOST_GRACE: Final = 2.0  # seconds
+_SEARCHING: Final = 10.0  # seconds from which on cuDNN tries its algorithms, which takes some two of them
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +70,7 @@ def tune(
     rows = _distinct(executor)
     chosen = timer or timer_for(executor.device)
     race = Trials(list(rows.values()), chosen, glances, clock, started + seconds, grace, limit, hints or {})
-    with torch.no_grad(), executor.arithmetic(search=SEARCHES):
+    with torch.no_grad(), executor.arithmetic(search=seconds >= _SEARCHING):
         race.begin(compilers)
         _observe(executor, rows, inputs if inputs is not None else random_inputs(executor))
         untimed = race.run(compilers)

@@ -11,8 +11,8 @@ from penstock.engine.cuda import costs
 from penstock.engine.cuda.sites import Site
 
 # Of no chip in particular: only the order counts.
-_FLOPS: Final = 5e14
-_BYTES: Final = 3e12
+_FLOPS: Final = 7e14
+_BYTES: Final = 6e12  # what was just written is in a cache
 _LIBRARY_CALL: Final = 8.0  # microseconds of a kernel or two, and of what lies between
 _LONGER: Final = 2.0  # than the least it could be, what a library's kernel takes
 
@@ -24,8 +24,8 @@ _LIBRARY: Final = 0.2
 
 
 def least(site: Site) -> float:
-    """Microseconds below which no kernel gets."""
-    return 1e6 * max(costs.flops(site.graph, site.step) / _FLOPS, costs.moved(site.graph, site.step) / _BYTES) + 1.0
+    """Microseconds below which hardly any kernel gets."""
+    return 1e6 * max(costs.flops(site.graph, site.step) / _FLOPS, costs.moved(site.graph, site.step) / _BYTES)
 
 
 def guess(site: Site) -> float:
