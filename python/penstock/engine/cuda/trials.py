@@ -143,7 +143,7 @@ def promising(rows: Sequence[Tuned], limit: int) -> "list[Launched]":
 
 def _candidates(row: Tuned, limit: int, hints: Choices) -> list[_Candidate]:
     # The executor's own choice is in the site, and must not be the only one.
-    row.site = replace(row.site, step=replace(row.site.step, implementation=""), config=())
+    row.site = replace(row.site, step=replace(row.site.step, implementation=""), config=(), behind=False)
     hint, floor, guess = hints.get(row.steps[0]), worth.least(row.site), worth.guess(row.site)
     found: list[_Candidate] = []
     ways = fitting(row.site)

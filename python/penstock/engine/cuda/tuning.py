@@ -39,7 +39,7 @@ TUNING: Final = ".tuning.json"
 
 _SECONDS: Final = 15.0  # of tuning one bucket where nobody says how long
 _LEAST_SECONDS: Final = 1.0  # libraries are timed in this, and nothing is compiled
-_AFTER_SECONDS: Final = 2.0  # to compile what was chosen as it will be launched, to capture it and to time it
+_AFTER_SECONDS: Final = 1.5  # to capture what was chosen, and to time it
 _COMPILE_SECONDS: Final = 60.0
 _WIDE: Final = ("tf32", "fp32")
 
@@ -94,6 +94,7 @@ class Tuning:
     def choices(self, model: "Model", prepared: Prepared, precision: str, *, search: bool) -> Choices:
         """Known ones, else found by time now and written down; none without `search`."""
         from penstock.engine.cuda.executor import Executor
+        from penstock.engine.cuda.sites import launches_early
         from penstock.engine.cuda.tuner import tune
 
         key = name(prepared.shapes, precision)
@@ -103,7 +104,9 @@ class Tuning:
             return {}
         for each in _ahead:
             each.pause()
-        executor = Executor(prepared.graph, model.weights(prepared, precision), model.device, precision)
+        # Kernels as they will be launched: they are not compiled again.
+        weights, early = model.weights(prepared, precision), launches_early(model.device)
+        executor = Executor(prepared.graph, weights, model.device, precision, early_launch=early)
         others = [name(each.shapes, precision) for each in model.form.prepared]
         seconds = self._share(sum(each not in self._known for each in others))
         # What won at other shapes is tried first.
@@ -197,9 +200,13 @@ def prepare(path: Path, device: "torch.device", precision: str, model: "Callable
     made.start()
     _kept.append(made)
     from penstock.engine.cuda.executor import Executor
+    from penstock.engine.cuda.sites import launches_early
     from penstock.engine.cuda.tuner import promising
 
-    executors = [Executor(each.graph, found.weights(each, precision), device, precision) for each in unknown]
+    early = launches_early(device)
+    executors = [
+        Executor(each.graph, found.weights(each, precision), device, precision, early_launch=early) for each in unknown
+    ]
     until = tuning.until if tuning.until is not None else time.monotonic() + tuning.seconds
     _ahead.append(Ahead(made, promising(executors), until, found))
     _ahead[0].go_on()
