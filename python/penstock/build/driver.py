@@ -75,6 +75,7 @@ class Build:
         self._mix: mixing.Mix | None = None
         self._notes: list[str] = []
         self._gated = False
+        self._first: list[tactics.Child] = []
         self._processes: tactics.Stable | None = None
         """Of a GPU's build, all of them from the first to the last."""
 
@@ -126,7 +127,7 @@ class Build:
 
     def _prepare(self) -> None:
         options = self._options
-        first = OnGpu.first(self._allowed, self._limits) if self._on_gpu else None
+        self._first = OnGpu.first(self._allowed, self._limits, self._folder) if self._on_gpu else []
         self._progress.stage("optimize", self._path.name)
         prepared = custom_ops.prepare(self._path, self._folder, options, self._limits)
         self._path, self._custom_ops = prepared.path, prepared.operators
@@ -154,13 +155,13 @@ class Build:
             self._learned, self._unseen = self._data.split()
         self._samples = Samples(inputs, list(self._unseen) if self._unseen is not None else None)
         self._forms = prepare(model, self._folder, reduce=options.reduce, profiles=self._profiles)
-        if first is not None:
-            self._lower(first)
+        if self._on_gpu:
+            self._lower()
 
-    def _lower(self, first: tactics.Child) -> None:
-        """Steps for the GPU, and how long to tune them for; `first`: its process, which runs already."""
+    def _lower(self) -> None:
+        """Steps for the GPU, and how long to tune them for."""
         self._gpu = OnGpu(self._buckets, batched(self._forms.inputs, self._forms.outputs), self._allowed)
-        self._processes = self._gpu.start(self._forms.files, self._samples.at, self._limits, first)
+        self._processes = self._gpu.start(self._forms.files, self._samples.at, self._limits, self._first)
         self._set_up_gate()
         self._progress.stage("lower", f"{len(self._buckets)} buckets")
         try:
@@ -210,9 +211,11 @@ class Build:
         self._end_processes()
 
     def _end_processes(self) -> None:
+        for each in self._first:
+            each.close()
         if self._processes is not None:
             self._processes.close()
-        self._processes = None
+        self._first, self._processes = [], None
 
     @property
     def _on_gpu(self) -> bool:

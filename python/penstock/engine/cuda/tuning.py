@@ -41,6 +41,8 @@ _SECONDS: Final = 15.0  # of tuning one bucket where nobody says how long
 _LEAST_SECONDS: Final = 1.0  # libraries are timed in this, and nothing is compiled
 _AFTER_SECONDS: Final = 1.5  # to capture what was chosen, and to time it
 _COMPILE_SECONDS: Final = 60.0
+_WAIT_SECONDS: Final = 60.0  # for a form that is being written
+_TICK_SECONDS: Final = 0.02
 _WIDE: Final = ("tf32", "fp32")
 
 _kept: "list[Compilers]" = []
@@ -80,7 +82,7 @@ class Tuning:
         known    choices of earlier builds, as `known` gives them.
         """
         data = {"seconds": seconds, "until": until, "choices": dict(known or {})}
-        path.with_name(path.stem + TUNING).write_text(json.dumps(data))
+        _written(path.with_name(path.stem + TUNING), data)
 
     @property
     def known(self) -> Mapping[str, Any]:
@@ -115,9 +117,7 @@ class Tuning:
             found = tune(executor, seconds=seconds, compilers=builds, hints=hints).choices
         # Another process may have tuned another bucket meanwhile, and may be reading now.
         self._known = {**self._read()[2], key: json.loads(chosen.to_json(found))}
-        beside = self._path.with_name(f".{self._path.name}.{os.getpid()}")
-        beside.write_text(json.dumps({"seconds": self.seconds, "until": self.until, "choices": self._known}))
-        beside.replace(self._path)
+        _written(self._path, {"seconds": self.seconds, "until": self.until, "choices": self._known})
         return found
 
     def _share(self, buckets: int) -> float:
@@ -126,6 +126,13 @@ class Tuning:
             return self.seconds
         left = (self.until - time.monotonic()) / max(1, buckets) - _AFTER_SECONDS
         return max(_LEAST_SECONDS, min(self.seconds, left))
+
+
+def _written(path: Path, data: Mapping[str, Any]) -> None:
+    """In one step: others may be reading, or waiting for it."""
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    beside.write_text(json.dumps(data))
+    beside.replace(path)
 
 
 def name(shapes: Shapes, precision: str) -> str:
@@ -190,7 +197,7 @@ def prepare(path: Path, device: "torch.device", precision: str, model: "Callable
 
     They live as long as this process.
     """
-    if _kept:
+    if _kept or not _there(path):
         return
     tuning, found = Tuning(path), model()
     unknown = [each for each in found.form.prepared if not tuning.knows(each.shapes, precision)]
@@ -210,6 +217,14 @@ def prepare(path: Path, device: "torch.device", precision: str, model: "Callable
     until = tuning.until if tuning.until is not None else time.monotonic() + tuning.seconds
     _ahead.append(Ahead(made, promising(executors), until, found))
     _ahead[0].go_on()
+
+
+def _there(path: Path) -> bool:
+    """Whether the form is written, of which a builder says the name before; how long to tune for is written last."""
+    last, until = path.with_name(path.stem + TUNING), time.monotonic() + _WAIT_SECONDS
+    while not last.exists() and time.monotonic() < until:
+        time.sleep(_TICK_SECONDS)
+    return last.exists()
 
 
 def go_on(path: Path, form: Form, precision: str) -> None:
