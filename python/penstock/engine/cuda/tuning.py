@@ -10,10 +10,11 @@ import importlib.util
 import json
 import logging
 import os
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -217,6 +218,17 @@ def prepare(path: Path, device: "torch.device", precision: str, model: "Callable
     until = tuning.until if tuning.until is not None else time.monotonic() + tuning.seconds
     _ahead.append(Ahead(made, promising(executors), until, found))
     _ahead[0].go_on()
+    warming = threading.Thread(target=_warm, args=(executors[0],), name="penstock-warm")
+    warming.start()
+    warming.join()
+
+
+def _warm(executor: "Executor") -> None:
+    """One run, for which libraries load what they launch. On a thread of its own: what cuDNN chooses for a thread it
+    keeps to, and whoever tunes may want it to search.
+    """
+    with suppress(Exception):  # tuning raises it again, and is asked
+        executor.run(executor.blank_inputs())
 
 
 def _there(path: Path) -> bool:
