@@ -1,5 +1,6 @@
 """What a build for a GPU decides without one: how long to tune, what earlier builds chose, and what is too large."""
 
+import threading
 import time
 from pathlib import Path
 
@@ -105,3 +106,12 @@ def test_what_is_left_of_the_time_is_shared_by_the_buckets_that_are_not_tuned(tm
     assert Tuning(found.path)._share(1) == 5.0
     Tuning.prepare(found.path, 5.0, until=time.monotonic() - 1)
     assert Tuning(found.path)._share(1) == 1.0
+
+
+def test_a_form_whose_name_is_known_is_waited_for(tmp_path: Path) -> None:
+    path = tmp_path / "lowered.safetensors"
+    writer = threading.Timer(0.05, Tuning.prepare, (path, 1.0))
+    writer.start()
+    assert tuning.is_there(path)
+    writer.join()
+    assert not tuning.is_there(tmp_path / "other.safetensors", 0.0)

@@ -35,7 +35,7 @@ from penstock.build.sealing import Draft, Sealing
 from penstock.build.selection import Candidate, Selection, select
 from penstock.build.shapes import distinct
 from penstock.build.target import target
-from penstock.build.verdicts import Verdicts, judged_as
+from penstock.build.verdicts import Compared, Verdicts, judged_as
 from penstock.engine import Engine, fingerprint
 from penstock.engine.plan import CUDA, LOWERED, OPTIMIZED, Tactic
 from penstock.engine.routing import batched
@@ -177,6 +177,7 @@ class Build:
         if self._options.workspace_bytes is not None:
             self._gpu.check_workspace(form, self._options.workspace_bytes)
         self._tune(form, self._first_share)
+        import_ahead()
         if self._free_shapes:
             self._notes.append("shapes other than the buckets' run on the CPU; give a profile for each that counts")
 
@@ -282,15 +283,17 @@ class Build:
             return
         self._gated = True
         self._progress.stage("reference", self._options.gate.text)
+        gpu = self._gpu if self._on_gpu else None
+        self._verdicts = Verdicts(self._forms, self._limits, gpu, self._progress)
+        self._verdicts.set_up(self._options.gate, self._profiles, lambda: self._compared_on(gpu))
+
+    def _compared_on(self, gpu: OnGpu | None) -> Compared:
         count = _HELD_OUT_SAMPLES if self._samples.real else _NOISE_SAMPLES
         unseen = list(self._samples.held_out(self._buckets, count))
         learned = [dict(each) for each in self._learned.samples[: count - len(unseen)]] if self._learned else []
-        if self._on_gpu:
-            unseen, learned = ([self._gpu.as_prepared(each) for each in some] for some in (unseen, learned))
-            import_ahead()
-        gpu = self._gpu if self._on_gpu else None
-        self._verdicts = Verdicts(self._forms, self._limits, gpu, self._progress)
-        self._verdicts.set_up(self._options.gate, self._profiles, unseen, learned)
+        if gpu is None:
+            return unseen, learned
+        return [gpu.as_prepared(each) for each in unseen], [gpu.as_prepared(each) for each in learned]
 
     def _accepted(self) -> Selection:
         """The fastest selection whose every tactic passes the gate; only what would be chosen is judged."""

@@ -198,7 +198,7 @@ def prepare(path: Path, device: "torch.device", precision: str, model: "Callable
 
     They live as long as this process.
     """
-    if _kept or not _there(path):
+    if _kept or not is_there(path):
         return
     tuning, found = Tuning(path), model()
     unknown = [each for each in found.form.prepared if not tuning.knows(each.shapes, precision)]
@@ -231,9 +231,9 @@ def _warm(executor: "Executor") -> None:
         executor.run(executor.blank_inputs())
 
 
-def _there(path: Path) -> bool:
-    """Whether the form is written, of which a builder says the name before; how long to tune for is written last."""
-    last, until = path.with_name(path.stem + TUNING), time.monotonic() + _WAIT_SECONDS
+def is_there(path: Path, seconds: float = _WAIT_SECONDS) -> bool:
+    """Whether the form is written, now or soon: a builder says its name before, and at last how long to tune for."""
+    last, until = path.with_name(path.stem + TUNING), time.monotonic() + seconds
     while not last.exists() and time.monotonic() < until:
         time.sleep(_TICK_SECONDS)
     return last.exists()

@@ -20,6 +20,7 @@ from penstock.engine.cuda.executor import Executor
 from penstock.engine.cuda.implementations import IMPLEMENTATIONS, add_triton, fitting
 from penstock.engine.cuda.kernels.launching import Launch
 from penstock.engine.cuda.precompile import Compilers
+from penstock.engine.cuda.trials import kernel_key
 from penstock.engine.cuda.triton_steps import launch
 from penstock.engine.cuda.tuner import promising, tune
 from penstock.errors import InvalidArgument
@@ -303,6 +304,37 @@ def test_what_tuning_will_compile_is_known_before(device: str) -> None:
     tune(executor, timer=lambda call: 1.0, compilers=compilers, limit=2)
     assert known == compilers.asked
     assert known["implicit_gemm_kernel"] > 0
+
+
+class OneByOne:
+    """Compilers that are asked for a kernel at a time, and remember what is asked for."""
+
+    processes = 1
+
+    def __init__(self) -> None:
+        self.asked: list[object] = []
+
+    def submit(self, launch: Launch, /) -> Future[str]:
+        self.asked.append(kernel_key(launch))
+        future: Future[str] = Future()
+        future.set_result("")
+        return future
+
+
+def test_every_step_has_a_first_idea_compiled_before_any_has_a_third(device: str) -> None:
+    text = "(float[1,16,6,6] x) => (float[1,16,6,6] y) { a = Conv (x, v) y = Conv <pads=[1,1,1,1]> (a, w, b) }"
+    lowered_, weights = lowered(graph(text, {**WIDE, "v": normal(16, 16, 1, 1) / 4}), X)
+    executor, compilers = Executor(lowered_, weights, device, "fp16"), OneByOne()
+    tune(executor, timer=lambda call: 1000.0, compilers=compilers, limit=3)
+    ideas = [
+        [kernel_key(each) for each in launch(site, name, tuple(implementation.configs(site)[rank]))]
+        for site in executor.sites if site.step.kind == "conv"
+        for name, implementation in fitting(site).items() if name == "triton"
+        for rank in (0, 2)
+    ]  # fmt: skip
+    firsts, thirds = ([compilers.asked.index(each) for keys in ideas[at::2] for each in keys] for at in (0, 1))
+    assert len(firsts) == 2
+    assert max(firsts) < min(thirds)
 
 
 def test_a_split_sum_is_shared_in_the_executors_workspace(device: str) -> None:
