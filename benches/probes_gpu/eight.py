@@ -24,7 +24,8 @@ import torch  # noqa: E402
 
 from benches.gpu import ours, ready, weights  # noqa: E402
 from benches.gpu.subjects import SUBJECTS, Subject  # noqa: E402
-from penstock.engine.cuda.tuner import Tuned, tune  # noqa: E402
+from penstock.engine.cuda.candidates import Tuned  # noqa: E402
+from penstock.engine.cuda.tuner import tune  # noqa: E402
 from penstock.engine.lowered import from_json  # noqa: E402
 
 if TYPE_CHECKING:
