@@ -161,4 +161,4 @@ def kernel_key(launch: "Launched") -> object:
 
     if isinstance(launch, CppLaunch):
         return launch.source, launch.symbol, tuple(launch.constants.items())
-    return Recipe.of(launch) or launch
+    return Recipe.of(launch) or id(launch)
