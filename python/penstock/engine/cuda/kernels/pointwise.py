@@ -24,7 +24,7 @@ from .activations import activate, clamp, stored_as
 from .instructions import Known, expm1, power_of, result, rounded, softplus, tanh
 from .launching import TYPES, Launch
 from .rows import INDEX_LIMIT, power_of_two
-from .written import function, named
+from .written import FLAG, function, named
 
 MOST_READS: Final = 128
 _MOST_POINTERS: Final = 32
@@ -133,7 +133,7 @@ def pointwise_launch(
     body = writer.kernel(program, len(tensors), out.dtype, out_scale)
     kernel = function(__name__, named("pointwise", body))
     warps = 4 if block <= 2048 else 8
-    return Launch(kernel, (cut.blocks, 1, 1), (*tensors, out), {"PDL": pdl}, num_warps=warps, pdl=pdl)
+    return Launch(kernel, (cut.blocks, 1, 1), (*tensors, out), {FLAG: pdl}, num_warps=warps, pdl=pdl)
 
 
 def block_sizes(elements: int) -> tuple[int, ...]:
@@ -213,7 +213,7 @@ class _Writer:
     def kernel(self, program: Sequence[Instruction], pointers: int, out: torch.dtype, out_scale: float | None) -> str:
         names = ", ".join(f"p{number}" for number in range(pointers))
         self._places()
-        self.lines += ["if PDL:", "    gdc_wait()", "    gdc_launch_dependents()"]
+        self.lines += [f"if {FLAG}:", "    gdc_wait()", "    gdc_launch_dependents()"]
         known: dict[str, Known] = {}
         last = Known("", "f")
         if copies(program) and self.types[0] == out and self.reads[0].scale == out_scale:
@@ -225,7 +225,7 @@ class _Writer:
             last = known[f"t{number}"] = Known(f"t{number}", made.kind)
         self._store(last, out, out_scale)
         body = "".join(f"    {line}\n" for line in self.lines)
-        return f"({names}, out, PDL: tl.constexpr):\n{body}"
+        return f"({names}, out, {FLAG}):\n{body}"
 
     def _argument(self, argument: str | Number, known: dict[str, Known]) -> Known:
         if isinstance(argument, str):

@@ -8,8 +8,15 @@ by the processes that compile ahead.
 import hashlib
 import linecache
 import sys
+from collections.abc import Mapping
 from functools import cache
+from types import CodeType, FunctionType
 from typing import Any, Final
+
+import triton
+
+FLAG: Final = "PDL"
+"""The one parameter that is known to the compiler; all others are tensors."""
 
 _HEAD: Final = "@triton.jit\ndef "
 
@@ -21,13 +28,18 @@ def named(family: str, body: str) -> str:
 
 @cache
 def function(module: str, text: str) -> Any:
-    """The function of a text of `named`, which sees what the module of this name has as `SEEN`."""
+    """The function of a text of `named`, which sees what the module of this name has as `SEEN`.
+
+    Python parses the text and runs nothing of it: Triton compiles it for the device.
+    """
     name = text.removeprefix(_HEAD).partition("(")[0]
     file = f"<{module}.{name}>"
     linecache.cache[file] = (len(text), None, text.splitlines(keepends=True), file)
-    space: dict[str, Any] = {"__name__": module, **sys.modules[module].SEEN}
-    exec(compile(text, file, "exec"), space)  # noqa: S102  (text of ours: names from tables, and numbers)
-    return space[name]
+    (code,) = (each for each in compile(text, file, "exec").co_consts if isinstance(each, CodeType))
+    seen: Mapping[str, object] = sys.modules[module].SEEN
+    made = FunctionType(code, {"__name__": module, **seen}, name)
+    made.__annotations__ = {FLAG: triton.language.constexpr}
+    return triton.jit(made)
 
 
 def text_of(kernel: object) -> str:
