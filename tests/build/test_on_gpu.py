@@ -82,7 +82,7 @@ def test_time_is_left_for_what_follows_the_race(gpu: OnGpu, tmp_path: Path, budg
     found = lowered(tmp_path)
     gpu.tune_for(found, budget, left, 1.0, None)
     race = gpu.race_seconds(left, 1.0)
-    assert 0 <= race <= max(0.0, left - min(6.0, 0.6 * budget))
+    assert 0 <= race <= max(0.0, left - min(5.5, 0.6 * budget))
     until = Tuning(found.path).until
     assert until is not None
     assert until <= time.monotonic() + race
