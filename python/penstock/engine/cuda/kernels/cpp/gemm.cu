@@ -74,7 +74,14 @@ __device__ __forceinline__ float gelu(float x) {
   return x * (within * y + 0.5f);
 }
 
+// The same to 3e-4 and 2^-12 of x, in half the time: a hundredth of what rounding to eight bits is off by.
+__device__ __forceinline__ float rough_gelu(float x) {
+  const float half = 0.5f * x;
+  return half * rough_tanh(x * (0.034899782f * (x * x) + 0.79973199f)) + half;
+}
+
 __device__ __forceinline__ float activate(float x) {
+  if (ACTIVATION == GELU && OUT_KIND != 0) return rough_gelu(x);
   if (ACTIVATION == RELU) return greater(x, 0.0f);
   if (ACTIVATION == RELU6) return clamp(x, 0.0f, 6.0f);
   if (ACTIVATION == LEAKY_RELU) return x < 0.0f ? x * number_of(ALPHA_BITS) : x;
@@ -286,10 +293,7 @@ __cluster_dims__(CLUSTER, 1, 1)
     barriers_initialised();
   }
   block_sync();
-  if (CLUSTER > 1) {
-    cluster_arrive();
-    cluster_wait();
-  }
+  if (CLUSTER > 1) cluster_meet();
 
   if (thread_index() < TEAM) {
     give_registers<40>();
@@ -434,8 +438,5 @@ __cluster_dims__(CLUSTER, 1, 1)
     if (thread == 0) stores_are_done();
     warp_sync();
   }
-  if (CLUSTER > 1) {  // a block that is gone can't be arrived at
-    cluster_arrive();
-    cluster_wait();
-  }
+  if (CLUSTER > 1) cluster_meet();  // a block that is gone can't be arrived at
 }
