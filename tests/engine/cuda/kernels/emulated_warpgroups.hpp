@@ -8,9 +8,13 @@
 #endif
 #define __grid_constant__
 
+// Of a matrix, or of a picture.
 struct TensorMap {
   char* base;
-  long long itemsize, rows, columns, pitch, tile_rows, tile_columns;  // pitch in bytes
+  long long itemsize, rows, columns, pitch, tile_rows, tile_columns, swizzle;  // pitch in bytes
+  long long images, high, wide, channels, pixel_bytes, row_bytes, image_bytes;
+  long long tile_channels, tile_wide, tile_high;                                // of a rectangle
+  long long pixels, window_high, window_wide, pad_top, pad_left, pad_bottom, pad_right, stride_high, stride_wide;
 };
 
 struct alignas(8) Two {
@@ -59,6 +63,56 @@ inline void tile_store(const TensorMap& map, unsigned int column, unsigned int r
     for (unsigned int wide = 0; wide < map.tile_columns && column + wide < map.columns; ++wide) {
       std::memcpy(map.base + (row + high) * map.pitch + (column + wide) * map.itemsize,
                   at_address(exchanged(from + high * line + wide * map.itemsize)), map.itemsize);
+    }
+  }
+}
+
+// Where channels of a pixel lie, outside of the picture nowhere.
+inline char* channel_of(const TensorMap& map, long long channel, long long wide, long long high, long long image) {
+  const bool inside = image >= 0 && image < map.images && high >= 0 && high < map.high && wide >= 0 && wide < map.wide;
+  if (!inside || channel >= map.channels) return nullptr;
+  return map.base + image * map.image_bytes + high * map.row_bytes + wide * map.pixel_bytes + channel * map.itemsize;
+}
+
+inline void channels_load(Address to, const TensorMap& map, unsigned int channel, long long wide, long long high, long long image) {
+  for (unsigned int number = 0; number < map.tile_channels; ++number) {
+    char* place = at_address(exchanged(to + number * map.itemsize));
+    const char* from = channel_of(map, channel + number, wide, high, image);
+    if (from != nullptr) std::memcpy(place, from, map.itemsize);
+    if (from == nullptr) std::memset(place, 0, map.itemsize);
+  }
+}
+
+inline void window_load(Address to, const TensorMap& map, unsigned int channel, int wide, int high, int image,
+                        unsigned int tap_wide, unsigned int tap_high, Address barrier) {
+  if (map.tile_channels * map.itemsize != 128 || (to & 1023) != 0 || map.pixels > 1024) std::exit(72);
+  // One past the last corner, as the driver is told: from the picture's lower right.
+  const long long end_wide = map.wide + map.pad_right - (map.window_wide - 1);
+  const long long end_high = map.high + map.pad_bottom - (map.window_high - 1);
+  for (unsigned int pixel = 0; pixel < map.pixels; ++pixel, to += 128) {
+    channels_load(to, map, channel, wide + static_cast<int>(tap_wide), high + static_cast<int>(tap_high), image);
+    wide += map.stride_wide;
+    if (wide >= end_wide) wide = -map.pad_left, high += map.stride_high;
+    if (high >= end_high) high = -map.pad_top, ++image;
+  }
+  arrived(barrier, map.pixels * 128);
+}
+
+inline void pixels_load(Address to, const TensorMap& map, unsigned int channel, int wide, int high, int image, Address barrier) {
+  if (map.tile_channels * map.itemsize != 128 || (to & 1023) != 0) std::exit(72);
+  for (int down = 0; down < map.tile_high; ++down) {
+    for (int right = 0; right < map.tile_wide; ++right, to += 128) channels_load(to, map, channel, wide + right, high + down, image);
+  }
+  arrived(barrier, map.tile_high * map.tile_wide * 128);
+}
+
+inline void pixels_store(const TensorMap& map, unsigned int channel, int wide, int high, int image, Address from) {
+  for (int down = 0; down < map.tile_high; ++down) {
+    for (int right = 0; right < map.tile_wide; ++right, from += 128) {
+      for (unsigned int number = 0; number < map.tile_channels; ++number) {
+        char* to = channel_of(map, channel + number, wide + right, high + down, image);
+        if (to != nullptr) std::memcpy(to, at_address(exchanged(from + number * map.itemsize)), map.itemsize);
+      }
     }
   }
 }

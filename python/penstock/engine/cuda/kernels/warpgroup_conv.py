@@ -1,0 +1,320 @@
+"""Convolutions as products on Hopper's own units, whose pixels the unit that copies finds by itself.
+
+`warpgroup_conv_launch` is `warpgroup_gemm_launch` for windows of any size, stride and padding: `cpp/gemm.cu` with another
+way to load x. `warpgroup_conv_tiles` says how such a convolution may be cut. Rows of channels are multiples of 16 bytes.
+Needs compute capability 9.0 and no other.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from math import ceil
+from typing import Final
+
+import torch
+
+from .cpp_launching import CppLaunch
+from .driver import AnyMap, PixelsMap, WindowMap
+from .epilogue import Epilogue
+from .rows import expect_shape, picture_strides
+from .warpgroup_gemm import ALIGNED, LINE, SHARED, SHARED_KEPT, expect_operands, finishing, matrix_map
+
+_GROUP: Final = 128  # threads that multiply together
+_SIDE: Final = 8  # of a square of pixels
+_SQUARE: Final = 64
+_MOST_STAGES: Final = 8
+_FEWEST_STAGES: Final = 3
+_TILE_GROUP: Final = 8
+# Sums of a thread, at most, for so many times four warps.
+_SUMS: Final = {2: 192, 3: 96}
+_COLUMNS: Final = (64, 104, 112, 128, 192, 256)
+_NARROW_COLUMNS: Final = (64, 128, 192, 256)  # that the units have for every type
+_LARGEST_PAD: Final = 127
+_LARGEST_WINDOW: Final = 128
+_LARGEST_STRIDE: Final = 8
+_SPARED: Final = 0.8  # of the pixels of squares that are some of the picture's, at least
+
+# Clocks of a multiprocessor, for ranking: as `warpgroup_gemm`'s, and bytes of its own memory.
+_MACS: Final = 1900
+_L2_BYTES: Final = 56
+_SHARED_BYTES: Final = 128
+_EPILOGUE: Final = 8.0
+_DEVICE_BYTES: Final = 2450
+_START: Final = 1500
+_PER_TILE: Final = 400
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """A convolution, but for where its numbers lie."""
+
+    images: int
+    out_high: int
+    out_wide: int
+    filters: int
+    channels: int
+    high: int
+    """Of the window, in taps."""
+    wide: int
+    stride: tuple[int, int] = (1, 1)
+    dilation: tuple[int, int] = (1, 1)
+    itemsize: int = 2
+
+    @property
+    def rows(self) -> int:
+        """Of the product."""
+        return self.images * self.out_high * self.out_wide
+
+    @property
+    def depths(self) -> int:
+        """Pieces of 128 bytes that the channels make."""
+        return ceil(self.channels * self.itemsize / LINE)
+
+    @property
+    def strips(self) -> bool:
+        """Whether neighbouring pixels' windows begin beside each other."""
+        return self.stride == (1, 1) and self.dilation[0] == 1 and self.high > 1
+
+
+@dataclass(frozen=True, slots=True)
+class WindowTile:
+    """How a convolution is shared out."""
+
+    rows: int
+    """Output pixels of four warps: 64 or 128."""
+    columns: int
+    pingpong: int
+    """1: four warps finish their tile while the others multiply theirs; 0: they share one, their rows below each other."""
+    groups: int
+    """Times four warps that multiply: 2, or, without `pingpong`, 3."""
+    stages: int
+    cluster: int
+    """Blocks below each other that share the weights that they copy: 1 or 2."""
+    strip: int
+    """1: tiles are squares of eight by eight pixels, and a column of the window is loaded once for all of its taps."""
+    resident: int
+    """1: a block keeps all weights."""
+    blocks: int
+    """In the grid, at most."""
+
+    @property
+    def block_rows(self) -> int:
+        return self.rows * (1 if self.pingpong else self.groups)
+
+    @property
+    def threads(self) -> int:
+        return _GROUP * (1 + self.groups)
+
+    def count(self, window: Window) -> int:
+        """Tiles, of clusters."""
+        beside = ceil(window.filters / self.columns)
+        if self.strip:
+            strips = window.images * ceil(window.out_wide / _SIDE)
+            return strips * ceil(window.out_high * _SIDE / self.block_rows) * beside
+        return ceil(window.rows / (self.block_rows * self.cluster)) * beside
+
+    def clusters(self, window: Window) -> int:
+        """In the grid."""
+        return max(1, min(self.count(window), self.blocks // self.cluster))
+
+    def taps(self, window: Window) -> int:
+        """Of a stage."""
+        return window.high if self.strip else 1
+
+    def steps(self, window: Window) -> int:
+        return window.depths * window.wide * window.high // self.taps(window)
+
+    def pixel_bytes(self, window: Window) -> int:
+        """Of a stage."""
+        return (self.block_rows + (self.taps(window) - 1) * _SIDE) * LINE
+
+    def weight_bytes(self, window: Window) -> int:
+        """Of a step."""
+        return self.taps(window) * self.columns * LINE
+
+    def stage_bytes(self, window: Window) -> int:
+        return self.pixel_bytes(window) + (0 if self.resident else self.weight_bytes(window))
+
+    def shared_bytes(self, window: Window, residual: bool, out_itemsize: int) -> int:
+        chunks = ceil(self.columns * out_itemsize / LINE)
+        slots = self.groups * self.rows * LINE * (chunks if residual else min(chunks, 2))
+        kept = self.steps(window) * self.weight_bytes(window) if self.resident else 0
+        return self.stages * self.stage_bytes(window) + kept + slots + SHARED_KEPT
+
+    def fits(self, window: Window, residual: bool, out_itemsize: int) -> bool:
+        narrow = window.itemsize == 1 or out_itemsize == 1
+        return (
+            self.rows // _SQUARE * self.columns // 2 <= _SUMS[self.groups]
+            and self.columns in (_NARROW_COLUMNS if narrow else _COLUMNS)
+            and self.columns * out_itemsize >= LINE
+            and self.columns % (_SIDE * self.cluster) == 0
+            and (not self.pingpong or self.groups == min(_SUMS))
+            and (not self.strip or (window.strips and self.rows == _SQUARE and self.cluster == 1))
+            and (not self.resident or (window.filters <= self.columns and self.cluster == 1))
+            and self.shared_bytes(window, residual, out_itemsize) <= SHARED
+        )
+
+    def clocks(self, window: Window, residual: bool, out_itemsize: int) -> float:
+        """Roughly, for telling cuts apart."""
+        taps, area = self.taps(window), self.block_rows * self.columns
+        weights = 0 if self.resident else self.weight_bytes(window)
+        multiply = taps * area * LINE / 2 / _MACS
+        loaded = self.pixel_bytes(window) + weights / self.cluster
+        # Four products of 32 bytes' depth read a tile's operands for each 64 rows.
+        read = taps * self.block_rows / _SQUARE * (_SQUARE + self.columns) * LINE
+        loop = self.steps(window) * max(
+            multiply, loaded / _L2_BYTES, (read + self.pixel_bytes(window) + weights) / _SHARED_BYTES
+        )
+        finish = area / _EPILOGUE * (1.5 if residual else 1.0)
+        waves = ceil(self.count(window) / self.clusters(window))
+        pixels = window.rows * window.stride[0] * window.stride[1]
+        moved = pixels * window.channels * window.itemsize
+        moved += window.rows * window.filters * out_itemsize * (2 if residual else 1)
+        if self.pingpong:
+            busy = _START + waves * max(loop + _PER_TILE / 4, (finish + loop) / 2) + finish
+        else:
+            busy = _START + waves * (loop + finish / 2 + _PER_TILE)
+        return max(busy, moved / _DEVICE_BYTES) + busy / 16
+
+
+def warpgroup_conv_tiles(
+    window: Window, multiprocessors: int, residual: bool, out_itemsize: int = 2, limit: int = 6
+) -> list[WindowTile]:
+    """Those worth timing, most promising first."""
+    sensible = _sensible(window, multiprocessors, residual, out_itemsize)
+    return sorted(sensible, key=lambda tile: tile.clocks(window, residual, out_itemsize))[:limit]
+
+
+def _sensible(window: Window, multiprocessors: int, residual: bool, out_itemsize: int) -> Iterator[WindowTile]:
+    for columns in _COLUMNS:
+        if columns > max(_SQUARE, LINE // out_itemsize) and columns >= window.filters + _SQUARE:
+            continue
+        for rows, pingpong, groups in ((64, 1, 2), (64, 0, 2), (64, 0, 3), (128, 1, 2), (128, 0, 2)):
+            for cluster, strip, resident in ((1, 0, 0), (2, 0, 0), (1, 0, 1), (1, 1, 0), (1, 1, 1)):
+                bare = WindowTile(rows, columns, pingpong, groups, 0, cluster, strip, resident, multiprocessors)
+                room = SHARED - bare.shared_bytes(window, residual, out_itemsize)
+                stages = min(_MOST_STAGES, room // bare.stage_bytes(window))
+                if stages < _FEWEST_STAGES or bare.block_rows >= 2 * window.rows:
+                    continue
+                tile = WindowTile(rows, columns, pingpong, groups, stages, cluster, strip, resident, multiprocessors)
+                enough = cluster == 1 or tile.count(window) >= multiprocessors // 4
+                used = window.rows / (tile.count(window) * tile.block_rows / ceil(window.filters / columns))
+                if enough and (not strip or used >= _SPARED) and tile.fits(window, residual, out_itemsize):
+                    yield tile
+
+
+def warpgroup_conv_launch(
+    x: torch.Tensor,
+    w: torch.Tensor,
+    *,
+    out: torch.Tensor,
+    config: WindowTile,
+    stride: tuple[int, int] = (1, 1),
+    padding: tuple[int, int] = (0, 0),
+    dilation: tuple[int, int] = (1, 1),
+    bias: torch.Tensor | None = None,
+    residual: torch.Tensor | None = None,
+    scale: torch.Tensor | None = None,
+    epilogue: Epilogue | None = None,
+    pdl: bool = False,
+) -> CppLaunch:
+    """x [N, H, W, C], w [filters, high, wide, C] without gaps, out and residual [N, P, Q, filters]; rest as the product's.
+
+    padding  above and on the left; below and on the right it is what out's size makes of it
+    """
+    filters, high, wide, channels = w.shape
+    images, out_high, out_wide, _ = out.shape
+    epilogue = epilogue or Epilogue()
+    expect_shape(x, "x", images, *x.shape[1:3], channels)
+    expect_shape(out, "out", images, out_high, out_wide, filters)
+    expect_operands(x, w, out, bias, residual, scale)
+    if not w.is_contiguous():
+        raise ValueError(f"w: expected contiguous filters, got strides {w.stride()}")
+    window = Window(images, out_high, out_wide, filters, channels, high, wide, stride, dilation, x.itemsize)
+    if not config.fits(window, residual is not None, out.itemsize):
+        raise ValueError(f"{config}: expected one that fits a multiprocessor")
+    clusters = config.clusters(window)
+    constants = {
+        "SIZE_M": window.rows,
+        "SIZE_N": filters,
+        "SIZE_K": high * wide * channels,
+        "ROWS": config.rows,
+        "COLUMNS": config.columns,
+        "PINGPONG": config.pingpong,
+        "GROUPS": config.groups,
+        "STAGES": config.stages,
+        "CLUSTER": config.cluster,
+        "TEAMS": clusters,
+        "TILE_GROUP": _TILE_GROUP,
+        "RESIDENT": config.resident,
+        "WINDOW": 1,
+        "STRIP": config.strip,
+        "CHANNELS": channels,
+        "WINDOW_HIGH": high,
+        "WINDOW_WIDE": wide,
+        "STRIDE_HIGH": stride[0],
+        "STRIDE_WIDE": stride[1],
+        "PAD_TOP": padding[0],
+        "PAD_LEFT": padding[1],
+        "DILATION_HIGH": dilation[0],
+        "DILATION_WIDE": dilation[1],
+        "OUT_HIGH": out_high,
+        "OUT_WIDE": out_wide,
+        **finishing(x, out, bias, residual, scale, epilogue),
+    }
+    filter_map = matrix_map(w.view(filters, -1), "w", config.columns // config.cluster)
+    maps = [_seen(x, window, config, padding), filter_map, _finished(out, "out", config)]
+    if residual is not None:
+        maps.append(_finished(residual, "residual", config))
+    return CppLaunch(
+        "gemm.cu",
+        "warpgroup_gemm",
+        (clusters * config.cluster, 1, 1),
+        config.threads,
+        (x, w, out, residual, scale, bias),
+        constants,
+        config.shared_bytes(window, residual is not None, out.itemsize),
+        config.cluster,
+        pdl,
+        tuple(maps),
+    )
+
+
+def _seen(x: torch.Tensor, window: Window, config: WindowTile, padding: tuple[int, int]) -> AnyMap:
+    """x as it is loaded."""
+    channels = LINE // x.itemsize
+    if config.strip:
+        return PixelsMap(*_picture(x, "x"), channels, _SIDE, config.block_rows // _SIDE + window.high - 1)
+    taps, sizes, outs = (window.high, window.wide), x.shape[1:3], (window.out_high, window.out_wide)
+    spans = [(count - 1) * apart + 1 for count, apart in zip(taps, window.dilation, strict=True)]
+    reached = [(size - 1) * step for size, step in zip(outs, window.stride, strict=True)]
+    # What is asked for below and on the right: the last window's first pixel is the last there is.
+    below = [end + span - size - pad for end, span, size, pad in zip(reached, spans, sizes, padding, strict=True)]
+    for name, least, numbers, most in (
+        ("padding", 0, padding, _LARGEST_PAD),
+        ("a window", 1, spans, _LARGEST_WINDOW),
+        ("strides", 1, window.stride, _LARGEST_STRIDE),
+        ("rows and columns left over", 1 - _LARGEST_WINDOW, below, _LARGEST_PAD),
+    ):
+        if min(numbers) < least or max(numbers) > most:
+            raise ValueError(f"{name}: expected {least} to {most}, got {tuple(numbers)}")
+    # An edge that no window reaches is no part of the picture.
+    seen = [size + min(0, end) for size, end in zip(sizes, below, strict=True)]
+    return WindowMap(
+        *_picture(x[:, : seen[0], : seen[1]], "x"), channels, config.block_rows, *spans, *padding,
+        *(max(0, end) for end in below), *window.stride,
+    )  # fmt: skip
+
+
+def _finished(out: torch.Tensor, name: str, config: WindowTile) -> AnyMap:
+    if config.strip:
+        return PixelsMap(*_picture(out, name), LINE // out.itemsize, _SIDE, _SIDE)
+    return matrix_map(out, name, config.rows)
+
+
+def _picture(tensor: torch.Tensor, name: str) -> tuple[int, int, int, int, int, int, int, int]:
+    """What a `driver.Picture` is made of."""
+    images, high, wide, channels = tensor.shape
+    pixel, row, image = (step * tensor.itemsize for step in picture_strides(tensor, name))
+    if pixel % ALIGNED or row % ALIGNED or image % ALIGNED or pixel < channels * tensor.itemsize:
+        raise ValueError(f"{name}: expected pixels a multiple of 16 bytes apart, got strides {tensor.stride()}")
+    return tensor.itemsize, images, high, wide, channels, pixel, row, image
