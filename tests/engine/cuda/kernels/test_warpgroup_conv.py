@@ -8,14 +8,11 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from penstock.engine.cuda.kernels import nvrtc  # noqa: E402
 from penstock.engine.cuda.kernels.cpp_launching import CppLaunch  # noqa: E402
 from penstock.engine.cuda.kernels.epilogue import Epilogue  # noqa: E402
 from penstock.engine.cuda.kernels.warpgroup_conv import (  # noqa: E402
-    Window,
     WindowTile,
     warpgroup_conv_launch,
-    warpgroup_conv_tiles,
 )
 
 from .emulating import run_on_the_cpu  # noqa: E402

@@ -1,7 +1,7 @@
 """Convolutions as products on Hopper's own units, whose pixels the unit that copies finds by itself.
 
-`warpgroup_conv_launch` is `warpgroup_gemm_launch` for windows of any size, stride and padding: `cpp/gemm.cu` with another
-way to load x. `warpgroup_conv_tiles` says how such a convolution may be cut. Rows of channels are multiples of 16 bytes.
+`warpgroup_conv_launch` is `warpgroup_gemm_launch` for windows of any size, stride and padding: `cpp/gemm.cu` with
+another way to load x. `warpgroup_conv_tiles` says how such a convolution may be cut. Channels fill 16 bytes or more.
 Needs compute capability 9.0 and no other.
 """
 
@@ -83,7 +83,7 @@ class WindowTile:
     """Output pixels of four warps: 64 or 128."""
     columns: int
     pingpong: int
-    """1: four warps finish their tile while the others multiply theirs; 0: they share one, their rows below each other."""
+    """1: four warps finish their tile while the others multiply theirs; 0: they share one, rows below rows."""
     groups: int
     """Times four warps that multiply: 2, or, without `pingpong`, 3."""
     stages: int
@@ -217,7 +217,7 @@ def warpgroup_conv_launch(
     epilogue: Epilogue | None = None,
     pdl: bool = False,
 ) -> CppLaunch:
-    """x [N, H, W, C], w [filters, high, wide, C] without gaps, out and residual [N, P, Q, filters]; rest as the product's.
+    """x [N, H, W, C], w [filters, high, wide, C] without gaps, out and residual [N, P, Q, filters]; else as products.
 
     padding  above and on the left; below and on the right it is what out's size makes of it
     """
@@ -300,8 +300,8 @@ def _seen(x: torch.Tensor, window: Window, config: WindowTile, padding: tuple[in
     # An edge that no window reaches is no part of the picture.
     seen = [size + min(0, end) for size, end in zip(sizes, below, strict=True)]
     return WindowMap(
-        *_picture(x[:, : seen[0], : seen[1]], "x"), channels, config.block_rows, *spans, *padding,
-        *(max(0, end) for end in below), *window.stride,
+        *_picture(x[:, : seen[0], : seen[1]], "x"), channels, config.block_rows, spans[0], spans[1], padding[0],
+        padding[1], max(0, below[0]), max(0, below[1]), window.stride[0], window.stride[1],
     )  # fmt: skip
 
 

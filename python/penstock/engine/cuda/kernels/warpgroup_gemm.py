@@ -10,7 +10,7 @@ import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 from math import ceil
-from typing import Final
+from typing import Final, TypeAlias
 
 import torch
 
@@ -186,7 +186,7 @@ _KINDS: Final = {torch.float16: 0, torch.bfloat16: 0, torch.int8: 1, torch.float
 _SIXTEEN_BITS: Final = 2
 _NUMBERS: Final = {name: number for number, name in enumerate(ACTIVATIONS)}
 
-_Tensor = torch.Tensor | None
+_Tensor: TypeAlias = torch.Tensor | None
 
 
 def expect_operands(
