@@ -7,6 +7,7 @@ Compiled by NVRTC when tuned. Needs compute capability 9.0; elsewhere, and for t
 take, the other implementations stay.
 """
 
+from collections.abc import Mapping
 from dataclasses import astuple
 from typing import Final
 
@@ -34,7 +35,6 @@ from penstock.engine.cuda.ways import (
     dtype_of,
     eight_or_narrow,
     multiprocessors_of,
-    narrow_everywhere,
 )
 
 
@@ -78,7 +78,7 @@ def _suits_conv(site: Site) -> bool:
 
 def _slide(ready: Ready, operands: Tensors, outputs: Tensors, scratch: Scratch | None) -> Launched:
     del scratch
-    site = ready.site
+    site, source = ready.site, ready.site.index("source")
     return warpgroup_conv_launch(
         operands[0],
         ready.weight,
@@ -87,6 +87,9 @@ def _slide(ready: Ready, operands: Tensors, outputs: Tensors, scratch: Scratch |
         stride=_pair(site, "strides"),
         padding=_pair(site, "pads"),
         dilation=_pair(site, "dilations"),
+        source=None if source is None else operands[source],
+        shortcut=ready.constants.get("shortcut"),
+        source_stride=_pair(site, "shortcut_strides"),
         bias=ready.bias,
         residual=ready.residual(operands),
         scale=ready.scale,
@@ -100,7 +103,7 @@ def _window_tiles(site: Site) -> list[Config]:
     _, taps_high, taps_wide, channels = site.shape("weight")
     window = Window(
         images, high, wide, filters, channels, taps_high, taps_wide, _pair(site, "strides"), _pair(site, "dilations"),
-        dtype_of(site, 0).itemsize,
+        dtype_of(site, 0).itemsize, 0 if site.index("source") is None else site.shape("shortcut")[1],
     )  # fmt: skip
     residual = site.index("residual") is not None
     found = warpgroup_conv_tiles(window, multiprocessors_of(site.device), residual, site.out_dtype().itemsize)
@@ -114,7 +117,16 @@ def _suits_windows(site: Site) -> bool:
     return site.integer("groups") == 1 and channels * 4 >= -(-channels // whole) * whole * 3 and _suits(site)
 
 
+def _one_bias(constants: dict[str, torch.Tensor]) -> Mapping[str, torch.Tensor]:
+    """Of both products."""
+    found = [constants[role] for role in ("bias", "shortcut_bias") if role in constants]
+    rest = {role: each for role, each in constants.items() if role not in ("bias", "shortcut_bias")}
+    return rest | ({"bias": sum(found[1:], found[0])} if found else {})
+
+
 def _pair(site: Site, name: str) -> tuple[int, int]:
+    if name not in site.step.attributes:
+        return 1, 1
     first, second, *_ = site.integers(name)
     return first, second
 
@@ -122,6 +134,13 @@ def _pair(site: Site, name: str) -> tuple[int, int]:
 PRODUCTS: Final[dict[tuple[str, str], Way]] = {
     ("gemm", "cuda_warpgroups"): Way(_multiply, _tiles, suits=_suits, types=eight_or_narrow, scales=True),
     ("conv", "cuda_warpgroups"): Way(_multiply, _tiles, suits=_suits_conv, types=eight_or_narrow, scales=True),
-    ("conv", "cuda_windows"): Way(_slide, _window_tiles, suits=_suits_windows, types=narrow_everywhere),
+    ("conv", "cuda_windows"): Way(_slide, _window_tiles, suits=_suits_windows),
+    ("conv_shortcut", "cuda_windows"): Way(
+        _slide,
+        _window_tiles,
+        forms=dict.fromkeys(("weight", "shortcut"), torch.Tensor.contiguous),
+        suits=_suits_windows,
+        combined=_one_bias,
+    ),
 }
 """Kind and name -> kernel."""

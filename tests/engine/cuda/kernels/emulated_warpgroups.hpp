@@ -129,6 +129,7 @@ inline void barrier_arrive(Address barrier) {
   end_of_phase(counter);
 }
 inline void barrier_arrive_there(Address barrier) { barrier_arrive(barrier); }
+inline void cluster_meet() { my_cluster->all.arrive_and_wait(); }
 
 inline void warp_sync() { my_warp().meet.arrive_and_wait(); }
 

@@ -37,12 +37,16 @@ class Case:
     apart: int = 0
     """Channels beside x's, residual's and out's in memory."""
     dtype: torch.dtype = torch.float16
+    others: int = 0
+    """Channels of a map that is multiplied with weights of its own, and added."""
+    apart_by: tuple[int, int] = (1, 1)
+    """Its pixels."""
 
     def __str__(self) -> str:
         one = self.tile
         how = (one.rows, one.columns, one.pingpong, one.groups, one.stages, one.cluster, one.strip, one.resident)
         where = f"{self.x} {self.taps} {self.stride} {self.pads} {self.dilation}"
-        return f"{where} {self.filters} by {how} {self.epilogue.activation} {self.residual}"
+        return f"{where} {self.filters} by {how} {self.epilogue.activation} {self.residual} {self.others}"
 
 
 def tile(
@@ -64,6 +68,8 @@ CASES = [
     Case((2, 16, 16, 64), 64, (3, 3), tile(pingpong=1, strip=1, resident=1), residual=True, apart=16),
     Case((3, 13, 21, 64), 64, (3, 3), tile(strip=1, resident=1, groups=3), epilogue=Epilogue("hard_swish")),
     Case((1, 24, 12, 128), 104, (3, 3), tile(columns=104, strip=1, pingpong=1), pads=(1, 0, 1, 2)),
+    Case((3, 7, 9, 64), 128, (3, 3), tile(columns=128, groups=3), others=72, apart_by=(2, 2)),
+    Case((2, 13, 9, 64), 64, (3, 3), tile(cluster=2, pingpong=1, blocks=4), stride=(2, 1), others=128, residual=True),
     Case((2, 11, 11, 64), 72, (3, 3), tile(columns=128, resident=1, pingpong=1, stages=4), pads=(0, 0, 0, 0)),
 ]
 
@@ -74,13 +80,26 @@ class Tensors:
     w: torch.Tensor
     bias: torch.Tensor
     residual: torch.Tensor | None
+    source: torch.Tensor | None
+    shortcut: torch.Tensor | None
     out: torch.Tensor
 
     def launch(self, case: Case) -> CppLaunch:
         return warpgroup_conv_launch(
-            self.x, self.w, out=self.out, config=case.tile, stride=case.stride, padding=case.pads[:2],
-            dilation=case.dilation, bias=self.bias, residual=self.residual, epilogue=case.epilogue,
-        )  # fmt: skip
+            self.x,
+            self.w,
+            out=self.out,
+            config=case.tile,
+            stride=case.stride,
+            padding=case.pads[:2],
+            dilation=case.dilation,
+            source=self.source,
+            shortcut=self.shortcut,
+            source_stride=case.apart_by,
+            bias=self.bias,
+            residual=self.residual,
+            epilogue=case.epilogue,
+        )
 
 
 def tensors(case: Case, device: str = "cpu") -> Tensors:
@@ -104,6 +123,10 @@ def tensors(case: Case, device: str = "cpu") -> Tensors:
         w.to(case.dtype).to(device),
         torch.randn(case.filters, generator=generator).to(device),
         normal(*out) if case.residual else None,
+        normal(images, out_high * case.apart_by[0], out_wide * case.apart_by[1], case.others) if case.others else None,
+        (torch.randn(case.filters, case.others, generator=generator) / 9).to(case.dtype).to(device)
+        if case.others
+        else None,
         nothing[..., : case.filters],
     )
 
@@ -115,6 +138,9 @@ def expected(given: Tensors, case: Case) -> torch.Tensor:
     y = torch.nn.functional.conv2d(
         x.permute(0, 3, 1, 2), w.permute(0, 3, 1, 2), bias, case.stride, (0, 0), case.dilation
     ).permute(0, 2, 3, 1)
+    if given.source is not None and given.shortcut is not None:
+        high, wide = case.apart_by
+        y = y + given.source.double().cpu()[:, ::high, ::wide] @ given.shortcut.double().cpu().T
     if given.residual is not None:
         y = y + given.residual.double().cpu()
     return torch.nn.functional.hardswish(y) if case.epilogue.activation == "hard_swish" else y.relu()

@@ -6,7 +6,7 @@ Needs compute capability 9.0 and no other.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import ceil
 from typing import Final
 
@@ -58,6 +58,8 @@ class Window:
     stride: tuple[int, int] = (1, 1)
     dilation: tuple[int, int] = (1, 1)
     itemsize: int = 2
+    others: int = 0
+    """Channels of a map of which a pixel is multiplied with weights of its own, and added."""
 
     @property
     def rows(self) -> int:
@@ -70,9 +72,13 @@ class Window:
         return ceil(self.channels * self.itemsize / LINE)
 
     @property
+    def other_depths(self) -> int:
+        return ceil(self.others * self.itemsize / LINE)
+
+    @property
     def strips(self) -> bool:
         """Whether neighbouring pixels' windows begin beside each other."""
-        return self.stride == (1, 1) and self.dilation[0] == 1 and self.high > 1
+        return self.stride == (1, 1) and self.dilation[0] == 1 and self.high > 1 and not self.others
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,7 +127,7 @@ class WindowTile:
         return window.high if self.strip else 1
 
     def steps(self, window: Window) -> int:
-        return window.depths * window.wide * window.high // self.taps(window)
+        return window.depths * window.wide * window.high // self.taps(window) + window.other_depths
 
     def pixel_bytes(self, window: Window) -> int:
         """Of a stage."""
@@ -211,6 +217,9 @@ def warpgroup_conv_launch(
     stride: tuple[int, int] = (1, 1),
     padding: tuple[int, int] = (0, 0),
     dilation: tuple[int, int] = (1, 1),
+    source: torch.Tensor | None = None,
+    shortcut: torch.Tensor | None = None,
+    source_stride: tuple[int, int] = (1, 1),
     bias: torch.Tensor | None = None,
     residual: torch.Tensor | None = None,
     scale: torch.Tensor | None = None,
@@ -220,6 +229,8 @@ def warpgroup_conv_launch(
     """x [N, H, W, C], w [filters, high, wide, C] without gaps, out and residual [N, P, Q, filters]; else as products.
 
     padding  above and on the left; below and on the right it is what out's size makes of it
+    source   [N, H', W', others], of which a pixel for each of out is multiplied with shortcut [filters, others], too,
+             and added
     """
     filters, high, wide, channels = w.shape
     images, out_high, out_wide, _ = out.shape
@@ -229,7 +240,10 @@ def warpgroup_conv_launch(
     expect_operands(x, w, out, bias, residual, scale)
     if not w.is_contiguous():
         raise ValueError(f"w: expected contiguous filters, got strides {w.stride()}")
-    window = Window(images, out_high, out_wide, filters, channels, high, wide, stride, dilation, x.itemsize)
+    others = 0 if shortcut is None else shortcut.shape[1]
+    window = Window(images, out_high, out_wide, filters, channels, high, wide, stride, dilation, x.itemsize, others)
+    if (source is None) != (shortcut is None):
+        raise ValueError("source, shortcut: expected both or neither")
     if not config.fits(window, residual is not None, out.itemsize):
         raise ValueError(f"{config}: expected one that fits a multiprocessor")
     clusters = config.clusters(window)
@@ -259,10 +273,22 @@ def warpgroup_conv_launch(
         "DILATION_WIDE": dilation[1],
         "OUT_HIGH": out_high,
         "OUT_WIDE": out_wide,
+        "OTHERS": others,
+        "SOURCE_STRIDE_HIGH": source_stride[0],
+        "SOURCE_STRIDE_WIDE": source_stride[1],
         **finishing(x, out, bias, residual, scale, epilogue),
     }
-    filter_map = matrix_map(w.view(filters, -1), "w", config.columns // config.cluster)
-    maps = [_seen(x, window, config, padding), filter_map, _finished(out, "out", config)]
+    filter_rows = config.columns // config.cluster
+    maps = [_seen(x, window, config, padding), matrix_map(w.view(filters, -1), "w", filter_rows)]
+    if source is not None and shortcut is not None:
+        expect_shape(source, "source", images, *source.shape[1:3], others)
+        expect_shape(shortcut, "shortcut", filters, others)
+        expect_operands(source, shortcut, out, bias, residual, scale)
+        if source.dtype != x.dtype:
+            raise ValueError(f"source: expected {x.dtype} like x, got {source.dtype}")
+        pixels = replace(window, channels=others, high=1, wide=1, stride=source_stride, dilation=(1, 1))
+        maps += [_windows(source, "source", pixels, config, (0, 0)), matrix_map(shortcut, "shortcut", filter_rows)]
+    maps.append(_finished(out, "out", config))
     if residual is not None:
         maps.append(_finished(residual, "residual", config))
     return CppLaunch(
@@ -270,7 +296,7 @@ def warpgroup_conv_launch(
         "warpgroup_gemm",
         (clusters * config.cluster, 1, 1),
         config.threads,
-        (x, w, out, residual, scale, bias),
+        (x, w, source, shortcut, out, residual, scale, bias),
         constants,
         config.shared_bytes(window, residual is not None, out.itemsize),
         config.cluster,
@@ -281,27 +307,31 @@ def warpgroup_conv_launch(
 
 def _seen(x: torch.Tensor, window: Window, config: WindowTile, padding: tuple[int, int]) -> AnyMap:
     """x as it is loaded."""
-    channels = LINE // x.itemsize
     if config.strip:
-        return PixelsMap(*_picture(x, "x"), channels, _SIDE, config.block_rows // _SIDE + window.high - 1)
+        high = config.block_rows // _SIDE + window.high - 1
+        return PixelsMap(*_picture(x, "x"), LINE // x.itemsize, _SIDE, high)
+    return _windows(x, "x", window, config, padding)
+
+
+def _windows(x: torch.Tensor, name: str, window: Window, config: WindowTile, padding: tuple[int, int]) -> WindowMap:
     taps, sizes, outs = (window.high, window.wide), x.shape[1:3], (window.out_high, window.out_wide)
     spans = [(count - 1) * apart + 1 for count, apart in zip(taps, window.dilation, strict=True)]
     reached = [(size - 1) * step for size, step in zip(outs, window.stride, strict=True)]
     # What is asked for below and on the right: the last window's first pixel is the last there is.
     below = [end + span - size - pad for end, span, size, pad in zip(reached, spans, sizes, padding, strict=True)]
-    for name, least, numbers, most in (
+    for what, least, numbers, most in (
         ("padding", 0, padding, _LARGEST_PAD),
         ("a window", 1, spans, _LARGEST_WINDOW),
         ("strides", 1, window.stride, _LARGEST_STRIDE),
         ("rows and columns left over", 1 - _LARGEST_WINDOW, below, _LARGEST_PAD),
     ):
         if min(numbers) < least or max(numbers) > most:
-            raise ValueError(f"{name}: expected {least} to {most}, got {tuple(numbers)}")
+            raise ValueError(f"{what} of {name}: expected {least} to {most}, got {tuple(numbers)}")
     # An edge that no window reaches is no part of the picture.
     seen = [size + min(0, end) for size, end in zip(sizes, below, strict=True)]
     return WindowMap(
-        *_picture(x[:, : seen[0], : seen[1]], "x"), channels, config.block_rows, spans[0], spans[1], padding[0],
-        padding[1], max(0, below[0]), max(0, below[1]), window.stride[0], window.stride[1],
+        *_picture(x[:, : seen[0], : seen[1]], name), LINE // x.itemsize, config.block_rows, spans[0], spans[1],
+        padding[0], padding[1], max(0, below[0]), max(0, below[1]), window.stride[0], window.stride[1],
     )  # fmt: skip
 
 

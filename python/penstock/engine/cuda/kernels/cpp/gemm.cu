@@ -18,6 +18,9 @@
 // column of the window: the pixels of all its taps, and their weights. A tap's rows begin one row of eight pixels further on,
 // so each number comes from the second cache as often as the window is wide and not as often as it has taps.
 //
+// With OTHERS another map is multiplied with weights of its own, one pixel for each of the result, and added: the shortcut
+// of a residual block. Its channels are the last steps.
+//
 // Numbers of eight bits are worth what scales say: a sum what `scales` has for its column, the residual's and the
 // result's what OUT_... and RESIDUAL_... say.
 //
@@ -30,6 +33,7 @@
 //   RESIDENT               whether blocks keep all of W, which is no wider than a tile; 0 if it is not given
 //   WINDOW STRIP           see above; if they are given, so are CHANNELS, WINDOW_HIGH, WINDOW_WIDE, STRIDE_..., PAD_TOP,
 //                          PAD_LEFT, DILATION_..., OUT_HIGH and OUT_WIDE
+//   OTHERS SOURCE_STRIDE_...   channels of the other map, and how far its pixels are apart; 0 if they are not given
 //   TEAMS                  clusters in the grid
 //   TILE_GROUP             tiles below each other that are done before those beside them
 //   HAS_SCALES HAS_BIAS HAS_RESIDUAL RESIDUAL_LAST
@@ -45,6 +49,11 @@
 #endif
 #ifndef RESIDENT
 #define RESIDENT 0
+#endif
+#ifndef OTHERS
+#define OTHERS 0
+#define SOURCE_STRIDE_HIGH 1
+#define SOURCE_STRIDE_WIDE 1
 #endif
 #ifndef WINDOW
 #define WINDOW 0
@@ -72,7 +81,8 @@ constexpr unsigned int DEPTH = KIND == 0 ? LINE / 2 : LINE;  // numbers in a row
 constexpr unsigned int WIDTH = OUT_KIND == 0 ? LINE / 2 : LINE;  // columns in a row of a slot
 constexpr unsigned int TAPS = STRIP ? WINDOW_HIGH : 1;  // of a stage
 constexpr unsigned int DEPTHS_OF_A_TAP = (CHANNELS + DEPTH - 1) / DEPTH;
-constexpr unsigned int STEPS = DEPTHS_OF_A_TAP * WINDOW_WIDE * (STRIP ? 1 : WINDOW_HIGH);
+constexpr unsigned int OWN_STEPS = DEPTHS_OF_A_TAP * WINDOW_WIDE * (STRIP ? 1 : WINDOW_HIGH);
+constexpr unsigned int STEPS = OWN_STEPS + (OTHERS + DEPTH - 1) / DEPTH;
 constexpr unsigned int BLOCK_ROWS = PINGPONG ? ROWS : GROUPS * ROWS;
 constexpr unsigned int EIGHT_WIDE = (OUT_WIDE + 7) / 8, STRIPS_HIGH = (OUT_HIGH * 8 + BLOCK_ROWS - 1) / BLOCK_ROWS;
 constexpr unsigned int TILES_M = STRIP ? SIZE_M / (OUT_HIGH * OUT_WIDE) * EIGHT_WIDE * STRIPS_HIGH
@@ -99,7 +109,7 @@ static_assert(ROWS % 64 == 0 && COLUMNS % (8 * CLUSTER) == 0 && COLUMNS >= WIDTH
               "how the product is cut");
 static_assert(!RESIDENT || (SIZE_N <= COLUMNS && CLUSTER == 1), "all of W");
 static_assert(GROUPS == 2 || !PINGPONG, "turns are taken by two");
-static_assert(!STRIP || (ROWS == 64 && CLUSTER == 1), "eight by eight pixels");
+static_assert(!STRIP || (ROWS == 64 && CLUSTER == 1 && OTHERS == 0), "eight by eight pixels");
 
 // Of a tile's columns the first that a slot holds. The last slot has some of the one before where they do not come out even.
 __device__ __forceinline__ constexpr unsigned int column_of(unsigned int chunk) {
@@ -156,7 +166,7 @@ __device__ __forceinline__ float whole(int number) {
 
 __device__ __forceinline__ float number_of_sum(float sum) { return sum; }
 __device__ __forceinline__ float number_of_sum(int sum) {
-  return SIZE_K * 128ull * 127ull < 1ull << 22 ? whole(sum) : static_cast<float>(sum);
+  return (SIZE_K + OTHERS) * 128ull * 127ull < 1ull << 22 ? whole(sum) : static_cast<float>(sum);
 }
 
 // To the nearest, ties to even, in the last bits.
@@ -279,11 +289,23 @@ struct Ring {
   }
 };
 
+// What is multiplied.
+struct Operands {
+  const TensorMap& x;
+  const TensorMap& weights;
+  const TensorMap* source;  // with OTHERS
+  const TensorMap* shortcut;
+  const TensorMap* residual;  // with HAS_RESIDUAL
+};
+
 // The weights of a step, for a place in the ring or for good.
-__device__ __forceinline__ void load_weights(const Ring& ring, unsigned int stage, const TensorMap& weights,
+__device__ __forceinline__ void load_weights(const Ring& ring, unsigned int stage, const Operands& given,
                                              unsigned int column, unsigned int step, unsigned int rank, Address barrier) {
   const Address to = ring.weights(stage, step);
-  const unsigned int depth = step / DEPTHS_OF_A_TAP * CHANNELS + step % DEPTHS_OF_A_TAP * DEPTH;
+  const bool own = OTHERS == 0 || step < OWN_STEPS;
+  const TensorMap& weights = own ? given.weights : *given.shortcut;
+  const unsigned int depth = own ? step / DEPTHS_OF_A_TAP * CHANNELS + step % DEPTHS_OF_A_TAP * DEPTH
+                                 : (step - OWN_STEPS) * DEPTH;
   if (CLUSTER == 1) {
 #pragma unroll
     for (unsigned int tap = 0; tap < TAPS; ++tap) {
@@ -296,25 +318,30 @@ __device__ __forceinline__ void load_weights(const Ring& ring, unsigned int stag
 }
 
 // Lets a stage count what will come, and asks for its weights: they need not wait for the kernel ahead.
-__device__ __forceinline__ void begin_stage(const Ring& ring, unsigned int stage, const TensorMap& weights,
+__device__ __forceinline__ void begin_stage(const Ring& ring, unsigned int stage, const Operands& given,
                                             unsigned int column, unsigned int step, unsigned int rank) {
   barrier_expect(ring.full(stage), STAGE_BYTES);
-  if (!RESIDENT) load_weights(ring, stage, weights, column, step, rank, ring.full(stage));
+  if (!RESIDENT) load_weights(ring, stage, given, column, step, rank, ring.full(stage));
 }
 
 // What a step multiplies of x, for the rows from one on, of which `pixel` is the first.
-__device__ __forceinline__ void load_x(const Ring& ring, unsigned int stage, const TensorMap& x, unsigned int row,
+__device__ __forceinline__ void load_x(const Ring& ring, unsigned int stage, const Operands& given, unsigned int row,
                                        const Pixel& pixel, unsigned int step) {
   if (!WINDOW) {
-    tile_load(ring.x(stage), x, step * DEPTH, row, ring.full(stage));
+    tile_load(ring.x(stage), given.x, step * DEPTH, row, ring.full(stage));
+    return;
+  }
+  if (OTHERS != 0 && step >= OWN_STEPS) {
+    window_load(ring.x(stage), *given.source, (step - OWN_STEPS) * DEPTH, pixel.wide * SOURCE_STRIDE_WIDE,
+                pixel.high * SOURCE_STRIDE_HIGH, pixel.image, 0, 0, ring.full(stage));
     return;
   }
   const unsigned int tap = step / DEPTHS_OF_A_TAP, channel = step % DEPTHS_OF_A_TAP * DEPTH;
   const int high = pixel.high * STRIDE_HIGH - PAD_TOP, wide = pixel.wide * STRIDE_WIDE - PAD_LEFT;
   if (STRIP) {
-    pixels_load(ring.x(stage), x, channel, wide + static_cast<int>(tap), high, pixel.image, ring.full(stage));
+    pixels_load(ring.x(stage), given.x, channel, wide + static_cast<int>(tap), high, pixel.image, ring.full(stage));
   } else {
-    window_load(ring.x(stage), x, channel, wide, high, pixel.image, tap % WINDOW_WIDE * DILATION_WIDE,
+    window_load(ring.x(stage), given.x, channel, wide, high, pixel.image, tap % WINDOW_WIDE * DILATION_WIDE,
                 tap / WINDOW_WIDE * DILATION_HIGH, ring.full(stage));
   }
 }
@@ -337,18 +364,18 @@ __device__ __forceinline__ void fetch_residual(const TensorMap& residual, const 
   }
 }
 
-__device__ __forceinline__ void load_all(const Ring& ring, const TensorMap& x, const TensorMap& weights,
-                                         const TensorMap* residual, unsigned int first, unsigned int rank) {
+__device__ __forceinline__ void load_all(const Ring& ring, const Operands& given, unsigned int first,
+                                         unsigned int rank) {
   Turn turn;
   unsigned int ahead = 0;
   if (RESIDENT && first < TILES) {
     barrier_expect(ring.weights_came(), STEPS * W_BYTES);
-    for (unsigned int step = 0; step < STEPS; ++step) load_weights(ring, 0, weights, 0, step, 0, ring.weights_came());
+    for (unsigned int step = 0; step < STEPS; ++step) load_weights(ring, 0, given, 0, step, 0, ring.weights_came());
   }
   for (unsigned int number = first; number < TILES && ahead < STAGES; number += TEAMS) {
     const Tile tile = tile_at(number, rank);
     for (unsigned int step = 0; step < STEPS && ahead < STAGES; ++step, ++ahead) {
-      begin_stage(ring, ahead, weights, tile.column, step, rank);
+      begin_stage(ring, ahead, given, tile.column, step, rank);
     }
   }
   wait_for_kernel_ahead();
@@ -356,16 +383,16 @@ __device__ __forceinline__ void load_all(const Ring& ring, const TensorMap& x, c
   for (unsigned int number = first; number < TILES; number += TEAMS) {
     const Tile tile = tile_at(number, rank);
     const Pixel pixel = pixel_at(tile.row);
-    if (HAS_RESIDUAL) fetch_residual(*residual, tile);
+    if (HAS_RESIDUAL) fetch_residual(*given.residual, tile);
 #pragma unroll 1
     for (unsigned int step = 0; step < STEPS; ++step) {
       if (ahead > 0) {
         --ahead;
       } else {
         barrier_wait(ring.empty(turn.stage), turn.parity ^ 1);
-        begin_stage(ring, turn.stage, weights, tile.column, step, rank);
+        begin_stage(ring, turn.stage, given, tile.column, step, rank);
       }
-      load_x(ring, turn.stage, x, tile.row, pixel, step);
+      load_x(ring, turn.stage, given, tile.row, pixel, step);
       turn.advance<1>();
     }
   }
@@ -385,6 +412,9 @@ __cluster_dims__(CLUSTER, 1, 1)
 #endif
     __launch_bounds__((1 + GROUPS) * TEAM, 1)
     warpgroup_gemm(const __grid_constant__ TensorMap x, const __grid_constant__ TensorMap weights,
+#if OTHERS
+                   const __grid_constant__ TensorMap source, const __grid_constant__ TensorMap shortcut,
+#endif
                    const __grid_constant__ TensorMap out
 #if HAS_RESIDUAL
                    ,
@@ -414,21 +444,21 @@ __cluster_dims__(CLUSTER, 1, 1)
     barriers_initialised();
   }
   block_sync();
-  if (CLUSTER > 1) {
-    cluster_arrive();
-    cluster_wait();
-  }
+  if (CLUSTER > 1) cluster_meet();
 
   if (thread_index() < TEAM) {
     give_registers<GROUPS == 2 ? 40 : 32>();
     if (thread_index() == 0) {
       fetch_map(x);
       fetch_map(weights);
-#if HAS_RESIDUAL
-      load_all(ring, x, weights, &residual, first, rank);
-#else
-      load_all(ring, x, weights, nullptr, first, rank);
+      Operands given{x, weights, nullptr, nullptr, nullptr};
+#if OTHERS
+      given.source = &source, given.shortcut = &shortcut;
 #endif
+#if HAS_RESIDUAL
+      given.residual = &residual;
+#endif
+      load_all(ring, given, first, rank);
     }
     warp_sync();
   } else {
@@ -566,8 +596,5 @@ __cluster_dims__(CLUSTER, 1, 1)
     if (thread == 0) stores_are_done();
     warp_sync();
   }
-  if (CLUSTER > 1) {  // a block that is gone can't be arrived at
-    cluster_arrive();
-    cluster_wait();
-  }
+  if (CLUSTER > 1) cluster_meet();  // a block that is gone can't be arrived at
 }

@@ -99,10 +99,16 @@ __device__ __forceinline__ void barrier_arrive(Address barrier) {
   asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(barrier) : "memory");
 }
 
-// One of `address_in_block`. Of what this thread wrote the other block is shown nothing: a release to all of the cluster
-// waits for the whole device each time.
+// One of `address_in_block`. It says that this warp has read what was copied, and nothing that it wrote is to be seen there:
+// released to the whole cluster it would wait each time till the device has seen all its writes.
 __device__ __forceinline__ void barrier_arrive_there(Address barrier) {
   asm volatile("mbarrier.arrive.shared::cluster.b64 _, [%0];" ::"r"(barrier) : "memory");
+}
+
+// All threads of the cluster: no more is known of the others than that they are there, and have made their barriers.
+__device__ __forceinline__ void cluster_meet() {
+  asm volatile("barrier.cluster.arrive.relaxed.aligned;" ::: "memory");
+  asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory");
 }
 
 __device__ __forceinline__ void warp_sync() { __syncwarp(); }
