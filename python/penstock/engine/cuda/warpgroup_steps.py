@@ -112,8 +112,8 @@ def _window_tiles(site: Site) -> list[Config]:
 
 def _suits_windows(site: Site) -> bool:
     """Windows that fill most of the pieces that their channels are loaded in; others waste the units."""
-    whole = LINE // dtype_of(site, 0).itemsize
-    channels = site.shape("weight")[3]
+    channels, itemsize = site.shape("weight")[3], dtype_of(site, 0).itemsize
+    whole = LINE // itemsize if channels * itemsize > LINE // 2 else LINE // 2 // itemsize
     return site.integer("groups") == 1 and channels * 4 >= -(-channels // whole) * whole * 3 and _suits(site)
 
 

@@ -44,16 +44,16 @@ class Case:
 
     def __str__(self) -> str:
         one = self.tile
-        how = (one.rows, one.columns, one.pingpong, one.groups, one.stages, one.cluster, one.strip, one.resident)
+        how = (one.rows, one.columns, one.pingpong, one.groups, one.stages, one.cluster, one.together, one.resident)
         where = f"{self.x} {self.taps} {self.stride} {self.pads} {self.dilation}"
         return f"{where} {self.filters} by {how} {self.epilogue.activation} {self.residual} {self.others}"
 
 
 def tile(
     rows: int = 64, columns: int = 64, pingpong: int = 0, groups: int = 2, stages: int = 3, cluster: int = 1,
-    strip: int = 0, resident: int = 0, blocks: int = 2,
+    together: int = 0, resident: int = 0, blocks: int = 2,
 ) -> WindowTile:  # fmt: skip
-    return WindowTile(rows, columns, pingpong, groups, stages, cluster, strip, resident, blocks)
+    return WindowTile(rows, columns, pingpong, groups, stages, cluster, together, resident, blocks)
 
 
 CASES = [
@@ -65,11 +65,15 @@ CASES = [
     Case((1, 12, 17, 64), 64, (5, 3), tile(pingpong=1), stride=(2, 1), pads=(2, 0, 1, 1)),
     Case((2, 9, 16, 64), 64, (3, 2), tile(rows=128, pingpong=1), dilation=(2, 3), pads=(1, 2, 3, 0)),
     Case((2, 10, 10, 64), 128, (1, 1), tile(columns=128, groups=3), stride=(2, 2), pads=(0, 0, 0, 0)),
-    Case((2, 16, 16, 64), 64, (3, 3), tile(pingpong=1, strip=1, resident=1), residual=True, apart=16),
-    Case((3, 13, 21, 64), 64, (3, 3), tile(strip=1, resident=1, groups=3), epilogue=Epilogue("hard_swish")),
-    Case((1, 24, 12, 128), 104, (3, 3), tile(columns=104, strip=1, pingpong=1), pads=(1, 0, 1, 2)),
+    Case((2, 16, 16, 64), 64, (3, 3), tile(pingpong=1, together=2, resident=1), residual=True, apart=16),
+    Case((3, 13, 21, 64), 64, (3, 3), tile(together=2, resident=1, groups=3), epilogue=Epilogue("hard_swish")),
+    Case((1, 24, 12, 128), 104, (3, 3), tile(columns=104, together=2, pingpong=1), pads=(1, 0, 1, 2)),
     Case((3, 7, 9, 64), 128, (3, 3), tile(columns=128, groups=3), others=72, apart_by=(2, 2)),
     Case((2, 13, 9, 64), 64, (3, 3), tile(cluster=2, pingpong=1, blocks=4), stride=(2, 1), others=128, residual=True),
+    Case((2, 17, 13, 64), 64, (3, 3), tile(together=1, pingpong=1, resident=1), stride=(2, 2)),
+    Case((1, 19, 15, 32), 64, (7, 1), tile(together=1, pingpong=1, resident=1), stride=(2, 1), pads=(0, 0, 0, 0)),
+    Case((2, 9, 16, 24), 128, (3, 3), tile(columns=128, rows=128)),
+    Case((2, 16, 8, 32), 64, (3, 3), tile(together=2, groups=3), residual=True),
     Case((2, 11, 11, 64), 72, (3, 3), tile(columns=128, resident=1, pingpong=1, stages=4), pads=(0, 0, 0, 0)),
 ]
 

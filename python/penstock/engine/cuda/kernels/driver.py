@@ -88,7 +88,7 @@ class PixelsMap(Picture):
     """A picture as the unit that copies rectangles of pixels sees it; what lies outside is zero, and is not stored."""
 
     tile_channels: int
-    """128 bytes, with their pieces of sixteen exchanged."""
+    """64 or 128 bytes, with their pieces of sixteen exchanged."""
     tile_wide: int
     tile_high: int
 
@@ -97,7 +97,8 @@ class PixelsMap(Picture):
         buffer, four = ctypes.create_string_buffer(2 * _MAP_BYTES), ctypes.c_uint32 * 4
         _call(
             "cuTensorMapEncodeTiled", ctypes.c_void_p(aligned(buffer)), *_seen(self, address),
-            four(self.tile_channels, self.tile_wide, self.tile_high, 1), four(1, 1, 1, 1), 0, 3, _MAP_PROMOTION, 0,
+            four(self.tile_channels, self.tile_wide, self.tile_high, 1), four(1, 1, 1, 1), 0,
+            _swizzle(self.tile_channels * self.itemsize), _MAP_PROMOTION, 0,
         )  # fmt: skip
         return buffer
 
@@ -107,7 +108,7 @@ class WindowMap(Picture):
     """A picture as the unit sees it that copies one tap of a convolution for many output pixels in a row."""
 
     tile_channels: int
-    """128 bytes, with their pieces of sixteen exchanged."""
+    """64 or 128 bytes, with their pieces of sixteen exchanged."""
     pixels: int
     """At most 1024."""
     window_high: int
@@ -129,7 +130,7 @@ class WindowMap(Picture):
         _call(
             "cuTensorMapEncodeIm2col", ctypes.c_void_p(aligned(buffer)), *_seen(self, address), first, last,
             self.tile_channels, self.pixels, (ctypes.c_uint32 * 4)(1, self.stride_wide, self.stride_high, 1),
-            0, 3, _MAP_PROMOTION, 0,
+            0, _swizzle(self.tile_channels * self.itemsize), _MAP_PROMOTION, 0,
         )  # fmt: skip
         return buffer
 
@@ -139,6 +140,11 @@ def _seen(picture: Picture, address: int) -> tuple[Any, ...]:
     sizes = (ctypes.c_uint64 * 4)(picture.channels, picture.wide, picture.high, picture.images)
     steps = (ctypes.c_uint64 * 3)(picture.pixel_bytes, picture.row_bytes, picture.image_bytes)
     return _MAP_TYPES[picture.itemsize], 4, ctypes.c_void_p(address), sizes, steps
+
+
+def _swizzle(line: int) -> int:
+    """CUtensorMapSwizzle for rows of so many bytes."""
+    return {32: 1, 64: 2, 128: 3}[line]
 
 
 AnyMap = TensorMap | PixelsMap | WindowMap

@@ -28,9 +28,12 @@ _TILE_GROUP: Final = 8
 _SUMS: Final = {2: 192, 3: 96}
 _COLUMNS: Final = (64, 104, 112, 128, 192, 256)
 _NARROW_COLUMNS: Final = (64, 128, 192, 256)  # that the units have for every type
+_SHARED_WEIGHTS: Final = ((1, 0, 0), (2, 0, 0), (1, 0, 1), (1, 1, 0), (1, 1, 1), (1, 2, 0), (1, 2, 1))
+# cluster, together, resident
 _LARGEST_PAD: Final = 127
 _LARGEST_WINDOW: Final = 128
 _LARGEST_STRIDE: Final = 8
+_SQUARES: Final = 2  # of `together`
 _SPARED: Final = 0.8  # of the pixels of squares that are some of the picture's, at least
 
 # Clocks of a multiprocessor, for ranking: as `warpgroup_gemm`'s, and bytes of its own memory.
@@ -41,6 +44,7 @@ _EPILOGUE: Final = 8.0
 _DEVICE_BYTES: Final = 2450
 _START: Final = 1500
 _PER_TILE: Final = 400
+_PER_STEP: Final = 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,13 +71,18 @@ class Window:
         return self.images * self.out_high * self.out_wide
 
     @property
+    def line(self) -> int:
+        """Bytes of channels that are loaded at once."""
+        return LINE if self.channels * self.itemsize > LINE // 2 or self.others else LINE // 2
+
+    @property
     def depths(self) -> int:
-        """Pieces of 128 bytes that the channels make."""
-        return ceil(self.channels * self.itemsize / LINE)
+        """Such pieces that the channels make."""
+        return ceil(self.channels * self.itemsize / self.line)
 
     @property
     def other_depths(self) -> int:
-        return ceil(self.others * self.itemsize / LINE)
+        return ceil(self.others * self.itemsize / self.line)
 
     @property
     def strips(self) -> bool:
@@ -95,8 +104,8 @@ class WindowTile:
     stages: int
     cluster: int
     """Blocks below each other that share the weights that they copy: 1 or 2."""
-    strip: int
-    """1: tiles are squares of eight by eight pixels, and a column of the window is loaded once for all of its taps."""
+    together: int
+    """1: a stage gets the taps of a column of the window; 2: loaded at once, for squares of eight by eight pixels."""
     resident: int
     """1: a block keeps all weights."""
     blocks: int
@@ -105,6 +114,10 @@ class WindowTile:
     @property
     def block_rows(self) -> int:
         return self.rows * (1 if self.pingpong else self.groups)
+
+    @property
+    def strip(self) -> bool:
+        return self.together == _SQUARES
 
     @property
     def threads(self) -> int:
@@ -124,18 +137,19 @@ class WindowTile:
 
     def taps(self, window: Window) -> int:
         """Of a stage."""
-        return window.high if self.strip else 1
+        return window.high if self.together else 1
 
     def steps(self, window: Window) -> int:
         return window.depths * window.wide * window.high // self.taps(window) + window.other_depths
 
     def pixel_bytes(self, window: Window) -> int:
         """Of a stage."""
-        return (self.block_rows + (self.taps(window) - 1) * _SIDE) * LINE
+        next_tap = _SIDE if self.strip else self.block_rows
+        return (self.block_rows + (self.taps(window) - 1) * next_tap) * window.line
 
     def weight_bytes(self, window: Window) -> int:
         """Of a step."""
-        return self.taps(window) * self.columns * LINE
+        return self.taps(window) * self.columns * window.line
 
     def stage_bytes(self, window: Window) -> int:
         return self.pixel_bytes(window) + (0 if self.resident else self.weight_bytes(window))
@@ -154,7 +168,8 @@ class WindowTile:
             and self.columns * out_itemsize >= LINE
             and self.columns % (_SIDE * self.cluster) == 0
             and (not self.pingpong or self.groups == min(_SUMS))
-            and (not self.strip or (window.strips and self.rows == _SQUARE and self.cluster == 1))
+            and (not self.together or (window.high > 1 and self.cluster == 1 and not window.others))
+            and (not self.strip or (window.strips and self.rows == _SQUARE))
             and (not self.resident or (window.filters <= self.columns and self.cluster == 1))
             and self.shared_bytes(window, residual, out_itemsize) <= SHARED
         )
@@ -163,12 +178,12 @@ class WindowTile:
         """Roughly, for telling cuts apart."""
         taps, area = self.taps(window), self.block_rows * self.columns
         weights = 0 if self.resident else self.weight_bytes(window)
-        multiply = taps * area * LINE / 2 / _MACS
+        multiply = taps * area * window.line / 2 / _MACS
         loaded = self.pixel_bytes(window) + weights / self.cluster
-        # Four products of 32 bytes' depth read a tile's operands for each 64 rows.
-        read = taps * self.block_rows / _SQUARE * (_SQUARE + self.columns) * LINE
-        loop = self.steps(window) * max(
-            multiply, loaded / _L2_BYTES, (read + self.pixel_bytes(window) + weights) / _SHARED_BYTES
+        # Products read their operands for each 64 rows.
+        read = taps * self.block_rows / _SQUARE * (_SQUARE + self.columns) * window.line
+        loop = self.steps(window) * (
+            max(multiply, loaded / _L2_BYTES, (read + self.pixel_bytes(window) + weights) / _SHARED_BYTES) + _PER_STEP
         )
         finish = area / _EPILOGUE * (1.5 if residual else 1.0)
         waves = ceil(self.count(window) / self.clusters(window))
@@ -195,16 +210,16 @@ def _sensible(window: Window, multiprocessors: int, residual: bool, out_itemsize
         if columns > max(_SQUARE, LINE // out_itemsize) and columns >= window.filters + _SQUARE:
             continue
         for rows, pingpong, groups in ((64, 1, 2), (64, 0, 2), (64, 0, 3), (128, 1, 2), (128, 0, 2)):
-            for cluster, strip, resident in ((1, 0, 0), (2, 0, 0), (1, 0, 1), (1, 1, 0), (1, 1, 1)):
-                bare = WindowTile(rows, columns, pingpong, groups, 0, cluster, strip, resident, multiprocessors)
+            for cluster, together, resident in _SHARED_WEIGHTS:
+                bare = WindowTile(rows, columns, pingpong, groups, 0, cluster, together, resident, multiprocessors)
                 room = SHARED - bare.shared_bytes(window, residual, out_itemsize)
                 stages = min(_MOST_STAGES, room // bare.stage_bytes(window))
-                if stages < _FEWEST_STAGES or bare.block_rows >= 2 * window.rows:
+                if stages < (2 if together else _FEWEST_STAGES) or bare.block_rows >= 2 * window.rows:
                     continue
-                tile = WindowTile(rows, columns, pingpong, groups, stages, cluster, strip, resident, multiprocessors)
+                tile = replace(bare, stages=stages)
                 enough = cluster == 1 or tile.count(window) >= multiprocessors // 4
                 used = window.rows / (tile.count(window) * tile.block_rows / ceil(window.filters / columns))
-                if enough and (not strip or used >= _SPARED) and tile.fits(window, residual, out_itemsize):
+                if enough and (not tile.strip or used >= _SPARED) and tile.fits(window, residual, out_itemsize):
                     yield tile
 
 
@@ -261,7 +276,9 @@ def warpgroup_conv_launch(
         "TILE_GROUP": _TILE_GROUP,
         "RESIDENT": config.resident,
         "WINDOW": 1,
-        "STRIP": config.strip,
+        "TOGETHER": int(config.together > 0),
+        "STRIP": int(config.strip),
+        "DEPTH_BYTES": window.line,
         "CHANNELS": channels,
         "WINDOW_HIGH": high,
         "WINDOW_WIDE": wide,
@@ -279,7 +296,7 @@ def warpgroup_conv_launch(
         **finishing(x, out, bias, residual, scale, epilogue),
     }
     filter_rows = config.columns // config.cluster
-    maps = [_seen(x, window, config, padding), matrix_map(w.view(filters, -1), "w", filter_rows)]
+    maps = [_seen(x, window, config, padding), matrix_map(w.view(filters, -1), "w", filter_rows, window.line)]
     if source is not None and shortcut is not None:
         expect_shape(source, "source", images, *source.shape[1:3], others)
         expect_shape(shortcut, "shortcut", filters, others)
@@ -287,7 +304,10 @@ def warpgroup_conv_launch(
         if source.dtype != x.dtype:
             raise ValueError(f"source: expected {x.dtype} like x, got {source.dtype}")
         pixels = replace(window, channels=others, high=1, wide=1, stride=source_stride, dilation=(1, 1))
-        maps += [_windows(source, "source", pixels, config, (0, 0)), matrix_map(shortcut, "shortcut", filter_rows)]
+        maps += [
+            _windows(source, "source", pixels, config, (0, 0)),
+            matrix_map(shortcut, "shortcut", filter_rows, window.line),
+        ]
     maps.append(_finished(out, "out", config))
     if residual is not None:
         maps.append(_finished(residual, "residual", config))
@@ -309,7 +329,7 @@ def _seen(x: torch.Tensor, window: Window, config: WindowTile, padding: tuple[in
     """x as it is loaded."""
     if config.strip:
         high = config.block_rows // _SIDE + window.high - 1
-        return PixelsMap(*_picture(x, "x"), LINE // x.itemsize, _SIDE, high)
+        return PixelsMap(*_picture(x, "x"), window.line // x.itemsize, _SIDE, high)
     return _windows(x, "x", window, config, padding)
 
 
@@ -330,7 +350,7 @@ def _windows(x: torch.Tensor, name: str, window: Window, config: WindowTile, pad
     # An edge that no window reaches is no part of the picture.
     seen = [size + min(0, end) for size, end in zip(sizes, below, strict=True)]
     return WindowMap(
-        *_picture(x[:, : seen[0], : seen[1]], name), LINE // x.itemsize, config.block_rows, spans[0], spans[1],
+        *_picture(x[:, : seen[0], : seen[1]], name), window.line // x.itemsize, config.block_rows, spans[0], spans[1],
         padding[0], padding[1], max(0, below[0]), max(0, below[1]), window.stride[0], window.stride[1],
     )  # fmt: skip
 
@@ -345,6 +365,6 @@ def _picture(tensor: torch.Tensor, name: str) -> tuple[int, int, int, int, int, 
     """What a `driver.Picture` is made of."""
     images, high, wide, channels = tensor.shape
     pixel, row, image = (step * tensor.itemsize for step in picture_strides(tensor, name))
-    if pixel % ALIGNED or row % ALIGNED or image % ALIGNED or pixel < channels * tensor.itemsize:
+    if pixel % ALIGNED or row % ALIGNED or image % ALIGNED:
         raise ValueError(f"{name}: expected pixels a multiple of 16 bytes apart, got strides {tensor.stride()}")
     return tensor.itemsize, images, high, wide, channels, pixel, row, image

@@ -236,11 +236,17 @@ def finishing(
     return constants
 
 
-def matrix_map(matrix: torch.Tensor, name: str, rows: int) -> TensorMap:
-    """Its rows in tiles of so many and of 128 bytes."""
+def matrix_map(matrix: torch.Tensor, name: str, rows: int, line: int = LINE) -> TensorMap:
+    """Its rows in tiles of so many and of 64 or 128 bytes."""
     columns, itemsize = matrix.shape[-1], matrix.itemsize
     return TensorMap(
-        itemsize, matrix.numel() // columns, columns, pitch(matrix, name) * itemsize, rows, LINE // itemsize
+        itemsize,
+        matrix.numel() // columns,
+        columns,
+        pitch(matrix, name) * itemsize,
+        rows,
+        line // itemsize,
+        3 if line == LINE else 2,
     )
 
 

@@ -14,9 +14,11 @@
 // with its channels. x is a picture then, and a stage gets the same tap of BLOCK_ROWS output pixels in a row, wherever
 // rows of pixels and pictures end; beyond its borders it is zero. W's columns are in the order of taps, then channels.
 //
-// With STRIP a tile of 64 rows is eight by eight pixels, and a block has as many below each other. A stage gets one
-// column of the window: the pixels of all its taps, and their weights. A tap's rows begin one row of eight pixels further on,
-// so each number comes from the second cache as often as the window is wide and not as often as it has taps.
+// With TOGETHER a stage gets the taps of one column of the window, and their weights: fewer and larger stages.
+//
+// With STRIP, which is TOGETHER too, a tile of 64 rows is eight by eight pixels, and a block has as many below each other. A
+// tap's rows begin one row of eight pixels behind those of the one above: each number comes from the second cache as often
+// as the window is wide and not as often as it has taps.
 //
 // With OTHERS another map is multiplied with weights of its own, one pixel for each of the result, and added: the shortcut
 // of a residual block. Its channels are the last steps.
@@ -31,7 +33,8 @@
 //   PINGPONG STAGES CLUSTER   as above; CLUSTER 1 or 2
 //   GROUPS                 times four warps that multiply: 2, or, where they share a tile, 3; 2 if it is not given
 //   RESIDENT               whether blocks keep all of W, which is no wider than a tile; 0 if it is not given
-//   WINDOW STRIP           see above; if they are given, so are CHANNELS, WINDOW_HIGH, WINDOW_WIDE, STRIDE_..., PAD_TOP,
+//   DEPTH_BYTES            of a row of a stage: 128, or 64 where there are so few channels; 128 if it is not given
+//   WINDOW TOGETHER STRIP  see above; if they are given, so are CHANNELS, WINDOW_HIGH, WINDOW_WIDE, STRIDE_..., PAD_TOP,
 //                          PAD_LEFT, DILATION_..., OUT_HIGH and OUT_WIDE
 //   OTHERS SOURCE_STRIDE_...   channels of the other map, and how far its pixels are apart; 0 if they are not given
 //   TEAMS                  clusters in the grid
@@ -50,6 +53,9 @@
 #ifndef RESIDENT
 #define RESIDENT 0
 #endif
+#ifndef DEPTH_BYTES
+#define DEPTH_BYTES 128
+#endif
 #ifndef OTHERS
 #define OTHERS 0
 #define SOURCE_STRIDE_HIGH 1
@@ -58,6 +64,7 @@
 #ifndef WINDOW
 #define WINDOW 0
 #define STRIP 0
+#define TOGETHER 0
 #define CHANNELS SIZE_K
 #define WINDOW_HIGH 1
 #define WINDOW_WIDE 1
@@ -76,12 +83,12 @@ constexpr unsigned int RELU = 1, RELU6 = 2, LEAKY_RELU = 3, SILU = 4, SIGMOID = 
                        GELU = 8, GELU_TANH = 9, TANH = 10, CLIP = 11, QUICK_GELU = 12;
 
 constexpr unsigned int WARP = 32, TEAM = 128;  // threads that multiply together
-constexpr unsigned int LINE = 128;              // bytes in a row of a stage, and of the result
-constexpr unsigned int DEPTH = KIND == 0 ? LINE / 2 : LINE;  // numbers in a row of a stage
+constexpr unsigned int LINE = 128;              // bytes in a row of the result
+constexpr unsigned int DEPTH = KIND == 0 ? DEPTH_BYTES / 2 : DEPTH_BYTES;  // numbers in a row of a stage
 constexpr unsigned int WIDTH = OUT_KIND == 0 ? LINE / 2 : LINE;  // columns in a row of a slot
-constexpr unsigned int TAPS = STRIP ? WINDOW_HIGH : 1;  // of a stage
+constexpr unsigned int TAPS = TOGETHER ? WINDOW_HIGH : 1;  // of a stage
 constexpr unsigned int DEPTHS_OF_A_TAP = (CHANNELS + DEPTH - 1) / DEPTH;
-constexpr unsigned int OWN_STEPS = DEPTHS_OF_A_TAP * WINDOW_WIDE * (STRIP ? 1 : WINDOW_HIGH);
+constexpr unsigned int OWN_STEPS = DEPTHS_OF_A_TAP * WINDOW_WIDE * WINDOW_HIGH / TAPS;
 constexpr unsigned int STEPS = OWN_STEPS + (OTHERS + DEPTH - 1) / DEPTH;
 constexpr unsigned int BLOCK_ROWS = PINGPONG ? ROWS : GROUPS * ROWS;
 constexpr unsigned int EIGHT_WIDE = (OUT_WIDE + 7) / 8, STRIPS_HIGH = (OUT_HIGH * 8 + BLOCK_ROWS - 1) / BLOCK_ROWS;
@@ -94,7 +101,8 @@ constexpr unsigned int PARTS = ROWS / 64;  // of one product of four warps
 constexpr unsigned int AT_ONCE = PARTS * COLUMNS > 256 ? 1 : 4;
 constexpr unsigned int READERS = 4 * (PINGPONG ? 1 : GROUPS) * CLUSTER;  // warps that read what lies in a stage
 
-constexpr unsigned int X_BYTES = (BLOCK_ROWS + (TAPS - 1) * 8) * LINE, TAP_BYTES = COLUMNS * LINE;
+constexpr unsigned int NEXT_TAP = (STRIP ? 8 : BLOCK_ROWS) * DEPTH_BYTES;  // from a tap's rows to those of the one below
+constexpr unsigned int X_BYTES = BLOCK_ROWS * DEPTH_BYTES + (TAPS - 1) * NEXT_TAP, TAP_BYTES = COLUMNS * DEPTH_BYTES;
 constexpr unsigned int W_BYTES = TAPS * TAP_BYTES, STAGE_BYTES = X_BYTES + (RESIDENT ? 0 : W_BYTES);
 constexpr unsigned int SLOT_BYTES = ROWS * LINE, CHUNKS = (COLUMNS + WIDTH - 1) / WIDTH;
 constexpr unsigned int SLOTS = HAS_RESIDUAL ? CHUNKS : (CHUNKS < 2 ? CHUNKS : 2);
@@ -109,7 +117,8 @@ static_assert(ROWS % 64 == 0 && COLUMNS % (8 * CLUSTER) == 0 && COLUMNS >= WIDTH
               "how the product is cut");
 static_assert(!RESIDENT || (SIZE_N <= COLUMNS && CLUSTER == 1), "all of W");
 static_assert(GROUPS == 2 || !PINGPONG, "turns are taken by two");
-static_assert(!STRIP || (ROWS == 64 && CLUSTER == 1 && OTHERS == 0), "eight by eight pixels");
+static_assert(!STRIP || (TOGETHER && ROWS == 64), "eight by eight pixels");
+static_assert(!TOGETHER || (CLUSTER == 1 && OTHERS == 0), "stages are alike");
 
 // Of a tile's columns the first that a slot holds. The last slot has some of the one before where they do not come out even.
 __device__ __forceinline__ constexpr unsigned int column_of(unsigned int chunk) {
@@ -313,7 +322,7 @@ __device__ __forceinline__ void load_weights(const Ring& ring, unsigned int stag
     }
   } else {
     const unsigned int part = COLUMNS / CLUSTER;
-    tile_load_to((1 << CLUSTER) - 1, to + rank * part * LINE, weights, depth, column + rank * part, barrier);
+    tile_load_to((1 << CLUSTER) - 1, to + rank * part * DEPTH_BYTES, weights, depth, column + rank * part, barrier);
   }
 }
 
@@ -341,8 +350,11 @@ __device__ __forceinline__ void load_x(const Ring& ring, unsigned int stage, con
   if (STRIP) {
     pixels_load(ring.x(stage), given.x, channel, wide + static_cast<int>(tap), high, pixel.image, ring.full(stage));
   } else {
-    window_load(ring.x(stage), given.x, channel, wide, high, pixel.image, tap % WINDOW_WIDE * DILATION_WIDE,
-                tap / WINDOW_WIDE * DILATION_HIGH, ring.full(stage));
+#pragma unroll
+    for (unsigned int below = 0; below < TAPS; ++below) {
+      window_load(ring.x(stage) + below * NEXT_TAP, given.x, channel, wide, high, pixel.image,
+                  tap % WINDOW_WIDE * DILATION_WIDE, (tap / WINDOW_WIDE + below) * DILATION_HIGH, ring.full(stage));
+    }
   }
 }
 
@@ -501,17 +513,17 @@ __cluster_dims__(CLUSTER, 1, 1)
 #pragma unroll 1
       for (unsigned int step = 0; step < STEPS; ++step) {
         barrier_wait(ring.full(turn.stage), turn.parity);
-        const Matrix a = matrix_at(ring.x(turn.stage) + (PINGPONG ? 0 : team * ROWS * LINE));
+        const Matrix a = matrix_at(ring.x(turn.stage) + (PINGPONG ? 0 : team * ROWS * DEPTH_BYTES));
         const Matrix b = matrix_at(ring.weights(turn.stage, step));
         products_begin();
 #pragma unroll
         for (unsigned int tap = 0; tap < TAPS; ++tap) {
-          const Matrix rows = a + tap * (8 * LINE / 16), columns = b + tap * (TAP_BYTES / 16);
+          const Matrix rows = a + tap * (NEXT_TAP / 16), columns = b + tap * (TAP_BYTES / 16);
 #pragma unroll
-          for (unsigned int inner = 0; inner < LINE / 32; ++inner) {
+          for (unsigned int inner = 0; inner < DEPTH_BYTES / 32; ++inner) {
 #pragma unroll
             for (unsigned int part = 0; part < PARTS; ++part) {
-              multiply_rows(sums[part], rows + part * (64 * LINE / 16) + inner * MATRIX_STEP,
+              multiply_rows(sums[part], rows + part * (64 * DEPTH_BYTES / 16) + inner * MATRIX_STEP,
                             columns + inner * MATRIX_STEP, tap > 0 || inner > 0 || step > 0);
             }
           }

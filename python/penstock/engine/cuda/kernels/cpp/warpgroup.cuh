@@ -200,12 +200,16 @@ using Sum = float;
 #define LETTER(sum) "+f"(sum)
 #endif
 
-// Where a matrix lies in shared memory: the lower word of what describes it. The upper one is the same for all, 1024 bytes
-// from eight rows to the next eight, and pieces exchanged within 128 bytes.
+// Where a matrix lies in shared memory: the lower word of what describes it. The upper one is the same for all: how far it is
+// from eight rows to the next eight, and that pieces are exchanged within a row of DEPTH_BYTES, 128 if it is not given.
 using Matrix = unsigned int;
+#if defined(DEPTH_BYTES) && DEPTH_BYTES == 64
+#define UPPER_WORD "0x80000020"
+#else
 #define UPPER_WORD "0x40000040"
+#endif
 
-// Rows of 128 bytes below each other, from an address that is a multiple of 1024; 32 bytes further in the depth are
+// Rows below each other, from an address that is a multiple of eight of them; 32 bytes further in the depth are
 // `MATRIX_STEP` more.
 __device__ __forceinline__ Matrix matrix_at(Address address) { return (address & 0x3ffff) >> 4 | 1u << 16; }
 constexpr Matrix MATRIX_STEP = 2;
