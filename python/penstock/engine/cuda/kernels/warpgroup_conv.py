@@ -214,7 +214,7 @@ def _sensible(window: Window, multiprocessors: int, residual: bool, out_itemsize
                 bare = WindowTile(rows, columns, pingpong, groups, 0, cluster, together, resident, multiprocessors)
                 room = SHARED - bare.shared_bytes(window, residual, out_itemsize)
                 stages = min(_MOST_STAGES, room // bare.stage_bytes(window))
-                if stages < (2 if together else _FEWEST_STAGES) or bare.block_rows >= 2 * window.rows:
+                if stages < (2 if together and resident else _FEWEST_STAGES) or bare.block_rows >= 2 * window.rows:
                     continue
                 tile = replace(bare, stages=stages)
                 enough = cluster == 1 or tile.count(window) >= multiprocessors // 4
