@@ -134,7 +134,7 @@ def _pair(site: Site, name: str) -> tuple[int, int]:
 PRODUCTS: Final[dict[tuple[str, str], Way]] = {
     ("gemm", "cuda_warpgroups"): Way(_multiply, _tiles, suits=_suits, types=eight_or_narrow, scales=True),
     ("conv", "cuda_warpgroups"): Way(_multiply, _tiles, suits=_suits_conv, types=eight_or_narrow, scales=True),
-    ("conv", "cuda_windows"): Way(_slide, _window_tiles, suits=_suits_windows),
+    ("conv", "cuda_windows"): Way(_slide, _window_tiles, suits=_suits_windows, types=eight_or_narrow, scales=True),
     ("conv_shortcut", "cuda_windows"): Way(
         _slide,
         _window_tiles,

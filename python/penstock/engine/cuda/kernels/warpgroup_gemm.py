@@ -222,6 +222,7 @@ def finishing(
         "KIND": _KINDS[x.dtype],
         "OUT_KIND": _KINDS[out.dtype],
         "HAS_SCALES": int(scale is not None),
+        "PREFOLDED": int(epilogue.folded),
         "HAS_BIAS": int(bias is not None),
         "HAS_RESIDUAL": int(residual is not None),
         "RESIDUAL_LAST": int(epilogue.residual_last),

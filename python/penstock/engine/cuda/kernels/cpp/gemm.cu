@@ -40,6 +40,7 @@
 //   TEAMS                  clusters in the grid
 //   TILE_GROUP             tiles below each other that are done before those beside them
 //   HAS_SCALES HAS_BIAS HAS_RESIDUAL RESIDUAL_LAST
+//   PREFOLDED              whether scales and biases are in the result's steps already; 0 if it is not given
 //   RESIDUAL_SCALE_BITS OUT_INVERSE_BITS   FP32 as it lies in memory: what a residual's step is worth, and how many of
 //                          the result's steps one is
 //   ACTIVATION ALPHA_BITS BETA_BITS   a number below, and two FP32 numbers as they lie in memory
@@ -49,6 +50,9 @@
 
 #ifndef GROUPS
 #define GROUPS 2
+#endif
+#ifndef PREFOLDED
+#define PREFOLDED 0
 #endif
 #ifndef RESIDENT
 #define RESIDENT 0
@@ -112,6 +116,8 @@ constexpr unsigned int BARRIERS_AT = SLOTS_AT + GROUPS * SLOTS * SLOT_BYTES;
 
 // What commutes with a factor may as well have it from the start: one multiplication less for every number.
 constexpr bool FOLDED = OUT_KIND != 0 && HAS_SCALES && ACTIVATION <= RELU;
+// As `epilogue.fold` has it: up to here a bias takes away what makes a number of a sum.
+constexpr bool SHIFTED = FOLDED && PREFOLDED && KIND == 1 && (SIZE_K + OTHERS) * 16384ull <= 1ull << 22;
 
 static_assert(ROWS % 64 == 0 && COLUMNS % (8 * CLUSTER) == 0 && COLUMNS >= WIDTH && SIZE_N % 8 == 0 && SIZE_K % 8 == 0,
               "how the product is cut");
@@ -175,6 +181,7 @@ __device__ __forceinline__ float whole(int number) {
 
 __device__ __forceinline__ float number_of_sum(float sum) { return sum; }
 __device__ __forceinline__ float number_of_sum(int sum) {
+  if (SHIFTED) return number_of(static_cast<unsigned int>(sum) + 0x4b400000u);
   return (SIZE_K + OTHERS) * 128ull * 127ull < 1ull << 22 ? whole(sum) : static_cast<float>(sum);
 }
 
@@ -582,7 +589,7 @@ __cluster_dims__(CLUSTER, 1, 1)
 #if HAS_BIAS
               added = load_two(bias + known);
 #endif
-              if (FOLDED) {
+              if (FOLDED && !PREFOLDED) {
                 factor.low *= number_of(OUT_INVERSE_BITS), factor.high *= number_of(OUT_INVERSE_BITS);
                 added.low *= number_of(OUT_INVERSE_BITS), added.high *= number_of(OUT_INVERSE_BITS);
               }
