@@ -12,7 +12,7 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 REPOSITORY = Path(__file__).parents[2]
@@ -22,7 +22,7 @@ import torch  # noqa: E402
 from torch.nn import functional  # noqa: E402
 
 from penstock.engine.cuda.kernels.cpp_launching import CppLaunch  # noqa: E402
-from penstock.engine.cuda.kernels.epilogue import Epilogue  # noqa: E402
+from penstock.engine.cuda.kernels.epilogue import Epilogue, fold, folds  # noqa: E402
 from penstock.engine.cuda.kernels.tiles import Product  # noqa: E402
 from penstock.engine.cuda.kernels.tuning import microseconds  # noqa: E402
 from penstock.engine.cuda.kernels.warpgroup_gemm import (  # noqa: E402
@@ -99,11 +99,16 @@ class Operands:
         self.residual = normal(m, n, shape.out) if shape.residual else None
         self.out = torch.empty(m, n, dtype=shape.out, device="cuda")
         self.epilogue = Epilogue(shape.activation, residual_scale=0.04, out_scale=0.05)
+        self.folded = self.scale, self.bias
+        if self.scale is not None and shape.out.itemsize == 1 and folds(shape.activation):  # as the executor does
+            self.epilogue = replace(self.epilogue, folded=True)
+            largest = 128 * 128 * k if shape.dtype == INT8 else 0
+            self.folded = fold(self.scale, self.bias, self.epilogue.out_scale, largest)
 
     def launch(self, tile: WarpgroupTile, *, pdl: bool = False) -> CppLaunch:
         return warpgroup_gemm_launch(
-            self.x, self.w, out=self.out, config=tile, bias=self.bias, scale=self.scale, residual=self.residual,
-            epilogue=self.epilogue, pdl=pdl,
+            self.x, self.w, out=self.out, config=tile, bias=self.folded[1], scale=self.folded[0],
+            residual=self.residual, epilogue=self.epilogue, pdl=pdl,
         )  # fmt: skip
 
     def right(self, rows: slice) -> torch.Tensor:
@@ -184,9 +189,9 @@ def rivals(given: Operands) -> str:
     return said
 
 
-def measure(limit: int, until: float, clusters: tuple[int, ...]) -> None:
+def measure(limit: int, until: float, clusters: tuple[int, ...], only: str) -> None:
     rows: list[tuple[Operands, dict[WarpgroupTile, CppLaunch]]] = []
-    for shape in SHAPES:
+    for shape in (each for each in SHAPES if only in str(each)):
         given = Operands(shape)
         tiles = [each for each in cuts(shape, 100) if each.cluster in clusters][:limit]
         rows.append((given, {tile: given.launch(tile) for tile in tiles}))
@@ -207,7 +212,7 @@ def measure(limit: int, until: float, clusters: tuple[int, ...]) -> None:
             given.out.fill_(77.0)
             launch.run()
             error, spent = given.error(), microseconds(launch.run, calls=10, replays=3)
-            name = f"{tile.rows}x{tile.columns}{'cp'[tile.pingpong]}s{tile.stages}c{tile.cluster}"
+            name = f"{tile.rows}x{tile.columns}{'cp'[tile.pingpong]}s{tile.stages}c{tile.cluster}{'a' * tile.ahead}"
             found.append((spent, name if error < allowed(given.shape) else f"{name} WRONG {error:.1e}", tile, error))
         found.sort(key=lambda one: one[0])
         early = microseconds(given.launch(found[0][2], pdl=True).run, calls=10, replays=3)
@@ -219,6 +224,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float, default=30.0, help="after which no shape is begun")
     parser.add_argument("--cuts", type=int, default=6, help="of each shape")
+    parser.add_argument("--only", default="", metavar="TEXT", help="shapes whose line has it, such as int8")
     parser.add_argument("--check", default="", choices=["", *RIGHT], help="what the processes do that this one starts")
     options = parser.parse_args()
     until = time.monotonic() + options.seconds
@@ -246,7 +252,7 @@ def main() -> None:
         number for number, groups in ((1, {"alone", "eight"}), (2, {"cluster", "cluster8"})) if groups <= good
     )
     if clusters:
-        measure(options.cuts, until, clusters)
+        measure(options.cuts, until, clusters, options.only)
 
 
 if __name__ == "__main__":
