@@ -1,0 +1,191 @@
+"""Convolutions by warpgroups: the source compiled for the CPU against float64, and for a GPU that is not here."""
+
+import shutil
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from penstock.engine.cuda.kernels.cpp_launching import CppLaunch  # noqa: E402
+from penstock.engine.cuda.kernels.epilogue import Epilogue, fold  # noqa: E402
+from penstock.engine.cuda.kernels.warpgroup_conv import (  # noqa: E402
+    WindowTile,
+    warpgroup_conv_launch,
+)
+
+from .emulating import run_on_the_cpu  # noqa: E402
+
+pytestmark = pytest.mark.torch
+
+BF16, INT8, E4M3 = torch.bfloat16, torch.int8, torch.float8_e4m3fn
+RELU = Epilogue("relu")
+STEPS = Epilogue("relu", residual_scale=0.04, out_scale=0.05)
+FOLDED = replace(STEPS, folded=True)
+
+
+@dataclass(frozen=True)
+class Case:
+    x: tuple[int, int, int, int]
+    filters: int
+    taps: tuple[int, int]
+    tile: WindowTile
+    stride: tuple[int, int] = (1, 1)
+    pads: tuple[int, int, int, int] = (1, 1, 1, 1)
+    dilation: tuple[int, int] = (1, 1)
+    epilogue: Epilogue = RELU
+    residual: bool = False
+    apart: int = 0
+    """Channels beside x's, residual's and out's in memory."""
+    dtype: torch.dtype = torch.float16
+    others: int = 0
+    """Channels of a map that is multiplied with weights of its own, and added."""
+    apart_by: tuple[int, int] = (1, 1)
+    """Its pixels."""
+
+    def __str__(self) -> str:
+        one = self.tile
+        how = (one.rows, one.columns, one.pingpong, one.groups, one.stages, one.cluster, one.together, one.resident)
+        where = f"{self.x} {self.taps} {self.stride} {self.pads} {self.dilation}"
+        return f"{where} {self.filters} by {how} {self.epilogue.activation} {self.residual} {self.others} {self.dtype}"
+
+
+def tile(
+    rows: int = 64, columns: int = 64, pingpong: int = 0, groups: int = 2, stages: int = 3, cluster: int = 1,
+    together: int = 0, resident: int = 0, blocks: int = 2,
+) -> WindowTile:  # fmt: skip
+    return WindowTile(rows, columns, pingpong, groups, stages, cluster, together, resident, blocks)
+
+
+CASES = [
+    Case((1, 9, 11, 64), 64, (3, 3), tile(pingpong=1)),
+    Case((3, 4, 26, 64), 112, (3, 3), tile(columns=104), residual=True),
+    Case((5, 7, 7, 128), 136, (3, 3), tile(columns=112, cluster=2, blocks=4)),
+    Case((2, 14, 14, 64), 128, (3, 3), tile(columns=128, groups=3), residual=True, dtype=BF16),
+    Case((2, 13, 9, 72), 64, (3, 3), tile(rows=128), stride=(2, 2), pads=(1, 1, 1, 1), apart=8),
+    Case((1, 12, 17, 64), 64, (5, 3), tile(pingpong=1), stride=(2, 1), pads=(2, 0, 1, 1)),
+    Case((2, 9, 16, 64), 64, (3, 2), tile(rows=128, pingpong=1), dilation=(2, 3), pads=(1, 2, 3, 0)),
+    Case((2, 10, 10, 64), 128, (1, 1), tile(columns=128, groups=3), stride=(2, 2), pads=(0, 0, 0, 0)),
+    Case((2, 16, 16, 64), 64, (3, 3), tile(pingpong=1, together=2, resident=1), residual=True, apart=16),
+    Case((3, 13, 21, 64), 64, (3, 3), tile(together=2, resident=1, groups=3), epilogue=Epilogue("hard_swish")),
+    Case((1, 24, 12, 128), 104, (3, 3), tile(columns=104, together=2, pingpong=1), pads=(1, 0, 1, 2)),
+    Case((3, 7, 9, 64), 128, (3, 3), tile(columns=128, groups=3), others=72, apart_by=(2, 2)),
+    Case((2, 13, 9, 64), 64, (3, 3), tile(cluster=2, pingpong=1, blocks=4), stride=(2, 1), others=128, residual=True),
+    Case((2, 17, 13, 64), 64, (3, 3), tile(together=1, pingpong=1, resident=1), stride=(2, 2)),
+    Case((1, 19, 15, 32), 64, (7, 1), tile(together=1, pingpong=1, resident=1), stride=(2, 1), pads=(0, 0, 0, 0)),
+    Case((2, 9, 16, 24), 128, (3, 3), tile(columns=128, rows=128)),
+    Case((2, 16, 8, 32), 64, (3, 3), tile(together=2, groups=3), residual=True),
+    Case((2, 9, 13, 128), 128, (3, 3), tile(columns=128, groups=3), epilogue=STEPS, residual=True, dtype=INT8),
+    Case((2, 9, 13, 64), 128, (3, 3), tile(columns=128, pingpong=1), epilogue=FOLDED, residual=True, dtype=INT8),
+    Case((2, 9, 13, 64), 128, (2, 2), tile(columns=128), epilogue=FOLDED, dtype=INT8, pads=(0, 0, 0, 0)),
+    Case((2, 16, 16, 64), 128, (3, 3), tile(columns=128, together=2, resident=1), epilogue=FOLDED, dtype=INT8),
+    Case((1, 9, 13, 128), 128, (3, 3), tile(columns=128), epilogue=STEPS, stride=(2, 2), dtype=E4M3),
+    Case((2, 11, 11, 64), 72, (3, 3), tile(columns=128, resident=1, pingpong=1, stages=4), pads=(0, 0, 0, 0)),
+]
+
+
+@dataclass(frozen=True)
+class Tensors:
+    x: torch.Tensor
+    w: torch.Tensor
+    bias: torch.Tensor
+    scale: torch.Tensor | None
+    residual: torch.Tensor | None
+    source: torch.Tensor | None
+    shortcut: torch.Tensor | None
+    out: torch.Tensor
+
+    def launch(self, case: Case) -> CppLaunch:
+        bias, scale = self.bias, self.scale
+        if case.epilogue.folded and scale is not None:
+            scale, bias = fold(scale, bias, case.epilogue.out_scale, self.w[0].numel() * 128 * 128)
+        return warpgroup_conv_launch(
+            self.x,
+            self.w,
+            out=self.out,
+            config=case.tile,
+            stride=case.stride,
+            padding=case.pads[:2],
+            dilation=case.dilation,
+            source=self.source,
+            shortcut=self.shortcut,
+            source_stride=case.apart_by,
+            bias=bias,
+            residual=self.residual,
+            scale=scale,
+            epilogue=case.epilogue,
+        )
+
+
+def tensors(case: Case, device: str = "cpu") -> Tensors:
+    generator = torch.Generator().manual_seed(7)
+    images, high, wide, channels = case.x
+    top, left, bottom, right = case.pads
+    reach = [(taps - 1) * apart + 1 for taps, apart in zip(case.taps, case.dilation, strict=True)]
+    out_high = (high + top + bottom - reach[0]) // case.stride[0] + 1
+    out_wide = (wide + left + right - reach[1]) // case.stride[1] + 1
+
+    def normal(*shape: int) -> torch.Tensor:
+        wider = torch.randn(*shape[:-1], shape[-1] + case.apart, generator=generator)
+        found = (wider * 30).round().clamp(-128, 127) if case.dtype == INT8 else wider
+        return found.to(case.dtype).to(device)[..., : shape[-1]]
+
+    depth = channels * case.taps[0] * case.taps[1]
+    eight = case.dtype.itemsize == 1
+    worth = depth**-0.5 / (900 if case.dtype == INT8 else 1)
+    wide = torch.randn(case.filters, *case.taps, channels, generator=generator)
+    w = (wide * 30).round().clamp(-128, 127) if case.dtype == INT8 else wide if eight else wide * depth**-0.5
+    out = (images, out_high, out_wide, case.filters)
+    nothing = torch.full((*out[:3], case.filters + case.apart), 77.0 if eight else torch.nan).to(case.dtype).to(device)
+    return Tensors(
+        normal(*case.x),
+        w.to(case.dtype).to(device),
+        torch.randn(case.filters, generator=generator).to(device),
+        (torch.rand(case.filters, generator=generator) + 0.5).to(device) * worth if eight else None,
+        normal(*out) if case.residual else None,
+        normal(images, out_high * case.apart_by[0], out_wide * case.apart_by[1], case.others) if case.others else None,
+        (torch.randn(case.filters, case.others, generator=generator) / 9).to(case.dtype).to(device)
+        if case.others
+        else None,
+        nothing[..., : case.filters],
+    )
+
+
+def expected(given: Tensors, case: Case) -> torch.Tensor:
+    top, left, bottom, right = case.pads
+    x = torch.nn.functional.pad(given.x.double().cpu(), (0, 0, left, right, top, bottom))
+    w, epilogue = given.w.double().cpu(), case.epilogue
+    y = torch.nn.functional.conv2d(
+        x.permute(0, 3, 1, 2), w.permute(0, 3, 1, 2), None, case.stride, (0, 0), case.dilation
+    ).permute(0, 2, 3, 1)
+    y = y * (1.0 if given.scale is None else given.scale.double().cpu()) + given.bias.double().cpu()
+    if given.source is not None and given.shortcut is not None:
+        high, wide = case.apart_by
+        y = y + given.source.double().cpu()[:, ::high, ::wide] @ given.shortcut.double().cpu().T
+    if given.residual is not None:
+        y = y + given.residual.double().cpu() * epilogue.residual_scale
+    y = torch.nn.functional.hardswish(y) if epilogue.activation == "hard_swish" else y.relu()
+    if case.dtype.itemsize > 1:
+        return y
+    return (y / epilogue.out_scale).clamp(-128, 127 if case.dtype == INT8 else 448)
+
+
+def difference(found: torch.Tensor, right: torch.Tensor) -> float:
+    return float((found.double().cpu() - right).norm() / right.norm())
+
+
+def allowed(case: Case) -> float:
+    return {torch.float16: 5e-4, BF16: 4e-3, INT8: 2e-2, E4M3: 4e-2}[case.dtype]
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="there is no g++")
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_every_thread_of_the_source_does_its_part(case: Case, tmp_path: Path) -> None:
+    given = tensors(case)
+    run_on_the_cpu(given.launch(case), tmp_path)
+    assert difference(given.out, expected(given, case)) < allowed(case)
+    if case.apart:
+        images, high, wide, filters = given.out.shape
+        shape = (images, high, wide, case.apart)
+        assert bool(torch.as_strided(given.out, shape, given.out.stride(), filters).isnan().all())
