@@ -1,4 +1,4 @@
-"""Residual blocks in INT8 and stems with their pools as one kernel, beside the kernels that do the same apart, on a GPU.
+"""Residual blocks in INT8 and stems with their pools as one kernel, beside the kernels that do it apart, on a GPU.
 
     PYTHONPATH=python python benches/probes_gpu/blocks.py [--seconds 55] [--cases stem l1 ...]
 
@@ -46,14 +46,17 @@ BLOCKS: dict[str, tuple[tuple[int, ...], list[tuple[int, ...]], list[tuple[int, 
         (64, 56, 64, 64, 256, 64, 64),
         [(128, 64, 64, 8, 4, 3), (64, 64, 64, 4, 4, 3), (128, 64, 64, 4, 4, 2), (64, 64, 64, 4, 3, 2)], [],
     ),
-    "l1 last": ((64, 56, 64, 64, 256, 128, 0), [(128, 64, 64, 8, 4, 3), (64, 64, 64, 4, 4, 3), (64, 64, 64, 4, 4, 2)], []),
+    "l1 last": ((64, 56, 64, 64, 256, 128, 0), [(128, 64, 64, 8, 4, 3), (64, 64, 64, 4, 4, 3)], []),
     "l2": (
         (64, 28, 128, 128, 512, 128, 0),
         [(128, 64, 128, 8, 3, 3), (64, 64, 128, 4, 4, 3), (128, 128, 128, 8, 3, 2), (64, 64, 128, 4, 3, 2),
          (64, 128, 128, 4, 3, 2), (128, 64, 128, 8, 4, 2)],
         [(64, 128, 128, 4, 3), (64, 128, 4, 3, 3), (64, 128, 4, 4, 1)],
     ),
-    "l2 last": ((64, 28, 128, 128, 512, 0, 0), [(128, 64, 128, 8, 3, 3), (64, 64, 128, 4, 4, 3), (128, 128, 128, 8, 3, 2)], []),
+    "l2 last": (
+        (64, 28, 128, 128, 512, 0, 0),
+        [(128, 64, 128, 8, 3, 3), (64, 64, 128, 4, 4, 3), (128, 128, 128, 8, 3, 2)], [],
+    ),
     "l2 shortcut": (
         (64, 28, 128, 128, 512, 128, 256),
         [(64, 64, 128, 4, 3, 2), (128, 64, 128, 8, 3, 2), (64, 64, 128, 4, 2, 1), (128, 64, 128, 8, 3, 1)], [],
@@ -196,7 +199,9 @@ def stem(dtype: torch.dtype) -> Case:
         key = "x".join(map(str, astuple(cut)))
         factor, offset = plain if dtype == INT8 else (None, bias)
         case.launches[key] = [
-            stem_pool_launch(x, weight, offset, out=out, config=cut, scale=factor, epilogue=Epilogue("relu", folded=True))
+            stem_pool_launch(
+                x, weight, offset, out=out, config=cut, scale=factor, epilogue=Epilogue("relu", folded=True)
+            )
         ]
         case.checks[key] = check
     tile = ResidentTile(64, 64, 4, 3, 3) if dtype == INT8 else ResidentTile(64, 64, 4, 2, 2)
@@ -220,13 +225,20 @@ def layer_scales(weight: torch.Tensor, scale: torch.Tensor, bias: torch.Tensor) 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float, default=55.0)
-    parser.add_argument("--cases", nargs="+", default=["stem int8", "l1", "stem half", "l2", "l1 shortcut", "l1 last", "l2 last", "l2 shortcut", "l3"])
+    parser.add_argument(
+        "--cases",
+        nargs="+",
+        default=["stem int8", "l1", "stem half", "l2", "l1 shortcut", "l1 last", "l2 last", "l2 shortcut", "l3"],
+    )
     options = parser.parse_args()
     started = time.monotonic()
     torch.manual_seed(1)
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     with ours.compilers("cuda", os.cpu_count() or 1) as compilers:
-        cases = [stem({"int8": INT8, "half": HALF}[each.split()[1]]) if each.startswith("stem") else block(each) for each in options.cases]
+        cases = [
+            stem({"int8": INT8, "half": HALF}[each.split()[1]]) if each.startswith("stem") else block(each)
+            for each in options.cases
+        ]
         futures = {
             (case.name, key): [compilers.submit(each) for each in row]
             for case in cases for key, row in case.launches.items()
@@ -250,7 +262,11 @@ def main() -> None:
                     said.append((whole, f"{key} {whole:.1f}{apart_} ({right})"))
                 except Exception as error:  # the others are still timed
                     said.append((float("inf"), f"{key} {type(error).__name__} {str(error)[:160]}"))
-            print(f"{case.name}: " + "  ".join(text for _, text in sorted(said)), f"[{time.monotonic() - started:.0f} s]", flush=True)
+            print(
+                f"{case.name}: " + "  ".join(text for _, text in sorted(said)),
+                f"[{time.monotonic() - started:.0f} s]",
+                flush=True,
+            )
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""A residual block in INT8 in one kernel: the integers that its layers make apart, each rounded by a step of its own."""
+"""A residual block in INT8 in one kernel: the integers that its layers make apart, rounded in between."""
 
 from dataclasses import dataclass
 

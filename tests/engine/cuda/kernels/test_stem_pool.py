@@ -31,7 +31,9 @@ class Stem:
     activation: str = "relu"
 
     def __str__(self) -> str:
-        return f"{self.images}x{self.high}x{self.wide}x{self.filters} {self.taps} {self.cut.rows} {self.dtype}-{self.out}"
+        return (
+            f"{self.images}x{self.high}x{self.wide}x{self.filters} {self.taps} {self.cut.rows} {self.dtype}-{self.out}"
+        )
 
 
 BF16, INT8 = torch.bfloat16, torch.int8

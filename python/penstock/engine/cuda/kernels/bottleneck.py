@@ -426,15 +426,13 @@ def bottleneck_kernel(
         if shortcut_bias is not None and not EIGHT:
             y += tl.load(shortcut_bias + columns).to(tl.float32)[None, :]
         if residual is not None:
-            added = tl.load(
-                residual + rows[:, None] * RESIDUAL_PITCH + columns[None, :], mask=inside[:, None], other=0
-            )
+            added = tl.load(residual + rows[:, None] * RESIDUAL_PITCH + columns[None, :], mask=inside[:, None], other=0)
             if EIGHT:
                 y += whole_to_float(added, 256) * residual_scale
             else:
                 y += added.to(tl.float32)
         y = activate(y, ACTIVATION, ALPHA, BETA)
-        if EIGHT:
+        if EIGHT:  # noqa: SIM108 (decided when it is compiled)
             y = round_to_int8(y)
         else:
             y = y.to(wide.dtype.element_ty)

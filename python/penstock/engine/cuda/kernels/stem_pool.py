@@ -1,7 +1,7 @@
 """A stem and the max pool behind it as one kernel: what lies between them, four times the result, stays in registers.
 
 The stem as lowering lays it out: rows of pixels of four channels, padded before, of which each result reads eight in
-seven rows or fewer, every other pixel of every other row; the pool the largest of 3 x 3, every other one, padded by one.
+eight rows or fewer, every other pixel of every other row; the pool the largest of 3 x 3, every other, padded by one.
 CUDA C++ (`cpp/stem.cu`): Triton can't read a row of shared memory as windows that overlap. Sixteen bits, or INT8 to
 INT8 or sixteen bits. Needs compute capability 9.0.
 """
