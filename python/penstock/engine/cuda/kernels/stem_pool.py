@@ -22,7 +22,7 @@ WINDOW: Final = 32
 STEP: Final = 8
 """Numbers from one window to the next."""
 _SLOTS: Final = 16  # rows of the picture that a block holds
-_LEFT: Final = 1  # columns and rows that the pool adds before
+_WIDEST: Final = 64  # columns of the result, of which a warp carries a row from step to step
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +75,8 @@ def stem_pool_launch(
     if (one, window, columns) != (1, WINDOW, WINDOW) or not 2 <= taps <= 8 or filters % 16 or filters > 256:
         raise ValueError(f"weight: expected [16 n, 2 to 8, 1, {WINDOW}], got {tuple(weight.shape)}")
     expect_shape(out, "out", images, pool_high, pool_wide, filters)
+    if pool_wide > _WIDEST:
+        raise ValueError(f"out: expected at most {_WIDEST} columns, which registers hold, got {pool_wide}")
     if (wide, high) != (2 * pool_wide, 4 * pool_high + taps - 2):
         raise ValueError(f"x: expected {4 * pool_high + taps - 2} x {2 * pool_wide} windows, got {high} x {wide}")
     if x.stride(3) != 1 or x.stride(2) != STEP or x.stride(1) != units * STEP or x.stride(0) % STEP:

@@ -205,7 +205,8 @@ def clocks(product: Product, tile: Tile, multiprocessors: int) -> float:
     busy = waves * (_START + steps * (max(multiply, load, wait) + exposed + _STEP) + store + exchange)
     # Small blocks of integers hide more of each other's waiting than the model knows: 14 to 18 microseconds where
     # 128 x 256 takes 20 to 22, of four 3 x 3 and 1 x 1 layers.
-    if product.itemsize == 1 and tile.block_k == 128 and (tile.block_m, tile.block_n) in _SMALL:
-        busy *= 0.8
+    small = (tile.block_m, tile.block_n) in _SMALL and tile.num_warps == 4 and not tile.flat(product)
+    if small and product.itemsize == 1 and tile.block_k == 128:
+        busy *= 0.65
     # Where memory bounds all of them, the one that keeps a multiprocessor least busy has the most to spare.
     return max(busy, product.bytes / _DEVICE_BYTES) + busy / 16
