@@ -26,7 +26,7 @@ _NARROWEST: Final = 16
 # In INT8: the depth of an instruction; sums of a shortcut have registers of their own.
 _NARROWEST_INTEGERS: Final = 32
 _WIDEST_MIDDLE_INTEGERS: Final = 128
-_WIDEST_SOURCE_INTEGERS: Final = 64
+_WIDEST_SOURCE_INTEGERS: Final = 256
 _WHOLE: Final = 64  # channels of x and of the sum are taken by so many at a time
 _NUMBERS: Final = ("alpha", "beta")
 

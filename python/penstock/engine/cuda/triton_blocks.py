@@ -15,6 +15,7 @@ from penstock.engine.cuda.kernels.bottleneck import BottleneckTile, Steps, Width
 from penstock.engine.cuda.kernels.epilogue import Scratch, fold
 from penstock.engine.cuda.kernels.implicit_gemm import conv2d_nhwc_launch
 from penstock.engine.cuda.kernels.launching import Launch
+from penstock.engine.cuda.kernels.resident import ResidentTile, resident_conv_launch, resident_tiles
 from penstock.engine.cuda.kernels.tiles import Product, Tile
 from penstock.engine.cuda.kernels.window_conv import window_conv_launch, window_product
 from penstock.engine.cuda.sites import Site
@@ -33,6 +34,7 @@ from penstock.engine.cuda.ways import (
 )
 
 _TILE: Final = 7  # numbers of a product's cut
+_RESIDENT: Final = 5  # and of one whose blocks keep their weights
 _WINDOWS: Final = 5  # cuts of a window that are timed
 _FEW_PIXELS: Final = 2048
 
@@ -288,6 +290,50 @@ def _row(ready: Ready, operands: Tensors, outputs: Tensors, scratch: Scratch | N
     return launches
 
 
+# ---- the same of integers, 1 x 1 layers by blocks that keep their weights ----
+
+
+def _resident_row(ready: Ready, operands: Tensors, outputs: Tensors, scratch: Scratch | None) -> list[Launch]:
+    del scratch
+    site, constants, wide = ready.site, ready.constants, outputs[0]
+    middle = torch.empty((*wide.shape[:3], ready.weight.shape[0]), dtype=wide.dtype, device=wide.device)
+    first = conv2d_nhwc_launch(
+        operands[0], ready.weight, out=middle, config=Tile(*ready.config[:_TILE]), bias=ready.bias, scale=ready.scale,
+        epilogue=ready.activation("inner_"), stride=_pair(site, "strides"), padding=_pair(site, "pads"),
+        dilation=_pair(site, "dilations"), pdl=site.early,
+    )  # fmt: skip
+    launches = [first]
+    layers = (("second", middle, wide, ready.epilogue), ("third", wide, outputs[-1], ready.activation("outer_")))
+    for number, (role, x, out, epilogue) in enumerate(layers[: len(outputs)]):
+        at = _TILE + number * _RESIDENT
+        launches.append(
+            resident_conv_launch(
+                x, constants[role][:, None, None, :], out=out, config=ResidentTile(*ready.config[at : at + _RESIDENT]),
+                bias=constants.get(f"{role}_bias"), scale=constants.get(f"{role}_scale"), epilogue=epilogue,
+                residual=ready.residual(operands) if role == "second" else None,
+                multiprocessors=multiprocessors_of(site.device), pdl=site.early,
+            )
+        )  # fmt: skip
+    return launches
+
+
+def _resident_row_tiles(site: Site) -> list[Config]:
+    first, *others = _products(site)
+    multiprocessors = multiprocessors_of(site.device)
+    found: list[Sequence[Config]] = [[each for each in tiles_of(first, multiprocessors) if Tile(*each).split_k == 1]]
+    for number, product in enumerate(others):
+        residual = number == 0 and site.step.operand("residual") is not None
+        found.append([astuple(tile) for tile in resident_tiles(product, residual, multiprocessors)])
+    if not all(found):
+        return []
+    length = max(map(len, found))
+    return [tuple(number for each in found for number in each[min(at, len(each) - 1)]) for at in range(length)]
+
+
+def _suits_resident_row(site: Site) -> bool:
+    return _integers(site) and _suits_row(site)
+
+
 def _products(site: Site) -> list[Product]:
     middle, _, _, channels = site.shape("weight")
     wide, rows, itemsize = site.out_shape()[3], _rows(site), dtype_of(site, 0).itemsize
@@ -342,6 +388,18 @@ BLOCKS: Final[dict[tuple[str, str], Way]] = {
             (
                 "triton_row",
                 Way(_row, _row_tiles, _row_scratch, _FORMS, _suits_row, _types, scales=True, folded=_folded),
+            ),
+            (
+                "triton_resident_row",
+                Way(
+                    _resident_row,
+                    _resident_row_tiles,
+                    forms=_FORMS,
+                    suits=_suits_resident_row,
+                    types=_types,
+                    scales=True,
+                    folded=_folded,
+                ),
             ),
         )
     },
