@@ -96,7 +96,11 @@ def made_weights(graph: LoweredGraph, seed: int = 1) -> Arrays:
         elif (kind == "layer_norm" and role in ("weight", "bias")) or role in ("residual_scale", "residual_shift"):
             found[name] = np.full(weight.shape, float(role in ("weight", "residual_scale")), np.float16)
         elif role in ("weight", "recurrence"):
-            fan = int(np.prod(weight.shape[1:])) if kind in ("conv", "gemm", "gemm_norm") else weight.shape[-1]
+            fan = (
+                int(np.prod(weight.shape[1:]))
+                if kind in ("conv", "conv_pool", "gemm", "gemm_norm")
+                else weight.shape[-1]
+            )
             found[name] = random.normal(0, max(fan, 1) ** -0.5, weight.shape).astype(np.float16)
         else:
             found[name] = random.normal(0, 0.02, weight.shape).astype(np.float16)

@@ -31,10 +31,12 @@ def flops(graph: LoweredGraph, step: Step) -> float:  # noqa: PLR0911  (one for 
         assert operand is not None, role
         return graph.shape(operand)
 
-    if step.kind in ("conv", "conv_gate"):  # each result is a sum over the filter
+    if step.kind in ("conv", "conv_gate", "conv_pool"):  # each result is a sum over the filter
         products = step.attributes.get("products")  # those with weights that only fill up are none
         each = products if isinstance(products, int) else math.prod(shape("weight")[1:])
-        return 2.0 * _written(graph, step) * each
+        strides = step.attributes.get("pool_strides", (1, 1))
+        pooled = math.prod(int(each) for each in strides) if isinstance(strides, tuple) else 1
+        return 2.0 * pooled * _written(graph, step) * each
     if step.kind in ("conv_shortcut", "bottleneck", "bottleneck_next"):
         return 2.0 * _of_a_block(graph, step)
     if step.kind in _SEVERAL:

@@ -30,6 +30,7 @@ from penstock.engine.cuda.triton_joined import JOINED, LAYERS, depthwise_and_gat
 from penstock.engine.cuda.triton_moves import MOVES
 from penstock.engine.cuda.triton_pointwise import WRITTEN
 from penstock.engine.cuda.triton_pools import POOLS
+from penstock.engine.cuda.triton_stems import STEMS
 from penstock.engine.cuda.triton_tokens import TOKENS
 from penstock.engine.cuda.warpgroup_steps import PRODUCTS
 from penstock.engine.cuda.ways import (
@@ -305,6 +306,7 @@ WAYS: Final[dict[tuple[str, str], Way]] = {
     **MOVES,
     **POOLS,
     **RECURRENT,
+    **STEMS,
     **TOKENS,
     **PRODUCTS,
     **WRITTEN,
@@ -391,17 +393,22 @@ def _fitting(name: str, way: Way) -> Callable[[Site], bool]:
 def _ready(way: Way, site: Site, config: Config, *, on_meta: bool = False) -> Ready:
     constants: dict[str, torch.Tensor] = {}
     for role in _roles(site):
-        form = way.forms.get(role) or (_row if role == "scale" or role.endswith("bias") else None)
+        form = way.forms.get(role) or (_row if role in _SCALES or role.endswith("bias") else None)
         weight = None if form is None else site.weight(role)
         if form is not None and weight is not None:
             constants[role] = form(_without_memory(weight) if on_meta else weight)
-    if Ready(site, config, constants).folds:
+    if way.folded is not None and "scale" in constants:
+        constants = dict(way.folded(site, constants))
+    elif Ready(site, config, constants).folds:
         # Sums that blocks share come as floats.
         integers = dtype_of(site, 0) == torch.int8 and not way.scratch(site, config)[0]
         largest = _product(site).k * 128 * 128 if integers else 0
         out_scale = site.out_scale() or 1.0
         constants["scale"], constants["bias"] = fold(constants["scale"], constants.get("bias"), out_scale, largest)
     return Ready(site, config, way.combined(constants))
+
+
+_SCALES: Final = ("scale", "second_scale", "third_scale", "shortcut_scale")
 
 
 def _row(bias: torch.Tensor) -> torch.Tensor:

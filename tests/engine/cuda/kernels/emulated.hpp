@@ -149,6 +149,18 @@ T load_fresh(const T* from) {
 }
 inline void shared_store(Address to, unsigned int value) { std::memcpy(at_address(to), &value, sizeof value); }
 inline void shared_store(Address to, const float (&value)[4]) { std::memcpy(at_address(to), value, sizeof value); }
+inline void shared_store(Address to, Pair value) { std::memcpy(at_address(to), &value, sizeof value); }
+inline void shared_store(Address to, Quad value) { std::memcpy(at_address(to), &value, sizeof value); }
+inline Pair shared_load(Address from) {
+  Pair value;
+  std::memcpy(&value, at_address(from), sizeof value);
+  return value;
+}
+inline unsigned int shared_load_word(Address from) {
+  unsigned int value;
+  std::memcpy(&value, at_address(from), sizeof value);
+  return value;
+}
 inline Floats shared_load_floats(Address from) {
   Floats value;
   std::memcpy(&value, at_address(from), sizeof value);
@@ -172,6 +184,14 @@ inline unsigned int from_lane(unsigned int value, unsigned int lane) {
   const unsigned int found = warp.given[lane].x;
   warp.meet.arrive_and_wait();
   return found;
+}
+template <class T>
+T from_lane(T value, unsigned int lane) {
+  unsigned int bits;
+  std::memcpy(&bits, &value, sizeof bits);
+  bits = from_lane(bits, lane);
+  std::memcpy(&value, &bits, sizeof bits);
+  return value;
 }
 inline unsigned int half_of(unsigned int both, unsigned int which) { return both >> 16 * which & 0xffff; }
 inline unsigned int transposed(unsigned int value) {
@@ -230,6 +250,35 @@ inline void multiply_add(float (&sum)[4], const Quad& a, unsigned int b_low, uns
       sum[number] += one * wide(half_of(right[column * 4 + k % 8 / 2][k / 8], k % 2));
     }
   }
+}
+
+inline void multiply_add(int (&sum)[4], const Quad& a, unsigned int b_low, unsigned int b_high) {
+  static thread_local signed char left[32][4][4], right[32][4][4];
+  Warp& warp = my_warp();
+  warp.given[my_lane()] = a;
+  warp.meet.arrive_and_wait();
+  std::memcpy(left, warp.given, sizeof left);
+  warp.meet.arrive_and_wait();
+  warp.given[my_lane()] = Quad{b_low, b_high, 0, 0};
+  warp.meet.arrive_and_wait();
+  std::memcpy(right, warp.given, sizeof right);
+  warp.meet.arrive_and_wait();
+  for (unsigned int number = 0; number < 4; ++number) {
+    const unsigned int row = my_lane() / 4 + number / 2 * 8, column = my_lane() % 4 * 2 + number % 2;
+    for (unsigned int k = 0; k < 32; ++k) {
+      const int one = left[row % 8 * 4 + k % 16 / 4][row / 8 + k / 16 * 2][k % 4];
+      sum[number] += one * right[column * 4 + k % 16 / 4][k / 16][k % 4];
+    }
+  }
+}
+inline unsigned int bytes(float first, float second, float third, float fourth) {
+  unsigned int all = 0, shift = 0;
+  for (float each : {first, second, third, fourth}) {
+    const float whole = std::fmin(std::fmax(std::nearbyint(each), -128.0f), 127.0f);
+    all |= (static_cast<unsigned int>(static_cast<int>(whole)) & 0xff) << shift;
+    shift += 8;
+  }
+  return all;
 }
 
 inline float power_of_two(float exponent) { return std::exp2(exponent); }

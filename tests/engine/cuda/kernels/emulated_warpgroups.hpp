@@ -146,12 +146,6 @@ template <int REGISTERS>
 void take_registers() {}
 
 inline Two load_two(const float* from) { return Two{from[0], from[1]}; }
-inline unsigned int shared_load_word(Address from) {
-  unsigned int value;
-  std::memcpy(&value, at_address(from), sizeof value);
-  return value;
-}
-
 inline unsigned short shared_load_short(Address from) {
   unsigned short value;
   std::memcpy(&value, at_address(from), sizeof value);

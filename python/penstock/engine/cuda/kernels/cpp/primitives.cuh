@@ -125,6 +125,37 @@ __device__ __forceinline__ unsigned short load_fresh(const unsigned short* from)
   return value;
 }
 
+__device__ __forceinline__ Quad load_fresh(const Quad* from) {
+  Quad value;
+  asm volatile("ld.global.cg.v4.u32 {%0, %1, %2, %3}, [%4];"
+               : "=r"(value.x), "=r"(value.y), "=r"(value.z), "=r"(value.w)
+               : "l"(from)
+               : "memory");
+  return value;
+}
+
+__device__ __forceinline__ void shared_store(Address to, Pair value) {
+  asm volatile("st.shared.v2.u32 [%0], {%1, %2};" ::"r"(to), "r"(value.x), "r"(value.y) : "memory");
+}
+
+__device__ __forceinline__ void shared_store(Address to, Quad value) {
+  asm volatile("st.shared.v4.u32 [%0], {%1, %2, %3, %4};" ::"r"(to), "r"(value.x), "r"(value.y), "r"(value.z),
+               "r"(value.w)
+               : "memory");
+}
+
+__device__ __forceinline__ Pair shared_load(Address from) {
+  Pair value;
+  asm volatile("ld.shared.v2.u32 {%0, %1}, [%2];" : "=r"(value.x), "=r"(value.y) : "r"(from) : "memory");
+  return value;
+}
+
+__device__ __forceinline__ unsigned int shared_load_word(Address from) {
+  unsigned int value;
+  asm volatile("ld.shared.u32 %0, [%1];" : "=r"(value) : "r"(from) : "memory");
+  return value;
+}
+
 __device__ __forceinline__ void shared_store(Address to, unsigned int value) {
   asm volatile("st.shared.u32 [%0], %1;" ::"r"(to), "r"(value) : "memory");
 }
@@ -161,6 +192,11 @@ __device__ __forceinline__ unsigned int from_lane(unsigned int value, unsigned i
   return __shfl_sync(0xffffffffu, value, lane);
 }
 
+__device__ __forceinline__ int from_lane(int value, unsigned int lane) { return __shfl_sync(0xffffffffu, value, lane); }
+__device__ __forceinline__ float from_lane(float value, unsigned int lane) {
+  return __shfl_sync(0xffffffffu, value, lane);
+}
+
 // An 8 x 8 matrix of which a lane holds the numbers 2 (l % 4) and 2 (l % 4) + 1 of row l / 4, and then of column l / 4.
 __device__ __forceinline__ unsigned int transposed(unsigned int value) {
   unsigned int other;
@@ -181,7 +217,31 @@ __device__ __forceinline__ void multiply_add(float (&sum)[4], const Quad& a, uns
       : "r"(a.x), "r"(a.y), "r"(a.z), "r"(a.w), "r"(b_low), "r"(b_high));
 }
 
+// sum [16, 8] += a [16, 32] times b [32, 8], INT8: four numbers where the other has two.
+__device__ __forceinline__ void multiply_add(int (&sum)[4], const Quad& a, unsigned int b_low, unsigned int b_high) {
+  asm("mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+      : "+r"(sum[0]), "+r"(sum[1]), "+r"(sum[2]), "+r"(sum[3])
+      : "r"(a.x), "r"(a.y), "r"(a.z), "r"(a.w), "r"(b_low), "r"(b_high));
+}
+
 // ---- numbers ----
+
+// To the nearest, ties to even, saturating.
+__device__ __forceinline__ unsigned int bytes(float first, float second, float third, float fourth) {
+  unsigned int all;
+  asm("{\n"
+      ".reg .s32 a, b, c, d, high;\n"
+      "cvt.rni.s32.f32 a, %1;\n"
+      "cvt.rni.s32.f32 b, %2;\n"
+      "cvt.rni.s32.f32 c, %3;\n"
+      "cvt.rni.s32.f32 d, %4;\n"
+      "cvt.pack.sat.s8.s32.b32 high, d, c, 0;\n"
+      "cvt.pack.sat.s8.s32.b32 %0, b, a, high;\n"
+      "}"
+      : "=r"(all)
+      : "f"(first), "f"(second), "f"(third), "f"(fourth));
+  return all;
+}
 
 __device__ __forceinline__ unsigned int narrow(float low, float high) {
   unsigned int both;

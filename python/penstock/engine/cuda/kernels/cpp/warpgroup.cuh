@@ -131,12 +131,6 @@ __device__ __forceinline__ Two load_two(const float* from) {
   return value;
 }
 
-__device__ __forceinline__ unsigned int shared_load_word(Address from) {
-  unsigned int value;
-  asm volatile("ld.shared.u32 %0, [%1];" : "=r"(value) : "r"(from) : "memory");
-  return value;
-}
-
 __device__ __forceinline__ unsigned short shared_load_short(Address from) {
   unsigned short value;
   asm volatile("ld.shared.u16 %0, [%1];" : "=h"(value) : "r"(from) : "memory");
