@@ -221,3 +221,50 @@ __device__ __forceinline__ float rough_tanh(float number) {
   asm("tanh.approx.f32 %0, %1;" : "=f"(value) : "f"(number));
   return value;
 }
+
+__device__ __forceinline__ unsigned int bits_of(float number) { return __float_as_uint(number); }
+
+__device__ __forceinline__ float number_of(unsigned int bits) { return __uint_as_float(bits); }
+
+// NaN if either is.
+__device__ __forceinline__ float greater(float one, float other) {
+  float value;
+  asm("max.NaN.f32 %0, %1, %2;" : "=f"(value) : "f"(one), "f"(other));
+  return value;
+}
+
+__device__ __forceinline__ float smaller(float one, float other) {
+  float value;
+  asm("min.NaN.f32 %0, %1, %2;" : "=f"(value) : "f"(one), "f"(other));
+  return value;
+}
+
+// Two numbers of FP16 in a word, whatever sixteen bits are elsewhere.
+__device__ __forceinline__ unsigned int halves_multiply_add(unsigned int one, unsigned int other, unsigned int sum) {
+  unsigned int value;
+  asm("fma.rn.f16x2 %0, %1, %2, %3;" : "=r"(value) : "r"(one), "r"(other), "r"(sum));
+  return value;
+}
+
+__device__ __forceinline__ unsigned int halves_add(unsigned int one, unsigned int other) {
+  unsigned int value;
+  asm("add.rn.f16x2 %0, %1, %2;" : "=r"(value) : "r"(one), "r"(other));
+  return value;
+}
+
+__device__ __forceinline__ float low_of_halves(unsigned int both) {
+  float value;
+  asm("{\n.reg .b16 low, high;\nmov.b32 {low, high}, %1;\ncvt.f32.f16 %0, low;\n}" : "=f"(value) : "r"(both));
+  return value;
+}
+
+__device__ __forceinline__ float high_of_halves(unsigned int both) {
+  float value;
+  asm("{\n.reg .b16 low, high;\nmov.b32 {low, high}, %1;\ncvt.f32.f16 %0, high;\n}" : "=f"(value) : "r"(both));
+  return value;
+}
+
+// Of eight bytes, the first's before the second's, those that the selector's four digits name, the last digit first.
+__device__ __forceinline__ unsigned int permuted(unsigned int first, unsigned int second, unsigned int selector) {
+  return __byte_perm(first, second, selector);
+}
