@@ -282,6 +282,14 @@ inline unsigned int permuted(unsigned int first, unsigned int second, unsigned i
   return found;
 }
 
+inline unsigned int int8_bits(float number) {
+  const float within = number != number ? 0.0f : number < -128.0f ? -128.0f : number > 127.0f ? 127.0f : number;
+  return static_cast<unsigned char>(static_cast<int>(std::nearbyint(within)));
+}
+inline unsigned int packed_int8(float first, float second, float third, float fourth) {
+  return int8_bits(first) | int8_bits(second) << 8 | int8_bits(third) << 16 | int8_bits(fourth) << 24;
+}
+
 // One cluster after the other.
 template <class Kernel>
 void launch(unsigned int grid, unsigned int cluster, unsigned int threads, Kernel kernel) {

@@ -70,24 +70,16 @@ __device__ __forceinline__ void load_filter(const unsigned int* w, int tap, unsi
 __device__ __forceinline__ float sum_of(const Number (&sum)[LANES], int channel) { return sum[channel]; }
 #endif
 
-// From a sum, its channel's factor and bias; bounds of an INT8 result are those of its rounding.
+// From a sum, its channel's factor and bias. Bounds are in the result's steps, and so are factor and bias.
 __device__ __forceinline__ float finished(float sum, float factor, float bias) {
   float y = EIGHT_IN || EIGHT_OUT ? sum * factor + bias : sum + bias;
   if (ACTIVATION == HARD_SWISH) y = y * smaller(greater(y * 0.16666666666666666f + 0.5f, 0.0f), 1.0f);
   if (ACTIVATION == SILU) y = y * reciprocal(1.0f + power_of_two(y * -1.4426950408889634f));
-  if (!EIGHT_OUT && ACTIVATION == BOUNDED && LOW_BITS != NO_LOW) y = greater(y, number_of(LOW_BITS));
-  if (!EIGHT_OUT && ACTIVATION == BOUNDED && HIGH_BITS != NO_HIGH) y = smaller(y, number_of(HIGH_BITS));
+  if (ACTIVATION != BOUNDED) return EIGHT_OUT ? y * number_of(OUT_INVERSE_BITS) : y;
+  const float steps = EIGHT_OUT ? number_of(OUT_INVERSE_BITS) : 1.0f;
+  if (LOW_BITS != NO_LOW) y = greater(y, number_of(LOW_BITS) * steps);
+  if (HIGH_BITS != NO_HIGH) y = smaller(y, number_of(HIGH_BITS) * steps);
   return y;
-}
-
-// To INT8 in the last bits. Added to 1.5 x 2^23 a number loses its fraction, rounded to the nearest, and its whole is
-// there. Bounds are as many of the result's steps, and factor and bias have been.
-__device__ __forceinline__ unsigned int rounded_bits(float y) {
-  const float steps = number_of(OUT_INVERSE_BITS);
-  if (ACTIVATION != BOUNDED) y *= steps;
-  const float low = ACTIVATION == BOUNDED ? greater(number_of(LOW_BITS) * steps, -128.0f) : -128.0f;
-  const float high = ACTIVATION == BOUNDED ? smaller(number_of(HIGH_BITS) * steps, 127.0f) : 127.0f;
-  return bits_of(smaller(greater(y, low), high) + 12582912.0f);
 }
 
 // Of the finished numbers of a pixel, to where its channels lie.
@@ -95,12 +87,9 @@ __device__ __forceinline__ unsigned int rounded_bits(float y) {
 using Out = unsigned char;
 __device__ __forceinline__ void store(Out* to, const float (&y)[VECTOR]) {
 #if EIGHT_IN
-  const unsigned int low = permuted(rounded_bits(y[0]), rounded_bits(y[1]), 0x0040u);
-  const unsigned int high = permuted(rounded_bits(y[2]), rounded_bits(y[3]), 0x0040u);
-  *reinterpret_cast<unsigned int*>(to) = permuted(low, high, 0x5410u);
+  *reinterpret_cast<unsigned int*>(to) = packed_int8(y[0], y[1], y[2], y[3]);
 #else
-  const unsigned int both = permuted(rounded_bits(y[0]), rounded_bits(y[1]), 0x0040u);
-  *reinterpret_cast<unsigned short*>(to) = static_cast<unsigned short>(both);
+  *reinterpret_cast<unsigned short*>(to) = static_cast<unsigned short>(packed_int8(y[0], y[1], 0.0f, 0.0f));
 #endif
 }
 #else

@@ -268,3 +268,20 @@ __device__ __forceinline__ float high_of_halves(unsigned int both) {
 __device__ __forceinline__ unsigned int permuted(unsigned int first, unsigned int second, unsigned int selector) {
   return __byte_perm(first, second, selector);
 }
+
+// Four numbers to INT8, to the nearest, ties to even, saturating; NaN to 0.
+__device__ __forceinline__ unsigned int packed_int8(float first, float second, float third, float fourth) {
+  unsigned int all;
+  asm("{\n"
+      ".reg .s32 a, b, c, d, high;\n"
+      "cvt.rni.s32.f32 a, %1;\n"
+      "cvt.rni.s32.f32 b, %2;\n"
+      "cvt.rni.s32.f32 c, %3;\n"
+      "cvt.rni.s32.f32 d, %4;\n"
+      "cvt.pack.sat.s8.s32.b32 high, d, c, 0;\n"
+      "cvt.pack.sat.s8.s32.b32 %0, b, a, high;\n"
+      "}"
+      : "=r"(all)
+      : "f"(first), "f"(second), "f"(third), "f"(fourth));
+  return all;
+}
