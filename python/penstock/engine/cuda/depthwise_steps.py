@@ -4,7 +4,7 @@ Compiled by NVRTC when tuned. Needs compute capability 9.0; elsewhere Triton's k
 """
 
 from collections.abc import Mapping
-from dataclasses import astuple
+from dataclasses import astuple, fields, replace
 from functools import partial
 from typing import Final
 
@@ -21,6 +21,8 @@ from penstock.engine.cuda.kernels.depthwise_walk import (
 )
 from penstock.engine.cuda.kernels.driver import HOPPER
 from penstock.engine.cuda.kernels.epilogue import Scratch
+from penstock.engine.cuda.kernels.short_product import ShortTile, short_product_launch, short_tiles
+from penstock.engine.cuda.kernels.tiles import Product
 from penstock.engine.cuda.sites import Site
 from penstock.engine.cuda.triton_joined import LAYERS, depthwise_and_gate, suits_gate_layers, sums_scratch
 from penstock.engine.cuda.ways import (
@@ -29,6 +31,7 @@ from penstock.engine.cuda.ways import (
     Ready,
     Tensors,
     Way,
+    count,
     dtype_of,
     float_weights,
     multiprocessors_of,
@@ -69,6 +72,43 @@ def tiles_of_walks(site: Site) -> list[Config]:
     return [astuple(tile) for tile in walk_tiles(layer, multiprocessors_of(site.device))]
 
 
+_SHORT: Final = len(fields(ShortTile))  # numbers of a product's cut; a walk's follow
+
+
+def _pair(ready: Ready, operands: Tensors, outputs: Tensors, scratch: Scratch | None) -> list[Launched]:
+    """The wide map in memory: a product, and a walk."""
+    del scratch
+    site, x, first = ready.site, operands[0], ready.constants["first"]
+    expanded = torch.empty((*x.shape[:3], first.shape[0]), dtype=x.dtype, device=x.device)
+    product = short_product_launch(
+        x,
+        first,
+        out=expanded,
+        config=ShortTile(*ready.config[:_SHORT]),
+        bias=ready.constants.get("first_bias"),
+        epilogue=ready.activation("inner_"),
+        pdl=site.early,
+    )
+    behind = replace(ready, config=ready.config[_SHORT:])
+    return [product, walked(behind, [expanded, *operands[1:]], outputs[0], None)]
+
+
+def _pairs(site: Site) -> list[Config]:
+    """The best of one with the best of the other, and so on."""
+    expanded, channels = site.shape("first")[0], site.shape("x")[3]
+    product = Product(count(site.shape("x")[:3]), expanded, channels)
+    ours = [astuple(tile) for tile in short_tiles(product, multiprocessors_of(site.device))]
+    others = tiles_of_walks(site)
+    if not ours or not others:
+        return []
+    length = max(len(ours), len(others))
+    return [(*ours[min(n, len(ours) - 1)], *others[min(n, len(others) - 1)]) for n in range(length)]
+
+
+def _flat(weight: torch.Tensor) -> torch.Tensor:
+    return weight.reshape(weight.shape[0], -1).contiguous()
+
+
 def _blocks(config: Config, height: int, width: int) -> int:
     return WalkTile(*config).walks(height, width)
 
@@ -98,6 +138,10 @@ def _suits_conv(site: Site) -> bool:
     return suits_walks(site) and site.shape("x")[3] == site.out_shape()[3]
 
 
+def _suits_pair(site: Site) -> bool:
+    return suits_walks(site) and site.text("inner", "none") in ACTIVATIONS and bool(_pairs(site))
+
+
 def _suits_gate(site: Site) -> bool:
     return _suits_conv(site) and suits_gate_layers(site)
 
@@ -118,6 +162,13 @@ WALKS: Final[dict[tuple[str, str], Way]] = {
         partial(sums_scratch, blocks_of=_blocks),
         forms={"weight": _taps_first, **LAYERS},
         suits=_suits_gate,
+        combined=with_steady,
+    ),
+    ("expand_depthwise", "cuda_pair"): Way(
+        _pair,
+        _pairs,
+        forms={"first": _flat, "weight": _taps_first},
+        suits=_suits_pair,
         combined=with_steady,
     ),
 }

@@ -12,7 +12,7 @@ from typing import Final
 import torch
 
 from penstock.engine.cuda import workspace
-from penstock.engine.cuda.depthwise_steps import WALKS, suits_walks, tiles_of_walks, walked, with_steady
+from penstock.engine.cuda.depthwise_steps import WALKS
 from penstock.engine.cuda.implementations import IMPLEMENTATIONS, Implementation, register, writing
 from penstock.engine.cuda.kernels.activations import ACTIVATIONS
 from penstock.engine.cuda.kernels.depthwise import DepthwiseTile, depthwise_conv2d_nhwc_launch, depthwise_tiles
@@ -24,23 +24,16 @@ from penstock.engine.cuda.kernels.launching import Launch, interpreted
 from penstock.engine.cuda.kernels.resident import ResidentTile, resident_conv_launch, resident_tiles
 from penstock.engine.cuda.kernels.tiles import Product, Tile
 from penstock.engine.cuda.recurrent import RECURRENT
+from penstock.engine.cuda.short_steps import SHORT
 from penstock.engine.cuda.sites import RunInto, Site, seen
 from penstock.engine.cuda.triton_blocks import BLOCKS
 from penstock.engine.cuda.triton_dense import DENSE
-from penstock.engine.cuda.triton_joined import (
-    JOINED,
-    LAYERS,
-    Depthwise,
-    depthwise_and_gate,
-    suits_gate_layers,
-    sums_scratch,
-)
+from penstock.engine.cuda.triton_joined import JOINED, LAYERS, depthwise_and_gate, suits_gate_layers, sums_scratch
 from penstock.engine.cuda.triton_moves import MOVES
 from penstock.engine.cuda.triton_pools import POOLS
 from penstock.engine.cuda.triton_tokens import TOKENS
 from penstock.engine.cuda.warpgroup_steps import PRODUCTS
 from penstock.engine.cuda.ways import (
-    Build,
     Config,
     Launched,
     Ready,
@@ -218,21 +211,17 @@ def _expand_tiles(site: Site) -> list[Config]:
 _TILE: Final = 7  # numbers of a product's cut
 
 
-def _expand_pair(filtered: Depthwise) -> Build:
+def _expand_pair(ready: Ready, operands: Tensors, outputs: Tensors, scratch: Scratch | None) -> list[Launch]:
     """The wide map in memory: a product, and a depthwise convolution."""
-
-    def build(ready: Ready, operands: Tensors, outputs: Tensors, scratch: Scratch | None) -> list[Launched]:
-        site, x = ready.site, operands[0]
-        first, pdl = ready.constants["first"], site.early
-        expanded = torch.empty((*x.shape[:3], first.shape[0]), dtype=x.dtype, device=x.device)
-        product = gemm_launch(
-            x.view(-1, x.shape[3]), first, out=expanded.view(-1, first.shape[0]), config=Tile(*ready.config[:_TILE]),
-            bias=ready.constants.get("first_bias"), epilogue=ready.activation("inner_"), scratch=scratch, pdl=pdl,
-        )  # fmt: skip
-        behind = replace(ready, config=ready.config[_TILE:])
-        return [product, filtered(behind, [expanded, *operands[1:]], outputs[0], None)]
-
-    return build
+    site, x = ready.site, operands[0]
+    first, pdl = ready.constants["first"], site.early
+    expanded = torch.empty((*x.shape[:3], first.shape[0]), dtype=x.dtype, device=x.device)
+    product = gemm_launch(
+        x.view(-1, x.shape[3]), first, out=expanded.view(-1, first.shape[0]), config=Tile(*ready.config[:_TILE]),
+        bias=ready.constants.get("first_bias"), epilogue=ready.activation("inner_"), scratch=scratch, pdl=pdl,
+    )  # fmt: skip
+    behind = replace(ready, config=ready.config[_TILE:])
+    return [product, _filtered(behind, [expanded, *operands[1:]], outputs[0], None)]
 
 
 def _expand_product(site: Site) -> Product:
@@ -240,15 +229,11 @@ def _expand_product(site: Site) -> Product:
     return Product(count(site.shape("x")[:3]), expanded, channels)
 
 
-def _expand_pair_tiles(filtering: Callable[[Site], Sequence[Config]]) -> Callable[[Site], list[Config]]:
+def _expand_pair_tiles(site: Site) -> list[Config]:
     """The best of one with the best of the other, and so on."""
-
-    def configs(site: Site) -> list[Config]:
-        ours, others = tiles_of(_expand_product(site), multiprocessors_of(site.device)), filtering(site)
-        length = max(len(ours), len(others))
-        return [(*ours[min(n, len(ours) - 1)], *others[min(n, len(others) - 1)]) for n in range(length)]
-
-    return configs
+    ours, others = tiles_of(_expand_product(site), multiprocessors_of(site.device)), _depthwise_tiles(site)
+    length = max(len(ours), len(others))
+    return [(*ours[min(n, len(ours) - 1)], *others[min(n, len(others) - 1)]) for n in range(length)]
 
 
 def _expand_pair_scratch(site: Site, config: Config) -> tuple[int, int]:
@@ -268,10 +253,6 @@ def _flat(weight: torch.Tensor) -> torch.Tensor:
 
 def _suits_layers(site: Site) -> bool:
     return site.text("inner", "none") in ACTIVATIONS
-
-
-def _suits_walked_layers(site: Site) -> bool:
-    return _suits_layers(site) and suits_walks(site)
 
 
 def _suits_conv(site: Site) -> bool:
@@ -308,19 +289,11 @@ WAYS: Final[dict[tuple[str, str], Way]] = {
         _expand, _expand_tiles, forms={"first": _flat, "weight": _taps_first}, suits=_suits_layers
     ),
     ("expand_depthwise", "triton_pair"): Way(
-        _expand_pair(_filtered),
-        _expand_pair_tiles(_depthwise_tiles),
+        _expand_pair,
+        _expand_pair_tiles,
         _expand_pair_scratch,
         {"first": _flat, "weight": _taps_first},
         _suits_layers,
-    ),
-    ("expand_depthwise", "cuda_pair"): Way(
-        _expand_pair(walked),
-        _expand_pair_tiles(tiles_of_walks),
-        _expand_pair_scratch,
-        {"first": _flat, "weight": _taps_first},
-        _suits_walked_layers,
-        combined=with_steady,
     ),
     ("conv", "triton_resident"): Way(
         _resident, _resident_tiles, suits=_suits_conv, types=integers_or_narrow, scales=True
@@ -335,6 +308,7 @@ WAYS: Final[dict[tuple[str, str], Way]] = {
     **RECURRENT,
     **TOKENS,
     **PRODUCTS,
+    **SHORT,
     **WALKS,
 }
 """Kind and name -> kernel."""

@@ -290,6 +290,34 @@ inline unsigned int packed_int8(float first, float second, float third, float fo
   return int8_bits(first) | int8_bits(second) << 8 | int8_bits(third) << 16 | int8_bits(fourth) << 24;
 }
 
+inline unsigned int greater_of_both(unsigned int one, unsigned int other) {
+  return narrow(greater(wide(one & 0xffff), wide(other & 0xffff)), greater(wide(one >> 16), wide(other >> 16)));
+}
+inline unsigned int smaller_of_both(unsigned int one, unsigned int other) {
+  return narrow(smaller(wide(one & 0xffff), wide(other & 0xffff)), smaller(wide(one >> 16), wide(other >> 16)));
+}
+
+inline void multiply_add_int8(int (&sum)[4], const Quad& a, unsigned int b_low, unsigned int b_high) {
+  unsigned int left[32][4], right[32][2];
+  Warp& warp = my_warp();
+  warp.given[my_lane()] = a;
+  warp.meet.arrive_and_wait();
+  std::memcpy(left, warp.given, sizeof left);
+  warp.meet.arrive_and_wait();
+  warp.given[my_lane()] = Quad{b_low, b_high, 0, 0};
+  warp.meet.arrive_and_wait();
+  for (unsigned int lane = 0; lane < 32; ++lane) right[lane][0] = warp.given[lane].x, right[lane][1] = warp.given[lane].y;
+  warp.meet.arrive_and_wait();
+  for (unsigned int number = 0; number < 4; ++number) {
+    const unsigned int row = my_lane() / 4 + number / 2 * 8, column = my_lane() % 4 * 2 + number % 2;
+    for (unsigned int k = 0; k < 32; ++k) {
+      const unsigned int shift = 8 * (k % 4);
+      const int one = static_cast<signed char>(left[row % 8 * 4 + k % 16 / 4][row / 8 + k / 16 * 2] >> shift);
+      sum[number] += one * static_cast<signed char>(right[column * 4 + k % 16 / 4][k / 16] >> shift);
+    }
+  }
+}
+
 // One cluster after the other.
 template <class Kernel>
 void launch(unsigned int grid, unsigned int cluster, unsigned int threads, Kernel kernel) {

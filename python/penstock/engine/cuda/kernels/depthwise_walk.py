@@ -18,6 +18,8 @@ from .rows import expect_contiguous, expect_shape, pitch
 from .tiles import H200_MULTIPROCESSORS
 
 ACTIVATIONS: Final = ("none", "relu", "relu6", "clip", "hard_swish", "silu")
+BEYOND_BOUNDS: Final = {"hard_swish": 1, "silu": 2}
+"""As the sources count them; all others do no more than `bounds`."""
 
 _COLUMNS: Final = (1, 2, 4, 7, 8)
 _ROWS: Final = (1, 2, 4, 7, 14, 28)
@@ -172,7 +174,7 @@ def depthwise_walk_launch(
             raise ValueError(f"{name}: expected an address that is a multiple of 8")
     if epilogue.activation not in ACTIVATIONS:
         raise ValueError(f"activation: expected one of {', '.join(ACTIVATIONS)}, got {epilogue.activation!r}")
-    low, high = _bounds(epilogue)
+    low, high = bounds(epilogue)
     threads = images * config.walks(out_high, out_wide) * channels // vector
     constants = {
         "IMAGES": images,
@@ -197,11 +199,11 @@ def depthwise_walk_launch(
         "THREADS": config.threads,
         "HAS_BIAS": int(bias is not None),
         "HAS_SUMS": int(sums is not None),
-        "X_SCALE_BITS": _bits(scale),
-        "OUT_INVERSE_BITS": _bits(1.0 / epilogue.out_scale),
-        "ACTIVATION": {"hard_swish": 1, "silu": 2}.get(epilogue.activation, 0),
-        "LOW_BITS": _bits(low),
-        "HIGH_BITS": _bits(high),
+        "X_SCALE_BITS": bits(scale),
+        "OUT_INVERSE_BITS": bits(1.0 / epilogue.out_scale),
+        "ACTIVATION": BEYOND_BOUNDS.get(epilogue.activation, 0),
+        "LOW_BITS": bits(low),
+        "HIGH_BITS": bits(high),
     }
     if torch.bfloat16 in (x.dtype, out.dtype):
         constants["BFLOAT16"] = 1
@@ -216,12 +218,14 @@ def depthwise_walk_launch(
     )
 
 
-def _bounds(epilogue: Epilogue) -> tuple[float, float]:
+def bounds(epilogue: Epilogue) -> tuple[float, float]:
+    """Between which an activation holds a number; infinite where it does not."""
     infinite = float("inf")
     if epilogue.activation == "clip":
         return epilogue.alpha, epilogue.beta
     return {"relu": (0.0, infinite), "relu6": (0.0, 6.0)}.get(epilogue.activation, (-infinite, infinite))
 
 
-def _bits(number: float) -> int:
+def bits(number: float) -> int:
+    """FP32 as it lies in memory."""
     return int(struct.unpack("<I", struct.pack("<f", number))[0])

@@ -181,6 +181,13 @@ __device__ __forceinline__ void multiply_add(float (&sum)[4], const Quad& a, uns
       : "r"(a.x), "r"(a.y), "r"(a.z), "r"(a.w), "r"(b_low), "r"(b_high));
 }
 
+// sum [16, 8] += a [16, 32] times b [32, 8]
+__device__ __forceinline__ void multiply_add_int8(int (&sum)[4], const Quad& a, unsigned int b_low, unsigned int b_high) {
+  asm("mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+      : "+r"(sum[0]), "+r"(sum[1]), "+r"(sum[2]), "+r"(sum[3])
+      : "r"(a.x), "r"(a.y), "r"(a.z), "r"(a.w), "r"(b_low), "r"(b_high));
+}
+
 // ---- numbers ----
 
 __device__ __forceinline__ unsigned int narrow(float low, float high) {
@@ -284,4 +291,25 @@ __device__ __forceinline__ unsigned int packed_int8(float first, float second, f
       : "=r"(all)
       : "f"(first), "f"(second), "f"(third), "f"(fourth));
   return all;
+}
+
+// Of two pairs of sixteen bits; NaN if either is.
+__device__ __forceinline__ unsigned int greater_of_both(unsigned int one, unsigned int other) {
+  unsigned int value;
+#ifdef BFLOAT16
+  asm("max.NaN.bf16x2 %0, %1, %2;" : "=r"(value) : "r"(one), "r"(other));
+#else
+  asm("max.NaN.f16x2 %0, %1, %2;" : "=r"(value) : "r"(one), "r"(other));
+#endif
+  return value;
+}
+
+__device__ __forceinline__ unsigned int smaller_of_both(unsigned int one, unsigned int other) {
+  unsigned int value;
+#ifdef BFLOAT16
+  asm("min.NaN.bf16x2 %0, %1, %2;" : "=r"(value) : "r"(one), "r"(other));
+#else
+  asm("min.NaN.f16x2 %0, %1, %2;" : "=r"(value) : "r"(one), "r"(other));
+#endif
+  return value;
 }
