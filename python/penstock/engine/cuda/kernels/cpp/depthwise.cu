@@ -113,7 +113,7 @@ __device__ __forceinline__ void load_row(const unsigned int* from, bool there, i
   }
 }
 
-extern "C" __global__ void __launch_bounds__(THREADS) depthwise_walk(const unsigned int* x, const unsigned int* w,
+extern "C" __global__ void __launch_bounds__(THREADS, 1) depthwise_walk(const unsigned int* x, const unsigned int* w,
 #if EIGHT_IN
                                                                      const float* factors,
 #endif

@@ -119,7 +119,7 @@ __device__ __forceinline__ void store(Out* to, const float (&y)[MINE]) {
 }
 #endif
 
-extern "C" __global__ void __launch_bounds__(32 * WARPS) short_product(const Element* x, const Element* w,
+extern "C" __global__ void __launch_bounds__(32 * WARPS, 1) short_product(const Element* x, const Element* w,
 #if EIGHT_IN
                                                                        const float* scale,
 #endif
