@@ -12,7 +12,12 @@ torch = pytest.importorskip("torch")
 from penstock.engine.cuda.kernels import nvrtc  # noqa: E402
 from penstock.engine.cuda.kernels.cpp_launching import CppLaunch  # noqa: E402
 from penstock.engine.cuda.kernels.epilogue import Epilogue, fold  # noqa: E402
-from penstock.engine.cuda.kernels.short_product import ShortTile, short_product_launch, short_tiles  # noqa: E402
+from penstock.engine.cuda.kernels.short_product import (  # noqa: E402
+    ShortTile,
+    short_conv_launch,
+    short_product_launch,
+    short_tiles,
+)
 from penstock.engine.cuda.kernels.tiles import Product  # noqa: E402
 from tests.engine.cuda.kernels.test_depthwise_walk import compiled_for_the_cpu  # noqa: E402
 
@@ -123,6 +128,71 @@ def test_every_lane_of_the_source_does_its_part(case: Case, tmp_path: Path) -> N
     library = compiled_for_the_cpu(launch, tmp_path)
     library.run((ctypes.c_void_p * len(launch.bound()))(*map(int, launch.bound())))
     expect_right(given, case)
+
+
+@dataclass(frozen=True)
+class Window:
+    shape: tuple[int, int, int, int]
+    """Of a padded picture."""
+    taps: tuple[int, int]
+    stride: tuple[int, int]
+    overlapping: int = 1
+    """Pixels that are seen as one with more channels."""
+    dtype: torch.dtype = HALF
+    channels: int = 32
+    tile: ShortTile = ShortTile(1, 4, 1, 2)  # noqa: RUF009  (it is frozen)
+
+
+WINDOWS = [
+    Window((2, 9, 12, 8), (3, 1), (2, 1), 2),
+    Window((1, 7, 6, 8), (3, 3), (1, 2)),
+    Window((2, 9, 12, 8), (3, 1), (2, 1), 2, INT8),
+]
+
+
+def windows(case: Window, device: str) -> tuple[CppLaunch, torch.Tensor, torch.Tensor]:
+    """The launch, where it writes, and what is right."""
+    generator = torch.Generator().manual_seed(5)
+    images, height, width, channels = case.shape
+    eight = case.dtype == INT8
+    picture = torch.randn(case.shape, generator=generator)
+    picture = ((picture * 40).round().clamp(-128, 127) if eight else picture).to(case.dtype).to(device)
+    depth, seen = channels * case.overlapping, width - case.overlapping + 1
+    x = picture.as_strided((images, height, seen, depth), (height * width * channels, width * channels, channels, 1))
+    w = torch.randn(case.channels, *case.taps, depth, generator=generator) / 6
+    w = ((w * 100).round().clamp(-128, 127) if eight else w).to(case.dtype).to(device)
+    bias = torch.randn(case.channels, generator=generator).to(device)
+    scale = torch.full((case.channels,), 1e-4, device=device) if eight else None
+    right = torch.nn.functional.conv2d(
+        x.double().cpu().permute(0, 3, 1, 2), w.double().cpu().permute(0, 3, 1, 2), stride=case.stride
+    ).permute(0, 2, 3, 1) * (1e-4 if eight else 1.0)
+    right = (right + bias.double().cpu()).clamp(0, 6)
+    out = torch.full(right.shape, torch.nan, dtype=HALF, device=device)
+    epilogue = Epilogue("relu6")
+    launch = short_conv_launch(
+        x, w, out=out, config=case.tile, bias=bias, scale=scale, epilogue=epilogue, stride=case.stride
+    )
+    return launch, out, right
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="there is no g++")
+@pytest.mark.parametrize("case", WINDOWS, ids=str)
+def test_windows_are_rows_whose_parts_lie_apart(case: Window, tmp_path: Path) -> None:
+    launch, out, right = windows(case, "cpu")
+    library = compiled_for_the_cpu(launch, tmp_path)
+    library.run((ctypes.c_void_p * len(launch.bound()))(*map(int, launch.bound())))
+    assert (out.double() - right).norm() / right.norm() < 5e-4
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(
+    not torch.cuda.is_available() or torch.cuda.get_device_capability() < (9, 0), reason="needs a GPU since Hopper"
+)
+@pytest.mark.parametrize("case", WINDOWS, ids=str)
+def test_a_gpu_comes_to_the_same_of_windows(case: Window) -> None:
+    launch, out, right = windows(case, "cuda")
+    launch.run()
+    assert (out.double().cpu() - right).norm() / right.norm() < 5e-4
 
 
 @pytest.mark.gpu

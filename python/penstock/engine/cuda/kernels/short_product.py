@@ -1,10 +1,13 @@
 """Matrix products of a short depth into many columns, in CUDA C++ (`short.cu`): what expands the channels of a block.
 
+Stems that read a padded picture are such, too: `short_conv_launch`.
+
 They are bound by what they write, and other kernels by what they do to each number between the sum and the store. Warps
 keep their columns of W in registers and share nothing.
 """
 
 import struct
+from collections.abc import Mapping
 from dataclasses import dataclass
 from math import ceil
 from typing import Final
@@ -14,7 +17,7 @@ import torch
 from .cpp_launching import CppLaunch
 from .depthwise_walk import ACTIVATIONS, BEYOND_BOUNDS, bits, bounds
 from .epilogue import Epilogue
-from .rows import expect_contiguous, expect_shape, pitch
+from .rows import expect_contiguous, expect_shape, picture_strides, pitch
 from .tiles import H200_MULTIPROCESSORS, Product
 
 _PIECE: Final = 8  # numbers that a lane reads or writes at once
@@ -73,10 +76,59 @@ def short_product_launch(
     pdl: bool = False,
 ) -> CppLaunch:
     """x [..., K], w [N, K], out [..., N], rows one step apart; bias and scale [N], FP32, scale for INT8 alone."""
+    k = w.shape[1]
+    expect_shape(x, "x", *out.shape[:-1], k)
+    return _launch(x, w, out, config, bias, scale, epilogue, {"X_PITCH": pitch(x, "x")}, pdl)
+
+
+def short_conv_launch(
+    x: torch.Tensor,
+    w: torch.Tensor,
+    *,
+    out: torch.Tensor,
+    config: ShortTile,
+    bias: torch.Tensor | None = None,
+    scale: torch.Tensor | None = None,
+    epilogue: Epilogue | None = None,
+    stride: tuple[int, int] = (1, 1),
+    pdl: bool = False,
+) -> CppLaunch:
+    """x [N, H, W, C], whose pixels may overlap, w [K, R, S, C], out [N, P, Q, K]: windows that lie within x."""
+    images, height, width, channels = x.shape
+    n, high, wide, _ = w.shape
+    expect_shape(w, "w", n, high, wide, channels)
+    expect_shape(out, "out", images, (height - high) // stride[0] + 1, (width - wide) // stride[1] + 1, out.shape[3])
+    across, row, image = picture_strides(x, "x")
+    windows = {
+        "X_PITCH": stride[1] * across,
+        "WINDOWS": 1,
+        "OUT_HEIGHT": out.shape[1],
+        "OUT_WIDTH": out.shape[2],
+        "IMAGE_PITCH": image,
+        "ROW_PITCH": stride[0] * row,
+        "TAP_DEPTH": channels,
+        "TAPS_WIDE": wide,
+        "TAP_ROW_PITCH": row,
+        "TAP_PITCH": across,
+    }
+    return _launch(x, w.view(n, -1), out, config, bias, scale, epilogue, windows, pdl)
+
+
+def _launch(
+    x: torch.Tensor,
+    w: torch.Tensor,
+    out: torch.Tensor,
+    config: ShortTile,
+    bias: torch.Tensor | None,
+    scale: torch.Tensor | None,
+    epilogue: Epilogue | None,
+    rows: Mapping[str, int],
+    pdl: bool,
+) -> CppLaunch:
+    """`rows`: where they begin and how they go on."""
     (n, k), m = w.shape, out.numel() // out.shape[-1]
     epilogue, eight = epilogue or Epilogue(), x.dtype == torch.int8
-    expect_shape(x, "x", *out.shape[:-1], k)
-    expect_shape(out, "out", *x.shape[:-1], n)
+    expect_shape(out, "out", *out.shape[:-1], n)
     expect_contiguous(w, "w", "contiguous weights [N, K]")
     sixteen = (torch.float16, torch.bfloat16)
     if w.dtype != x.dtype or x.dtype not in (torch.int8, *sixteen):
@@ -90,13 +142,15 @@ def short_product_launch(
             expect_shape(row, name, n)
             if row.dtype != torch.float32 or not row.is_contiguous():
                 raise ValueError(f"{name}: expected a row in FP32, got {row.dtype}")
-    pitches = pitch(x, "x"), pitch(out, "out")
+    steps = {"WINDOWS": 0, "TAP_DEPTH": k, "TAPS_WIDE": 1, "TAP_ROW_PITCH": 0, "TAP_PITCH": 0, **rows}
+    steps["OUT_PITCH"] = pitch(out, "out")
+    pieces = [each for name, each in steps.items() if name.endswith(("PITCH", "DEPTH"))]
     for name, each in (("x", x), ("w", w), ("out", out)):
         piece = _PIECE * each.itemsize
         if each.data_ptr() % piece or each.storage_offset() * each.itemsize % piece:
             raise ValueError(f"{name}: expected an address that is a multiple of {piece}")
-    if n % (2 * config.tiles) or k % _PIECE or any(each % _PIECE for each in pitches):
-        raise ValueError(f"expected pieces of {_PIECE} numbers, got {n} columns of {k}, and rows of {pitches}")
+    if n % (2 * config.tiles) or k % _PIECE or any(each % _PIECE for each in pieces):
+        raise ValueError(f"expected pieces of {_PIECE} numbers, got {n} columns of {k}, and steps of {pieces}")
     if epilogue.activation not in ACTIVATIONS:
         raise ValueError(f"activation: expected one of {', '.join(ACTIVATIONS)}, got {epilogue.activation!r}")
     low, high = bounds(epilogue)
@@ -105,8 +159,7 @@ def short_product_launch(
         "SIZE_M": m,
         "SIZE_N": n,
         "SIZE_K": k,
-        "X_PITCH": pitches[0],
-        "OUT_PITCH": pitches[1],
+        **steps,
         "EIGHT_IN": int(eight),
         "EIGHT_OUT": int(out.dtype == torch.int8),
         "HEIGHT": config.height,

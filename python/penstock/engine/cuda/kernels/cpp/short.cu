@@ -1,4 +1,5 @@
-// A matrix product of a short depth, bound by what it writes: out = activation(x W^T + bias), x [M, K], W [N, K].
+// A matrix product of a short depth, bound by what it writes: out = activation(x W^T + bias), x [M, K], W [N, K]. Or a
+// convolution without padding whose windows are as short: of a window each tap's channels are a part of K.
 //
 // Each warp keeps its 8 TILES columns of W in registers and goes through rows, sixteen times HEIGHT at a time; what it
 // reads next is under way while it multiplies. Nothing is shared and nobody waits: a lane reads its part of a row in one
@@ -7,7 +8,10 @@
 //
 // Given by whoever compiles:
 //   SIZE_M SIZE_N SIZE_K     of the product; SIZE_N and SIZE_K multiples of 8
-//   X_PITCH OUT_PITCH        numbers from one row to the next, multiples of 8
+//   X_PITCH OUT_PITCH        numbers from one row to the next, multiples of 8 as all of these are
+//   WINDOWS                  whether rows are those of pictures: then OUT_HEIGHT OUT_WIDTH IMAGE_PITCH ROW_PITCH say
+//                            where they begin, in numbers from image to image and result row to row, and TAP_DEPTH
+//                            TAPS_WIDE TAP_ROW_PITCH TAP_PITCH where a window's parts do; else TAP_DEPTH is SIZE_K
 //   EIGHT_IN EIGHT_OUT       whether they are INT8
 //   HEIGHT TILES WARPS BLOCKS   how it is cut: row tiles and column tiles of a warp, warps of a block, blocks
 //   HAS_BIAS FOLDED          FOLDED: bias and scale are in the result's steps, and MAGIC is taken out already
@@ -30,7 +34,7 @@ constexpr int STRIPES = BLOCKS * WARPS / CHUNKS;
 constexpr float MAGIC = 12582912.0f;
 constexpr int MAGIC_BITS = 0x4b400000;
 
-static_assert(SIZE_N % 8 == 0 && SIZE_K % 8 == 0 && X_PITCH % 8 == 0 && OUT_PITCH % 8 == 0, "whole pieces");
+static_assert(SIZE_N % 8 == 0 && SIZE_K % 8 == 0 && X_PITCH % 8 == 0 && OUT_PITCH % 8 == 0 && TAP_DEPTH % 8 == 0, "whole pieces");
 static_assert(SIZE_K * 128 * 128 < 1 << 22 || !EIGHT_IN, "sums that are floats");
 static_assert(STRIPES > 0, "a warp for all columns");
 
@@ -44,12 +48,24 @@ using Piece = Quad;
 using Sum = float;
 #endif
 
-// Eight rows of x, or columns of W, and their pieces of one step.
+// A lane's piece of one step of a row of x, or of a column of W, whose parts lie apart.
+template <bool APART>
 __device__ __forceinline__ Piece piece_of(const Element* row, int step, bool there) {
-  const int at = step * DEPTH + static_cast<int>(thread_index() % 4) * 8;
+  const int at = step * DEPTH + static_cast<int>(thread_index() % 4) * 8, tap = at / TAP_DEPTH;
+  const int apart = tap / TAPS_WIDE * TAP_ROW_PITCH + tap % TAPS_WIDE * TAP_PITCH + at % TAP_DEPTH;
   Piece found = {};
-  if (there && (SIZE_K % DEPTH == 0 || at < SIZE_K)) found = *reinterpret_cast<const Piece*>(row + at);
+  if (there && (SIZE_K % DEPTH == 0 || at < SIZE_K)) found = *reinterpret_cast<const Piece*>(row + (APART ? apart : at));
   return found;
+}
+
+__device__ __forceinline__ const Element* row_of(const Element* x, int at) {
+#if WINDOWS
+  const unsigned int pixel = at, above = pixel / OUT_WIDTH;
+  return x + static_cast<long long>(above / OUT_HEIGHT) * IMAGE_PITCH + above % OUT_HEIGHT * ROW_PITCH +
+         pixel % OUT_WIDTH * X_PITCH;
+#else
+  return x + static_cast<long long>(at) * X_PITCH;
+#endif
 }
 
 __device__ __forceinline__ void load(Piece (&to)[HEIGHT][STEPS][2], const Element* x, int group, int row) {
@@ -58,10 +74,9 @@ __device__ __forceinline__ void load(Piece (&to)[HEIGHT][STEPS][2], const Elemen
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       const int at = group * ROWS + 16 * tile + 8 * half + row;
+      const Element* from = row_of(x, at);
 #pragma unroll
-      for (int step = 0; step < STEPS; ++step) {
-        to[tile][step][half] = piece_of(x + static_cast<long long>(at) * X_PITCH, step, at < SIZE_M);
-      }
+      for (int step = 0; step < STEPS; ++step) to[tile][step][half] = piece_of<WINDOWS>(from, step, at < SIZE_M);
     }
   }
 }
@@ -139,7 +154,7 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS, 1) short_product(const 
     const int column = chunk * COLUMNS + row / 2 * MINE + tile * 2 + row % 2;
 #pragma unroll
     for (int step = 0; step < STEPS; ++step) {
-      weights[tile][step] = piece_of(w + column * SIZE_K, step, SIZE_N % COLUMNS == 0 || column < SIZE_N);
+      weights[tile][step] = piece_of<false>(w + column * SIZE_K, step, SIZE_N % COLUMNS == 0 || column < SIZE_N);
     }
   }
   float offset[MINE], factor[MINE];
