@@ -42,6 +42,7 @@ def _multiply(ready: Ready, operands: Tensors, outputs: Tensors, scratch: Scratc
         out=outputs[0],
         config=ShortTile(*ready.config),
         bias=ready.bias,
+        residual=ready.residual(operands),
         scale=ready.scale,
         epilogue=ready.epilogue,
         pdl=ready.site.early,
@@ -58,6 +59,7 @@ def _convolve(ready: Ready, operands: Tensors, outputs: Tensors, scratch: Scratc
         out=outputs[0],
         config=ShortTile(*ready.config),
         bias=ready.bias,
+        residual=ready.residual(operands),
         scale=ready.scale,
         epilogue=ready.epilogue,
         stride=(high, wide),
@@ -72,7 +74,7 @@ def _tiles(site: Site) -> list[Config]:
 
 
 def _suits(site: Site) -> bool:
-    if site.device.type != "cuda" or not nvrtc.available() or site.index("residual") is not None:
+    if site.device.type != "cuda" or not nvrtc.available():
         return False
     major, minor = torch.cuda.get_device_capability(site.device)
     return bool(10 * major + minor >= HOPPER and site.text("activation", "none") in ACTIVATIONS and _tiles(site))

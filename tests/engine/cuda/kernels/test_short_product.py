@@ -38,7 +38,8 @@ class Case:
     epilogue: Epilogue = BOUNDED
     bias: bool = True
     apart: int = 0
-    """Numbers between rows of x and out."""
+    """Numbers between rows of x, residual and out."""
+    residual: bool = False
 
     def __str__(self) -> str:
         return f"{self.m}x{self.n}x{self.k} {self.tile} {self.dtype} {self.out} {self.epilogue.activation}"
@@ -54,6 +55,38 @@ CASES = [
     Case(50, 144, 24, ShortTile(2, 8, 1, 3), INT8, INT8, Epilogue("relu6", out_scale=0.03)),
     Case(20, 64, 112, ShortTile(1, 8, 1, 1), INT8, INT8, Epilogue("relu", out_scale=0.06, folded=True), apart=8),
     Case(20, 64, 240, ShortTile(1, 8, 1, 1), INT8, INT8, Epilogue("silu", out_scale=0.06)),
+    Case(50, 24, 144, ShortTile(1, 4, 1, 2), epilogue=Epilogue("relu"), apart=8, residual=True),
+    Case(50, 24, 144, ShortTile(1, 4, 1, 2), BF16, BF16, Epilogue("silu"), residual=True),
+    Case(
+        50,
+        24,
+        144,
+        ShortTile(1, 4, 1, 2),
+        INT8,
+        INT8,
+        Epilogue(residual_scale=0.04, out_scale=0.05, folded=True),
+        residual=True,
+    ),
+    Case(
+        50,
+        24,
+        96,
+        ShortTile(1, 4, 1, 2),
+        INT8,
+        INT8,
+        Epilogue("relu6", residual_scale=0.04, out_scale=0.05),
+        residual=True,
+    ),
+    Case(
+        50,
+        24,
+        96,
+        ShortTile(1, 4, 1, 2),
+        INT8,
+        INT8,
+        Epilogue("silu", residual_scale=0.04, out_scale=0.05),
+        residual=True,
+    ),
     Case(20, 32, 192, ShortTile(1, 4, 1, 1), INT8, HALF, Epilogue("clip", -0.5, 0.75)),
 ]
 
@@ -64,6 +97,7 @@ class Tensors:
     w: torch.Tensor
     bias: torch.Tensor | None
     scale: torch.Tensor | None
+    residual: torch.Tensor | None
     out: torch.Tensor
 
     def launch(self, case: Case) -> CppLaunch:
@@ -72,7 +106,14 @@ class Tensors:
             assert scale is not None
             scale, bias = fold(scale, bias, case.epilogue.out_scale, case.k * 128 * 128)
         return short_product_launch(
-            self.x, self.w, out=self.out, config=case.tile, bias=bias, scale=scale, epilogue=case.epilogue
+            self.x,
+            self.w,
+            out=self.out,
+            config=case.tile,
+            bias=bias,
+            residual=self.residual,
+            scale=scale,
+            epilogue=case.epilogue,
         )
 
 
@@ -80,15 +121,16 @@ def tensors(case: Case, device: str = "cpu") -> Tensors:
     generator = torch.Generator().manual_seed(5)
     eight = case.dtype == INT8
 
-    def normal(rows: int, columns: int, size: float) -> torch.Tensor:
+    def normal(rows: int, columns: int, size: float, dtype: torch.dtype = case.dtype) -> torch.Tensor:
         wide = torch.randn(rows, columns, generator=generator) * size
-        return ((wide * 40).round().clamp(-128, 127) if eight else wide).to(case.dtype).to(device)
+        return ((wide * 40).round().clamp(-128, 127) if dtype == INT8 else wide).to(dtype).to(device)
 
     return Tensors(
         normal(case.m, case.k + case.apart, 1.0)[:, : case.k],
         normal(case.n, case.k, 1.0 if eight else case.k**-0.5),
         torch.randn(case.n, generator=generator).to(device) if case.bias else None,
         ((torch.rand(case.n, generator=generator) + 0.5) * case.k**-0.5 / 1600).to(device) if eight else None,
+        normal(case.m, case.n + case.apart, 1.0, case.out)[:, : case.n] if case.residual else None,
         torch.full((case.m, case.n + case.apart), 77.0).to(case.out).to(device)[:, : case.n],
     )
 
@@ -99,7 +141,10 @@ def expected(given: Tensors, case: Case) -> torch.Tensor:
     y = y if given.scale is None else y * given.scale.double().cpu()
     y = y if given.bias is None else y + given.bias.double().cpu()
     epilogue = case.epilogue
+    if given.residual is not None:
+        y = y + given.residual.double().cpu() * (epilogue.residual_scale if case.out == INT8 else 1.0)
     y = {
+        "none": lambda: y,
         "relu": y.relu,
         "relu6": lambda: y.clamp(0, 6),
         "clip": lambda: y.clamp(epilogue.alpha, epilogue.beta),
@@ -213,7 +258,7 @@ def test_a_gpu_comes_to_the_same(case: Case) -> None:
 
 FOR_A_GPU = [
     Product(64 * size * size, n, k, itemsize=itemsize)
-    for size, n, k in ((112, 96, 16), (56, 144, 24), (28, 240, 40), (14, 672, 112))
+    for size, n, k in ((112, 96, 16), (56, 144, 24), (56, 24, 144), (28, 240, 40), (14, 672, 112))
     for itemsize in (1, 2)
 ]
 

@@ -24,7 +24,9 @@ _PIECE: Final = 8  # numbers that a lane reads or writes at once
 _DEPTH: Final = 32
 _WARP: Final = 32
 _WARPS: Final = 4
-_REGISTERS: Final = 200  # of a thread, beyond which the compiler spills
+_DEEPEST: Final = 160
+_DEEPEST_OF_BYTES: Final = 248  # sums of more are no floats
+_REGISTERS: Final = 215  # of a thread, beyond which the compiler spills
 _MULTIPROCESSOR_REGISTERS: Final = 65536
 _MOST_WARPS: Final = 32  # of a multiprocessor: more hide nothing
 
@@ -50,7 +52,11 @@ class ShortTile:
 def short_tiles(product: Product, multiprocessors: int = H200_MULTIPROCESSORS) -> list[ShortTile]:
     """The cuts worth timing, most promising first; none for products that are not such."""
     found = []
-    if product.n % _PIECE or product.k % _PIECE or product.k > 128 * (2 if product.itemsize == 1 else 1) - 8:
+    if (
+        product.n % _PIECE
+        or product.k % _PIECE
+        or product.k > (_DEEPEST_OF_BYTES if product.itemsize == 1 else _DEEPEST)
+    ):
         return []
     for tiles, height in ((4, 2), (4, 1), (8, 2)):
         registers = ShortTile(height, tiles, 1).registers(product)
@@ -71,14 +77,18 @@ def short_product_launch(
     out: torch.Tensor,
     config: ShortTile,
     bias: torch.Tensor | None = None,
+    residual: torch.Tensor | None = None,
     scale: torch.Tensor | None = None,
     epilogue: Epilogue | None = None,
     pdl: bool = False,
 ) -> CppLaunch:
-    """x [..., K], w [N, K], out [..., N], rows one step apart; bias and scale [N], FP32, scale for INT8 alone."""
+    """x [..., K], w [N, K], out and residual [..., N], rows one step apart; bias and scale [N], FP32, scale for INT8.
+
+    residual is of out's type.
+    """
     k = w.shape[1]
     expect_shape(x, "x", *out.shape[:-1], k)
-    return _launch(x, w, out, config, bias, scale, epilogue, {"X_PITCH": pitch(x, "x")}, pdl)
+    return _launch(x, w, out, config, bias, residual, scale, epilogue, {"X_PITCH": pitch(x, "x")}, pdl)
 
 
 def short_conv_launch(
@@ -88,6 +98,7 @@ def short_conv_launch(
     out: torch.Tensor,
     config: ShortTile,
     bias: torch.Tensor | None = None,
+    residual: torch.Tensor | None = None,
     scale: torch.Tensor | None = None,
     epilogue: Epilogue | None = None,
     stride: tuple[int, int] = (1, 1),
@@ -111,7 +122,7 @@ def short_conv_launch(
         "TAP_ROW_PITCH": row,
         "TAP_PITCH": across,
     }
-    return _launch(x, w.view(n, -1), out, config, bias, scale, epilogue, windows, pdl)
+    return _launch(x, w.view(n, -1), out, config, bias, residual, scale, epilogue, windows, pdl)
 
 
 def _launch(
@@ -120,6 +131,7 @@ def _launch(
     out: torch.Tensor,
     config: ShortTile,
     bias: torch.Tensor | None,
+    residual: torch.Tensor | None,
     scale: torch.Tensor | None,
     epilogue: Epilogue | None,
     rows: Mapping[str, int],
@@ -144,8 +156,19 @@ def _launch(
                 raise ValueError(f"{name}: expected a row in FP32, got {row.dtype}")
     steps = {"WINDOWS": 0, "TAP_DEPTH": k, "TAPS_WIDE": 1, "TAP_ROW_PITCH": 0, "TAP_PITCH": 0, **rows}
     steps["OUT_PITCH"] = pitch(out, "out")
+    steps["RESIDUAL_PITCH"] = 0
+    if residual is not None:
+        expect_shape(residual, "residual", *out.shape)
+        if residual.dtype != out.dtype:
+            raise ValueError(f"residual: expected {out.dtype} like out, got {residual.dtype}")
+        if epilogue.residual_last and epilogue.activation != "none":
+            raise ValueError("residual: expected one before the activation")
+        steps["RESIDUAL_PITCH"] = pitch(residual, "residual")
+    worth = epilogue.residual_scale
+    if epilogue.activation not in BEYOND_BOUNDS:
+        worth /= epilogue.out_scale
     pieces = [each for name, each in steps.items() if name.endswith(("PITCH", "DEPTH"))]
-    for name, each in (("x", x), ("w", w), ("out", out)):
+    for name, each in (("x", x), ("w", w), ("out", out), ("residual", out if residual is None else residual)):
         piece = _PIECE * each.itemsize
         if each.data_ptr() % piece or each.storage_offset() * each.itemsize % piece:
             raise ValueError(f"{name}: expected an address that is a multiple of {piece}")
@@ -166,6 +189,7 @@ def _launch(
         "TILES": config.tiles,
         "WARPS": config.warps,
         "BLOCKS": config.blocks,
+        "RESIDUAL_WORTH_BITS": bits(worth),
         "HAS_BIAS": int(bias is not None),
         "FOLDED": int(epilogue.folded),
         "ACTIVATION": BEYOND_BOUNDS.get(epilogue.activation, 0),
@@ -183,7 +207,7 @@ def _launch(
         "short_product",
         (config.blocks, 1, 1),
         _WARP * config.warps,
-        (x, w, scale, bias, out),
+        (x, w, scale, bias, residual, out),
         constants,
         pdl=pdl,
     )

@@ -1,5 +1,5 @@
-// A matrix product of a short depth, bound by what it writes: out = activation(x W^T + bias), x [M, K], W [N, K]. Or a
-// convolution without padding whose windows are as short: of a window each tap's channels are a part of K.
+// A matrix product of a short depth, bound by what it writes: out = activation(x W^T + bias + residual), x [M, K],
+// W [N, K]. Or a convolution without padding whose windows are as short: each tap's channels are a part of K.
 //
 // Each warp keeps its 8 TILES columns of W in registers and goes through rows, sixteen times HEIGHT at a time; what it
 // reads next is under way while it multiplies. Nothing is shared and nobody waits: a lane reads its part of a row in one
@@ -14,6 +14,8 @@
 //                            TAPS_WIDE TAP_ROW_PITCH TAP_PITCH where a window's parts do; else TAP_DEPTH is SIZE_K
 //   EIGHT_IN EIGHT_OUT       whether they are INT8
 //   HEIGHT TILES WARPS BLOCKS   how it is cut: row tiles and column tiles of a warp, warps of a block, blocks
+//   RESIDUAL_PITCH           0 where there is none; RESIDUAL_WORTH_BITS: what its steps are worth, where it is INT8, or
+//                            with bounds alone how many of the result's
 //   HAS_BIAS FOLDED          FOLDED: bias and scale are in the result's steps, and MAGIC is taken out already
 //   ACTIVATION LOW_BITS HIGH_BITS OUT_INVERSE_BITS   as in depthwise.cu; HIGH_MATTERS: INT8 does not end below it
 //   LOW_PAIR HIGH_PAIR       the bounds in sixteen bits, twice in a word
@@ -134,12 +136,46 @@ __device__ __forceinline__ void store(Out* to, const float (&y)[MINE]) {
 }
 #endif
 
+// What is added to a lane's part of a row.
+#if EIGHT_OUT
+using Added = signed char;
+__device__ __forceinline__ void add(float (&y)[MINE], const Added* from) {
+#pragma unroll
+  for (int piece = 0; piece < MINE / 8; ++piece) {
+    const Pair both = reinterpret_cast<const Pair*>(from)[piece];
+#pragma unroll
+    for (int each = 0; each < 8; ++each) {
+      const int number = static_cast<signed char>((each < 4 ? both.x : both.y) >> 8 * (each % 4));
+      const float whole = number_of(static_cast<unsigned int>(number + MAGIC_BITS)) - MAGIC;
+      y[8 * piece + each] += whole * number_of(RESIDUAL_WORTH_BITS);
+    }
+  }
+}
+#else
+using Added = unsigned short;
+__device__ __forceinline__ void add(float (&y)[MINE], const Added* from) {
+#pragma unroll
+  for (int piece = 0; piece < MINE / 8; ++piece) {
+    const Quad all = reinterpret_cast<const Quad*>(from)[piece];
+    const unsigned int words[4] = {all.x, all.y, all.z, all.w};
+#pragma unroll
+    for (int each = 0; each < 4; ++each) {
+      y[8 * piece + 2 * each] += wide(static_cast<unsigned short>(words[each]));
+      y[8 * piece + 2 * each + 1] += wide(static_cast<unsigned short>(words[each] >> 16));
+    }
+  }
+}
+#endif
+
 extern "C" __global__ void __launch_bounds__(32 * WARPS, 1) short_product(const Element* x, const Element* w,
 #if EIGHT_IN
                                                                        const float* scale,
 #endif
 #if HAS_BIAS
                                                                        const float* bias,
+#endif
+#if RESIDUAL_PITCH
+                                                                       const Added* residual,
 #endif
                                                                        Out* out) {
   const int warp = static_cast<int>(block_index()) * WARPS + static_cast<int>(thread_index() / 32);
@@ -230,6 +266,9 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS, 1) short_product(const 
           }
         }
         if ((SIZE_M % ROWS == 0 || at < SIZE_M) && (SIZE_N % COLUMNS == 0 || mine < SIZE_N)) {
+#if RESIDUAL_PITCH
+          add(y, residual + static_cast<long long>(at) * RESIDUAL_PITCH + mine);
+#endif
           store(out + static_cast<long long>(at) * OUT_PITCH + mine, y);
         }
       }
