@@ -12,6 +12,7 @@ from typing import Final
 import torch
 
 from penstock.engine.cuda import workspace
+from penstock.engine.cuda.depthwise_steps import WALKS
 from penstock.engine.cuda.implementations import IMPLEMENTATIONS, Implementation, register, writing
 from penstock.engine.cuda.kernels.activations import ACTIVATIONS
 from penstock.engine.cuda.kernels.depthwise import DepthwiseTile, depthwise_conv2d_nhwc_launch, depthwise_tiles
@@ -23,6 +24,7 @@ from penstock.engine.cuda.kernels.launching import Launch, interpreted
 from penstock.engine.cuda.kernels.resident import ResidentTile, resident_conv_launch, resident_tiles
 from penstock.engine.cuda.kernels.tiles import Product, Tile
 from penstock.engine.cuda.recurrent import RECURRENT
+from penstock.engine.cuda.short_steps import SHORT
 from penstock.engine.cuda.sites import RunInto, Site, seen
 from penstock.engine.cuda.triton_blocks import BLOCKS
 from penstock.engine.cuda.triton_dense import DENSE
@@ -310,6 +312,8 @@ WAYS: Final[dict[tuple[str, str], Way]] = {
     **TOKENS,
     **PRODUCTS,
     **WRITTEN,
+    **SHORT,
+    **WALKS,
 }
 """Kind and name -> kernel."""
 

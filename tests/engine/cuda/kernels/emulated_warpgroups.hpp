@@ -153,17 +153,6 @@ inline unsigned short shared_load_short(Address from) {
 }
 inline void shared_store_short(Address to, unsigned short value) { std::memcpy(at_address(to), &value, sizeof value); }
 
-inline float number_of(unsigned int bits) {
-  float value;
-  std::memcpy(&value, &bits, 4);
-  return value;
-}
-inline unsigned int bits_of(float number) {
-  unsigned int bits;
-  std::memcpy(&bits, &number, 4);
-  return bits;
-}
-
 inline float of_e4m3(unsigned char bits) {
   const int exponent = bits >> 3 & 15, fraction = bits & 7;
   const float size = exponent ? std::ldexp(8.0f + fraction, exponent - 10) : std::ldexp(fraction * 1.0f, -9);
@@ -189,9 +178,6 @@ inline unsigned short narrow_to_int8(float low, float high) {
 inline Two wide_of_e4m3(unsigned short both) {
   return Two{of_e4m3(static_cast<unsigned char>(both)), of_e4m3(static_cast<unsigned char>(both >> 8))};
 }
-
-inline float greater(float one, float other) { return one != one ? one : other != other ? other : one > other ? one : other; }
-inline float smaller(float one, float other) { return one != one ? one : other != other ? other : one < other ? one : other; }
 
 using Matrix = unsigned long long;
 

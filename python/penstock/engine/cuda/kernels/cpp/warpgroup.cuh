@@ -143,8 +143,6 @@ __device__ __forceinline__ void shared_store_short(Address to, unsigned short va
 
 // ---- numbers ----
 
-__device__ __forceinline__ unsigned int bits_of(float number) { return __float_as_uint(number); }
-
 // Two of e4m3, the largest where there is none so large.
 __device__ __forceinline__ unsigned short narrow_to_e4m3(float low, float high) {
   unsigned short both;
@@ -178,21 +176,6 @@ __device__ __forceinline__ Two wide_of_e4m3(unsigned short both) {
       "}"
       : "=f"(value.low), "=f"(value.high)
       : "h"(both));
-  return value;
-}
-
-__device__ __forceinline__ float number_of(unsigned int bits) { return __uint_as_float(bits); }
-
-// NaN if either is.
-__device__ __forceinline__ float greater(float one, float other) {
-  float value;
-  asm("max.NaN.f32 %0, %1, %2;" : "=f"(value) : "f"(one), "f"(other));
-  return value;
-}
-
-__device__ __forceinline__ float smaller(float one, float other) {
-  float value;
-  asm("min.NaN.f32 %0, %1, %2;" : "=f"(value) : "f"(one), "f"(other));
   return value;
 }
 
