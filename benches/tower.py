@@ -19,6 +19,8 @@ from numpy.typing import NDArray
 import penstock as ps
 
 POOL: Final = 32
+OUTPUTS: Final = 512
+"""As wide as what the tower shares with its text."""
 
 
 class Shown:
@@ -54,7 +56,7 @@ def main() -> int:
     import torch
 
     torch.manual_seed(0)
-    module = timm.create_model(wanted.model, pretrained=False).eval()
+    module = timm.create_model(wanted.model, pretrained=False, num_classes=OUTPUTS).eval()
     x = pictures(POOL, 224)
     with torch.no_grad():
         y = module(torch.from_numpy(x)).numpy()
