@@ -190,6 +190,7 @@ def compilers(device: str, processes: int) -> "Iterator[Compilers | None]":
 
     major, minor = torch.cuda.get_device_capability()
     with Compilers(processes, 10 * major + minor) as found:
+        found.start()
         yield found
 
 

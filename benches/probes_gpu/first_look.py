@@ -150,6 +150,7 @@ def _compilers(arguments: argparse.Namespace) -> Iterator[Any]:
 
     major, minor = torch.cuda.get_device_capability()
     with Compilers(arguments.jobs, 10 * major + minor) as compilers:
+        compilers.start()
         yield compilers
 
 

@@ -108,9 +108,9 @@ def for_gpu(
         [Tactic(CUDA, precision, form, "static", options=steps) for form in lowered if not forms[form].quantized]
         for steps in (PLAIN_STEPS, TUNED_STEPS)
     )
-    first = [*safe, *plain] if free_shapes else [*plain, *safe]
     rivals = [*_of_providers(forms, precision, providers)] if precision != "bf16" else []
-    return [*first, *rivals, *(tuned if precision in _TUNED else []), *narrow]
+    found = [*plain, *rivals, *(tuned if precision in _TUNED else []), *narrow]
+    return [*safe, *found] if free_shapes else [*found, *safe]
 
 
 def _of_providers(forms: Mapping[str, Form], precision: str, providers: Collection[str]) -> Iterator[Tactic]:

@@ -14,8 +14,8 @@ from penstock.engine.cuda.executor import PRECISIONS, Executor, placed
 from penstock.engine.cuda.form import Form, Prepared
 from penstock.engine.cuda.implementations import OURS, add_triton
 from penstock.engine.cuda.kernels.driver import HOPPER
-from penstock.engine.cuda.kernels.replay import Player, Recorder
-from penstock.engine.cuda.sites import DTYPES
+from penstock.engine.cuda.kernels.replay import Recorder
+from penstock.engine.cuda.sites import DTYPES, capability
 from penstock.engine.cuda.turns import Turns, fills
 from penstock.engine.lowered import Step
 from penstock.engine.narrowing import wide_weights
@@ -25,14 +25,6 @@ from penstock.errors import ExecutionError, ModelLoadError, Unsupported
 
 def _taken(device: torch.device) -> int:
     return torch.cuda.memory_allocated(device) if device.type == "cuda" else 0
-
-
-def capability(device: torch.device) -> int:
-    """90 for compute capability 9.0; of the CPU, which only stands in for one, too."""
-    if device.type != "cuda":
-        return HOPPER
-    major, minor = torch.cuda.get_device_capability(device)
-    return int(10 * major + minor)
 
 
 class Model:
@@ -100,7 +92,8 @@ class Bucket:
         """Whose inputs lie in this memory, on a stream of this priority; the CPU has none."""
         if self.executor.device.type != "cuda":
             return HostContext(self.executor, memory)
-        made = GraphContext(self.executor, memory, priority, self.turns(priority))
+        # Plain steps are what is there at once: libraries choose by rules, which costs a few percent.
+        made = GraphContext(self.executor, memory, priority, self.turns(priority), search=bool(self._choices))
         self.context_bytes = made.device_bytes
         return made
 
@@ -109,18 +102,13 @@ class Bucket:
         return self._model.turns(priority) if fills(self.executor.graph) else None
 
     def sealed(self) -> Artifact:
-        """Its kernels are taken down in one run."""
-        if isinstance(self.executor.launcher, Player):
+        """Its kernels are taken down in its first run, which may be this one."""
+        recorder = self.executor.launcher
+        if recorder is not None and not isinstance(recorder, Recorder):
             raise ExecutionError("a program that was reopened is exported by copying its artifact")
-        recorder = Recorder(capability(self.executor.device))
-        self.executor.launcher = recorder
-        try:
-            self.executor.run(self.executor.blank_inputs())
-        finally:
-            self.executor.launcher = None
-        return Artifact(
-            self.shapes, self.executor.precision, self._choices, self._early_launch, tuple(recorder.kernels)
-        )
+        self.executor.run(self.executor.blank_inputs())
+        kernels = recorder.kernels if recorder is not None else ()
+        return Artifact(self.shapes, self.executor.precision, self._choices, self._early_launch, kernels)
 
     def regions(self, precision: str) -> tuple[Region, ...]:
         from penstock.engine.cuda.tuner import timed_steps

@@ -76,7 +76,16 @@ class InputMemory:
 class GraphContext:
     """On the GPU. Raises torch.cuda.OutOfMemoryError where its buffers find no place."""
 
-    def __init__(self, executor: Executor, memory: InputMemory, priority: int = 0, turns: Turns | None = None) -> None:
+    def __init__(
+        self,
+        executor: Executor,
+        memory: InputMemory,
+        priority: int = 0,
+        turns: Turns | None = None,
+        *,
+        search: bool = True,
+    ) -> None:
+        """`search`: cuDNN tries its algorithms, which takes up to seconds where it has many steps."""
         graph = executor.graph
         self._given = memory.tensors(executor)
         answers = pinned_outputs(executor)
@@ -86,7 +95,7 @@ class GraphContext:
         self._name = f"penstock {executor.precision} {shapes}"
         with named(f"{self._name} capture"):
             whole = round_trip(executor, read, written) if turns is None else None
-            self._captured = executor.capture(whole, priority=priority)
+            self._captured = executor.capture(whole, search=search, priority=priority)
         self._start = self._captured.replay
         if turns is not None:
             self._start = InTurns(self._captured, self._given, answers, turns).start

@@ -11,6 +11,7 @@ from typing import Final
 
 import torch
 
+from penstock.engine.cuda.kernels.driver import HOPPER
 from penstock.engine.cuda.workspace import Needs
 from penstock.engine.lowered import LoweredGraph, Operand, Step
 from penstock.engine.plan import Shape
@@ -131,3 +132,11 @@ def narrow(dtype: torch.dtype) -> bool:
 def eight_bits(dtype: torch.dtype) -> bool:
     """What values with a scale are stored in."""
     return dtype in (torch.int8, torch.float8_e4m3fn)
+
+
+def capability(device: torch.device) -> int:
+    """90 for compute capability 9.0; of the CPU, which only stands in for one, too."""
+    if device.type != "cuda":
+        return HOPPER
+    major, minor = torch.cuda.get_device_capability(device)
+    return int(10 * major + minor)

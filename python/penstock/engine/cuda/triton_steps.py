@@ -381,15 +381,17 @@ def _fitting(name: str, way: Way) -> Callable[[Site], bool]:
         if site.text("activation", "none") not in ACTIVATIONS or not way.types(site):
             return False
         try:
-            if not way.suits(site):
-                return False
-            config = next(iter(way.configs(site)), None)
-            if config is None:
-                return False
-            launch(site, name, config)  # to see whether the kernel takes these tensors
+            return way.suits(site) and accepted(site)
         except (ValueError, RuntimeError, IndexError):
             return False
-        return True
+        except (TypeError, ArithmeticError):
+            return bool(site.config)  # numbers that are none of this kernel's: binding says so
+
+    def accepted(site: Site) -> bool:
+        configs = (site.config,) if site.config else way.configs(site)
+        if configs:
+            launch(site, name, configs[0])  # to see whether the kernel takes these tensors
+        return bool(configs)
 
     return fits
 

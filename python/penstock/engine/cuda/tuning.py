@@ -6,6 +6,7 @@ by the runtime and the builder; torch is imported when something is tuned.
 """
 
 import hashlib
+import importlib.util
 import json
 import logging
 import os
@@ -18,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from penstock.engine.cuda import choices as chosen
+from penstock.engine.cuda import nursery
 from penstock.engine.cuda.choices import Choices
 from penstock.engine.cuda.form import Form, Prepared
 from penstock.engine.lowered import to_json
@@ -38,7 +40,6 @@ TUNING: Final = ".tuning.json"
 _SECONDS: Final = 15.0  # of tuning one bucket where nobody says how long
 _LEAST_SECONDS: Final = 1.0  # libraries are timed in this, and nothing is compiled
 _AFTER_SECONDS: Final = 2.0  # to compile what was chosen as it will be launched, to capture it and to time it
-_MOST_PROCESSES: Final = 16
 _COMPILE_SECONDS: Final = 60.0
 _WIDE: Final = ("tf32", "fp32")
 
@@ -175,6 +176,12 @@ class Ahead:
         self._asked = []
 
 
+def expect(path: Path) -> None:
+    """Kernels of this form will be compiled: who does it may start now. Imports no torch."""
+    if not Tuning(path).known and importlib.util.find_spec("triton") is not None:
+        nursery.start()
+
+
 def prepare(path: Path, device: "torch.device", precision: str, model: "Callable[[], Model]") -> None:
     """Start the processes that compile now, and with what tuning the form will ask for; nothing where all is known.
 
@@ -235,11 +242,11 @@ def compilers(device: "torch.device") -> "Iterator[Compilers | None]":
 
 
 def _made(device: "torch.device") -> "Compilers | None":
-    from penstock.engine.cuda.buckets import capability
     from penstock.engine.cuda.implementations import add_triton
+    from penstock.engine.cuda.sites import capability
 
     if device.type != "cuda" or not add_triton():
         return None
     from penstock.engine.cuda.precompile import Compilers
 
-    return Compilers(min(_MOST_PROCESSES, max(1, len(os.sched_getaffinity(0)) - 1)), capability(device))
+    return Compilers(nursery.count(), capability(device))

@@ -356,6 +356,8 @@ def test_the_tuner_times_ours_among_the_others(device: str) -> None:
 class Answers:
     """Compilers that say of every launch what they are told to say of its number of warps."""
 
+    processes = 4
+
     def __init__(self, failing: int) -> None:
         self.failing = failing
         self.asked: Counter[str] = Counter()
