@@ -335,7 +335,7 @@ class Look:
 
             names = [bound.implementation for bound in executor.program]
             self.compilers.build(launches(executor.sites, names), 60.0)
-        early = sum(site.early for site in executor.sites)
+        early = sum(site.early and site.behind for site in executor.sites)
         return self._captured(executor, None, f"{early} of {len(executor.sites)} steps launched early")
 
     def _compiled(self, mode: str) -> tuple[float, Any, str]:

@@ -35,7 +35,7 @@ from penstock.build.sealing import Draft, Sealing
 from penstock.build.selection import Candidate, Selection, select
 from penstock.build.shapes import distinct
 from penstock.build.target import target
-from penstock.build.verdicts import Verdicts, judged_as
+from penstock.build.verdicts import Compared, Verdicts, judged_as
 from penstock.engine import Engine, fingerprint
 from penstock.engine.plan import CUDA, LOWERED, OPTIMIZED, Tactic
 from penstock.engine.routing import batched
@@ -75,6 +75,7 @@ class Build:
         self._mix: mixing.Mix | None = None
         self._notes: list[str] = []
         self._gated = False
+        self._first: list[tactics.Child] = []
         self._processes: tactics.Stable | None = None
         """Of a GPU's build, all of them from the first to the last."""
 
@@ -126,7 +127,7 @@ class Build:
 
     def _prepare(self) -> None:
         options = self._options
-        first = OnGpu.first(self._allowed, self._limits) if self._on_gpu else None
+        self._first = OnGpu.first(self._allowed, self._limits, self._folder) if self._on_gpu else []
         self._progress.stage("optimize", self._path.name)
         prepared = custom_ops.prepare(self._path, self._folder, options, self._limits)
         self._path, self._custom_ops = prepared.path, prepared.operators
@@ -154,13 +155,13 @@ class Build:
             self._learned, self._unseen = self._data.split()
         self._samples = Samples(inputs, list(self._unseen) if self._unseen is not None else None)
         self._forms = prepare(model, self._folder, reduce=options.reduce, profiles=self._profiles)
-        if first is not None:
-            self._lower(first)
+        if self._on_gpu:
+            self._lower()
 
-    def _lower(self, first: tactics.Child) -> None:
-        """Steps for the GPU, and how long to tune them for; `first`: its process, which runs already."""
+    def _lower(self) -> None:
+        """Steps for the GPU, and how long to tune them for."""
         self._gpu = OnGpu(self._buckets, batched(self._forms.inputs, self._forms.outputs), self._allowed)
-        self._processes = self._gpu.start(self._forms.files, self._samples.at, self._limits, first)
+        self._processes = self._gpu.start(self._forms.files, self._samples.at, self._limits, self._first)
         self._set_up_gate()
         self._progress.stage("lower", f"{len(self._buckets)} buckets")
         try:
@@ -176,6 +177,7 @@ class Build:
         if self._options.workspace_bytes is not None:
             self._gpu.check_workspace(form, self._options.workspace_bytes)
         self._tune(form, self._first_share)
+        import_ahead()
         if self._free_shapes:
             self._notes.append("shapes other than the buckets' run on the CPU; give a profile for each that counts")
 
@@ -210,9 +212,11 @@ class Build:
         self._end_processes()
 
     def _end_processes(self) -> None:
+        for each in self._first:
+            each.close()
         if self._processes is not None:
             self._processes.close()
-        self._processes = None
+        self._first, self._processes = [], None
 
     @property
     def _on_gpu(self) -> bool:
@@ -279,15 +283,17 @@ class Build:
             return
         self._gated = True
         self._progress.stage("reference", self._options.gate.text)
+        gpu = self._gpu if self._on_gpu else None
+        self._verdicts = Verdicts(self._forms, self._limits, gpu, self._progress)
+        self._verdicts.set_up(self._options.gate, self._profiles, lambda: self._compared_on(gpu))
+
+    def _compared_on(self, gpu: OnGpu | None) -> Compared:
         count = _HELD_OUT_SAMPLES if self._samples.real else _NOISE_SAMPLES
         unseen = list(self._samples.held_out(self._buckets, count))
         learned = [dict(each) for each in self._learned.samples[: count - len(unseen)]] if self._learned else []
-        if self._on_gpu:
-            unseen, learned = ([self._gpu.as_prepared(each) for each in some] for some in (unseen, learned))
-            import_ahead()
-        gpu = self._gpu if self._on_gpu else None
-        self._verdicts = Verdicts(self._forms, self._limits, gpu, self._progress)
-        self._verdicts.set_up(self._options.gate, self._profiles, unseen, learned)
+        if gpu is None:
+            return unseen, learned
+        return [gpu.as_prepared(each) for each in unseen], [gpu.as_prepared(each) for each in learned]
 
     def _accepted(self) -> Selection:
         """The fastest selection whose every tactic passes the gate; only what would be chosen is judged."""

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, Final
 
 import onnx_ir as ir
@@ -24,12 +25,13 @@ from penstock.engine.cuda import costs, tuning
 from penstock.engine.cuda import form as forms
 from penstock.engine.cuda.tuning import Tuning
 from penstock.engine.narrowing import narrowed
-from penstock.engine.plan import CUDA, LOWERED, PLAIN_STEPS, Shapes, Tactic
+from penstock.engine.plan import CUDA, LOWERED, PLAIN_STEPS, TUNED_STEPS, Shapes, Tactic
 from penstock.engine.routing import beyond_rows
 from penstock.engine.runtimes import providers
 from penstock.errors import InvalidArgument
 from penstock.tactics import (
     GPU_PRECISIONS,
+    GPU_TUNED,
     Child,
     Chosen,
     Form,
@@ -78,17 +80,22 @@ class OnGpu:
         self._closing = 0.0
 
     @staticmethod
-    def first(allowed: Collection[str], limits: Limits) -> Child:
-        """The process of what will be asked first, which begins to import while there is nothing to compile yet."""
+    def first(allowed: Collection[str], limits: Limits, folder: Path) -> list[Child]:
+        """The processes of what will be asked first, which begin to import while there is nothing to compile yet; the
+        form will lie in the folder.
+        """
         precision = next(each for each in GPU_PRECISIONS if each in allowed)
-        return Child(Tactic(CUDA, precision, LOWERED, "static", options=PLAIN_STEPS), limits)
+        plain, tuned = (Tactic(CUDA, precision, LOWERED, "static", options=each) for each in (PLAIN_STEPS, TUNED_STEPS))
+        path = folder / f"{LOWERED}.safetensors"
+        return [Child(plain, limits), *([Child(tuned, limits, path)] if precision in GPU_TUNED else [])]
 
     def start(
-        self, files: Mapping[str, Form], inputs: Callable[[Shapes], Arrays], limits: Limits, first: Child
+        self, files: Mapping[str, Form], inputs: Callable[[Shapes], Arrays], limits: Limits, first: Sequence[Child]
     ) -> Stable:
         """The processes of this build."""
         self._stable = found = Stable(files, self._buckets, inputs, limits)
-        found.take(first)
+        for each in first:
+            found.take(each)
         return found
 
     def plain(self, wanted: Sequence[Tactic]) -> list[Tactic]:

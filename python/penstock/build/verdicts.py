@@ -26,6 +26,8 @@ from penstock.build.progress import Progress
 from penstock.engine.plan import CUDA, SOURCE, Profile, Tactic
 
 Arrays = Mapping[str, NDArray[Any]]
+Compared = tuple[Sequence[Arrays], Sequence[Arrays]]
+"""Inputs that calibration has not seen, and those that it has."""
 
 
 def judged_as(tactic: Tactic) -> Tactic:
@@ -46,9 +48,7 @@ class Verdicts:
         self._trials = itertools.count()
         self._judging: Future[Judges]
 
-    def set_up(
-        self, gate: Gate, profiles: Iterable[Profile], unseen: Sequence[Arrays], learned: Sequence[Arrays]
-    ) -> None:
+    def set_up(self, gate: Gate, profiles: Iterable[Profile], inputs: Callable[[], Compared]) -> None:
         """Run the reference: now, or for a GPU's build on a thread, since the CPU has little to do there, and whoever
         asks for a verdict is told. Raises what a metric raises, and CandidateLost.
         """
@@ -56,7 +56,7 @@ class Verdicts:
 
         def look() -> None:
             try:
-                found.set_result(self._of_reference(gate, profiles, unseen, learned))
+                found.set_result(self._of_reference(gate, profiles, *inputs()))
             except BaseException as error:  # whoever waits for it is told
                 found.set_exception(error)
 

@@ -21,7 +21,7 @@ OPENVINO: Final = "openvino"
 
 GPU_PRECISIONS: Final = ("fp16", "bf16", "tf32", "fp32")
 """In the order worth trying: equally fast, and then more bits for the number; the next only where one is too coarse."""
-_TUNED: Final = frozenset({"fp16", "bf16"})  # our own kernels compute in sixteen bits
+GPU_TUNED: Final = frozenset({"fp16", "bf16"})  # our own kernels compute in sixteen bits
 
 HINT: Final = "INFERENCE_PRECISION_HINT"
 """OpenVINO's name for the type of what is not quantized in an INT8 form; without it FP32."""
@@ -109,7 +109,7 @@ def for_gpu(
         for steps in (PLAIN_STEPS, TUNED_STEPS)
     )
     rivals = [*_of_providers(forms, precision, providers)] if precision != "bf16" else []
-    found = [*plain, *rivals, *(tuned if precision in _TUNED else []), *narrow]
+    found = [*plain, *rivals, *(tuned if precision in GPU_TUNED else []), *narrow]
     return [*safe, *found] if free_shapes else [*found, *safe]
 
 

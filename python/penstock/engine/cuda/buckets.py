@@ -13,9 +13,8 @@ from penstock.engine.cuda.contexts import Context, GraphContext, HostContext, In
 from penstock.engine.cuda.executor import PRECISIONS, Executor, placed
 from penstock.engine.cuda.form import Form, Prepared
 from penstock.engine.cuda.implementations import OURS, add_triton
-from penstock.engine.cuda.kernels.driver import HOPPER
 from penstock.engine.cuda.kernels.replay import Recorder
-from penstock.engine.cuda.sites import DTYPES, capability
+from penstock.engine.cuda.sites import DTYPES, launches_early
 from penstock.engine.cuda.turns import Turns, fills
 from penstock.engine.lowered import Step
 from penstock.engine.narrowing import wide_weights
@@ -72,8 +71,7 @@ class Bucket:
         )
         """Whether axis 0 of everything could be the batch."""
         self._model, self._choices = model, choices
-        # Older GPUs have no programmatic dependent launch, and kernels that wait for it don't compile for them.
-        self._early_launch = early_launch and capability(model.device) >= HOPPER
+        self._early_launch = early_launch and launches_early(model.device)
         if any(each.implementation.startswith(OURS) for each in choices.values()) and not add_triton():
             raise ModelLoadError(
                 "kernels of this program are bound with triton, which is not installed; it comes with torch"

@@ -194,7 +194,7 @@ class Executor:
                 site = replace(site, step=named, config=choice.config)
             name, implementation = chosen(site, preferred)
             behind = bool(program) and program[-1].implementation.startswith(OURS)
-            site = replace(site, early=early_launch and behind)
+            site = replace(site, early=early_launch, behind=behind)
             self.sites.append(site)
             touched = [self._slots[each.value] for each in step.inputs] + [self._slots[each] for each in step.outputs]
             program.append(

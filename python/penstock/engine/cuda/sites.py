@@ -53,7 +53,10 @@ class Site:
     """How a parametrised implementation is to do it; empty: its own first idea."""
 
     early: bool = False
-    """Whether the step's first kernel may be launched before the one ahead has ended, which is one of ours too."""
+    """Whether the kernels wait for the one ahead themselves, so that they may be launched before it has ended."""
+
+    behind: bool = False
+    """Whether the kernel ahead is one of ours: only then is the step's first one launched early."""
 
     needs: Needs = field(default_factory=Needs)
     """Asked while binding for what a workspace must hold."""
@@ -140,3 +143,8 @@ def capability(device: torch.device) -> int:
         return HOPPER
     major, minor = torch.cuda.get_device_capability(device)
     return int(10 * major + minor)
+
+
+def launches_early(device: torch.device) -> bool:
+    """Older GPUs have no programmatic dependent launch, and kernels that wait for it don't compile for them."""
+    return capability(device) >= HOPPER

@@ -138,12 +138,12 @@ def promising(rows: Sequence[Tuned], limit: int) -> "list[Launched]":
     """
     ours = _launching([each for row in rows for each in _candidates(row, limit, {}) if each.ours])
     ours.sort(key=lambda each: -each.worth / (_TIMING + _NEW_KERNEL * len(each.kernels)))
-    return list({_kernel_key(launch): launch for each in ours for launch in each.launches}.values())
+    return list({kernel_key(launch): launch for each in ours for launch in each.launches}.values())
 
 
 def _candidates(row: Tuned, limit: int, hints: Choices) -> list[_Candidate]:
     # The executor's own choice is in the site, and must not be the only one.
-    row.site = replace(row.site, step=replace(row.site.step, implementation=""), config=())
+    row.site = replace(row.site, step=replace(row.site.step, implementation=""), config=(), behind=False)
     hint, floor, guess = hints.get(row.steps[0]), worth.least(row.site), worth.guess(row.site)
     found: list[_Candidate] = []
     ways = fitting(row.site)
@@ -171,12 +171,12 @@ def _launching(candidates: Sequence[_Candidate]) -> list[_Candidate]:
         except (ValueError, RuntimeError) as error:
             row.failed[choice] = f"{type(error).__name__}: {error}"[:200]
             continue
-        each.kernels = frozenset(map(_kernel_key, each.launches))
+        each.kernels = frozenset(map(kernel_key, each.launches))
         kept.append(each)
     return kept
 
 
-def _kernel_key(launch: "Launched") -> object:
+def kernel_key(launch: "Launched") -> object:
     """Equal for launches that one compilation serves."""
     from penstock.engine.cuda.kernels.cpp_launching import CppLaunch
     from penstock.engine.cuda.precompile import Recipe
@@ -255,7 +255,7 @@ class Trials:
                 continue
             best.left = len(best.kernels)
             for launch in best.launches:
-                key = _kernel_key(launch)
+                key = kernel_key(launch)
                 if key not in self._asked:
                     self._asked[key] = compilers.submit(launch)
                 candidates = self._pending.setdefault(self._asked[key], [])

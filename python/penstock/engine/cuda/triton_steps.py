@@ -365,7 +365,8 @@ def _binding(way: Way) -> Callable[[Site], RunInto]:
             if floats:
                 shared = workspace.current()
                 scratch = Scratch(shared.partial_sums, shared.counters)
-            for each in way.launches(ready, operands, outputs, scratch):
+            first, *others = way.launches(ready, operands, outputs, scratch)
+            for each in (replace(first, alone=site.early and not site.behind), *others):
                 each.run()
 
         return run
