@@ -81,6 +81,8 @@ CASES = [
     Case((2, 9, 13, 64), 128, (2, 2), tile(columns=128), epilogue=FOLDED, dtype=INT8, pads=(0, 0, 0, 0)),
     Case((2, 16, 16, 64), 128, (3, 3), tile(columns=128, together=2, resident=1), epilogue=FOLDED, dtype=INT8),
     Case((1, 9, 13, 128), 128, (3, 3), tile(columns=128), epilogue=STEPS, stride=(2, 2), dtype=E4M3),
+    Case((2, 16, 8, 64), 64, (3, 3), tile(pingpong=1, together=2), epilogue=FOLDED, residual=True, dtype=INT8),
+    Case((2, 9, 13, 64), 80, (3, 3), tile(groups=3), epilogue=FOLDED, residual=True, dtype=INT8, stride=(2, 2)),
     Case((2, 11, 11, 64), 72, (3, 3), tile(columns=128, resident=1, pingpong=1, stages=4), pads=(0, 0, 0, 0)),
 ]
 

@@ -154,9 +154,14 @@ class WindowTile:
     def stage_bytes(self, window: Window) -> int:
         return self.pixel_bytes(window) + (0 if self.resident else self.weight_bytes(window))
 
+    def out_line(self, out_itemsize: int) -> int:
+        """Bytes of a row of the result that are stored at once."""
+        return min(LINE, self.columns * out_itemsize)
+
     def shared_bytes(self, window: Window, residual: bool, out_itemsize: int) -> int:
-        chunks = ceil(self.columns * out_itemsize / LINE)
-        slots = self.groups * self.rows * LINE * (chunks if residual else min(chunks, 2))
+        line = self.out_line(out_itemsize)
+        chunks = ceil(self.columns * out_itemsize / line)
+        slots = self.groups * self.rows * line * (chunks if residual else min(chunks, 2))
         kept = self.steps(window) * self.weight_bytes(window) if self.resident else 0
         return self.stages * self.stage_bytes(window) + kept + slots + SHARED_KEPT
 
@@ -165,7 +170,6 @@ class WindowTile:
         return (
             self.rows // _SQUARE * self.columns // 2 <= _SUMS[self.groups]
             and self.columns in (_NARROW_COLUMNS if narrow else _COLUMNS)
-            and self.columns * out_itemsize >= LINE
             and self.columns % (_SIDE * self.cluster) == 0
             and (not self.pingpong or self.groups == min(_SUMS))
             and (not self.together or (window.high > 1 and self.cluster == 1 and not window.others))
@@ -207,7 +211,7 @@ def warpgroup_conv_tiles(
 
 def _sensible(window: Window, multiprocessors: int, residual: bool, out_itemsize: int) -> Iterator[WindowTile]:
     for columns in _COLUMNS:
-        if columns > max(_SQUARE, LINE // out_itemsize) and columns >= window.filters + _SQUARE:
+        if columns > _SQUARE and columns >= window.filters + _SQUARE:
             continue
         for rows, pingpong, groups in ((64, 1, 2), (64, 0, 2), (64, 0, 3), (128, 1, 2), (128, 0, 2)):
             for cluster, together, resident in _SHARED_WEIGHTS:
@@ -356,9 +360,10 @@ def _windows(x: torch.Tensor, name: str, window: Window, config: WindowTile, pad
 
 
 def _finished(out: torch.Tensor, name: str, config: WindowTile) -> AnyMap:
+    line = config.out_line(out.itemsize)
     if config.strip:
-        return PixelsMap(*_picture(out, name), LINE // out.itemsize, _SIDE, _SIDE)
-    return matrix_map(out, name, config.rows)
+        return PixelsMap(*_picture(out, name), line // out.itemsize, _SIDE, _SIDE)
+    return matrix_map(out, name, config.rows, line)
 
 
 def _picture(tensor: torch.Tensor, name: str) -> tuple[int, int, int, int, int, int, int, int]:

@@ -87,7 +87,7 @@ constexpr unsigned int RELU = 1, RELU6 = 2, LEAKY_RELU = 3, SILU = 4, SIGMOID = 
                        GELU = 8, GELU_TANH = 9, TANH = 10, CLIP = 11, QUICK_GELU = 12;
 
 constexpr unsigned int WARP = 32, TEAM = 128;  // threads that multiply together
-constexpr unsigned int LINE = 128;              // bytes in a row of the result
+constexpr unsigned int LINE = OUT_KIND != 0 && COLUMNS < 128 ? 64 : 128;  // bytes in a row of a slot
 constexpr unsigned int DEPTH = KIND == 0 ? DEPTH_BYTES / 2 : DEPTH_BYTES;  // numbers in a row of a stage
 constexpr unsigned int WIDTH = OUT_KIND == 0 ? LINE / 2 : LINE;  // columns in a row of a slot
 constexpr unsigned int TAPS = TOGETHER ? WINDOW_HIGH : 1;  // of a stage
@@ -225,7 +225,8 @@ __device__ __forceinline__ void store_result(Address to, float low, float high) 
 // Where a lane's two numbers of a row and of eight columns lie in a slot.
 __device__ __forceinline__ Address place_of(Address slot, unsigned int row, unsigned int eight, unsigned int lane) {
   const unsigned int bytes = 8 * eight * LINE / WIDTH;
-  return slot + row * LINE + (bytes / 16 ^ lane / 4) * 16 + bytes % 16 + lane % 4 * 2 * LINE / WIDTH;
+  const unsigned int exchanged = LINE == 128 ? lane / 4 : lane / 8;
+  return slot + row * LINE + (bytes / 16 ^ exchanged) * 16 + bytes % 16 + lane % 4 * 2 * LINE / WIDTH;
 }
 
 struct Tile {
