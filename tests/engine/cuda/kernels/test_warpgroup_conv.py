@@ -8,11 +8,14 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
+from penstock.engine.cuda.kernels import nvrtc  # noqa: E402
 from penstock.engine.cuda.kernels.cpp_launching import CppLaunch  # noqa: E402
 from penstock.engine.cuda.kernels.epilogue import Epilogue, fold  # noqa: E402
 from penstock.engine.cuda.kernels.warpgroup_conv import (  # noqa: E402
+    Window,
     WindowTile,
     warpgroup_conv_launch,
+    warpgroup_conv_tiles,
 )
 
 from .emulating import run_on_the_cpu  # noqa: E402
@@ -191,3 +194,170 @@ def test_every_thread_of_the_source_does_its_part(case: Case, tmp_path: Path) ->
         images, high, wide, filters = given.out.shape
         shape = (images, high, wide, case.apart)
         assert bool(torch.as_strided(given.out, shape, given.out.stride(), filters).isnan().all())
+
+
+def window_of(case: Case) -> Window:
+    given = tensors(case)
+    images, high, wide, _ = given.out.shape
+    return Window(
+        images, high, wide, case.filters, case.x[3], *case.taps, case.stride, case.dilation, case.dtype.itemsize,
+        case.others,
+    )  # fmt: skip
+
+
+SHAPES = [
+    Window(32, 4, 26, 512, 512, 3, 3),
+    Window(32, 4, 26, 512, 512, 3, 3, others=256),
+    Window(64, 56, 56, 64, 64, 3, 3),
+    Window(64, 14, 14, 256, 256, 3, 3),
+    Window(64, 14, 14, 256, 128, 3, 3, (2, 2)),
+    Window(64, 7, 7, 512, 512, 3, 3, itemsize=1),
+    Window(64, 56, 56, 64, 64, 3, 3, itemsize=1),
+    Window(64, 112, 112, 64, 32, 7, 1, (2, 1)),
+    Window(1, 5, 9, 72, 64, 5, 5),
+    Window(33, 1, 1, 1000, 2048, 1, 1),
+]
+
+
+@pytest.mark.parametrize("window", SHAPES, ids=str)
+@pytest.mark.parametrize("residual", [False, True])
+def test_all_cuts_fit_a_multiprocessor_and_few_are_kept(window: Window, residual: bool) -> None:
+    every = warpgroup_conv_tiles(window, 132, residual, window.itemsize, limit=1000)
+    assert every
+    for tile in every:
+        assert tile.fits(window, residual, window.itemsize)
+        assert 2 <= tile.stages <= 8
+        assert tile.clusters(window) * tile.cluster <= 132
+    assert warpgroup_conv_tiles(window, 132, residual, window.itemsize) == every[:6]
+
+
+def test_cuts_leave_few_multiprocessors_without_work() -> None:
+    """Of 132: 26 x 4 tiles of 128 by 128 are fewer than the 26 x 5 that are narrower, and 98 fewer than 66 x 2."""
+    narrow = warpgroup_conv_tiles(Window(32, 4, 26, 512, 512, 3, 3), 132, False)[0]
+    assert narrow.count(Window(32, 4, 26, 512, 512, 3, 3)) == 130
+    high = warpgroup_conv_tiles(Window(64, 14, 14, 256, 256, 3, 3), 132, False)[0]
+    assert (high.block_rows, high.columns, high.groups) == (192, 128, 3)
+
+
+def test_products_of_few_rows_are_left_to_others() -> None:
+    assert not warpgroup_conv_tiles(Window(1, 4, 8, 512, 512, 3, 3), 132, False)
+
+
+def test_squares_of_pixels_are_for_pictures_that_they_fill() -> None:
+    def squares(window: Window) -> bool:
+        return any(tile.strip for tile in warpgroup_conv_tiles(window, 132, False, limit=1000))
+
+    assert squares(Window(64, 56, 56, 64, 64, 3, 3))
+    assert not squares(Window(64, 28, 28, 64, 64, 3, 3, (2, 2)))  # strides
+    assert not squares(Window(64, 9, 9, 64, 64, 3, 3))  # four squares for nine by nine
+    assert not squares(Window(64, 56, 56, 64, 64, 1, 3))  # nothing is loaded twice
+
+
+FOR_A_GPU = [
+    (window, residual, tile)
+    for window, residual in (
+        (SHAPES[0], True),
+        (SHAPES[1], False),
+        (SHAPES[2], True),
+        (SHAPES[3], False),
+        (SHAPES[6], True),
+    )
+    for tile in warpgroup_conv_tiles(window, 132, residual, window.itemsize)[:3]
+]
+
+
+@pytest.mark.skipif(not nvrtc.available(), reason="there is no NVRTC")
+@pytest.mark.parametrize(("window", "residual", "tile"), FOR_A_GPU, ids=str)
+def test_it_compiles_without_a_gpu_and_keeps_sums_in_registers(
+    window: Window, residual: bool, tile: WindowTile
+) -> None:
+    dtype = torch.float16 if window.itemsize == 2 else INT8
+
+    def empty(*shape: int, dtype: torch.dtype = dtype) -> torch.Tensor:
+        return torch.empty(shape, dtype=dtype, device="meta")
+
+    out = empty(window.images, window.out_high, window.out_wide, window.filters)
+    x = empty(window.images, window.out_high, window.out_wide, window.channels)
+    row = empty(window.filters, dtype=torch.float32)
+    source = empty(*x.shape[:3], window.others) if window.others else None
+    launch = warpgroup_conv_launch(
+        x, empty(window.filters, 3, 3, window.channels), out=out, config=tile, padding=(1, 1), bias=row,
+        residual=out if residual else None, scale=row if window.itemsize == 1 else None, epilogue=RELU,
+        source=source, shortcut=empty(window.filters, window.others) if window.others else None,
+    )  # fmt: skip
+    found = launch.compile()
+    assert found.cubin.startswith(b"\x7fELF")
+    assert found.spilled_bytes == 0
+    sealed = launch.seal()
+    assert sealed.maps == launch.maps
+    assert sealed.parameters.startswith("m" * len(launch.maps) + "p")
+    assert sealed.shared_bytes <= 227 * 1024
+
+
+REFUSED = Case((2, 12, 12, 64), 64, (3, 3), tile())
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda given: {"x": given.x.float()}, "x: expected sixteen or eight bits"),
+        (lambda given: {"out": given.out.bfloat16()}, "out: expected torch.float16"),
+        (lambda given: {"x": given.x[..., :60], "w": given.w[..., :60].contiguous()}, "multiples of 16 bytes"),
+        (lambda given: {"x": given.x[:, :, :, :56], "w": given.w}, "x: expected shape"),
+        (lambda given: {"w": given.w.transpose(1, 2)}, "contiguous filters"),
+        (lambda given: {"bias": given.bias.half()}, "FP32"),
+        (lambda given: {"shortcut": given.w[:, 0, 0]}, "expected both or neither"),
+        (lambda given: {"stride": (9, 9), "out": given.out[:, :2, :2].contiguous()}, "strides of x"),
+        (lambda given: {"padding": (128, 1)}, "padding of x"),
+        (lambda given: {"config": tile(together=2, rows=128)}, "fits a multiprocessor"),
+        (lambda given: {"config": tile(columns=128, stages=8)}, "fits a multiprocessor"),
+        (lambda given: {"config": tile(together=2), "dilation": (2, 2), "padding": (2, 2)}, "fits a multiprocessor"),
+        (lambda given: {"config": tile(pingpong=1, groups=3)}, "fits a multiprocessor"),
+    ],
+    ids=["wide", "another sixteen bits", "rows of 120 bytes", "other channels", "turned filters", "a narrow bias",
+         "half a shortcut", "long strides", "much padding", "wide squares", "too much memory", "holes", "three turns"],
+)  # fmt: skip
+def test_what_the_copying_unit_or_the_kernel_does_not_take_is_refused(change: object, message: str) -> None:
+    given = tensors(REFUSED)
+    assert callable(change)
+    operands = {"x": given.x, "w": given.w, "out": given.out, "bias": given.bias, "config": tile(), "padding": (1, 1)}
+    with pytest.raises(ValueError, match=message):
+        warpgroup_conv_launch(**(operands | change(given)))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(
+    not torch.cuda.is_available() or torch.cuda.get_device_capability() != (9, 0), reason="needs a Hopper GPU"
+)
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_a_gpu_comes_to_the_same(case: Case) -> None:
+    given = tensors(case, "cuda")
+    launch = given.launch(case)
+    found = []
+    for _ in range(2):
+        launch.run()
+        found.append(given.out.contiguous().clone())
+    assert torch.equal(*(each.view(torch.uint8) for each in found))
+    assert difference(given.out, expected(given, case)) < allowed(case)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(
+    not torch.cuda.is_available() or torch.cuda.get_device_capability() != (9, 0), reason="needs a Hopper GPU"
+)
+@pytest.mark.parametrize("images", [1, 33])
+@pytest.mark.parametrize("residual", [False, True])
+def test_every_cut_that_would_be_timed_is_right(images: int, residual: bool) -> None:
+    """Odd sizes; for each shape all cuts come to the same."""
+    for x, filters, taps, stride in (
+        ((images, 13, 27, 128), 200, (3, 3), (1, 1)),
+        ((images, 24, 40, 64), 64, (3, 3), (1, 1)),
+        ((images, 15, 9, 64), 96, (3, 5), (2, 2)),
+        ((images, 7, 7, 192), 512, (2, 2), (1, 2)),
+    ):
+        case = Case(x, filters, taps, tile(), stride=stride, residual=residual)
+        right = expected(tensors(case), case)
+        for one in warpgroup_conv_tiles(window_of(case), 132, residual, limit=12):
+            given = tensors(case, "cuda")
+            given.launch(replace(case, tile=one)).run()
+            assert difference(given.out, right) < allowed(case), one
