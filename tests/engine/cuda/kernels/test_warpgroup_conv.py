@@ -10,7 +10,7 @@ torch = pytest.importorskip("torch")
 
 from penstock.engine.cuda.kernels import nvrtc  # noqa: E402
 from penstock.engine.cuda.kernels.cpp_launching import CppLaunch  # noqa: E402
-from penstock.engine.cuda.kernels.epilogue import Epilogue, fold  # noqa: E402
+from penstock.engine.cuda.kernels.epilogue import Epilogue, Scratch, fold  # noqa: E402
 from penstock.engine.cuda.kernels.warpgroup_conv import (  # noqa: E402
     Window,
     WindowTile,
@@ -49,22 +49,32 @@ class Case:
 
     def __str__(self) -> str:
         one = self.tile
-        how = (one.rows, one.columns, one.pingpong, one.groups, one.stages, one.cluster, one.together, one.resident)
+        how = (
+            one.rows,
+            one.columns,
+            one.pingpong,
+            one.groups,
+            one.stages,
+            one.cluster,
+            one.together,
+            one.resident,
+            one.split,
+        )
         where = f"{self.x} {self.taps} {self.stride} {self.pads} {self.dilation}"
         return f"{where} {self.filters} by {how} {self.epilogue.activation} {self.residual} {self.others} {self.dtype}"
 
 
 def tile(
     rows: int = 64, columns: int = 64, pingpong: int = 0, groups: int = 2, stages: int = 3, cluster: int = 1,
-    together: int = 0, resident: int = 0, blocks: int = 2,
+    together: int = 0, resident: int = 0, split: int = 0, blocks: int = 2,
 ) -> WindowTile:  # fmt: skip
-    return WindowTile(rows, columns, pingpong, groups, stages, cluster, together, resident, blocks)
+    return WindowTile(rows, columns, pingpong, groups, stages, cluster, together, resident, split, blocks)
 
 
 CASES = [
     Case((1, 9, 11, 64), 64, (3, 3), tile(pingpong=1)),
     Case((3, 4, 26, 64), 112, (3, 3), tile(columns=104), residual=True),
-    Case((5, 7, 7, 128), 136, (3, 3), tile(columns=112, cluster=2, blocks=4)),
+    Case((5, 7, 7, 128), 136, (3, 3), tile(columns=128, cluster=2, blocks=4)),
     Case((2, 14, 14, 64), 128, (3, 3), tile(columns=128, groups=3), residual=True, dtype=BF16),
     Case((2, 13, 9, 72), 64, (3, 3), tile(rows=128), stride=(2, 2), pads=(1, 1, 1, 1), apart=8),
     Case((1, 12, 17, 64), 64, (5, 3), tile(pingpong=1), stride=(2, 1), pads=(2, 0, 1, 1)),
@@ -86,6 +96,10 @@ CASES = [
     Case((1, 9, 13, 128), 128, (3, 3), tile(columns=128), epilogue=STEPS, stride=(2, 2), dtype=E4M3),
     Case((2, 16, 8, 64), 64, (3, 3), tile(pingpong=1, together=2), epilogue=FOLDED, residual=True, dtype=INT8),
     Case((2, 9, 13, 64), 80, (3, 3), tile(groups=3), epilogue=FOLDED, residual=True, dtype=INT8, stride=(2, 2)),
+    Case((5, 7, 7, 128), 128, (3, 3), tile(columns=128, split=1, blocks=3), residual=True),
+    Case((1, 9, 9, 64), 64, (3, 3), tile(split=1, blocks=5), others=64),
+    Case((2, 14, 14, 64), 104, (3, 3), tile(columns=104, groups=3, split=1, blocks=2)),
+    Case((2, 9, 13, 64), 128, (3, 3), tile(columns=128, split=1, blocks=3), epilogue=FOLDED, residual=True, dtype=INT8),
     Case((2, 11, 11, 64), 72, (3, 3), tile(columns=128, resident=1, pingpong=1, stages=4), pads=(0, 0, 0, 0)),
 ]
 
@@ -100,11 +114,13 @@ class Tensors:
     source: torch.Tensor | None
     shortcut: torch.Tensor | None
     out: torch.Tensor
+    scratch: Scratch
 
     def launch(self, case: Case) -> CppLaunch:
         bias, scale = self.bias, self.scale
         if case.epilogue.folded and scale is not None:
-            scale, bias = fold(scale, bias, case.epilogue.out_scale, self.w[0].numel() * 128 * 128)
+            largest = 0 if case.tile.split else self.w[0].numel() * 128 * 128
+            scale, bias = fold(scale, bias, case.epilogue.out_scale, largest)
         return warpgroup_conv_launch(
             self.x,
             self.w,
@@ -120,6 +136,7 @@ class Tensors:
             residual=self.residual,
             scale=scale,
             epilogue=case.epilogue,
+            scratch=self.scratch,
         )
 
 
@@ -154,6 +171,10 @@ def tensors(case: Case, device: str = "cpu") -> Tensors:
         if case.others
         else None,
         nothing[..., : case.filters],
+        Scratch(
+            torch.full((case.tile.partial_sums(),), torch.nan, device=device),
+            torch.zeros(case.tile.counters(), dtype=torch.int32, device=device),
+        ),
     )
 
 
@@ -190,6 +211,7 @@ def test_every_thread_of_the_source_does_its_part(case: Case, tmp_path: Path) ->
     given = tensors(case)
     run_on_the_cpu(given.launch(case), tmp_path)
     assert difference(given.out, expected(given, case)) < allowed(case)
+    assert not given.scratch.counters.any()
     if case.apart:
         images, high, wide, filters = given.out.shape
         shape = (images, high, wide, case.apart)
@@ -232,9 +254,9 @@ def test_all_cuts_fit_a_multiprocessor_and_few_are_kept(window: Window, residual
 
 
 def test_cuts_leave_few_multiprocessors_without_work() -> None:
-    """Of 132: 26 x 4 tiles of 128 by 128 are fewer than the 26 x 5 that are narrower, and 98 fewer than 66 x 2."""
-    narrow = warpgroup_conv_tiles(Window(32, 4, 26, 512, 512, 3, 3), 132, False)[0]
-    assert narrow.count(Window(32, 4, 26, 512, 512, 3, 3)) == 130
+    """Of 132: 26 x 4 tiles of 128 by 128 are shared, 66 x 2 of 192 by 128 need not be."""
+    shared = warpgroup_conv_tiles(Window(32, 4, 26, 512, 512, 3, 3), 132, False)[0]
+    assert (shared.block_rows, shared.columns, shared.split, shared.blocks) == (128, 128, 1, 132)
     high = warpgroup_conv_tiles(Window(64, 14, 14, 256, 256, 3, 3), 132, False)[0]
     assert (high.block_rows, high.columns, high.groups) == (192, 128, 3)
 
@@ -280,10 +302,12 @@ def test_it_compiles_without_a_gpu_and_keeps_sums_in_registers(
     x = empty(window.images, window.out_high, window.out_wide, window.channels)
     row = empty(window.filters, dtype=torch.float32)
     source = empty(*x.shape[:3], window.others) if window.others else None
+    scratch = Scratch(empty(tile.partial_sums(), dtype=torch.float32), empty(tile.counters(), dtype=torch.int32))
     launch = warpgroup_conv_launch(
         x, empty(window.filters, 3, 3, window.channels), out=out, config=tile, padding=(1, 1), bias=row,
         residual=out if residual else None, scale=row if window.itemsize == 1 else None, epilogue=RELU,
         source=source, shortcut=empty(window.filters, window.others) if window.others else None,
+        scratch=scratch,
     )  # fmt: skip
     found = launch.compile()
     assert found.cubin.startswith(b"\x7fELF")
