@@ -42,10 +42,15 @@ def _compiled(launch: CppLaunch, folder: Path) -> ctypes.CDLL:
     given = ", ".join(
         f"*static_cast<TensorMap*>(arguments[{number}])"
         if number < len(launch.maps)
-        else f"static_cast<float*>(arguments[{number}])"
+        else f"Pointer{{arguments[{number}]}}"
         for number in range(count)
     )
     source += f"""
+struct Pointer {{
+  void* to;
+  template <class T>
+  operator T*() const {{ return static_cast<T*>(to); }}
+}};
 extern "C" void run(void** arguments) {{
   launch({launch.grid[0]}, {launch.cluster}, {launch.threads}, [=] {{ {launch.symbol}({given}); }});
 }}

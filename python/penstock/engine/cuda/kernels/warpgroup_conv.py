@@ -14,7 +14,7 @@ import torch
 
 from .cpp_launching import CppLaunch
 from .driver import AnyMap, PixelsMap, WindowMap
-from .epilogue import Epilogue
+from .epilogue import Epilogue, Scratch
 from .rows import expect_shape, picture_strides
 from .warpgroup_gemm import ALIGNED, LINE, SHARED, SHARED_KEPT, expect_operands, finishing, matrix_map
 
@@ -26,10 +26,13 @@ _FEWEST_STAGES: Final = 3
 _TILE_GROUP: Final = 8
 # Sums of a thread, at most, for so many times four warps.
 _SUMS: Final = {2: 192, 3: 96}
-_COLUMNS: Final = (64, 104, 112, 128, 192, 256)
+_COLUMNS: Final = (64, 104, 128, 192, 256)
 _NARROW_COLUMNS: Final = (64, 128, 192, 256)  # that the units have for every type
 _SHARED_WEIGHTS: Final = ((1, 0, 0), (2, 0, 0), (1, 0, 1), (1, 1, 0), (1, 1, 1), (1, 2, 0), (1, 2, 1))
 # cluster, together, resident
+_BUSY: Final = 0.9  # of the blocks
+_FEWEST_STEPS: Final = 8
+_MOST_SHARED: Final = 3  # blocks that a tile takes, about
 _LARGEST_PAD: Final = 127
 _LARGEST_WINDOW: Final = 128
 _LARGEST_STRIDE: Final = 8
@@ -45,6 +48,7 @@ _DEVICE_BYTES: Final = 2450
 _START: Final = 1500
 _PER_TILE: Final = 400
 _PER_STEP: Final = 20
+_EXCHANGE: Final = 1500
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,8 +112,10 @@ class WindowTile:
     """1: a stage gets the taps of a column of the window; 2: loaded at once, for squares of eight by eight pixels."""
     resident: int
     """1: a block keeps all weights."""
+    split: int
+    """1: all blocks do as many steps, and share tiles."""
     blocks: int
-    """In the grid, at most."""
+    """In the grid, at most; with `split` as many."""
 
     @property
     def block_rows(self) -> int:
@@ -133,7 +139,15 @@ class WindowTile:
 
     def clusters(self, window: Window) -> int:
         """In the grid."""
-        return max(1, min(self.count(window), self.blocks // self.cluster))
+        return self.blocks if self.split else max(1, min(self.count(window), self.blocks // self.cluster))
+
+    def partial_sums(self) -> int:
+        """Floats of scratch."""
+        return self.blocks * self.block_rows * self.columns if self.split else 0
+
+    def counters(self) -> int:
+        """Integers of scratch, zero before and after a launch."""
+        return self.blocks * self.groups if self.split else 0
 
     def taps(self, window: Window) -> int:
         """Of a stage."""
@@ -154,9 +168,14 @@ class WindowTile:
     def stage_bytes(self, window: Window) -> int:
         return self.pixel_bytes(window) + (0 if self.resident else self.weight_bytes(window))
 
+    def out_line(self, out_itemsize: int) -> int:
+        """Bytes of a row of the result that are stored at once."""
+        return min(LINE, self.columns * out_itemsize)
+
     def shared_bytes(self, window: Window, residual: bool, out_itemsize: int) -> int:
-        chunks = ceil(self.columns * out_itemsize / LINE)
-        slots = self.groups * self.rows * LINE * (chunks if residual else min(chunks, 2))
+        line = self.out_line(out_itemsize)
+        chunks = ceil(self.columns * out_itemsize / line)
+        slots = self.groups * self.rows * line * (chunks if residual else min(chunks, 2))
         kept = self.steps(window) * self.weight_bytes(window) if self.resident else 0
         return self.stages * self.stage_bytes(window) + kept + slots + SHARED_KEPT
 
@@ -165,9 +184,9 @@ class WindowTile:
         return (
             self.rows // _SQUARE * self.columns // 2 <= _SUMS[self.groups]
             and self.columns in (_NARROW_COLUMNS if narrow else _COLUMNS)
-            and self.columns * out_itemsize >= LINE
             and self.columns % (_SIDE * self.cluster) == 0
             and (not self.pingpong or self.groups == min(_SUMS))
+            and (not self.split or (not self.pingpong and self.cluster == 1 and not self.resident))
             and (not self.together or (window.high > 1 and self.cluster == 1 and not window.others))
             and (not self.strip or (window.strips and self.rows == _SQUARE))
             and (not self.resident or (window.filters <= self.columns and self.cluster == 1))
@@ -182,15 +201,18 @@ class WindowTile:
         loaded = self.pixel_bytes(window) + weights / self.cluster
         # Products read their operands for each 64 rows.
         read = taps * self.block_rows / _SQUARE * (_SQUARE + self.columns) * window.line
-        loop = self.steps(window) * (
+        step = (
             max(multiply, loaded / _L2_BYTES, (read + self.pixel_bytes(window) + weights) / _SHARED_BYTES) + _PER_STEP
         )
+        loop = self.steps(window) * step
         finish = area / _EPILOGUE * (1.5 if residual else 1.0)
         waves = ceil(self.count(window) / self.clusters(window))
         pixels = window.rows * window.stride[0] * window.stride[1]
         moved = pixels * window.channels * window.itemsize
         moved += window.rows * window.filters * out_itemsize * (2 if residual else 1)
-        if self.pingpong:
+        if self.split:
+            busy = _START + ceil(self.count(window) * self.steps(window) / self.blocks) * step + 2 * finish + _EXCHANGE
+        elif self.pingpong:
             busy = _START + waves * max(loop + _PER_TILE / 4, (finish + loop) / 2) + finish
         else:
             busy = _START + waves * (loop + finish / 2 + _PER_TILE)
@@ -207,11 +229,11 @@ def warpgroup_conv_tiles(
 
 def _sensible(window: Window, multiprocessors: int, residual: bool, out_itemsize: int) -> Iterator[WindowTile]:
     for columns in _COLUMNS:
-        if columns > max(_SQUARE, LINE // out_itemsize) and columns >= window.filters + _SQUARE:
+        if columns > _SQUARE and columns >= window.filters + _SQUARE:
             continue
         for rows, pingpong, groups in ((64, 1, 2), (64, 0, 2), (64, 0, 3), (128, 1, 2), (128, 0, 2)):
             for cluster, together, resident in _SHARED_WEIGHTS:
-                bare = WindowTile(rows, columns, pingpong, groups, 0, cluster, together, resident, multiprocessors)
+                bare = WindowTile(rows, columns, pingpong, groups, 0, cluster, together, resident, 0, multiprocessors)
                 room = SHARED - bare.shared_bytes(window, residual, out_itemsize)
                 stages = min(_MOST_STAGES, room // bare.stage_bytes(window))
                 if stages < (2 if together and resident else _FEWEST_STAGES) or bare.block_rows >= 2 * window.rows:
@@ -221,6 +243,17 @@ def _sensible(window: Window, multiprocessors: int, residual: bool, out_itemsize
                 used = window.rows / (tile.count(window) * tile.block_rows / ceil(window.filters / columns))
                 if enough and (not tile.strip or used >= _SPARED) and tile.fits(window, residual, out_itemsize):
                     yield tile
+                    yield from _split(tile, window)
+
+
+def _split(tile: WindowTile, window: Window) -> Iterator[WindowTile]:
+    """The same with tiles that blocks share, where some would have nothing to do at last."""
+    if tile.pingpong or tile.cluster > 1 or tile.resident:
+        return
+    count, steps = tile.count(window), tile.steps(window)
+    blocks = min(tile.blocks, count * steps // max(_FEWEST_STEPS, steps // _MOST_SHARED))
+    if blocks > 1 and count / (ceil(count / blocks) * blocks) < _BUSY:
+        yield replace(tile, split=1, blocks=blocks)
 
 
 def warpgroup_conv_launch(
@@ -239,6 +272,7 @@ def warpgroup_conv_launch(
     residual: torch.Tensor | None = None,
     scale: torch.Tensor | None = None,
     epilogue: Epilogue | None = None,
+    scratch: Scratch | None = None,
     pdl: bool = False,
 ) -> CppLaunch:
     """x [N, H, W, C], w [filters, high, wide, C] without gaps, out and residual [N, P, Q, filters]; else as products.
@@ -261,6 +295,9 @@ def warpgroup_conv_launch(
         raise ValueError("source, shortcut: expected both or neither")
     if not config.fits(window, residual is not None, out.itemsize):
         raise ValueError(f"{config}: expected one that fits a multiprocessor")
+    floats, flags = config.partial_sums(), config.counters()
+    if floats and (scratch is None or scratch.partial_sums.numel() < floats or scratch.counters.numel() < flags):
+        raise ValueError(f"scratch: expected {floats} floats and {flags} counters for {config}")
     clusters = config.clusters(window)
     constants = {
         "SIZE_M": window.rows,
@@ -290,6 +327,7 @@ def warpgroup_conv_launch(
         "DILATION_WIDE": dilation[1],
         "OUT_HIGH": out_high,
         "OUT_WIDE": out_wide,
+        "SPLIT": config.split,
         "OTHERS": others,
         "SOURCE_STRIDE_HIGH": source_stride[0],
         "SOURCE_STRIDE_WIDE": source_stride[1],
@@ -311,12 +349,13 @@ def warpgroup_conv_launch(
     maps.append(_finished(out, "out", config))
     if residual is not None:
         maps.append(_finished(residual, "residual", config))
+    parts = (scratch.partial_sums, scratch.counters) if floats and scratch else ()
     return CppLaunch(
         "gemm.cu",
         "warpgroup_gemm",
         (clusters * config.cluster, 1, 1),
         config.threads,
-        (x, w, source, shortcut, out, residual, scale, bias),
+        (x, w, source, shortcut, out, residual, scale, bias, *parts),
         constants,
         config.shared_bytes(window, residual is not None, out.itemsize),
         config.cluster,
@@ -356,9 +395,10 @@ def _windows(x: torch.Tensor, name: str, window: Window, config: WindowTile, pad
 
 
 def _finished(out: torch.Tensor, name: str, config: WindowTile) -> AnyMap:
+    line = config.out_line(out.itemsize)
     if config.strip:
-        return PixelsMap(*_picture(out, name), LINE // out.itemsize, _SIDE, _SIDE)
-    return matrix_map(out, name, config.rows)
+        return PixelsMap(*_picture(out, name), line // out.itemsize, _SIDE, _SIDE)
+    return matrix_map(out, name, config.rows, line)
 
 
 def _picture(tensor: torch.Tensor, name: str) -> tuple[int, int, int, int, int, int, int, int]:

@@ -131,6 +131,18 @@ __device__ __forceinline__ Two load_two(const float* from) {
   return value;
 }
 
+// What warps wrote that have met with this thread's is seen by those that meet with one that lowers the flag.
+__device__ __forceinline__ void raise_flag(unsigned int* flag) {
+  asm volatile("st.release.gpu.global.u32 [%0], 1;" ::"l"(flag) : "memory");
+}
+
+// Once it is raised; nobody else waits for it.
+__device__ __forceinline__ void lower_flag(unsigned int* flag) {
+  unsigned int raised = 0;
+  while (raised == 0) asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(raised) : "l"(flag) : "memory");
+  asm volatile("st.relaxed.gpu.global.u32 [%0], 0;" ::"l"(flag) : "memory");
+}
+
 __device__ __forceinline__ unsigned short shared_load_short(Address from) {
   unsigned short value;
   asm volatile("ld.shared.u16 %0, [%1];" : "=h"(value) : "r"(from) : "memory");
@@ -308,29 +320,6 @@ __device__ __forceinline__ void multiply_rows(Sum (&sum)[52], Matrix a, Matrix b
       : "r"(a), "r"(b), "r"(add));
 }
 #endif
-
-__device__ __forceinline__ void multiply_rows(Sum (&sum)[56], Matrix a, Matrix b, unsigned int add) {
-  asm volatile(
-      "{\n"
-      ".reg .pred adds;\n"
-      ".reg .b64 a, b;\n"
-      "setp.ne.b32 adds, %58, 0;\n"
-      "mov.b64 a, {%56, " UPPER_WORD "};\n"
-      "mov.b64 b, {%57, " UPPER_WORD "};\n"
-      "wgmma.mma_async.sync.aligned.m64n112" TYPES " "
-      "{%0, %1, %2, %3, %4, %5, %6, %7, "
-      "%8, %9, %10, %11, %12, %13, %14, %15, "
-      "%16, %17, %18, %19, %20, %21, %22, %23, "
-      "%24, %25, %26, %27, %28, %29, %30, %31, "
-      "%32, %33, %34, %35, %36, %37, %38, %39, "
-      "%40, %41, %42, %43, %44, %45, %46, %47, "
-      "%48, %49, %50, %51, %52, %53, %54, %55}, "
-      "a, b, adds" FLAGS ";\n"
-      "}\n"
-      : EIGHT(sum, 0), EIGHT(sum, 8), EIGHT(sum, 16), EIGHT(sum, 24),
-        EIGHT(sum, 32), EIGHT(sum, 40), EIGHT(sum, 48)
-      : "r"(a), "r"(b), "r"(add));
-}
 
 __device__ __forceinline__ void multiply_rows(Sum (&sum)[96], Matrix a, Matrix b, unsigned int add) {
   asm volatile(
