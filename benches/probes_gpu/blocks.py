@@ -23,6 +23,7 @@ from torch.nn import functional  # noqa: E402
 
 from benches.gpu import ours  # noqa: E402
 from penstock.engine.cuda.kernels.bottleneck import BottleneckTile, Steps, bottleneck_launch  # noqa: E402
+from penstock.engine.cuda.kernels.bottleneck_eight import block_cuts, bottleneck_eight_launch  # noqa: E402
 from penstock.engine.cuda.kernels.epilogue import Epilogue, fold  # noqa: E402
 from penstock.engine.cuda.kernels.implicit_gemm import conv2d_nhwc_launch  # noqa: E402
 from penstock.engine.cuda.kernels.max_pool import max_pool2d_nhwc_launch  # noqa: E402
@@ -47,6 +48,7 @@ BLOCKS: dict[str, tuple[tuple[int, ...], list[tuple[int, ...]], list[tuple[int, 
         [(128, 64, 64, 8, 4, 3), (64, 64, 64, 4, 4, 3), (128, 64, 64, 4, 4, 2), (64, 64, 64, 4, 3, 2)], [],
     ),
     "l1 last": ((64, 56, 64, 64, 256, 128, 0), [(128, 64, 64, 8, 4, 3), (64, 64, 64, 4, 4, 3)], []),
+    "l1 alone": ((64, 56, 64, 64, 256, 0, 0), [], []),
     "l2": (
         (64, 28, 128, 128, 512, 128, 0),
         [(128, 64, 128, 8, 3, 3), (64, 64, 128, 4, 4, 3), (128, 128, 128, 8, 3, 2), (64, 64, 128, 4, 3, 2),
@@ -149,6 +151,26 @@ def block(name: str) -> Case:
             )
         ]  # fmt: skip
         case.checks[key] = check
+    if channels == middle == 64 and out in (0, 64):
+        plain = fold(*first[1:], STEPS[0], 0)
+        biases = second[2] if shortcut is None else second[2] + shortcut[2]
+        behind = fold(second[1], biases, STEPS[1], 0)
+        end = fold(*third[1:], STEPS[2], 0) if third else (None, None)
+        aside = fold(shortcut[1], None, STEPS[1], 0)[0] if shortcut else None
+        worth = torch.tensor([STEPS[3] / STEPS[1]], device="cuda")
+        for chosen in block_cuts(size, size):
+            key = "c++ " + "x".join(map(str, astuple(chosen)))
+            try:
+                made = bottleneck_eight_launch(
+                    x, first[0], plain[1], second[0], behind[1], wide=found, config=chosen, inner=relu, epilogue=relu,
+                    outer=relu, steps=Steps(plain[0], behind[0], end[0], aside), residual=residual,
+                    worth=None if residual is None else worth, source=far, shortcut=shortcut[0] if shortcut else None,
+                    third=third[0] if third else None, third_bias=end[1], out=last,
+                )  # fmt: skip
+            except ValueError as error:
+                print(name, key, error)
+                continue
+            case.launches[key], case.checks[key] = [made], check
     if rest:
         between = torch.empty((n, size, size, middle), dtype=INT8, device="cuda")
 

@@ -13,6 +13,7 @@ import torch
 
 from penstock.engine.cuda import workspace
 from penstock.engine.cuda.implementations import IMPLEMENTATIONS, Implementation, register, writing
+from penstock.engine.cuda.integer_blocks import INTEGER_BLOCKS
 from penstock.engine.cuda.kernels.activations import ACTIVATIONS
 from penstock.engine.cuda.kernels.depthwise import DepthwiseTile, depthwise_conv2d_nhwc_launch, depthwise_tiles
 from penstock.engine.cuda.kernels.epilogue import Scratch, fold
@@ -301,6 +302,7 @@ WAYS: Final[dict[tuple[str, str], Way]] = {
     ("gemm", "triton_resident"): Way(_resident, _resident_tiles, types=integers_or_narrow, scales=True),
     **DENSE,
     **BLOCKS,
+    **INTEGER_BLOCKS,
     **JOINED,
     **MOVES,
     **POOLS,
