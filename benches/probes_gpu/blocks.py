@@ -23,9 +23,9 @@ from torch.nn import functional  # noqa: E402
 
 from benches.gpu import ours  # noqa: E402
 from penstock.engine.cuda.kernels.bottleneck import BottleneckTile, Steps, bottleneck_launch  # noqa: E402
-from penstock.engine.cuda.kernels.bottleneck_eight import block_cuts, bottleneck_eight_launch  # noqa: E402
 from penstock.engine.cuda.kernels.epilogue import Epilogue, fold  # noqa: E402
 from penstock.engine.cuda.kernels.implicit_gemm import conv2d_nhwc_launch  # noqa: E402
+from penstock.engine.cuda.kernels.lane_bottleneck import block_cuts, lane_bottleneck_launch  # noqa: E402
 from penstock.engine.cuda.kernels.max_pool import max_pool2d_nhwc_launch  # noqa: E402
 from penstock.engine.cuda.kernels.resident import ResidentTile, resident_conv_launch  # noqa: E402
 from penstock.engine.cuda.kernels.stem_pool import StemCut, stem_pool_launch  # noqa: E402
@@ -161,7 +161,7 @@ def block(name: str) -> Case:
         for chosen in block_cuts(size, size):
             key = "c++ " + "x".join(map(str, astuple(chosen)))
             try:
-                made = bottleneck_eight_launch(
+                made = lane_bottleneck_launch(
                     x, first[0], plain[1], second[0], behind[1], wide=found, config=chosen, inner=relu, epilogue=relu,
                     outer=relu, steps=Steps(plain[0], behind[0], end[0], aside), residual=residual,
                     worth=None if residual is None else worth, source=far, shortcut=shortcut[0] if shortcut else None,

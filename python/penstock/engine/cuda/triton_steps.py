@@ -13,7 +13,6 @@ import torch
 
 from penstock.engine.cuda import workspace
 from penstock.engine.cuda.implementations import IMPLEMENTATIONS, Implementation, register, writing
-from penstock.engine.cuda.integer_blocks import INTEGER_BLOCKS
 from penstock.engine.cuda.kernels.activations import ACTIVATIONS
 from penstock.engine.cuda.kernels.depthwise import DepthwiseTile, depthwise_conv2d_nhwc_launch, depthwise_tiles
 from penstock.engine.cuda.kernels.epilogue import Scratch, fold
@@ -23,6 +22,7 @@ from penstock.engine.cuda.kernels.implicit_gemm_kernel import implicit_gemm_kern
 from penstock.engine.cuda.kernels.launching import Launch, interpreted
 from penstock.engine.cuda.kernels.resident import ResidentTile, resident_conv_launch, resident_tiles
 from penstock.engine.cuda.kernels.tiles import Product, Tile
+from penstock.engine.cuda.lane_blocks import LANE_BLOCKS
 from penstock.engine.cuda.recurrent import RECURRENT
 from penstock.engine.cuda.sites import RunInto, Site, seen
 from penstock.engine.cuda.triton_blocks import BLOCKS
@@ -302,7 +302,7 @@ WAYS: Final[dict[tuple[str, str], Way]] = {
     ("gemm", "triton_resident"): Way(_resident, _resident_tiles, types=integers_or_narrow, scales=True),
     **DENSE,
     **BLOCKS,
-    **INTEGER_BLOCKS,
+    **LANE_BLOCKS,
     **JOINED,
     **MOVES,
     **POOLS,

@@ -1,5 +1,5 @@
-// The body of a residual block in INT8: 3 x 3, 1 x 1 with what is added, and the next block's 1 x 1, whose maps between
-// stay in registers. Maps of 64 channels, and a wide one that is written once and read once.
+// The body of a residual block: 3 x 3, 1 x 1 with what is added, and the next block's 1 x 1, whose maps between stay in
+// registers. Maps of 64 channels, and a wide one that is written once and read once; INT8 or sixteen bits throughout.
 //
 // A block has ROWS rows of a picture at a time, a warp thirty-two of their pixels from end to end; weights stay in shared
 // memory from the first tile to the last. What a lane's sums of one layer become is just what the next layer's product
@@ -8,94 +8,134 @@
 // come while the layers behind the window are multiplied.
 //
 // Given by whoever compiles:
-//   IMAGES HIGH WIDTH ROWS     of the maps, all of one size; pixels of a tile
+//   BYTES                      whether all of it is INT8, else sixteen bits
+//   IMAGES HIGH WIDTH ROWS     of the maps, all of one size; rows of a tile
 //   WIDE                       channels of the sum, a multiple of 32
 //   OUT                        channels of the layer behind it: 64, or 0 where there is none
 //   HAS_RESIDUAL HAS_SHORTCUT  what is added: a map with as many channels, or a 1 x 1 layer of another one of 64
 //   INNER_RELU RELU OUTER_RELU
 //   WALKERS                    blocks
 //   RESIDENT                   blocks of a multiprocessor at a time
+//   BFLOAT16                   defined: sixteen bits are BF16, else FP16
 #include "primitives.cuh"
 
 constexpr unsigned int DEPTH = 64;
 constexpr unsigned int PIXELS = ROWS * WIDTH;
 constexpr unsigned int THREADS = (PIXELS + 31) / 32 * 32;
 constexpr unsigned int ACROSS = WIDTH + 2;  // with a pixel of zeros on either side
-constexpr unsigned int LOADED = (ROWS + 2) * ACROSS * (DEPTH / 16);  // pieces of sixteen bytes
 constexpr unsigned int TILES_HIGH = (HIGH + ROWS - 1) / ROWS;
 constexpr unsigned int TILES = IMAGES * TILES_HIGH;
-constexpr unsigned int THIRD_PITCH = WIDE + 32;  // so that four rows lie in different banks
+
+#if BYTES
+using Sum = int;
+using Unit = Pair;  // eight numbers
+constexpr unsigned int ITEM = 1;
+#else
+using Sum = float;
+using Unit = Quad;
+constexpr unsigned int ITEM = 2;
+#endif
+constexpr unsigned int LINE = DEPTH * ITEM;  // bytes of a pixel
+constexpr unsigned int PIECES = LINE / 64;  // of sixteen bytes, of each of four lanes
+constexpr unsigned int WORDS = 2 * ITEM;  // of eight numbers
+constexpr unsigned int LOADED = (ROWS + 2) * ACROSS * (LINE / 16);
+constexpr unsigned int THIRD_PITCH = WIDE * ITEM + 32 * ITEM;  // so that neighbouring rows lie in different banks
 
 // Bytes of shared memory, one after the other.
 constexpr unsigned int FIRST = 0;
-constexpr unsigned int SECOND = FIRST + 9 * DEPTH * DEPTH;
-constexpr unsigned int SHORTCUT = SECOND + WIDE * DEPTH;
-constexpr unsigned int THIRD = SHORTCUT + (HAS_SHORTCUT ? WIDE * DEPTH : 0);
-constexpr unsigned int NUMBERS = THIRD + OUT * THIRD_PITCH;  // scales and biases, FP32
-constexpr unsigned int FIRST_NUMBERS = NUMBERS;
+constexpr unsigned int SECOND = FIRST + 9 * DEPTH * LINE;
+constexpr unsigned int SHORTCUT = SECOND + WIDE * LINE;
+constexpr unsigned int THIRD = SHORTCUT + (HAS_SHORTCUT ? WIDE * LINE : 0);
+constexpr unsigned int FIRST_NUMBERS = THIRD + OUT * THIRD_PITCH;  // what sums are worth, and biases, FP32
 constexpr unsigned int SECOND_NUMBERS = FIRST_NUMBERS + 8 * DEPTH;
 constexpr unsigned int SHORTCUT_NUMBERS = SECOND_NUMBERS + 8 * WIDE;
 constexpr unsigned int THIRD_NUMBERS = SHORTCUT_NUMBERS + (HAS_SHORTCUT ? 4 * WIDE : 0);
-constexpr unsigned int PICTURE = THIRD_NUMBERS + 8 * OUT;
-static_assert(WIDE % 32 == 0 && (OUT == 0 || OUT == 64) && PICTURE % 16 == 0, "what the lanes' orders are made for");
+constexpr unsigned int PICTURE = (THIRD_NUMBERS + 8 * OUT + 127) / 128 * 128;
+static_assert(WIDE % 32 == 0 && (OUT == 0 || OUT == 64), "what the lanes' orders are made for");
 
-// Which row of a weight lies where: of eight columns of a product a lane has numbers 2 t and 2 t + 1, and its channels of
-// 64 columns are 16 t to 16 t + 15, of 32 columns 8 t to 8 t + 7.
-__device__ __forceinline__ unsigned int channel_of_64(unsigned int row) {
-  return row % 8 / 2 * 16 + row / 8 * 2 + row % 2;
-}
+// Which row of a weight lies where. Of eight columns of a product lane t of four has numbers 2 t and 2 t + 1; its channels
+// are runs of eight, of bytes in 64 columns one of sixteen.
 __device__ __forceinline__ unsigned int channel_of_32(unsigned int row) {
   return row / 32 * 32 + row % 8 / 2 * 8 + row % 32 / 8 * 2 + row % 2;
 }
+__device__ __forceinline__ unsigned int channel_of_64(unsigned int row) {
+  return BYTES ? row % 8 / 2 * 16 + row / 8 * 2 + row % 2 : channel_of_32(row);
+}
+// The first of four channels of a lane in columns 16 four to 16 four + 15 of 64.
+__device__ __forceinline__ unsigned int lane_channel(unsigned int four, unsigned int quarter) {
+  return BYTES ? 16 * quarter + 4 * four : four / 2 * 32 + 8 * quarter + four % 2 * 4;
+}
 
+// Where a piece of sixteen bytes lies: rows of 128 bytes exchange their halves if they are odd, so that two rows that are
+// read at once lie in different banks.
+__device__ __forceinline__ unsigned int place(unsigned int row, unsigned int piece) {
+  return row * LINE + 16 * (BYTES ? piece : piece ^ row % 2 * 4);
+}
 
-// Four sums in steps of the result, maybe with what is added to them.
-__device__ __forceinline__ void worth(float (&found)[4], Address factors, Address offsets, int one, int two, int three,
-                                      int four) {
-  const Floats factor = shared_load_floats(factors), offset = shared_load_floats(offsets);
-  found[0] = static_cast<float>(one) * factor.x + offset.x, found[1] = static_cast<float>(two) * factor.y + offset.y;
-  found[2] = static_cast<float>(three) * factor.z + offset.z, found[3] = static_cast<float>(four) * factor.w + offset.w;
+// Four sums as what is made of them, but for what is added and the activation.
+__device__ __forceinline__ void worth(float (&found)[4], Address numbers, unsigned int count, const Sum (&low)[4],
+                                      const Sum (&high)[4], unsigned int half) {
+  const Floats offset = shared_load_floats(numbers + 4 * count);
+#if BYTES
+  const Floats factor = shared_load_floats(numbers);
+#else
+  constexpr Floats factor = {1.0f, 1.0f, 1.0f, 1.0f};
+#endif
+  found[0] = static_cast<float>(low[2 * half]) * factor.x + offset.x;
+  found[1] = static_cast<float>(low[2 * half + 1]) * factor.y + offset.y;
+  found[2] = static_cast<float>(high[2 * half]) * factor.z + offset.z;
+  found[3] = static_cast<float>(high[2 * half + 1]) * factor.w + offset.w;
 }
 
 template <bool POSITIVE>
-__device__ __forceinline__ unsigned int packed(float (&from)[4]) {
+__device__ __forceinline__ void pack(unsigned int* words, float (&from)[4]) {
 #pragma unroll
   for (unsigned int number = 0; number < 4; ++number) {
     if (POSITIVE) from[number] = from[number] < 0.0f ? 0.0f : from[number];
   }
-  return bytes(from[0], from[1], from[2], from[3]);
+#if BYTES
+  words[0] = bytes(from[0], from[1], from[2], from[3]);
+#else
+  words[0] = narrow(from[0], from[1]), words[1] = narrow(from[2], from[3]);
+#endif
 }
 
-__device__ __forceinline__ float byte_of(unsigned int word, unsigned int which) {
-  return static_cast<float>(static_cast<signed char>(word >> 8 * which & 0xff));
+#if BYTES
+__device__ __forceinline__ float number_of(const Pair& unit, unsigned int which) {
+  const unsigned int word = which / 4 == 0 ? unit.x : unit.y;
+  return static_cast<float>(static_cast<signed char>(word >> which % 4 * 8 & 0xff));
 }
+#else
+__device__ __forceinline__ float number_of(const Quad& unit, unsigned int which) {
+  const unsigned int word = which / 2 == 0 ? unit.x : which / 2 == 1 ? unit.y : which / 2 == 2 ? unit.z : unit.w;
+  return wide(static_cast<unsigned short>(word >> which % 2 * 16));
+}
+#endif
 
-// Sixteen channels of a lane in two rows: bytes of its columns in eight products of eight.
+// A lane's channels of 64 in two rows.
 template <bool POSITIVE>
-__device__ __forceinline__ void narrowed(Quad (&found)[2], const int (&sums)[8][4], Address factors, Address offsets,
+__device__ __forceinline__ void narrowed(Quad (&found)[2][PIECES], const Sum (&sums)[8][4], Address numbers,
                                          unsigned int quarter) {
-  unsigned int words[2][4];
-#pragma unroll
-  for (unsigned int word = 0; word < 4; ++word) {
-    const unsigned int at = 4 * (16 * quarter + 4 * word);
-#pragma unroll
-    for (unsigned int half = 0; half < 2; ++half) {
-      const int(&low)[4] = sums[2 * word], (&high)[4] = sums[2 * word + 1];
-      float four[4];
-      worth(four, factors + at, offsets + at, low[2 * half], low[2 * half + 1], high[2 * half], high[2 * half + 1]);
-      words[half][word] = packed<POSITIVE>(four);
-    }
-  }
 #pragma unroll
   for (unsigned int half = 0; half < 2; ++half) {
-    found[half] = Quad{words[half][0], words[half][1], words[half][2], words[half][3]};
+    unsigned int words[4 * PIECES];
+#pragma unroll
+    for (unsigned int four = 0; four < 4; ++four) {
+      float each[4];
+      worth(each, numbers + 4 * lane_channel(four, quarter), DEPTH, sums[2 * four], sums[2 * four + 1], half);
+      pack<POSITIVE>(words + ITEM * four, each);
+    }
+#pragma unroll
+    for (unsigned int piece = 0; piece < PIECES; ++piece) {
+      found[half][piece] = Quad{words[4 * piece], words[4 * piece + 1], words[4 * piece + 2], words[4 * piece + 3]};
+    }
   }
 }
 
-// sum += sixteen pixels times eight columns, over 64 channels.
-__device__ __forceinline__ void multiply_pieces(int (&sum)[4], const Quad (&rows)[2], const Quad& column) {
-  multiply_add(sum, Quad{rows[0].x, rows[1].x, rows[0].y, rows[1].y}, column.x, column.y);
-  multiply_add(sum, Quad{rows[0].z, rows[1].z, rows[0].w, rows[1].w}, column.z, column.w);
+// sum += sixteen pixels times eight columns, over two instructions' depth.
+__device__ __forceinline__ void multiply_pieces(Sum (&sum)[4], const Quad& upper, const Quad& lower, const Quad& column) {
+  multiply_add(sum, Quad{upper.x, lower.x, upper.y, lower.y}, column.x, column.y);
+  multiply_add(sum, Quad{upper.z, lower.z, upper.w, lower.w}, column.z, column.w);
 }
 
 __device__ __forceinline__ void load_numbers(Address to, const float* from, unsigned int count, unsigned int thread) {
@@ -106,67 +146,87 @@ __device__ __forceinline__ void load_numbers(Address to, const float* from, unsi
 
 // The pixels of a tile, and those around it.
 __device__ __forceinline__ void load_picture(Address memory, const Quad* x, unsigned int tile, unsigned int thread) {
+  constexpr unsigned int EACH = LINE / 16;
   const unsigned int image = tile / TILES_HIGH, top = tile % TILES_HIGH * ROWS;
   for (unsigned int piece = thread; piece < LOADED; piece += THREADS) {
-    const unsigned int pixel = piece / 4, row = top + pixel / ACROSS - 1, column = pixel % ACROSS - 1;
+    const unsigned int pixel = piece / EACH, row = top + pixel / ACROSS - 1, column = pixel % ACROSS - 1;
     const bool inside = row < HIGH && column < WIDTH;  // what is negative is large
-    const unsigned int from = inside ? ((image * HIGH + row) * WIDTH + column) * 4 + piece % 4 : 0;
-    copy_ahead(memory + PICTURE + 16 * piece, x + from, inside);
+    const unsigned int from = inside ? ((image * HIGH + row) * WIDTH + column) * EACH + piece % EACH : 0;
+    copy_ahead(memory + PICTURE + place(pixel, piece % EACH), x + from, inside);
   }
   copies_commit();
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT)
-    bottleneck(const Quad* x, const Quad* first, const float* first_scale, const float* first_bias, const Quad* second,
-               const float* second_scale, const float* second_bias,
+    bottleneck(const Quad* x, const Quad* first, const float* first_bias, const Quad* second, const float* second_bias,
 #if HAS_RESIDUAL
-               const Pair* residual, const float* residual_worth,
+               const Unit* residual,
 #endif
 #if HAS_SHORTCUT
-               const Quad* source, const Quad* shortcut, const float* shortcut_scale,
+               const Quad* source, const Quad* shortcut,
 #endif
 #if OUT
-               const Quad* third, const float* third_scale, const float* third_bias,
+               const Quad* third, const float* third_bias,
 #endif
-               Pair* wide
+#if BYTES
+               const float* first_scale, const float* second_scale,
+#if HAS_RESIDUAL
+               const float* residual_worth,
+#endif
+#if HAS_SHORTCUT
+               const float* shortcut_scale,
+#endif
 #if OUT
-               ,
-               Quad* out
+               const float* third_scale,
 #endif
-    ) {
+#endif
+#if OUT
+               Quad* out,
+#endif
+               Unit* wide) {
   extern __shared__ Quad memory[];
   const Address here = shared_address(memory);
   const unsigned int thread = thread_index(), group = thread % 32 / 4, quarter = thread % 4;
+  constexpr unsigned int EACH = LINE / 16;  // pieces of a row
   // Nobody writes weights: they come while the kernel ahead still runs.
-  for (unsigned int piece = thread; piece < 9 * DEPTH * 4; piece += THREADS) {
-    const unsigned int tap = piece / 4 / DEPTH, row = piece / 4 % DEPTH;
-    copy_ahead(here + FIRST + 16 * piece, first + (channel_of_64(row) * 9 + tap) * 4 + piece % 4, true);
+  for (unsigned int piece = thread; piece < 9 * DEPTH * EACH; piece += THREADS) {
+    const unsigned int row = piece / EACH, tap = row / DEPTH;
+    copy_ahead(here + FIRST + place(row, piece % EACH), first + (channel_of_64(row % DEPTH) * 9 + tap) * EACH + piece % EACH,
+               true);
   }
-  for (unsigned int piece = thread; piece < WIDE * 4; piece += THREADS) {
-    copy_ahead(here + SECOND + 16 * piece, second + channel_of_32(piece / 4) * 4 + piece % 4, true);
+  for (unsigned int piece = thread; piece < WIDE * EACH; piece += THREADS) {
+    const unsigned int row = piece / EACH, from = channel_of_32(row) * EACH + piece % EACH;
+    copy_ahead(here + SECOND + place(row, piece % EACH), second + from, true);
 #if HAS_SHORTCUT
-    copy_ahead(here + SHORTCUT + 16 * piece, shortcut + channel_of_32(piece / 4) * 4 + piece % 4, true);
+    copy_ahead(here + SHORTCUT + place(row, piece % EACH), shortcut + from, true);
 #endif
   }
-  load_numbers(here + FIRST_NUMBERS, first_scale, DEPTH, thread);
   load_numbers(here + FIRST_NUMBERS + 4 * DEPTH, first_bias, DEPTH, thread);
-  load_numbers(here + SECOND_NUMBERS, second_scale, WIDE, thread);
   load_numbers(here + SECOND_NUMBERS + 4 * WIDE, second_bias, WIDE, thread);
+#if BYTES
+  load_numbers(here + FIRST_NUMBERS, first_scale, DEPTH, thread);
+  load_numbers(here + SECOND_NUMBERS, second_scale, WIDE, thread);
 #if HAS_SHORTCUT
   load_numbers(here + SHORTCUT_NUMBERS, shortcut_scale, WIDE, thread);
 #endif
+#endif
 #if HAS_RESIDUAL
+#if BYTES
   const float added_worth = residual_worth[0];
+#else
+  constexpr float added_worth = 1.0f;
+#endif
 #endif
 #if OUT
-  constexpr unsigned int EACH = WIDE / 16;  // pieces of a row
-  for (unsigned int piece = thread; piece < OUT * EACH; piece += THREADS) {
-    const unsigned int row = piece / EACH;
-    copy_ahead(here + THIRD + row * THIRD_PITCH + 16 * (piece % EACH), third + channel_of_64(row) * EACH + piece % EACH,
-               true);
+  constexpr unsigned int ALONG = WIDE * ITEM / 16;
+  for (unsigned int piece = thread; piece < OUT * ALONG; piece += THREADS) {
+    const unsigned int row = piece / ALONG, along = piece % ALONG;
+    copy_ahead(here + THIRD + row * THIRD_PITCH + 16 * along, third + channel_of_64(row) * ALONG + along, true);
   }
-  load_numbers(here + THIRD_NUMBERS, third_scale, OUT, thread);
   load_numbers(here + THIRD_NUMBERS + 4 * OUT, third_bias, OUT, thread);
+#if BYTES
+  load_numbers(here + THIRD_NUMBERS, third_scale, OUT, thread);
+#endif
 #endif
   Address seen[2][2];  // where the window of each of a lane's pixels begins
   unsigned int pixels[2][2];
@@ -174,9 +234,9 @@ extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT)
   for (unsigned int number = 0; number < 4; ++number) {
     const unsigned int pixel = thread / 32 * 32 + 8 * number + group, within = pixel < PIXELS ? pixel : PIXELS - 1;
     pixels[number / 2][number % 2] = pixel;
-    seen[number / 2][number % 2] =
-        here + PICTURE + (within / WIDTH * ACROSS + within % WIDTH) * DEPTH + 16 * quarter;
+    seen[number / 2][number % 2] = here + PICTURE + place(within / WIDTH * ACROSS + within % WIDTH, quarter);
   }
+  const unsigned int columns = here + place(group, quarter);  // of each eight rows of a weight
   wait_for_kernel_ahead();
   let_kernel_behind_start();
 
@@ -195,72 +255,82 @@ extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT)
       from[number / 2][number % 2] = start + (there[number / 2][number % 2] ? pixel : 0);
     }
 
-    Quad middle[2][2];
+    Quad middle[2][2][PIECES];
     {
-      int sums[2][8][4] = {};
+      Sum sums[2][8][4] = {};
 #pragma unroll
       for (unsigned int tap = 0; tap < 9; ++tap) {
-        Quad rows[2][2];
 #pragma unroll
-        for (unsigned int number = 0; number < 4; ++number) {
-          const unsigned int moved = (tap / 3 * ACROSS + tap % 3) * DEPTH;
-          rows[number / 2][number % 2] = shared_load_quad(seen[number / 2][number % 2] + moved);
-        }
+        for (unsigned int piece = 0; piece < PIECES; ++piece) {
+          constexpr unsigned int HALF = 64;
+          const unsigned int moved = tap / 3 * ACROSS + tap % 3;
+          Quad rows[2][2];
 #pragma unroll
-        for (unsigned int eight = 0; eight < 8; ++eight) {
-          const unsigned int row = tap * DEPTH + 8 * eight + group;
-          const Quad column = shared_load_quad(here + FIRST + row * DEPTH + 16 * quarter);
-          multiply_pieces(sums[0][eight], rows[0], column);
-          multiply_pieces(sums[1][eight], rows[1], column);
+          for (unsigned int number = 0; number < 4; ++number) {
+            const Address other = PIECES == 1 ? 0 : (piece + moved) % 2 * HALF;
+            rows[number / 2][number % 2] = shared_load_quad((seen[number / 2][number % 2] ^ other) + moved * LINE);
+          }
+#pragma unroll
+          for (unsigned int eight = 0; eight < 8; ++eight) {
+            const Quad column = shared_load_quad((columns ^ piece * HALF) + FIRST + (tap * DEPTH + 8 * eight) * LINE);
+            multiply_pieces(sums[0][eight], rows[0][0], rows[0][1], column);
+            multiply_pieces(sums[1][eight], rows[1][0], rows[1][1], column);
+          }
         }
       }
       // All have done with the picture: the next one comes in its place.
       block_sync();
       if (tile + WALKERS < TILES) load_picture(here, x, tile + WALKERS, thread);
-#pragma unroll
-      for (unsigned int half = 0; half < 2; ++half) {
-        const Address numbers = here + FIRST_NUMBERS;
-        narrowed<INNER_RELU>(middle[half], sums[half], numbers, numbers + 4 * DEPTH, quarter);
-      }
+      narrowed<INNER_RELU>(middle[0], sums[0], here + FIRST_NUMBERS, quarter);
+      narrowed<INNER_RELU>(middle[1], sums[1], here + FIRST_NUMBERS, quarter);
     }
 
 #if HAS_SHORTCUT
-    Quad others[2][2];
+    Quad others[2][2][PIECES];
 #pragma unroll
     for (unsigned int number = 0; number < 4; ++number) {
-      others[number / 2][number % 2] = load_fresh(source + from[number / 2][number % 2] * 4 + quarter);
+#pragma unroll
+      for (unsigned int piece = 0; piece < PIECES; ++piece) {
+        const unsigned int at = from[number / 2][number % 2] * EACH + 4 * piece + quarter;
+        others[number / 2][number % 2][piece] = load_fresh(source + at);
+      }
     }
 #endif
 #if HAS_RESIDUAL
-    Pair next[2][2];
+    Unit next[2][2];
 #pragma unroll
     for (unsigned int number = 0; number < 4; ++number) {
       next[number / 2][number % 2] = load_fresh(residual + from[number / 2][number % 2] * (WIDE / 8) + quarter);
     }
 #endif
 #if OUT
-    int last[2][8][4] = {};
+    Sum last[2][8][4] = {};
 #endif
 #pragma unroll 1
     for (unsigned int chunk = 0; chunk < WIDE / 32; ++chunk) {
-      int sums[2][4][4] = {};
-#if HAS_SHORTCUT
-      int more[2][4][4] = {};
+      Sum sums[2][4][4] = {};
+#if HAS_SHORTCUT && BYTES
+      Sum more[2][4][4] = {};
+#elif HAS_SHORTCUT
+      Sum(&more)[2][4][4] = sums;
 #endif
 #pragma unroll
       for (unsigned int eight = 0; eight < 4; ++eight) {
-        const unsigned int row = (32 * chunk + 8 * eight + group) * DEPTH + 16 * quarter;
-        const Quad column = shared_load_quad(here + SECOND + row);
-        multiply_pieces(sums[0][eight], middle[0], column);
-        multiply_pieces(sums[1][eight], middle[1], column);
+#pragma unroll
+        for (unsigned int piece = 0; piece < PIECES; ++piece) {
+          const Address row = (columns ^ piece * 64) + (32 * chunk + 8 * eight) * LINE;
+          const Quad column = shared_load_quad(row + SECOND);
+          multiply_pieces(sums[0][eight], middle[0][0][piece], middle[0][1][piece], column);
+          multiply_pieces(sums[1][eight], middle[1][0][piece], middle[1][1][piece], column);
 #if HAS_SHORTCUT
-        const Quad other = shared_load_quad(here + SHORTCUT + row);
-        multiply_pieces(more[0][eight], others[0], other);
-        multiply_pieces(more[1][eight], others[1], other);
+          const Quad other = shared_load_quad(row + SHORTCUT);
+          multiply_pieces(more[0][eight], others[0][0][piece], others[0][1][piece], other);
+          multiply_pieces(more[1][eight], others[1][0][piece], others[1][1][piece], other);
 #endif
+        }
       }
 #if HAS_RESIDUAL
-      Pair added[2][2];
+      Unit added[2][2];
 #pragma unroll
       for (unsigned int number = 0; number < 4; ++number) {
         const unsigned int at = from[number / 2][number % 2] * (WIDE / 8) + 4 * (chunk + 1) + quarter;
@@ -268,46 +338,56 @@ extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT)
         if (chunk + 1 < WIDE / 32) next[number / 2][number % 2] = load_fresh(residual + at);
       }
 #endif
-      unsigned int words[2][2][2];  // tile of sixteen pixels, row g or g + 8, channels 8 t or 8 t + 4
+      unsigned int words[2][2][WORDS];  // of sixteen pixels, of row g or g + 8: eight channels
 #pragma unroll
-      for (unsigned int word = 0; word < 2; ++word) {
-        const Address numbers = here + SECOND_NUMBERS + 4 * (32 * chunk + 8 * quarter + 4 * word);
+      for (unsigned int four = 0; four < 2; ++four) {
+        const unsigned int channel = 32 * chunk + 8 * quarter + 4 * four;
 #pragma unroll
         for (unsigned int number = 0; number < 4; ++number) {
           const unsigned int tall = number / 2, half = number % 2;
-          const int(&low)[4] = sums[tall][2 * word], (&high)[4] = sums[tall][2 * word + 1];
-          float four[4];
-          worth(four, numbers, numbers + 4 * WIDE, low[2 * half], low[2 * half + 1], high[2 * half], high[2 * half + 1]);
+          float each[4];
+          worth(each, here + SECOND_NUMBERS + 4 * channel, WIDE, sums[tall][2 * four], sums[tall][2 * four + 1], half);
 #if HAS_RESIDUAL
-          const unsigned int both = word == 0 ? added[tall][half].x : added[tall][half].y;
 #pragma unroll
-          for (unsigned int each = 0; each < 4; ++each) four[each] += byte_of(both, each) * added_worth;
+          for (unsigned int one = 0; one < 4; ++one) {
+            each[one] += number_of(added[tall][half], 4 * four + one) * added_worth;
+          }
 #endif
-#if HAS_SHORTCUT
-          const int(&less)[4] = more[tall][2 * word], (&rest)[4] = more[tall][2 * word + 1];
-          const Floats factor = shared_load_floats(here + SHORTCUT_NUMBERS + 4 * (32 * chunk + 8 * quarter + 4 * word));
-          four[0] += static_cast<float>(less[2 * half]) * factor.x;
-          four[1] += static_cast<float>(less[2 * half + 1]) * factor.y;
-          four[2] += static_cast<float>(rest[2 * half]) * factor.z;
-          four[3] += static_cast<float>(rest[2 * half + 1]) * factor.w;
+#if HAS_SHORTCUT && BYTES
+          const Sum(&low)[4] = more[tall][2 * four], (&high)[4] = more[tall][2 * four + 1];
+          const Floats factor = shared_load_floats(here + SHORTCUT_NUMBERS + 4 * channel);
+          each[0] += static_cast<float>(low[2 * half]) * factor.x;
+          each[1] += static_cast<float>(low[2 * half + 1]) * factor.y;
+          each[2] += static_cast<float>(high[2 * half]) * factor.z;
+          each[3] += static_cast<float>(high[2 * half + 1]) * factor.w;
 #endif
-          words[tall][half][word] = packed<RELU>(four);
+          pack<RELU>(words[tall][half] + ITEM * four, each);
         }
       }
 #pragma unroll
       for (unsigned int number = 0; number < 4; ++number) {
-        const unsigned int(&both)[2] = words[number / 2][number % 2];
+        const unsigned int(&all)[WORDS] = words[number / 2][number % 2];
         const unsigned int at = from[number / 2][number % 2] * (WIDE / 8) + 4 * chunk + quarter;
-        if (there[number / 2][number % 2]) wide[at] = Pair{both[0], both[1]};
+#if BYTES
+        if (there[number / 2][number % 2]) wide[at] = Pair{all[0], all[1]};
+#else
+        if (there[number / 2][number % 2]) wide[at] = Quad{all[0], all[1], all[2], all[3]};
+#endif
       }
 #if OUT
 #pragma unroll
       for (unsigned int eight = 0; eight < 8; ++eight) {
-        const Pair column = shared_load(here + THIRD + (8 * eight + group) * THIRD_PITCH + 32 * chunk + 8 * quarter);
+        const Address at = here + THIRD + (8 * eight + group) * THIRD_PITCH + 32 * ITEM * chunk + 8 * ITEM * quarter;
 #pragma unroll
         for (unsigned int tall = 0; tall < 2; ++tall) {
-          const unsigned int(&rows)[2][2] = words[tall];
-          multiply_add(last[tall][eight], Quad{rows[0][0], rows[1][0], rows[0][1], rows[1][1]}, column.x, column.y);
+          const unsigned int(&upper)[WORDS] = words[tall][0], (&lower)[WORDS] = words[tall][1];
+#if BYTES
+          const Pair column = shared_load(at);
+          multiply_add(last[tall][eight], Quad{upper[0], lower[0], upper[1], lower[1]}, column.x, column.y);
+#else
+          multiply_pieces(last[tall][eight], Quad{upper[0], upper[1], upper[2], upper[3]},
+                          Quad{lower[0], lower[1], lower[2], lower[3]}, shared_load_quad(at));
+#endif
         }
       }
 #endif
@@ -315,12 +395,14 @@ extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT)
 #if OUT
 #pragma unroll
     for (unsigned int tall = 0; tall < 2; ++tall) {
-      Quad found[2];
-      const Address numbers = here + THIRD_NUMBERS;
-      narrowed<OUTER_RELU>(found, last[tall], numbers, numbers + 4 * OUT, quarter);
+      Quad found[2][PIECES];
+      narrowed<OUTER_RELU>(found, last[tall], here + THIRD_NUMBERS, quarter);
 #pragma unroll
       for (unsigned int half = 0; half < 2; ++half) {
-        if (there[tall][half]) out[from[tall][half] * (OUT / 16) + quarter] = found[half];
+#pragma unroll
+        for (unsigned int piece = 0; piece < PIECES; ++piece) {
+          if (there[tall][half]) out[from[tall][half] * EACH + 4 * piece + quarter] = found[half][piece];
+        }
       }
     }
 #endif

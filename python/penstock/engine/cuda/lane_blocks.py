@@ -1,4 +1,4 @@
-"""Bottlenecks of INT8 by our own kernel in CUDA C++ (`kernels/bottleneck_eight.py`), for maps of 64 channels.
+"""Bottlenecks by our own kernel in CUDA C++ (`kernels/lane_bottleneck.py`), for maps of 64 channels.
 
 Compiled by NVRTC when tuned. Needs compute capability 9.0; elsewhere, and for other widths, Triton's kernels stay.
 """
@@ -11,15 +11,15 @@ import torch
 
 from penstock.engine.cuda.kernels import nvrtc
 from penstock.engine.cuda.kernels.bottleneck import Steps
-from penstock.engine.cuda.kernels.bottleneck_eight import (
+from penstock.engine.cuda.kernels.epilogue import Scratch, fold
+from penstock.engine.cuda.kernels.lane_bottleneck import (
     DEPTH,
     NARROWEST_CAPABILITY,
     BlockCut,
     block_cuts,
-    bottleneck_eight_launch,
+    lane_bottleneck_launch,
 )
-from penstock.engine.cuda.kernels.epilogue import Scratch, fold
-from penstock.engine.cuda.sites import Site
+from penstock.engine.cuda.sites import Site, narrow
 from penstock.engine.cuda.ways import Config, Form, Launched, Ready, Tensors, Way, dtype_of, multiprocessors_of
 
 
@@ -27,8 +27,8 @@ def _block(ready: Ready, operands: Tensors, outputs: Tensors, scratch: Scratch |
     del scratch
     site, constants = ready.site, ready.constants
     source = site.index("source")
-    third, shortcut = constants.get("third_scale"), constants.get("shortcut_scale")
-    return bottleneck_eight_launch(
+    scale, third, shortcut = (constants.get(role) for role in ("scale", "third_scale", "shortcut_scale"))
+    return lane_bottleneck_launch(
         operands[0],
         ready.weight,
         constants["bias"],
@@ -36,7 +36,7 @@ def _block(ready: Ready, operands: Tensors, outputs: Tensors, scratch: Scratch |
         constants["second_bias"],
         wide=outputs[0],
         config=BlockCut(*ready.config),
-        steps=Steps(constants["scale"], constants["second_scale"], third, shortcut),
+        steps=None if scale is None else Steps(scale, constants["second_scale"], third, shortcut),
         inner=ready.activation("inner_"),
         epilogue=ready.epilogue,
         residual=ready.residual(operands),
@@ -72,13 +72,25 @@ def _folded(site: Site, constants: dict[str, torch.Tensor]) -> Mapping[str, torc
     return found
 
 
+def _with_biases(constants: dict[str, torch.Tensor]) -> Mapping[str, torch.Tensor]:
+    """Of floats: one for each layer, and one for what is added up."""
+    found = dict(constants)
+    for role, bias in (("weight", "bias"), ("second", "second_bias"), ("third", "third_bias")):
+        if role in constants and bias not in constants:
+            weight = constants[role]
+            found[bias] = torch.zeros(weight.shape[0], dtype=torch.float32, device=weight.device)
+    if "shortcut_bias" in constants and "scale" not in constants:
+        found["second_bias"] = found["second_bias"] + constants["shortcut_bias"]
+    return found
+
+
 def _cuts(site: Site) -> list[Config]:
     _, high, across, _ = site.out_shape()
-    return [astuple(cut) for cut in block_cuts(high, across)]
+    return [astuple(cut) for cut in block_cuts(high, across, dtype_of(site, 0).itemsize)]
 
 
 def _suits(site: Site) -> bool:
-    if site.device.type != "cuda" or not nvrtc.available() or site.step.operand("scale") is None:
+    if site.device.type != "cuda" or not nvrtc.available():
         return False
     attributes = site.step.attributes
     window = tuple(site.integers(name) for name in ("strides", "pads", "dilations"))
@@ -90,8 +102,10 @@ def _suits(site: Site) -> bool:
 
 
 def _types(site: Site) -> bool:
+    x = dtype_of(site, 0)
     outputs = range(len(site.step.outputs))
-    return dtype_of(site, 0) == torch.int8 and all(site.out_dtype(index) == torch.int8 for index in outputs)
+    fits = narrow(x) if site.step.operand("scale") is None else x == torch.int8
+    return fits and all(site.out_dtype(index) == x for index in outputs)
 
 
 def _dense(weight: torch.Tensor) -> torch.Tensor:
@@ -100,8 +114,10 @@ def _dense(weight: torch.Tensor) -> torch.Tensor:
 
 _FORMS: Final[dict[str, Form]] = dict.fromkeys(("weight", "second", "third", "shortcut"), _dense)
 
-INTEGER_BLOCKS: Final[dict[tuple[str, str], Way]] = {
-    (kind, "cuda_integers"): Way(_block, _cuts, forms=_FORMS, suits=_suits, types=_types, scales=True, folded=_folded)
+LANE_BLOCKS: Final[dict[tuple[str, str], Way]] = {
+    (kind, "cuda_lanes"): Way(
+        _block, _cuts, forms=_FORMS, suits=_suits, types=_types, scales=True, folded=_folded, combined=_with_biases
+    )
     for kind in ("bottleneck", "bottleneck_next")
 }
 """Kind and name -> kernel."""

@@ -1,4 +1,4 @@
-"""A residual block in INT8 in one kernel: right for every cut at a picture's size, and the same bits played back."""
+"""A residual block in one kernel: right for every cut at a picture's size, and the same bits played back."""
 
 from dataclasses import replace
 
@@ -7,16 +7,17 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("triton")
 
-from penstock.engine.cuda.kernels.bottleneck_eight import block_cuts  # noqa: E402
 from penstock.engine.cuda.kernels.driver import LoadedKernel, LoadedModule  # noqa: E402
-from tests.engine.cuda.kernels.test_bottleneck_eight import BLOCKS, Block, Made  # noqa: E402
+from penstock.engine.cuda.kernels.lane_bottleneck import block_cuts  # noqa: E402
+from tests.engine.cuda.kernels.test_lane_bottleneck import BLOCKS, HALF, Block, Made  # noqa: E402
 
 pytestmark = [pytest.mark.gpu, pytest.mark.torch]
 
 WHOLE = [
-    Block(3, 56, 56, 256, cut, out, source, residual=not source)
+    Block(3, 56, 56, 256, cut, out, source, not source, dtype)
+    for dtype in (torch.int8, HALF)
     for source, out in ((False, True), (True, True), (False, False))
-    for cut in block_cuts(56, 56)
+    for cut in block_cuts(56, 56, dtype.itemsize)
 ]
 
 

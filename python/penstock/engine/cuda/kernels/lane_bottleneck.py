@@ -1,6 +1,7 @@
-"""The body of a residual block in INT8 as one kernel whose maps between layers never leave a lane's registers.
+"""The body of a residual block as one kernel whose maps between layers never leave a lane's registers.
 
-What `bottleneck` does with Triton, for maps of 64 channels: 3 x 3, 1 x 1 with what is added, and the next 1 x 1.
+What `bottleneck` does with Triton, for maps of 64 channels: 3 x 3, 1 x 1 with what is added, and the next 1 x 1; INT8
+or sixteen bits throughout.
 CUDA C++ (`cpp/bottleneck.cu`): Triton passes what lies between two products through shared memory. Needs compute
 capability 9.0.
 """
@@ -31,12 +32,12 @@ class BlockCut:
     """Blocks of a multiprocessor at a time."""
 
 
-def block_cuts(high: int, across: int) -> list[BlockCut]:
+def block_cuts(high: int, across: int, itemsize: int = 1) -> list[BlockCut]:
     """Those worth timing, most promising first: rows that fill warps of 32 pixels."""
     found = [rows for rows in range(1, high + 1) if rows * across <= _MOST_THREADS]
     found.sort(key=lambda rows: (round(1 - _filled(rows, across, high), 2), -rows))
-    cuts = (BlockCut(rows, resident) for rows in found[:4] for resident in (2, 1))
-    return [cut for cut in cuts if cut.resident * cut.rows * across <= _MOST_THREADS]
+    cuts = (BlockCut(rows, resident) for rows in found[:4] for resident in ((2, 1) if itemsize == 1 else (1,)))
+    return [cut for cut in cuts if cut.resident * cut.rows * across <= _MOST_THREADS // itemsize]
 
 
 def _filled(rows: int, across: int, high: int) -> float:
@@ -44,14 +45,14 @@ def _filled(rows: int, across: int, high: int) -> float:
     return high * across / (ceil(high / rows) * ceil(rows * across / 32) * 32)
 
 
-def block_bytes(cut: BlockCut, across: int, wide: int, out: int, shortcut: bool) -> int:
+def block_bytes(cut: BlockCut, across: int, wide: int, out: int, itemsize: int, *, shortcut: bool) -> int:
     """Of shared memory."""
     weights = 9 * DEPTH * DEPTH + wide * DEPTH * (2 if shortcut else 1) + out * (wide + 32)
     numbers = 8 * (DEPTH + wide + out) + (4 * wide if shortcut else 0)
-    return weights + numbers + (cut.rows + 2) * (across + 2) * DEPTH
+    return ceil((itemsize * weights + numbers) / 128) * 128 + itemsize * (cut.rows + 2) * (across + 2) * DEPTH
 
 
-def bottleneck_eight_launch(
+def lane_bottleneck_launch(
     x: torch.Tensor,
     first: torch.Tensor,
     first_bias: torch.Tensor,
@@ -60,7 +61,7 @@ def bottleneck_eight_launch(
     *,
     wide: torch.Tensor,
     config: BlockCut,
-    steps: Steps,
+    steps: Steps | None = None,
     inner: Epilogue,
     epilogue: Epilogue,
     residual: torch.Tensor | None = None,
@@ -74,10 +75,10 @@ def bottleneck_eight_launch(
     multiprocessors: int = 132,
     pdl: bool = False,
 ) -> CppLaunch:
-    """As `bottleneck_launch` of INT8 with a 3 x 3 window, padded by one, and strides of one.
+    """As `bottleneck_launch` with a 3 x 3 window, padded by one, and strides of one.
 
-    Biases are of `fold` with 0 for the largest sum; `second_bias` is that of the shortcut, too. `worth` is
-    `steps.residual` as a tensor of one number.
+    Biases are FP32, of INT8 those of `fold` with 0 for the largest sum; `second_bias` is that of the shortcut, too.
+    INT8 has `steps`, and `worth` is `steps.residual` as a tensor of one number.
     """
     images, high, across, channels = x.shape
     widest, made = wide.shape[3], 0 if out is None else out.shape[3]
@@ -96,21 +97,30 @@ def bottleneck_eight_launch(
         expect_shape(source, "source", *x.shape)
         expect_shape(shortcut, "shortcut", widest, DEPTH)
     maps = (x, first, second, wide, residual, source, shortcut, third, out)
-    if any(each is not None and (each.dtype != torch.int8 or not each.is_contiguous()) for each in maps):
-        raise ValueError("x: expected INT8 and dense tensors throughout")
+    if x.dtype not in (torch.int8, torch.float16, torch.bfloat16):
+        raise ValueError(f"x: expected INT8 or 16 bits, got {x.dtype}")
+    if any(each is not None and (each.dtype != x.dtype or not each.is_contiguous()) for each in maps):
+        raise ValueError(f"x: expected {x.dtype} and dense tensors throughout")
     endings = (inner, epilogue, outer or Epilogue())
-    if not all(folds(each.activation) for each in endings) or (residual is None) != (worth is None):
-        raise ValueError("epilogue: expected none or relu, and what a residual is worth")
-    numbers = (steps.first, first_bias, steps.second, second_bias)
-    later = (None, None) if out is None else (steps.third, third_bias)
-    scales = (*numbers, *later, None if source is None else steps.shortcut)
-    if any(each is not None and each.dtype != torch.float32 for each in scales):
-        raise ValueError("steps: expected FP32")
-    shared, tiles = block_bytes(config, across, widest, made, source is not None), images * ceil(high / config.rows)
+    eight = x.dtype == torch.int8
+    if not all(folds(each.activation) for each in endings) or eight != (steps is not None):
+        raise ValueError("epilogue: expected none or relu, and the steps of INT8")
+    scales: tuple[torch.Tensor | None, ...] = ()
+    if steps is not None:
+        if (residual is None) != (worth is None):
+            raise ValueError("worth: expected what a residual is worth")
+        shortcuts = None if source is None else steps.shortcut
+        scales = (steps.first, steps.second, worth, shortcuts, None if out is None else steps.third)
+    numbers = (first_bias, second_bias, None if out is None else third_bias, *scales)
+    if any(each is not None and each.dtype != torch.float32 for each in numbers):
+        raise ValueError("steps, biases: expected FP32")
+    shared = block_bytes(config, across, widest, made, x.element_size(), shortcut=source is not None)
+    tiles = images * ceil(high / config.rows)
     if config.resident * (shared + 1024) > _SHARED + 1024 * config.resident or config.rows * across > _MOST_THREADS:
         raise ValueError(f"config: {config} takes {shared} bytes")
     walkers = min(tiles, multiprocessors * config.resident)
     constants = {
+        "BYTES": int(eight),
         "IMAGES": images,
         "HIGH": high,
         "WIDTH": across,
@@ -125,14 +135,16 @@ def bottleneck_eight_launch(
         "WALKERS": walkers,
         "RESIDENT": config.resident,
     }
+    if x.dtype == torch.bfloat16:
+        constants["BFLOAT16"] = 1
     return CppLaunch(
         "bottleneck.cu",
         "bottleneck",
         (walkers, 1, 1),
         ceil(config.rows * across / 32) * 32,
         (
-            x, first, steps.first, first_bias, second, steps.second, second_bias, residual, worth, source, shortcut,
-            None if source is None else steps.shortcut, third, *later, wide, out,
+            x, first, first_bias, second, second_bias, residual, source, shortcut, third,
+            None if out is None else third_bias, *scales, out, wide,
         ),
         constants,
         shared,
