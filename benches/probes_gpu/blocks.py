@@ -25,6 +25,7 @@ from benches.gpu import ours  # noqa: E402
 from penstock.engine.cuda.kernels.bottleneck import BottleneckTile, Steps, bottleneck_launch  # noqa: E402
 from penstock.engine.cuda.kernels.epilogue import Epilogue, fold  # noqa: E402
 from penstock.engine.cuda.kernels.implicit_gemm import conv2d_nhwc_launch  # noqa: E402
+from penstock.engine.cuda.kernels.lane_bottleneck import block_cuts, lane_bottleneck_launch  # noqa: E402
 from penstock.engine.cuda.kernels.max_pool import max_pool2d_nhwc_launch  # noqa: E402
 from penstock.engine.cuda.kernels.resident import ResidentTile, resident_conv_launch  # noqa: E402
 from penstock.engine.cuda.kernels.stem_pool import StemCut, stem_pool_launch  # noqa: E402
@@ -47,6 +48,7 @@ BLOCKS: dict[str, tuple[tuple[int, ...], list[tuple[int, ...]], list[tuple[int, 
         [(128, 64, 64, 8, 4, 3), (64, 64, 64, 4, 4, 3), (128, 64, 64, 4, 4, 2), (64, 64, 64, 4, 3, 2)], [],
     ),
     "l1 last": ((64, 56, 64, 64, 256, 128, 0), [(128, 64, 64, 8, 4, 3), (64, 64, 64, 4, 4, 3)], []),
+    "l1 alone": ((64, 56, 64, 64, 256, 0, 0), [], []),
     "l2": (
         (64, 28, 128, 128, 512, 128, 0),
         [(128, 64, 128, 8, 3, 3), (64, 64, 128, 4, 4, 3), (128, 128, 128, 8, 3, 2), (64, 64, 128, 4, 3, 2),
@@ -149,6 +151,26 @@ def block(name: str) -> Case:
             )
         ]  # fmt: skip
         case.checks[key] = check
+    if channels == middle == 64 and out in (0, 64):
+        plain = fold(*first[1:], STEPS[0], 0)
+        biases = second[2] if shortcut is None else second[2] + shortcut[2]
+        behind = fold(second[1], biases, STEPS[1], 0)
+        end = fold(*third[1:], STEPS[2], 0) if third else (None, None)
+        aside = fold(shortcut[1], None, STEPS[1], 0)[0] if shortcut else None
+        worth = torch.tensor([STEPS[3] / STEPS[1]], device="cuda")
+        for chosen in block_cuts(size, size):
+            key = "c++ " + "x".join(map(str, astuple(chosen)))
+            try:
+                made = lane_bottleneck_launch(
+                    x, first[0], plain[1], second[0], behind[1], wide=found, config=chosen, inner=relu, epilogue=relu,
+                    outer=relu, steps=Steps(plain[0], behind[0], end[0], aside), residual=residual,
+                    worth=None if residual is None else worth, source=far, shortcut=shortcut[0] if shortcut else None,
+                    third=third[0] if third else None, third_bias=end[1], out=last,
+                )  # fmt: skip
+            except ValueError as error:
+                print(name, key, error)
+                continue
+            case.launches[key], case.checks[key] = [made], check
     if rest:
         between = torch.empty((n, size, size, middle), dtype=INT8, device="cuda")
 
@@ -168,6 +190,57 @@ def block(name: str) -> Case:
             )  # fmt: skip
         case.launches["apart"] = row
         case.checks["apart"] = check
+    return case
+
+
+def halves(name: str) -> Case:
+    """The same of FP16: by Triton, and lane by lane."""
+    (n, size, channels, middle, wide, out, source), _, _ = BLOCKS[name.removesuffix(" half")]
+    case, relu = Case(name), Epilogue("relu")
+
+    def drawn(*shape: int, scale: float = 1.0) -> torch.Tensor:
+        return (torch.randn(shape, device="cuda") * scale).half()
+
+    x, first = drawn(n, size, size, channels), drawn(middle, 3, 3, channels, scale=0.04)
+    second = drawn(wide, middle, scale=0.1)
+    third = drawn(out, wide, scale=0.06)
+    biases = [torch.randn(each, device="cuda") for each in (middle, wide, max(out, 1))]
+    far, shortcut = (drawn(n, size, size, source), drawn(wide, source, scale=0.1)) if source else (None, None)
+    residual = None if source else drawn(n, size, size, wide)
+    found, last = (torch.empty((n, size, size, each), dtype=HALF, device="cuda") for each in (wide, out))
+    right: list[torch.Tensor] = []
+
+    def layer_of(y: torch.Tensor, w: torch.Tensor, b: torch.Tensor | None, pad: int = 0) -> torch.Tensor:
+        w = w if w.dim() == 4 else w[:, None, None]
+        y = functional.conv2d(y.float().permute(0, 3, 1, 2), w.float().permute(0, 3, 1, 2), b, padding=pad)
+        return y.permute(0, 2, 3, 1)
+
+    def check() -> str:
+        if not right:
+            y = layer_of(layer_of(x[:4], first, biases[0], 1).relu().half(), second, biases[1])
+            y = (y + (residual[:4] if residual is not None else layer_of(far[:4], shortcut, None))).relu()
+            right.extend((y, layer_of(y.half(), third, biases[2]).relu() if out else y))
+        pairs = ((found, right[0]), (last, right[1])) if out else ((found, right[0]),)
+        return " ".join(f"{float((a[:4].double() - b).norm() / b.norm()):.0e}" for a, b in pairs)
+
+    given = {"residual": residual, "source": far, "shortcut": shortcut, "inner": relu, "epilogue": relu, "outer": relu}
+    behind = {"third": third, "third_bias": biases[2], "out": last} if out else {}
+    for cut in ((128, 64, 64, 4, 4, 3), (128, 64, 64, 4, 3, 3)):
+        key = "x".join(map(str, cut))
+        case.launches[key], case.checks[key] = [
+            bottleneck_launch(x, first, biases[0], second, biases[1], wide=found, config=BottleneckTile(*cut),
+                              padding=(1, 1), **given, **behind)
+        ], check  # fmt: skip
+    for chosen in block_cuts(size, size, 2):
+        key = "c++ " + "x".join(map(str, astuple(chosen)))
+        try:
+            made = lane_bottleneck_launch(
+                x, first, biases[0], second, biases[1], wide=found, config=chosen, **given, **behind
+            )
+        except ValueError as error:
+            print(name, key, error)
+            continue
+        case.launches[key], case.checks[key] = [made], check
     return case
 
 
@@ -222,6 +295,12 @@ def layer_scales(weight: torch.Tensor, scale: torch.Tensor, bias: torch.Tensor) 
     return scale, (bias.double() + shift * scale.double()).float()
 
 
+def made(name: str) -> Case:
+    if name.startswith("stem"):
+        return stem({"int8": INT8, "half": HALF}[name.split()[1]])
+    return halves(name) if name.endswith(" half") else block(name)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float, default=55.0)
@@ -235,10 +314,7 @@ def main() -> None:
     torch.manual_seed(1)
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     with ours.compilers("cuda", os.cpu_count() or 1) as compilers:
-        cases = [
-            stem({"int8": INT8, "half": HALF}[each.split()[1]]) if each.startswith("stem") else block(each)
-            for each in options.cases
-        ]
+        cases = [made(each) for each in options.cases]
         futures = {
             (case.name, key): [compilers.submit(each) for each in row]
             for case in cases for key, row in case.launches.items()

@@ -23,6 +23,7 @@ from penstock.engine.cuda.kernels.implicit_gemm_kernel import implicit_gemm_kern
 from penstock.engine.cuda.kernels.launching import Launch, interpreted
 from penstock.engine.cuda.kernels.resident import ResidentTile, resident_conv_launch, resident_tiles
 from penstock.engine.cuda.kernels.tiles import Product, Tile
+from penstock.engine.cuda.lane_blocks import LANE_BLOCKS
 from penstock.engine.cuda.recurrent import RECURRENT
 from penstock.engine.cuda.short_steps import SHORT
 from penstock.engine.cuda.sites import RunInto, Site, seen
@@ -304,6 +305,7 @@ WAYS: Final[dict[tuple[str, str], Way]] = {
     ("gemm", "triton_resident"): Way(_resident, _resident_tiles, types=integers_or_narrow, scales=True),
     **DENSE,
     **BLOCKS,
+    **LANE_BLOCKS,
     **JOINED,
     **MOVES,
     **POOLS,

@@ -156,6 +156,22 @@ inline Pair shared_load(Address from) {
   std::memcpy(&value, at_address(from), sizeof value);
   return value;
 }
+inline Quad shared_load_quad(Address from) {
+  Quad value;
+  std::memcpy(&value, at_address(from), sizeof value);
+  return value;
+}
+inline void copy_ahead(Address to, const Quad* from, bool there) {
+  const Quad value = there ? *from : Quad{};
+  std::memcpy(at_address(to), &value, sizeof value);
+}
+inline void copies_commit() {}
+inline void copies_are_done() {}
+inline unsigned int bits_of_float(float number) {
+  unsigned int bits;
+  std::memcpy(&bits, &number, sizeof bits);
+  return bits;
+}
 inline unsigned int shared_load_word(Address from) {
   unsigned int value;
   std::memcpy(&value, at_address(from), sizeof value);

@@ -150,6 +150,23 @@ __device__ __forceinline__ Pair shared_load(Address from) {
   return value;
 }
 
+__device__ __forceinline__ Quad shared_load_quad(Address from) {
+  Quad value;
+  asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];"
+               : "=r"(value.x), "=r"(value.y), "=r"(value.z), "=r"(value.w)
+               : "r"(from)
+               : "memory");
+  return value;
+}
+
+// Sixteen bytes into shared memory, zero where they are not `there`, past the first cache and while others go on.
+__device__ __forceinline__ void copy_ahead(Address to, const Quad* from, bool there) {
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(there ? 16 : 0) : "memory");
+}
+
+__device__ __forceinline__ void copies_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+__device__ __forceinline__ void copies_are_done() { asm volatile("cp.async.wait_group 0;" ::: "memory"); }
+
 __device__ __forceinline__ unsigned int shared_load_word(Address from) {
   unsigned int value;
   asm volatile("ld.shared.u32 %0, [%1];" : "=r"(value) : "r"(from) : "memory");
@@ -225,6 +242,8 @@ __device__ __forceinline__ void multiply_add(int (&sum)[4], const Quad& a, unsig
 }
 
 // ---- numbers ----
+
+__device__ __forceinline__ unsigned int bits_of_float(float number) { return __float_as_uint(number); }
 
 // To the nearest, ties to even, saturating.
 __device__ __forceinline__ unsigned int bytes(float first, float second, float third, float fourth) {
