@@ -28,8 +28,8 @@ _TILE_GROUP: Final = 8
 _SUMS: Final = {2: 192, 3: 96}
 _COLUMNS: Final = (64, 104, 128, 192, 256)
 _NARROW_COLUMNS: Final = (64, 128, 192, 256)  # that the units have for every type
-_SHARED_WEIGHTS: Final = ((1, 0, 0), (2, 0, 0), (1, 0, 1), (1, 1, 0), (1, 1, 1), (1, 2, 0), (1, 2, 1))
-# cluster, together, resident
+# together, resident. Clusters have won nowhere: the second cache keeps up.
+_WAYS: Final = ((0, 0), (0, 1), (1, 0), (1, 1), (2, 0), (2, 1))
 _BUSY: Final = 0.9  # of the blocks
 _FEWEST_STEPS: Final = 8
 _MOST_SHARED: Final = 3  # blocks that a tile takes, about
@@ -44,6 +44,7 @@ _SPARED: Final = 0.8  # of the pixels of squares that are some of the picture's,
 _PRODUCT: Final = 0.54
 _LEAST_PRODUCT: Final = 38
 _ALONE: Final = 1.5
+_PIXEL: Final = 4.1  # that the unit looks for
 _L2_BYTES: Final = 64
 _EPILOGUE: Final = 8.0
 _DEVICE_BYTES: Final = 2450
@@ -204,7 +205,9 @@ class WindowTile:
         # Products that add to the same sums wait for each other.
         each *= _ALONE if self.pingpong and self.rows == _SQUARE else 1
         multiply = taps * (window.line // 32) * (self.block_rows // _SQUARE) * each
-        step = max(multiply, (self.pixel_bytes(window) + weights / self.cluster) / _L2_BYTES) + _PER_STEP
+        load = (self.pixel_bytes(window) + weights / self.cluster) / _L2_BYTES
+        seek = 0 if self.strip else self.block_rows * taps * _PIXEL
+        step = max(multiply, load, seek) + _PER_STEP
         loop = self.steps(window) * step
         finish = area / _EPILOGUE * (1.5 if residual else 1.0)
         waves = ceil(self.count(window) / self.clusters(window))
@@ -225,7 +228,7 @@ def warpgroup_conv_tiles(
 ) -> list[WindowTile]:
     """Those worth timing, most promising first."""
     sensible = _sensible(window, multiprocessors, residual, out_itemsize)
-    return sorted(sensible, key=lambda tile: tile.clocks(window, residual, out_itemsize))[:limit]
+    return sorted(sensible, key=lambda tile: (tile.clocks(window, residual, out_itemsize), -tile.resident))[:limit]
 
 
 def _sensible(window: Window, multiprocessors: int, residual: bool, out_itemsize: int) -> Iterator[WindowTile]:
@@ -233,16 +236,15 @@ def _sensible(window: Window, multiprocessors: int, residual: bool, out_itemsize
         if columns > _SQUARE and columns >= window.filters + _SQUARE:
             continue
         for rows, pingpong, groups in ((64, 1, 2), (64, 0, 2), (64, 0, 3), (128, 1, 2), (128, 0, 2)):
-            for cluster, together, resident in _SHARED_WEIGHTS:
-                bare = WindowTile(rows, columns, pingpong, groups, 0, cluster, together, resident, 0, multiprocessors)
+            for together, resident in _WAYS:
+                bare = WindowTile(rows, columns, pingpong, groups, 0, 1, together, resident, 0, multiprocessors)
                 room = SHARED - bare.shared_bytes(window, residual, out_itemsize)
                 stages = min(_MOST_STAGES, room // bare.stage_bytes(window))
                 if stages < (2 if together and resident else _FEWEST_STAGES) or bare.block_rows >= 2 * window.rows:
                     continue
                 tile = replace(bare, stages=stages)
-                enough = cluster == 1 or tile.count(window) >= multiprocessors // 4
                 used = window.rows / (tile.count(window) * tile.block_rows / ceil(window.filters / columns))
-                if enough and (not tile.strip or used >= _SPARED) and tile.fits(window, residual, out_itemsize):
+                if (not tile.strip or used >= _SPARED) and tile.fits(window, residual, out_itemsize):
                     yield tile
                     yield from _split(tile, window)
 
