@@ -58,7 +58,7 @@ def short_tiles(product: Product, multiprocessors: int = H200_MULTIPROCESSORS) -
         or product.k > (_DEEPEST_OF_BYTES if product.itemsize == 1 else _DEEPEST)
     ):
         return []
-    for tiles, height in ((4, 2), (4, 1), (8, 2)):
+    for tiles, height in ((4, 2), (4, 1), (8, 2)) if product.itemsize == 1 else ((4, 1), (4, 2), (8, 2)):
         registers = ShortTile(height, tiles, 1).registers(product)
         if registers > _REGISTERS or product.n % (2 * tiles):
             continue
