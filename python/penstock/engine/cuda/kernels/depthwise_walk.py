@@ -197,6 +197,7 @@ def depthwise_walk_launch(
         "ROWS": config.rows,
         "AHEAD": config.ahead,
         "THREADS": config.threads,
+        "BLOCKS": ceil(threads / config.threads),
         "HAS_BIAS": int(bias is not None),
         "HAS_SUMS": int(sums is not None),
         "X_SCALE_BITS": bits(scale),
@@ -210,7 +211,7 @@ def depthwise_walk_launch(
     return CppLaunch(
         "depthwise.cu",
         "depthwise_walk",
-        (ceil(threads / config.threads), 1, 1),
+        (constants["BLOCKS"], 1, 1),
         config.threads,
         (x, w, factors, bias, out, sums),
         constants,

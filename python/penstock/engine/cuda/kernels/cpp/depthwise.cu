@@ -2,6 +2,9 @@
 // down ROWS of them. Its filters stay in registers; each pixel is loaded and widened once and added to all the rows of
 // results that it belongs to. Rows are loaded before they are wanted.
 //
+// Blocks begin with the last image, for what the kernel ahead wrote last is in the second cache yet; and the kernel
+// behind, which begins with the first, finds that there.
+//
 // Numbers of sixteen bits are multiplied in FP32. INT8 is multiplied in FP16, two at a time, by weights whose sizes add
 // up to at most one: sums stay below 128, where FP16 has steps of a sixteenth at most. What becomes of a sum is FP32.
 //
@@ -10,7 +13,7 @@
 //   TAPS_HIGH TAPS_WIDE STRIDE_HIGH STRIDE_WIDE PAD_TOP PAD_LEFT
 //   X_PITCH OUT_PITCH     numbers from one pixel to the next
 //   EIGHT_IN EIGHT_OUT    whether they are INT8
-//   COLUMNS ROWS AHEAD THREADS   how it is cut; AHEAD rows are under way
+//   COLUMNS ROWS AHEAD THREADS BLOCKS   how it is cut; AHEAD rows are under way
 //   HAS_BIAS HAS_SUMS     sums are of each channel of each walk, before rounding: [IMAGES, walks and strips, CHANNELS]
 //   X_SCALE_BITS OUT_INVERSE_BITS   FP32 as it lies in memory: what an INT8 step is worth, how many of the result one is
 //   ACTIVATION            0 bounds alone, 1 hard_swish, 2 silu
@@ -125,7 +128,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) depthwise_walk(const un
 #else
                                                                      Out* out) {
 #endif
-  const unsigned int number = block_index() * THREADS + thread_index();
+  const unsigned int number = (BLOCKS - 1 - block_index()) * THREADS + thread_index();
   const unsigned int vector = number % VECTORS, strip = number / VECTORS % STRIPS;
   const unsigned int walk = number / (VECTORS * STRIPS) % WALKS, image = number / (VECTORS * STRIPS * WALKS);
   if (image >= IMAGES) return;
