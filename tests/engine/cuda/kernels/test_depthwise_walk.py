@@ -153,6 +153,7 @@ def compiled_for_the_cpu(launch: CppLaunch, folder: Path) -> ctypes.CDLL:
     source = text(launch.source)
     assert '#include "primitives.cuh"' in source
     source = source.replace('#include "primitives.cuh"', '#include "emulated.hpp"')
+    source = source.replace("extern __shared__ Quad memory[];", "Quad* memory = block_memory();")
     pointers = ", ".join(f"pointer(arguments[{number}])" for number in range(len(launch.bound())))
     source += f"""
 struct pointer {{
