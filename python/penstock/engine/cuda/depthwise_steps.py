@@ -21,6 +21,7 @@ from penstock.engine.cuda.kernels.depthwise_walk import (
 )
 from penstock.engine.cuda.kernels.driver import HOPPER
 from penstock.engine.cuda.kernels.epilogue import Scratch
+from penstock.engine.cuda.kernels.expand_walk import BOUNDED, ExpandWalkTile, expand_walk_launch, expand_walk_tiles
 from penstock.engine.cuda.kernels.short_product import ShortTile, short_product_launch, short_tiles
 from penstock.engine.cuda.kernels.tiles import Product
 from penstock.engine.cuda.sites import Site
@@ -65,11 +66,14 @@ def walked(ready: Ready, operands: Tensors, out: torch.Tensor, sums: torch.Tenso
 
 
 def tiles_of_walks(site: Site) -> list[Config]:
+    return [astuple(tile) for tile in walk_tiles(_layer(site), multiprocessors_of(site.device))]
+
+
+def _layer(site: Site) -> Layer:
     batch, height, width, channels = site.out_shape()
     _, high, wide, _ = site.shape("weight")
     down, across = site.integers("strides")
-    layer = Layer((batch, height, width, channels), (high, wide), (down, across), dtype_of(site, 0).itemsize)
-    return [astuple(tile) for tile in walk_tiles(layer, multiprocessors_of(site.device))]
+    return Layer((batch, height, width, channels), (high, wide), (down, across), dtype_of(site, 0).itemsize)
 
 
 _SHORT: Final = len(fields(ShortTile))  # numbers of a product's cut; a walk's follow
@@ -103,6 +107,32 @@ def _pairs(site: Site) -> list[Config]:
         return []
     length = max(len(ours), len(others))
     return [(*ours[min(n, len(ours) - 1)], *others[min(n, len(others) - 1)]) for n in range(length)]
+
+
+def _expand(ready: Ready, operands: Tensors, outputs: Tensors, scratch: Scratch | None) -> Launched:
+    """Both in one kernel."""
+    del scratch
+    site, constants = ready.site, ready.constants
+    (high, wide), (top, left) = site.integers("strides"), site.integers("pads")[:2]
+    return expand_walk_launch(
+        operands[0],
+        constants["first"],
+        ready.weight,
+        out=outputs[0],
+        config=ExpandWalkTile(*ready.config),
+        first_bias=constants.get("first_bias"),
+        bias=ready.bias,
+        inner=ready.activation("inner_"),
+        outer=ready.epilogue,
+        stride=(high, wide),
+        padding=(top, left),
+        pdl=site.early,
+    )
+
+
+def _expand_tiles(site: Site) -> list[Config]:
+    layer, narrow = _layer(site), site.shape("x")[3]
+    return [astuple(tile) for tile in expand_walk_tiles(layer, narrow, multiprocessors_of(site.device))]
 
 
 def _flat(weight: torch.Tensor) -> torch.Tensor:
@@ -142,6 +172,10 @@ def _suits_pair(site: Site) -> bool:
     return suits_walks(site) and site.text("inner", "none") in ACTIVATIONS and bool(_pairs(site))
 
 
+def _suits_expand(site: Site) -> bool:
+    return suits_walks(site) and site.text("inner", "none") in BOUNDED and bool(_expand_tiles(site))
+
+
 def _suits_gate(site: Site) -> bool:
     return _suits_conv(site) and suits_gate_layers(site)
 
@@ -163,6 +197,9 @@ WALKS: Final[dict[tuple[str, str], Way]] = {
         forms={"weight": _taps_first, **LAYERS},
         suits=_suits_gate,
         combined=with_steady,
+    ),
+    ("expand_depthwise", "cuda_walk"): Way(
+        _expand, _expand_tiles, forms={"first": _flat, "weight": _taps_first}, suits=_suits_expand
     ),
     ("expand_depthwise", "cuda_pair"): Way(
         _pair,

@@ -10,7 +10,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from penstock.engine.cuda.kernels import nvrtc  # noqa: E402
+from penstock.engine.cuda.kernels import cpp_launching, nvrtc  # noqa: E402
 from penstock.engine.cuda.kernels.cpp_launching import CppLaunch, text  # noqa: E402
 from penstock.engine.cuda.kernels.depthwise_walk import (  # noqa: E402
     Layer,
@@ -24,6 +24,7 @@ from penstock.engine.cuda.kernels.epilogue import Epilogue  # noqa: E402
 pytestmark = pytest.mark.torch
 
 HERE = Path(__file__).parent
+SOURCES = Path(cpp_launching.__file__).parent / "cpp"
 HALF, BF16, INT8 = torch.float16, torch.bfloat16, torch.int8
 X_SCALE = 0.02
 BOUNDED = Epilogue("relu6", out_scale=0.03)
@@ -152,6 +153,7 @@ def compiled_for_the_cpu(launch: CppLaunch, folder: Path) -> ctypes.CDLL:
     source = text(launch.source)
     assert '#include "primitives.cuh"' in source
     source = source.replace('#include "primitives.cuh"', '#include "emulated.hpp"')
+    source = source.replace("extern __shared__ Quad memory[];", "Quad* memory = block_memory();")
     pointers = ", ".join(f"pointer(arguments[{number}])" for number in range(len(launch.bound())))
     source += f"""
 struct pointer {{
@@ -166,7 +168,19 @@ extern "C" void run(void** arguments) {{
     file, library = folder / "kernel.cpp", folder / "kernel.so"
     file.write_text(source)
     macros = [f"-D{name}={value}" for name, value in launch.constants.items()]
-    command = ["g++", "-std=c++20", "-O1", "-w", "-shared", "-fPIC", "-pthread", f"-I{HERE}", *macros, str(file)]
+    command = [
+        "g++",
+        "-std=c++20",
+        "-O1",
+        "-w",
+        "-shared",
+        "-fPIC",
+        "-pthread",
+        f"-I{HERE}",
+        f"-I{SOURCES}",
+        *macros,
+        str(file),
+    ]
     subprocess.run([*command, "-o", str(library)], check=True)
     return ctypes.CDLL(str(library))
 

@@ -17,7 +17,7 @@ from .driver import HOPPER, AnyMap, LoadedKernel, LoadedModule, SealedKernel
 from .nvrtc import Compiled, compile_cpp
 
 _FOLDER: Final = Path(__file__).parent / "cpp"
-_HEADERS: Final = ("primitives.cuh", "warpgroup.cuh")
+_HEADERS: Final = ("primitives.cuh", "walk.cuh", "warpgroup.cuh")
 
 
 @dataclass(frozen=True, slots=True)

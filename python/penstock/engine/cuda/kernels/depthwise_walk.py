@@ -24,8 +24,8 @@ BEYOND_BOUNDS: Final = {"hard_swish": 1, "silu": 2}
 _COLUMNS: Final = (1, 2, 4, 7, 8)
 _ROWS: Final = (1, 2, 4, 7, 14, 28)
 _AHEAD: Final = (1, 2)
-_THREADS: Final = 128
-_REGISTERS: Final = 215  # of a thread, beyond which the compiler spills
+_THREADS: Final = 64  # so few that multiprocessors get about as much
+_REGISTERS: Final = 203  # of a thread, beyond which the compiler spills
 _MULTIPROCESSOR_REGISTERS: Final = 65536
 _WARP: Final = 32
 # Clocks, roughly: of a load from the second cache, of what comes before the first row, of a store with what is done
@@ -34,7 +34,7 @@ _LATENCY: Final = 700
 _START: Final = 1500
 _STORE: Final = 16
 _LOAD: Final = 6
-_ISSUE: Final = 4
+_ISSUE: Final = 2.8
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +70,7 @@ class WalkTile:
     def registers(self, layer: Layer) -> int:
         kept, reach = self._kept(layer), self._reach(layer)
         taps = layer.taps[0] * layer.taps[1]
-        return 2 * (kept * self.columns + taps + reach) + self.ahead * reach + 26
+        return 2 * (kept * self.columns + taps + reach) + self.ahead * reach + 14
 
     def clocks(self, layer: Layer, multiprocessors: int) -> float:
         """Roughly, for telling cuts apart."""
@@ -79,12 +79,12 @@ class WalkTile:
         read = (rows - 1) * layer.stride[0] + layer.taps[0]
         each_row = reach * _LOAD + 2 * self.columns * layer.taps[0] * layer.taps[1] / layer.stride[0]
         work = read * each_row + rows * self.columns * _STORE + 4 * layer.taps[0] * layer.taps[1] + 60
-        warps = images * walks * channels / layer.vector / _WARP / multiprocessors
+        warps = ceil(images * walks * channels / layer.vector / self.threads) / multiprocessors
+        warps = ceil(warps) * self.threads // _WARP  # of the multiprocessor that has most
         resident = _MULTIPROCESSOR_REGISTERS // (self.registers(layer) * self.threads) * self.threads // _WARP
-        waves = ceil(warps / resident)
         at_once = min(warps, resident) / _ISSUE
         alone = _START + read * max(_LATENCY / self.ahead, each_row * max(1.0, at_once))
-        return max(warps * work / _ISSUE, waves * alone)
+        return max(warps * work / _ISSUE, ceil(warps / resident) * alone)
 
     def _kept(self, layer: Layer) -> int:
         return ceil(layer.taps[0] / layer.stride[0])
@@ -197,6 +197,7 @@ def depthwise_walk_launch(
         "ROWS": config.rows,
         "AHEAD": config.ahead,
         "THREADS": config.threads,
+        "BLOCKS": ceil(threads / config.threads),
         "HAS_BIAS": int(bias is not None),
         "HAS_SUMS": int(sums is not None),
         "X_SCALE_BITS": bits(scale),
@@ -210,7 +211,7 @@ def depthwise_walk_launch(
     return CppLaunch(
         "depthwise.cu",
         "depthwise_walk",
-        (ceil(threads / config.threads), 1, 1),
+        (constants["BLOCKS"], 1, 1),
         config.threads,
         (x, w, factors, bias, out, sums),
         constants,

@@ -58,7 +58,7 @@ def short_tiles(product: Product, multiprocessors: int = H200_MULTIPROCESSORS) -
         or product.k > (_DEEPEST_OF_BYTES if product.itemsize == 1 else _DEEPEST)
     ):
         return []
-    for tiles, height in ((4, 2), (4, 1), (8, 2)):
+    for tiles, height in ((4, 2), (4, 1), (8, 2)) if product.itemsize == 1 else ((4, 1), (4, 2), (8, 2)):
         registers = ShortTile(height, tiles, 1).registers(product)
         if registers > _REGISTERS or product.n % (2 * tiles):
             continue
@@ -196,8 +196,8 @@ def _launch(
         "LOW_BITS": bits(low),
         "HIGH_BITS": bits(high),
         "HIGH_MATTERS": int(high / epilogue.out_scale < 127),
-        "LOW_PAIR": _pair(low, wide),
-        "HIGH_PAIR": _pair(high, wide),
+        "LOW_PAIR": pair_of(low, wide),
+        "HIGH_PAIR": pair_of(high, wide),
         "OUT_INVERSE_BITS": bits(1.0 / epilogue.out_scale),
     }
     if wide == torch.bfloat16:
@@ -213,7 +213,7 @@ def _launch(
     )
 
 
-def _pair(number: float, dtype: torch.dtype) -> int:
+def pair_of(number: float, dtype: torch.dtype) -> int:
     """Twice in a word, in sixteen bits."""
     (whole,) = struct.unpack("<I", struct.pack("<f", number))
     if dtype == torch.bfloat16:
