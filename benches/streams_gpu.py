@@ -82,7 +82,7 @@ def measure(
     least, most = (_inputs(engine, each.shapes) for each in (buckets[0], buckets[-1]))
     wrong = _scaling(engine, least, most, counts, seconds)
     wrong += _urgent(engine, least, most, busy, seconds)
-    title = f"{PICTURE_CONTEXTS} contexts of {name}, batch {_rows(buckets[-1])}"
+    title = f"Contexts of {name}, batch {_rows(buckets[-1])}"
     return wrong, _overlap(engine, buckets[-1].program, most), title
 
 
