@@ -128,7 +128,6 @@ inline void pixels_store(const TensorMap& map, unsigned int channel, int wide, i
 
 template <int BUT>
 void stores_have_read() {}
-inline void stores_are_done() {}
 inline void stores_are_one() {}
 inline void show_to_stores() {}
 
