@@ -34,8 +34,9 @@ import numpy as np  # noqa: E402
 
 from benches.gpu.subjects import SUBJECTS, Subject, Tensor  # noqa: E402
 from benches.serve_clients import Ports, Row, Way, client, pictures  # noqa: E402
+from penstock.engine import cores  # noqa: E402
 
-_PROCESSES: Final = max(6, 5 * (os.cpu_count() or 1) // 8)
+_PROCESSES: Final = max(6, 5 * cores.available() // 8)
 """Of clients: one interpreter sends some ten thousand small requests a second."""
 _PREPROCESS: Final = "x:uint8,nhwc,mean=123.675/116.28/103.53,std=58.395/57.12/57.375"
 _MEAN: Final = (123.675, 116.28, 103.53)

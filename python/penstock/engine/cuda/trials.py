@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Final, Protocol
 import torch
 
 from penstock.engine.cuda import timers, worth
+from penstock.engine.cuda.candidates import Candidate, Tuned, kernel_key, launching_candidates, listed
 from penstock.engine.cuda.choices import Choice, Choices
-from penstock.engine.cuda.implementations import OURS, chosen, fitting
+from penstock.engine.cuda.implementations import chosen
 from penstock.engine.cuda.kernels.replay import Recorder, launching
 from penstock.engine.cuda.sites import Run, Site, capability, eight_bits
 from penstock.engine.cuda.timers import Call, Timer
@@ -32,10 +33,7 @@ _AGREES: Final = {
     torch.float8_e4m3fn: 0.02,
 }
 _CLEARLY: Final = 1.3  # times the best: a glance is enough to pass over what is as slow as that
-_HOPELESS: Final = 2.0  # times the best: an implementation whose first ideas are no faster is given up
-_FIRST_IDEAS: Final = 2
-_NEW_KERNEL: Final = 0.5  # seconds of a process, about
-_TIMING: Final = 0.1  # of the same, for timing what is compiled
+_WINS_ELSEWHERE: Final = 2.0  # times the worth of a cut that is the best of another step
 
 
 class Builds(Protocol):
@@ -47,143 +45,6 @@ class Builds(Protocol):
         ...
 
     def submit(self, launch: "Launched", /) -> Future[str]: ...
-
-
-@dataclass(slots=True)
-class Tuned:
-    """What is known of one kind of step; `steps` are those it stands for."""
-
-    site: Site
-    steps: list[str]
-    operands: tuple[torch.Tensor, ...] = ()
-    times: dict[Choice, float] = field(default_factory=dict)
-    """Microseconds."""
-
-    failed: dict[Choice, str] = field(default_factory=dict)
-    reference: tuple[torch.Tensor, ...] = ()
-    rough: set[Choice] = field(default_factory=set)
-    """Those that had no more than a glance."""
-
-    default: Choice | None = None
-    """What is chosen if there was no time for any."""
-
-    @property
-    def best(self) -> Choice | None:
-        return min(self.times, key=lambda each: self.times[each], default=self.default)
-
-    @property
-    def microseconds(self) -> float:
-        """Of one step; infinite if there was no time for it."""
-        return min(self.times.values(), default=float("inf"))
-
-    @property
-    def has_ours(self) -> bool:
-        """Whether a kernel of ours was timed."""
-        return any(choice.implementation.startswith(OURS) for choice in self.times)
-
-
-@dataclass(eq=False, slots=True)
-class _Candidate:
-    row: Tuned
-    choice: Choice
-    rank: int
-    """Its place among its implementation's configurations; of libraries the last that was written comes first."""
-
-    floor: float
-    guess: float
-    launches: "tuple[Launched, ...]" = ()
-    kernels: frozenset[object] = frozenset()
-    """Of the launches, each once."""
-
-    left: int = 0
-    """Kernels that are not compiled yet."""
-
-    _known: int = -1
-    _worth: float = 0.0
-
-    @property
-    def ours(self) -> bool:
-        return self.choice.implementation.startswith(OURS)
-
-    @property
-    def is_hopeless(self) -> bool:
-        """Whether its implementation's first ideas were far from the best."""
-        alike = self._alike()
-        return len(alike) >= _FIRST_IDEAS and min(alike) > _HOPELESS * self.row.microseconds
-
-    @property
-    def worth(self) -> float:
-        """Microseconds of a call that it may save."""
-        if self._known != len(self.row.times):
-            self._known, self._worth = len(self.row.times), len(self.row.steps) * self._of_one()
-        return self._worth
-
-    def _of_one(self) -> float:
-        row = self.row
-        spent = row.microseconds if row.times else self.guess
-        if not self.ours:
-            return worth.of_libraries(spent, self.floor, first=not row.times) / (self.rank + 1)
-        alike = self._alike()
-        behind = min(alike) / row.microseconds if alike else None
-        return worth.of_ours(spent, self.floor, self.rank, behind, first=not row.has_ours)
-
-    def _alike(self) -> list[float]:
-        name = self.choice.implementation
-        return [time for other, time in self.row.times.items() if other.implementation == name]
-
-
-def promising(rows: Sequence[Tuned], limit: int) -> "list[Launched]":
-    """What of our kernels trials of these will have compiled, each once, in the order of what it may save for its time
-    while nothing is timed.
-    """
-    ours = _launching([each for row in rows for each in _candidates(row, limit, {}) if each.ours])
-    ours.sort(key=lambda each: -each.worth / (_TIMING + _NEW_KERNEL * len(each.kernels)))
-    return list({kernel_key(launch): launch for each in ours for launch in each.launches}.values())
-
-
-def _candidates(row: Tuned, limit: int, hints: Choices) -> list[_Candidate]:
-    # The executor's own choice is in the site, and must not be the only one.
-    row.site = replace(row.site, step=replace(row.site.step, implementation=""), config=(), behind=False)
-    hint, floor, guess = hints.get(row.steps[0]), worth.least(row.site), worth.guess(row.site)
-    found: list[_Candidate] = []
-    ways = fitting(row.site)
-    libraries = [name for name in ways if not name.startswith(OURS)]
-    row.default = Choice(next(iter(ways)))
-    for name, implementation in ways.items():
-        configs = [tuple(config) for config in implementation.configs(row.site)]
-        if hint is not None and hint.implementation == name and hint.config in configs:
-            configs.sort(key=lambda config: config != hint.config)
-        place = len(libraries) - 1 - libraries.index(name) if name in libraries else 0
-        choices = [Choice(name, config) for config in configs[:limit]]
-        found += [_Candidate(row, each, place + rank, floor, guess) for rank, each in enumerate(choices)]
-    return found
-
-
-def _launching(candidates: Sequence[_Candidate]) -> list[_Candidate]:
-    """With what each would launch; those that a kernel refuses are lost."""
-    from penstock.engine.cuda.triton_steps import launch
-
-    kept: list[_Candidate] = []
-    for each in candidates:
-        row, choice = each.row, each.choice
-        try:
-            each.launches = launch(row.site, choice.implementation, choice.config)
-        except (ValueError, RuntimeError) as error:
-            row.failed[choice] = f"{type(error).__name__}: {error}"[:200]
-            continue
-        each.kernels = frozenset(map(kernel_key, each.launches))
-        kept.append(each)
-    return kept
-
-
-def kernel_key(launch: "Launched") -> object:
-    """Equal for launches that one compilation serves."""
-    from penstock.engine.cuda.kernels.cpp_launching import CppLaunch
-    from penstock.engine.cuda.precompile import Recipe
-
-    if isinstance(launch, CppLaunch):
-        return launch.source, launch.symbol, tuple(launch.constants.items())
-    return Recipe.of(launch) or launch
 
 
 @dataclass(slots=True)
@@ -200,19 +61,21 @@ class Trials:
 
     limit: int
     hints: Choices
-    _waiting: list[_Candidate] = field(default_factory=list)
-    _ready: list[_Candidate] = field(default_factory=list)
-    _pending: dict[Future[str], list[_Candidate]] = field(default_factory=dict)
+    _waiting: list[Candidate] = field(default_factory=list)
+    _ready: list[Candidate] = field(default_factory=list)
+    _pending: dict[Future[str], list[Candidate]] = field(default_factory=dict)
     _asked: dict[object, Future[str]] = field(default_factory=dict)
+    _winning: set[Choice] = field(default_factory=set)
+    """What was the best of some step, at some time."""
 
     def begin(self, compilers: Builds | None) -> None:
         """What needs no tensors: compiling."""
-        found = [each for row in self.rows for each in _candidates(row, self.limit, self.hints)]
+        found = [each for row in self.rows for each in listed(row, self.limit, self.hints)]
         if compilers is None:
             self._ready = found
             return
         self._ready = [each for each in found if not each.ours]
-        self._waiting = _launching([each for each in found if each.ours])
+        self._waiting = launching_candidates([each for each in found if each.ours])
         self._submit(compilers)
 
     def run(self, compilers: Builds | None) -> int:
@@ -262,9 +125,9 @@ class Trials:
                 if best not in candidates:
                     candidates.append(best)
 
-    def _worth_a_second(self, candidate: _Candidate) -> float:
-        kernels = len(candidate.kernels - self._asked.keys())
-        return candidate.worth / (_TIMING + _NEW_KERNEL * kernels)
+    def _worth_a_second(self, candidate: Candidate) -> float:
+        hope = _WINS_ELSEWHERE if candidate.choice in self._winning else 1.0
+        return hope * candidate.worth_a_second(self._asked.keys())
 
     def _collect(self, done: Iterable[Future[str]]) -> None:
         """Candidates whose last kernel is compiled are ready."""
@@ -302,7 +165,7 @@ class Trials:
 
     # ---- timing ----
 
-    def time(self, candidate: _Candidate) -> None:
+    def time(self, candidate: Candidate) -> None:
         """Into the row."""
         row, choice = candidate.row, candidate.choice
         try:
@@ -322,6 +185,8 @@ class Trials:
                     return
                 del outputs
                 row.times[choice] = self._timed(candidate, call)
+            if row.best is not None and row.has_ours:
+                self._winning.add(row.best)
             self._doubt(row)
         except Exception as error:  # whatever a compiler, a library or the driver raises
             row.failed[choice] = f"{type(error).__name__}: {error}"[:200]
@@ -334,7 +199,7 @@ class Trials:
         with working_in(needs.workspace(row.site.device)):
             row.reference = run(row.operands)
 
-    def _timed(self, candidate: _Candidate, call: Call) -> float:
+    def _timed(self, candidate: Candidate, call: Call) -> float:
         """A library's first time is a glance's; it is timed again when it turns out to matter."""
         row, choice = candidate.row, candidate.choice
         if not self.glances:
@@ -353,7 +218,7 @@ class Trials:
         """Where others are near the best, it should have had more than a glance."""
         best, near = row.best, _CLEARLY * row.microseconds
         if best is not None and best in row.rough and sum(time < near for time in row.times.values()) > 1:
-            self._ready.append(_Candidate(row, best, 0, worth.least(row.site), worth.guess(row.site)))
+            self._ready.append(Candidate(row, best, 0, worth.least(row.site), worth.guess(row.site)))
 
 
 def _bound(site: Site, choice: Choice, needs: Needs) -> Run:

@@ -15,14 +15,15 @@ from typing import TYPE_CHECKING, Final
 
 import torch
 
-from penstock.engine.cuda import trials
+from penstock.engine.cuda import candidates
+from penstock.engine.cuda.candidates import Tuned
 from penstock.engine.cuda.choices import Choice, Choices
 from penstock.engine.cuda.executor import Executor, Tensors
 from penstock.engine.cuda.implementations import add_triton
 from penstock.engine.cuda.kernels.replay import Player, launching
 from penstock.engine.cuda.sites import DTYPES, Site
 from penstock.engine.cuda.timers import Timer, timer_for
-from penstock.engine.cuda.trials import Builds, Trials, Tuned
+from penstock.engine.cuda.trials import Builds, Trials
 from penstock.engine.cuda.workspace import working_in
 
 if TYPE_CHECKING:
@@ -102,7 +103,7 @@ def _observe(executor: Executor, rows: Mapping[str, Tuned], inputs: Tensors) -> 
 def promising(executors: Sequence[Executor], limit: int = LIMIT) -> "list[Launched]":
     """What tuning these will compile of our kernels, in the order in which it is worth having compiled beforehand."""
     add_triton()
-    return trials.promising([row for each in executors for row in _distinct(each).values()], limit)
+    return candidates.promising([row for each in executors for row in _distinct(each).values()], limit)
 
 
 def timed_steps(executor: Executor) -> dict[str, float]:

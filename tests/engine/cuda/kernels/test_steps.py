@@ -16,12 +16,12 @@ pytest.importorskip("triton")
 import torch
 
 from penstock.engine.blocks import join_blocks
+from penstock.engine.cuda.candidates import kernel_key
 from penstock.engine.cuda.choices import Choice
 from penstock.engine.cuda.executor import Executor
 from penstock.engine.cuda.implementations import IMPLEMENTATIONS, add_triton, fitting
 from penstock.engine.cuda.kernels.launching import Launch
 from penstock.engine.cuda.precompile import Compilers
-from penstock.engine.cuda.trials import kernel_key
 from penstock.engine.cuda.triton_steps import launch
 from penstock.engine.cuda.tuner import promising, tune
 from penstock.errors import InvalidArgument
