@@ -249,6 +249,9 @@ def _sensible(window: Window, multiprocessors: int, residual: bool, out_itemsize
                     continue
                 tile = replace(bare, stages=stages)
                 used = window.rows / (tile.count(window) * tile.block_rows / ceil(window.filters / columns))
+                kept = tile.strip and not resident and replace(tile, resident=1, stages=2)
+                if kept and kept.fits(window, residual, out_itemsize):
+                    continue
                 if (not tile.strip or used >= _SPARED) and tile.fits(window, residual, out_itemsize):
                     yield tile
                     yield from _split(tile, window)
