@@ -27,6 +27,7 @@ _LAYERS: Final = ("conv", "gemm")
 # The least that a product is over: below, the pieces that tensor cores take are mostly padding.
 _LEAST_DEPTH: Final = 16
 _FEWEST_CHANNELS: Final = 8
+_CUT: Final = 6  # axes: of pictures, patches, planes and a patch
 # Whose kernels write eight bits; pools over windows move them only.
 _WRITERS: Final = ("conv", "gemm", "reduce", "layer_norm", "attention")
 
@@ -109,8 +110,16 @@ class _Narrowing:
             depth *= size
         if "products" in step.attributes and self._datatype != "INT8":
             return False  # of a picture, whose numbers are all of one size
+        if self._is_cut(x.value):
+            return False  # nobody who cuts a picture into patches writes eight bits
         many = shape[-1] >= _FEWEST_CHANNELS and depth >= _LEAST_DEPTH
         return many and step.attributes.get("groups", 1) == 1
+
+    def _is_cut(self, name: str) -> bool:
+        """Patches of a picture."""
+        maker = self._makers.get(name)
+        view = maker.inputs[0].view if maker is not None and maker.kind == "copy" else None
+        return view is not None and len(view.shape) == _CUT
 
     # ---- which values are stored in eight bits ----
 

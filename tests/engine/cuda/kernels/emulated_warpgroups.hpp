@@ -128,7 +128,6 @@ inline void pixels_store(const TensorMap& map, unsigned int channel, int wide, i
 
 template <int BUT>
 void stores_have_read() {}
-inline void stores_are_done() {}
 inline void stores_are_one() {}
 inline void show_to_stores() {}
 
@@ -194,6 +193,13 @@ inline unsigned char to_e4m3(float number) {
   return nearest | (std::signbit(number) ? 128 : 0);
 }
 inline unsigned short narrow_to_e4m3(float low, float high) { return to_e4m3(low) | to_e4m3(high) << 8; }
+inline unsigned short narrow_to_int8(float low, float high) {
+  const auto one = [](float number) {
+    const float most = number != number ? 0.0f : std::fmin(std::fmax(std::nearbyint(number), -128.0f), 127.0f);
+    return static_cast<unsigned int>(static_cast<int>(most)) & 0xff;
+  };
+  return static_cast<unsigned short>(one(low) | one(high) << 8);
+}
 inline Two wide_of_e4m3(unsigned short both) {
   return Two{of_e4m3(static_cast<unsigned char>(both)), of_e4m3(static_cast<unsigned char>(both >> 8))};
 }

@@ -43,7 +43,7 @@ class Case:
 
     def __str__(self) -> str:
         one = self.tile
-        how = f"{one.rows}x{one.columns}x{one.pingpong}x{one.stages}x{one.cluster}x{one.blocks}"
+        how = f"{one.rows}x{one.columns}x{one.pingpong}x{one.stages}x{one.cluster}x{one.blocks}x{one.ahead}"
         return f"{self.m}x{self.n}x{self.k} {how} {self.epilogue.activation} {self.residual} {self.dtype} {self.out}"
 
 
@@ -63,6 +63,11 @@ CASES = [
     Case(200, 128, 144, WarpgroupTile(128, 128, 1, 3, 1, 1), replace(STEPS, activation="silu"), dtype=E4M3, out=E4M3),
     Case(200, 144, 64, WarpgroupTile(64, 128, 0, 3, 1, 1), STEPS, out=INT8),
     Case(200, 192, 128, WarpgroupTile(64, 64, 1, 3, 1, 1), dtype=E4M3, out=BF16, bias=False),
+    Case(333, 256, 144, WarpgroupTile(64, 128, 1, 3, 2, 2), replace(STEPS, activation="gelu"), dtype=INT8, out=INT8),
+    Case(257, 256, 272, WarpgroupTile(64, 256, 1, 3, 2, 2), replace(STEPS, activation="gelu"), dtype=E4M3, out=E4M3),
+    Case(321, 192, 400, WarpgroupTile(64, 192, 0, 3, 2, 2), residual=True, dtype=E4M3, out=torch.float16),
+    Case(600, 256, 80, WarpgroupTile(64, 128, 1, 3, 1, 2, 1), STEPS, residual=True, dtype=INT8, out=INT8),
+    Case(700, 192, 136, WarpgroupTile(64, 64, 0, 3, 1, 2, 1), Epilogue("relu"), residual=True),
 ]
 
 

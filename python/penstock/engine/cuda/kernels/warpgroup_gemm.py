@@ -6,9 +6,10 @@ FP16, BF16 and e4m3 are summed in FP32, INT8 in INT32; rows are multiples of 16 
 no other.
 """
 
+import itertools
 import struct
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import ceil
 from typing import Final, TypeAlias
 
@@ -35,11 +36,13 @@ _TILE_GROUP: Final = 8
 
 # Clocks of a multiprocessor, for ranking.
 _MACS: Final = 1900
-_L2_BYTES: Final = 56
+_L2_BYTES: Final = 46
 _EPILOGUE: Final = 8.0  # numbers of a tile finished in one, about
 _DEVICE_BYTES: Final = 2450
 _START: Final = 1500
 _PER_TILE: Final = 400
+_WAIT: Final = 1500  # till a residual is there
+_FEW_STEPS: Final = 8  # a tile that is longer in the making does not wait for its residual
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +59,8 @@ class WarpgroupTile:
     """Blocks below each other that share the weights that they copy: 1 or 2."""
     blocks: int
     """In the grid, at most."""
+    ahead: int = 0
+    """1: a residual is copied while the tile before is finished, to memory of its own."""
 
     @property
     def block_rows(self) -> int:
@@ -71,7 +76,7 @@ class WarpgroupTile:
 
     def shared_bytes(self, residual: bool, out_itemsize: int) -> int:
         chunks = ceil(self.columns * out_itemsize / LINE)
-        slots = 2 * self.rows * LINE * (chunks if residual else min(chunks, 2))
+        slots = 2 * self.rows * LINE * (chunks * (1 + self.ahead) if residual else min(chunks, 2))
         return self.stages * (self.block_rows + self.columns) * LINE + slots + SHARED_KEPT
 
     def fits(self, residual: bool, out_itemsize: int) -> bool:
@@ -89,6 +94,8 @@ class WarpgroupTile:
         loop = steps * max(multiply, load)
         waves = ceil(self.count(product) / self.clusters(product))
         moved = product.m * product.k * product.itemsize + product.m * product.n * out_itemsize * (2 if residual else 1)
+        if residual and not self.ahead:
+            loop += _WAIT / 2 if self.pingpong else max(0, _WAIT - loop)
         if self.pingpong:
             busy = _START + waves * max(loop + _PER_TILE / 4, (finish + loop) / 2) + finish
         else:
@@ -105,19 +112,18 @@ def warpgroup_tiles(
 
 
 def _sensible(product: Product, multiprocessors: int, residual: bool, out_itemsize: int) -> Iterator[WarpgroupTile]:
-    for rows in _ROWS:
-        for columns in _COLUMNS:
-            for pingpong in (1, 0):
-                for cluster in (1, 2):
-                    tile = WarpgroupTile(rows, columns, pingpong, 0, cluster, multiprocessors)
-                    room = SHARED - tile.shared_bytes(residual, out_itemsize)
-                    stages = min(_MOST_STAGES, room // ((tile.block_rows + columns) * LINE))
-                    narrowest = max(64, LINE // out_itemsize)
-                    wasteful = (columns > narrowest and columns >= product.n + 64) or tile.block_rows >= 2 * product.m
-                    if stages < _FEWEST_STAGES or not tile.fits(residual, out_itemsize) or wasteful:
-                        continue
-                    if cluster == 1 or tile.count(product) >= multiprocessors // 4:
-                        yield WarpgroupTile(rows, columns, pingpong, stages, cluster, multiprocessors)
+    ahead = (0, 1) if residual and product.k * product.itemsize <= _FEW_STEPS * LINE else (0,)
+    for rows, columns, pingpong, cluster, soon in itertools.product(_ROWS, _COLUMNS, (1, 0), (1, 2), ahead):
+        tile = WarpgroupTile(rows, columns, pingpong, 0, cluster, multiprocessors, soon)
+        room = SHARED - tile.shared_bytes(residual, out_itemsize)
+        stages = min(_MOST_STAGES, room // ((tile.block_rows + columns) * LINE))
+        narrowest = max(64, LINE // out_itemsize)
+        wasteful = (columns > narrowest and columns >= product.n + 64) or tile.block_rows >= 2 * product.m
+        if stages < _FEWEST_STAGES - soon or not tile.fits(residual, out_itemsize) or wasteful:
+            continue
+        count = tile.count(product)
+        if (cluster == 1 or count >= multiprocessors // 4) and (not soon or count > tile.clusters(product)):
+            yield replace(tile, stages=stages)
 
 
 def warpgroup_gemm_launch(
@@ -158,6 +164,7 @@ def warpgroup_gemm_launch(
         "CLUSTER": config.cluster,
         "TEAMS": clusters,
         "TILE_GROUP": _TILE_GROUP,
+        "AHEAD": config.ahead,
         **finishing(x, out, bias, residual, scale, epilogue),
     }
     maps = [

@@ -90,8 +90,6 @@ __device__ __forceinline__ void stores_have_read() {
   asm volatile("cp.async.bulk.wait_group.read %0;" ::"n"(BUT) : "memory");
 }
 
-__device__ __forceinline__ void stores_are_done() { asm volatile("cp.async.bulk.wait_group 0;" ::: "memory"); }
-
 // What this thread wrote to shared memory is seen by stores of tiles from here on.
 __device__ __forceinline__ void show_to_stores() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
 
@@ -172,6 +170,20 @@ __device__ __forceinline__ unsigned short narrow_to_e4m3(float low, float high) 
   unsigned short both;
   asm("cvt.rn.satfinite.e4m3x2.f32 %0, %1, %2;" : "=h"(both) : "f"(high), "f"(low));
   return both;
+}
+
+// Two of INT8, to the nearest, ties to even, saturating; 0 of what is no number.
+__device__ __forceinline__ unsigned short narrow_to_int8(float low, float high) {
+  unsigned int both;
+  asm("{\n"
+      ".reg .s32 low, high;\n"
+      "cvt.rni.s32.f32 low, %1;\n"
+      "cvt.rni.s32.f32 high, %2;\n"
+      "cvt.pack.sat.s8.s32.b32 %0, high, low, 0;\n"
+      "}"
+      : "=r"(both)
+      : "f"(low), "f"(high));
+  return static_cast<unsigned short>(both);
 }
 
 __device__ __forceinline__ Two wide_of_e4m3(unsigned short both) {
