@@ -102,6 +102,15 @@ CASES = [
     Case((2, 9, 13, 64), 128, (3, 3), tile(columns=128, split=1, blocks=3), epilogue=FOLDED, residual=True, dtype=INT8),
     Case((3, 24, 16, 64), 64, (3, 3), tile(rows=128, pingpong=1, together=2, resident=1), residual=True, apart=8),
     Case((1, 21, 13, 64), 64, (2, 3), tile(rows=128, together=2), pads=(0, 1, 1, 1)),
+    Case(
+        (2, 21, 11, 32),
+        64,
+        (7, 1),
+        tile(rows=128, pingpong=1, together=2, resident=1),
+        stride=(2, 1),
+        pads=(1, 0, 0, 0),
+    ),
+    Case((2, 19, 17, 64), 64, (3, 3), tile(together=2), stride=(2, 1), dilation=(1, 2), pads=(1, 2, 1, 2)),
     Case((2, 11, 11, 64), 72, (3, 3), tile(columns=128, resident=1, pingpong=1, stages=4), pads=(0, 0, 0, 0)),
 ]
 

@@ -93,8 +93,8 @@ class Window:
 
     @property
     def strips(self) -> bool:
-        """Whether neighbouring pixels' windows begin beside each other."""
-        return self.stride == (1, 1) and self.dilation[0] == 1 and self.high > 1 and not self.others
+        """Whether windows of neighbours begin beside each other, and share rows with those below."""
+        return self.stride[1] == self.dilation[0] == 1 and self.high > self.stride[0] and not self.others
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,12 +152,17 @@ class WindowTile:
         """Integers of scratch, zero before and after a launch."""
         return self.blocks * self.groups if self.split else 0
 
+    def phases(self, window: Window) -> int:
+        """Stages of a column of the window."""
+        return window.stride[0] if self.strip else 1
+
     def taps(self, window: Window) -> int:
         """Of a stage."""
-        return window.high if self.together else 1
+        return ceil(window.high / self.phases(window)) if self.together else 1
 
     def steps(self, window: Window) -> int:
-        return window.depths * window.wide * window.high // self.taps(window) + window.other_depths
+        high = self.phases(window) if self.together else window.high
+        return window.depths * window.wide * high + window.other_depths
 
     def pixel_bytes(self, window: Window) -> int:
         """Of a stage."""
@@ -244,6 +249,9 @@ def _sensible(window: Window, multiprocessors: int, residual: bool, out_itemsize
                     continue
                 tile = replace(bare, stages=stages)
                 used = window.rows / (tile.count(window) * tile.block_rows / ceil(window.filters / columns))
+                kept = tile.strip and not resident and replace(tile, resident=1, stages=2)
+                if kept and kept.fits(window, residual, out_itemsize):
+                    continue
                 if (not tile.strip or used >= _SPARED) and tile.fits(window, residual, out_itemsize):
                     yield tile
                     yield from _split(tile, window)
@@ -370,7 +378,9 @@ def warpgroup_conv_launch(
 def _seen(x: torch.Tensor, window: Window, config: WindowTile, padding: tuple[int, int]) -> AnyMap:
     """x as it is loaded."""
     if config.strip:
-        return PixelsMap(*_picture(x, "x"), window.line // x.itemsize, _SIDE, _SIDE + window.high - 1)
+        return PixelsMap(
+            *_picture(x, "x"), window.line // x.itemsize, _SIDE, _SIDE + config.taps(window) - 1, window.stride[0]
+        )
     return _windows(x, "x", window, config, padding)
 
 

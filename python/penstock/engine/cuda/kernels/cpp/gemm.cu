@@ -18,7 +18,8 @@
 //
 // With STRIP, which is TOGETHER too, 64 rows are eight by eight pixels, and loaded with the rows of eight that the window
 // reaches below them. A tap's rows begin one row of eight pixels behind those of the one above: each number comes from the
-// second cache as often as the window is wide and not as often as it has taps.
+// second cache as often as the window is wide and not as often as it has taps. Where the window goes down by two rows at a
+// time, those of its taps that see even rows and those that see odd ones are stages of their own.
 //
 // With OTHERS another map is multiplied with weights of its own, one pixel for each of the result, and added: the shortcut
 // of a residual block. Its channels are the last steps.
@@ -103,9 +104,10 @@ constexpr unsigned int WARP = 32, TEAM = 128;  // threads that multiply together
 constexpr unsigned int LINE = OUT_KIND != 0 && COLUMNS < 128 ? 64 : 128;  // bytes in a row of a slot
 constexpr unsigned int DEPTH = KIND == 0 ? DEPTH_BYTES / 2 : DEPTH_BYTES;  // numbers in a row of a stage
 constexpr unsigned int WIDTH = OUT_KIND == 0 ? LINE / 2 : LINE;  // columns in a row of a slot
-constexpr unsigned int TAPS = TOGETHER ? WINDOW_HIGH : 1;  // of a stage
+constexpr unsigned int PHASES = STRIP ? STRIDE_HIGH : 1;  // of the rows that taps see
+constexpr unsigned int TAPS = TOGETHER ? (WINDOW_HIGH + PHASES - 1) / PHASES : 1;  // of a stage
 constexpr unsigned int DEPTHS_OF_A_TAP = (CHANNELS + DEPTH - 1) / DEPTH;
-constexpr unsigned int OWN_STEPS = DEPTHS_OF_A_TAP * WINDOW_WIDE * WINDOW_HIGH / TAPS;
+constexpr unsigned int OWN_STEPS = DEPTHS_OF_A_TAP * WINDOW_WIDE * (TOGETHER ? PHASES : WINDOW_HIGH);
 constexpr unsigned int STEPS = OWN_STEPS + (OTHERS + DEPTH - 1) / DEPTH;
 constexpr unsigned int BLOCK_ROWS = PINGPONG ? ROWS : GROUPS * ROWS;
 constexpr unsigned int SQUARES_WIDE = (OUT_WIDE + 7) / 8, SQUARES_HIGH = (OUT_HIGH + 7) / 8;
@@ -376,7 +378,7 @@ struct Operands {
   const TensorMap* residual;  // with HAS_RESIDUAL
 };
 
-// The weights of a step, for a place in the ring or for good.
+// The weights of a step (of taps that there are none of zeros), for a place in the ring or for good.
 __device__ __forceinline__ void load_weights(const Ring& ring, unsigned int stage, const Operands& given,
                                              unsigned int column, unsigned int step, unsigned int rank, Address barrier) {
   const Address to = ring.weights(stage, step);
@@ -387,7 +389,7 @@ __device__ __forceinline__ void load_weights(const Ring& ring, unsigned int stag
   if (CLUSTER == 1) {
 #pragma unroll
     for (unsigned int tap = 0; tap < TAPS; ++tap) {
-      tile_load(to + tap * TAP_BYTES, weights, depth + tap * (WINDOW_WIDE * CHANNELS), column, barrier);
+      tile_load(to + tap * TAP_BYTES, weights, depth + tap * (PHASES * WINDOW_WIDE * CHANNELS), column, barrier);
     }
   } else {
     const unsigned int part = COLUMNS / CLUSTER;
@@ -419,8 +421,9 @@ __device__ __forceinline__ void load_x(const Ring& ring, unsigned int stage, con
 #pragma unroll
     for (unsigned int part = 0; part < BLOCK_ROWS / 64; ++part) {
       const Pixel first = pixel_at(row + part * 64);
-      pixels_load(ring.x(stage) + part * NEXT_PART, given.x, channel, first.wide + static_cast<int>(tap) - PAD_LEFT,
-                  first.high - PAD_TOP, first.image, ring.full(stage));
+      const int phase = tap / WINDOW_WIDE, right = tap % WINDOW_WIDE * DILATION_WIDE;
+      pixels_load(ring.x(stage) + part * NEXT_PART, given.x, channel, first.wide + right - PAD_LEFT,
+                  first.high * STRIDE_HIGH + phase - PAD_TOP, first.image, ring.full(stage));
     }
   } else {
     const int high = pixel.high * STRIDE_HIGH - PAD_TOP, wide = pixel.wide * STRIDE_WIDE - PAD_LEFT;
