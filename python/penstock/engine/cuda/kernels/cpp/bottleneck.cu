@@ -10,10 +10,11 @@
 // Given by whoever compiles:
 //   BYTES                      whether all of it is INT8, else sixteen bits
 //   IMAGES HIGH WIDTH ROWS     of the maps, all of one size; rows of a tile
-//   WIDE                       channels of the sum, a multiple of 32
+//   WIDE                       channels of the sum, a multiple of 32; 0: there is only the 3 x 3, and its result is written
 //   OUT                        channels of the layer behind it: 64, or 0 where there is none
 //   HAS_RESIDUAL HAS_SHORTCUT  what is added: a map with as many channels, or a 1 x 1 layer of another one of 64
 //   INNER_RELU RELU OUTER_RELU
+//   BUFFERS                    tiles of pixels that a block holds: with two the next one comes from the start
 //   WALKERS                    blocks
 //   RESIDENT                   blocks of a multiprocessor at a time
 //   BFLOAT16                   defined: sixteen bits are BF16, else FP16
@@ -38,6 +39,7 @@ constexpr unsigned int ITEM = 2;
 constexpr unsigned int LINE = DEPTH * ITEM;  // bytes of a pixel
 constexpr unsigned int PIECES = LINE / 64;  // of sixteen bytes, of each of four lanes
 constexpr unsigned int WORDS = 2 * ITEM;  // of eight numbers
+constexpr unsigned int BUFFER = ((ROWS + 2) * ACROSS * LINE + 127) / 128 * 128;
 constexpr unsigned int LOADED = (ROWS + 2) * ACROSS * (LINE / 16);
 constexpr unsigned int THIRD_PITCH = WIDE * ITEM + 32 * ITEM;  // so that neighbouring rows lie in different banks
 
@@ -112,10 +114,22 @@ __device__ __forceinline__ float number_of(const Quad& unit, unsigned int which)
 }
 #endif
 
-// A lane's channels of 64 in two rows.
-template <bool POSITIVE>
+// Of four channels of a lane, as `lane_channel` counts them, one.
+__device__ __forceinline__ float number_of(const Quad (&pieces)[PIECES], unsigned int four, unsigned int one) {
+  const Quad& piece = pieces[BYTES ? 0 : four / 2];
+  const unsigned int which = BYTES ? four : four % 2 * 2 + one / 2;
+  const unsigned int word = which == 0 ? piece.x : which == 1 ? piece.y : which == 2 ? piece.z : piece.w;
+#if BYTES
+  return static_cast<float>(static_cast<signed char>(word >> one * 8 & 0xff));
+#else
+  return wide(static_cast<unsigned short>(word >> one % 2 * 16));
+#endif
+}
+
+// A lane's channels of 64 in two rows, maybe with what is added to them.
+template <bool POSITIVE, bool ADDS>
 __device__ __forceinline__ void narrowed(Quad (&found)[2][PIECES], const Sum (&sums)[8][4], Address numbers,
-                                         unsigned int quarter) {
+                                         unsigned int quarter, const Quad (&added)[2][PIECES], float added_worth) {
 #pragma unroll
   for (unsigned int half = 0; half < 2; ++half) {
     unsigned int words[4 * PIECES];
@@ -123,6 +137,8 @@ __device__ __forceinline__ void narrowed(Quad (&found)[2][PIECES], const Sum (&s
     for (unsigned int four = 0; four < 4; ++four) {
       float each[4];
       worth(each, numbers + 4 * lane_channel(four, quarter), DEPTH, sums[2 * four], sums[2 * four + 1], half);
+#pragma unroll
+      for (unsigned int one = 0; one < 4 && ADDS; ++one) each[one] += number_of(added[half], four, one) * added_worth;
       pack<POSITIVE>(words + ITEM * four, each);
     }
 #pragma unroll
@@ -145,22 +161,28 @@ __device__ __forceinline__ void load_numbers(Address to, const float* from, unsi
 }
 
 // The pixels of a tile, and those around it.
-__device__ __forceinline__ void load_picture(Address memory, const Quad* x, unsigned int tile, unsigned int thread) {
+__device__ __forceinline__ void load_picture(Address memory, const Quad* x, unsigned int tile, unsigned int thread,
+                                             unsigned int buffer) {
   constexpr unsigned int EACH = LINE / 16;
   const unsigned int image = tile / TILES_HIGH, top = tile % TILES_HIGH * ROWS;
   for (unsigned int piece = thread; piece < LOADED; piece += THREADS) {
     const unsigned int pixel = piece / EACH, row = top + pixel / ACROSS - 1, column = pixel % ACROSS - 1;
     const bool inside = row < HIGH && column < WIDTH;  // what is negative is large
     const unsigned int from = inside ? ((image * HIGH + row) * WIDTH + column) * EACH + piece % EACH : 0;
-    copy_ahead(memory + PICTURE + place(pixel, piece % EACH), x + from, inside);
+    copy_ahead(memory + PICTURE + buffer * BUFFER + place(pixel, piece % EACH), x + from, inside);
   }
   copies_commit();
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT)
-    bottleneck(const Quad* x, const Quad* first, const float* first_bias, const Quad* second, const float* second_bias,
-#if HAS_RESIDUAL
+    bottleneck(const Quad* x, const Quad* first, const float* first_bias,
+#if WIDE
+               const Quad* second, const float* second_bias,
+#endif
+#if HAS_RESIDUAL && WIDE
                const Unit* residual,
+#elif HAS_RESIDUAL
+               const Quad* residual,
 #endif
 #if HAS_SHORTCUT
                const Quad* source, const Quad* shortcut,
@@ -169,7 +191,10 @@ extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT)
                const Quad* third, const float* third_bias,
 #endif
 #if BYTES
-               const float* first_scale, const float* second_scale,
+               const float* first_scale,
+#if WIDE
+               const float* second_scale,
+#endif
 #if HAS_RESIDUAL
                const float* residual_worth,
 #endif
@@ -180,10 +205,16 @@ extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT)
                const float* third_scale,
 #endif
 #endif
-#if OUT
-               Quad* out,
+#if OUT || !WIDE
+               Quad* out
 #endif
-               Unit* wide) {
+#if OUT
+               ,
+#endif
+#if WIDE
+               Unit* wide
+#endif
+    ) {
   extern __shared__ Quad memory[];
   const Address here = shared_address(memory);
   const unsigned int thread = thread_index(), group = thread % 32 / 4, quarter = thread % 4;
@@ -194,6 +225,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT)
     copy_ahead(here + FIRST + place(row, piece % EACH), first + (channel_of_64(row % DEPTH) * 9 + tap) * EACH + piece % EACH,
                true);
   }
+  load_numbers(here + FIRST_NUMBERS + 4 * DEPTH, first_bias, DEPTH, thread);
+#if WIDE
   for (unsigned int piece = thread; piece < WIDE * EACH; piece += THREADS) {
     const unsigned int row = piece / EACH, from = channel_of_32(row) * EACH + piece % EACH;
     copy_ahead(here + SECOND + place(row, piece % EACH), second + from, true);
@@ -201,21 +234,21 @@ extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT)
     copy_ahead(here + SHORTCUT + place(row, piece % EACH), shortcut + from, true);
 #endif
   }
-  load_numbers(here + FIRST_NUMBERS + 4 * DEPTH, first_bias, DEPTH, thread);
   load_numbers(here + SECOND_NUMBERS + 4 * WIDE, second_bias, WIDE, thread);
+#endif
 #if BYTES
   load_numbers(here + FIRST_NUMBERS, first_scale, DEPTH, thread);
+#if WIDE
   load_numbers(here + SECOND_NUMBERS, second_scale, WIDE, thread);
+#endif
 #if HAS_SHORTCUT
   load_numbers(here + SHORTCUT_NUMBERS, shortcut_scale, WIDE, thread);
 #endif
 #endif
-#if HAS_RESIDUAL
-#if BYTES
+#if HAS_RESIDUAL && BYTES
   const float added_worth = residual_worth[0];
 #else
   constexpr float added_worth = 1.0f;
-#endif
 #endif
 #if OUT
   constexpr unsigned int ALONG = WIDE * ITEM / 16;
@@ -240,10 +273,13 @@ extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT)
   wait_for_kernel_ahead();
   let_kernel_behind_start();
 
-  load_picture(here, x, block_index(), thread);
+  load_picture(here, x, block_index(), thread, 0);
+  unsigned int buffer = 0;
   for (unsigned int tile = block_index(); tile < TILES; tile += WALKERS) {
     copies_are_done();
     block_sync();
+    // All have done with the tile before, whose place the next one takes.
+    if (BUFFERS == 2 && tile + WALKERS < TILES) load_picture(here, x, tile + WALKERS, thread, 1 - buffer);
     const unsigned int left = HIGH * WIDTH - tile % TILES_HIGH * PIXELS;  // pixels of the picture
     const unsigned int start = tile / TILES_HIGH * HIGH * WIDTH + tile % TILES_HIGH * PIXELS;
     bool there[2][2];
@@ -255,11 +291,18 @@ extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT)
       from[number / 2][number % 2] = start + (there[number / 2][number % 2] ? pixel : 0);
     }
 
-    Quad middle[2][2][PIECES];
+    Quad middle[2][2][PIECES], added_before[2][2][PIECES] = {};
     {
       Sum sums[2][8][4] = {};
 #pragma unroll
       for (unsigned int tap = 0; tap < 9; ++tap) {
+#if HAS_RESIDUAL && !WIDE
+#pragma unroll
+        for (unsigned int number = 0; number < 4 * PIECES && tap == 7; ++number) {
+          const unsigned int tall = number / 2 % 2, half = number % 2, piece = number / 4;
+          added_before[tall][half][piece] = load_fresh(residual + from[tall][half] * EACH + 4 * piece + quarter);
+        }
+#endif
 #pragma unroll
         for (unsigned int piece = 0; piece < PIECES; ++piece) {
           constexpr unsigned int HALF = 64;
@@ -268,7 +311,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT)
 #pragma unroll
           for (unsigned int number = 0; number < 4; ++number) {
             const Address other = PIECES == 1 ? 0 : (piece + moved) % 2 * HALF;
-            rows[number / 2][number % 2] = shared_load_quad((seen[number / 2][number % 2] ^ other) + moved * LINE);
+            rows[number / 2][number % 2] = shared_load_quad((seen[number / 2][number % 2] ^ other) + moved * LINE + buffer * BUFFER);
           }
 #pragma unroll
           for (unsigned int eight = 0; eight < 8; ++eight) {
@@ -278,12 +321,25 @@ extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT)
           }
         }
       }
-      // All have done with the picture: the next one comes in its place.
-      block_sync();
-      if (tile + WALKERS < TILES) load_picture(here, x, tile + WALKERS, thread);
-      narrowed<INNER_RELU>(middle[0], sums[0], here + FIRST_NUMBERS, quarter);
-      narrowed<INNER_RELU>(middle[1], sums[1], here + FIRST_NUMBERS, quarter);
+      if (BUFFERS == 1) {
+        // All have done with the picture: the next one comes in its place.
+        block_sync();
+        if (tile + WALKERS < TILES) load_picture(here, x, tile + WALKERS, thread, 0);
+      }
+      buffer = BUFFERS == 2 ? 1 - buffer : 0;
+#pragma unroll
+      for (unsigned int tall = 0; tall < 2; ++tall) {
+        constexpr bool ADDS = HAS_RESIDUAL && !WIDE;
+        narrowed<INNER_RELU, ADDS>(middle[tall], sums[tall], here + FIRST_NUMBERS, quarter, added_before[tall], added_worth);
+      }
     }
+#if !WIDE
+#pragma unroll
+    for (unsigned int number = 0; number < 4 * PIECES; ++number) {
+      const unsigned int tall = number / 2 % 2, half = number % 2, piece = number / 4;
+      if (there[tall][half]) out[from[tall][half] * EACH + 4 * piece + quarter] = middle[tall][half][piece];
+    }
+#else
 
 #if HAS_SHORTCUT
     Quad others[2][2][PIECES];
@@ -396,7 +452,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT)
 #pragma unroll
     for (unsigned int tall = 0; tall < 2; ++tall) {
       Quad found[2][PIECES];
-      narrowed<OUTER_RELU>(found, last[tall], here + THIRD_NUMBERS, quarter);
+      narrowed<OUTER_RELU, false>(found, last[tall], here + THIRD_NUMBERS, quarter, added_before[tall], 1.0f);
 #pragma unroll
       for (unsigned int half = 0; half < 2; ++half) {
 #pragma unroll
@@ -405,6 +461,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT)
         }
       }
     }
+#endif
 #endif
   }
 }
