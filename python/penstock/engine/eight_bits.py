@@ -12,6 +12,7 @@ from typing import Any, Final
 
 import numpy as np
 
+from penstock.engine.expansions import join_expansions_of_integers
 from penstock.engine.lowered import FLOATS, Instruction, LoweredGraph, Operand, Step, Value, Weight
 from penstock.errors import InvalidArgument
 
@@ -53,7 +54,10 @@ def in_eight_bits(
     """
     if datatype not in TOP:
         raise InvalidArgument(f"layers can't multiply {datatype}, expected one of {', '.join(TOP)}")
-    return _Narrowing(graph, grids, datatype).result(weights, rounded or rounded_array)
+    found, made = _Narrowing(graph, grids, datatype).result(weights, rounded or rounded_array)
+    if datatype == "INT8":
+        found = join_expansions_of_integers(found)
+    return found, made
 
 
 def rounded_array(weight: Any, scales: Any, datatype: str) -> Any:

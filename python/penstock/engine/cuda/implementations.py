@@ -12,7 +12,17 @@ from typing import Final
 
 import torch
 
-from penstock.engine.cuda import blocks, eight_bits, expressions, joined, layers, norms, patches, shapes
+from penstock.engine.cuda import (
+    blocks,
+    eight_bits,
+    eight_expansions,
+    expressions,
+    joined,
+    layers,
+    norms,
+    patches,
+    shapes,
+)
 from penstock.engine.cuda.sites import Run, RunInto, Site
 from penstock.engine.narrowing import scaled
 from penstock.errors import AlreadyExists, Unsupported
@@ -155,7 +165,14 @@ def fitting(site: Site) -> Mapping[str, Implementation]:
 
 
 def _with_scales(site: Site, reference: Implementation) -> Callable[[Site], Run]:
-    return eight_bits.layer if site.step.operand("scale") is not None else eight_bits.between(reference.bind)
+    if site.step.operand("scale") is None:
+        return eight_bits.between(reference.bind)
+    return _JOINED_IN_EIGHT_BITS.get(site.step.kind, eight_bits.layer)
+
+
+_JOINED_IN_EIGHT_BITS: Final[Mapping[str, Callable[[Site], Run]]] = {
+    "expand_depthwise": eight_expansions.expand_depthwise
+}
 
 
 def chosen(site: Site, preferred: tuple[str, ...] = ()) -> tuple[str, Implementation]:
