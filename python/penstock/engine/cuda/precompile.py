@@ -22,6 +22,7 @@ from typing import IO, Self
 
 import torch
 
+from penstock.engine.cuda.kernels import written
 from penstock.engine.cuda.kernels.cpp_launching import CppLaunch
 from penstock.engine.cuda.kernels.driver import HOPPER
 from penstock.engine.cuda.kernels.launching import Argument, Launch, Tiled
@@ -43,6 +44,8 @@ class Recipe:
     num_stages: int
     pdl: bool
     most_registers: int = 0
+    text: str = ""
+    """Of a kernel that was written for one step; empty: it stands in its module."""
 
     @staticmethod
     def of(launch: Launch) -> "Recipe | None":
@@ -60,12 +63,13 @@ class Recipe:
         kernel = launch.kernel
         return Recipe(
             kernel.__module__, kernel.__name__, tuple(arguments), tuple(launch.constants.items()), launch.num_warps,
-            launch.num_stages, launch.pdl, launch.most_registers,
+            launch.num_stages, launch.pdl, launch.most_registers, written.text_of(kernel),
         )  # fmt: skip
 
     def launch(self) -> Launch:
         arguments = tuple(map(_argument, self.arguments))
-        kernel = getattr(importlib.import_module(self.module), self.kernel)
+        module = importlib.import_module(self.module)
+        kernel = written.function(self.module, self.text) if self.text else getattr(module, self.kernel)
         return Launch(
             kernel, (1, 1, 1), arguments, dict(self.constants), self.num_warps, self.num_stages, self.pdl,
             self.most_registers,

@@ -30,6 +30,7 @@ from penstock.engine.cuda.triton_blocks import BLOCKS
 from penstock.engine.cuda.triton_dense import DENSE
 from penstock.engine.cuda.triton_joined import JOINED, LAYERS, depthwise_and_gate, suits_gate_layers, sums_scratch
 from penstock.engine.cuda.triton_moves import MOVES
+from penstock.engine.cuda.triton_pointwise import WRITTEN
 from penstock.engine.cuda.triton_pools import POOLS
 from penstock.engine.cuda.triton_tokens import TOKENS
 from penstock.engine.cuda.warpgroup_steps import PRODUCTS
@@ -310,6 +311,7 @@ WAYS: Final[dict[tuple[str, str], Way]] = {
     **PRODUCTS,
     **SHORT,
     **WALKS,
+    **WRITTEN,
 }
 """Kind and name -> kernel."""
 
