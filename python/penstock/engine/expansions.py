@@ -1,9 +1,11 @@
-"""A 1 x 1 convolution in INT8 and the depthwise one behind it, which strides, become one step: `expand_depthwise`.
+"""A 1 x 1 convolution in INT8 and the depthwise one behind it become one step: `expand_depthwise`.
 
-What is between is four times as large as what becomes of it. The lowering joins floats so before anything is rounded;
-integers are joined when their scales are known. Called by `eight_bits`.
+Where that strides, what is between is four times as large as what becomes of it; or it is larger than any cache. The
+lowering joins floats so before anything is rounded; integers are joined when their scales are known. Called by
+`eight_bits`.
 """
 
+import math
 from dataclasses import replace
 from typing import Final
 
@@ -11,6 +13,7 @@ from penstock.engine.lowered import Attribute, LoweredGraph, Step
 
 _WIDEST: Final = 64  # channels of the narrow map
 _PIECE: Final = 8
+_LARGE: Final = 2**24  # numbers of a map that the kernel behind finds in no cache
 # Of both layers: what a kernel does to a number while it is rounded.
 _ACTIVATIONS: Final = ("relu6", "clip")
 
@@ -27,7 +30,7 @@ def join_expansions_of_integers(graph: LoweredGraph) -> LoweredGraph:
         if maker is None or between in ends or readers.get(between) != (number,):
             continue
         before = graph.steps[maker]
-        if _strides_alone(graph, step) and _expands(graph, before):
+        if _is_alone(graph, step) and _expands(graph, before):
             steps[maker], steps[number] = None, _joined(graph, before, step)
             gone.add(between)
     values = {name: value for name, value in graph.values.items() if name not in gone}
@@ -39,13 +42,15 @@ def _is_integer(graph: LoweredGraph, name: str) -> bool:
     return value is not None and value.datatype == "INT8" and value.scale is not None
 
 
-def _strides_alone(graph: LoweredGraph, step: Step) -> bool:
-    """A depthwise convolution that strides, from integers to integers, with nothing added."""
+def _is_alone(graph: LoweredGraph, step: Step) -> bool:
+    """A depthwise convolution that strides, or of a large map, from integers to integers, with nothing added."""
     if step.kind != "conv" or step.operand("residual") is not None or step.inputs[0].view is not None:
         return False
     channels = graph.values[step.outputs[0]].shape[-1]
     depthwise = step.attributes.get("groups") == channels == graph.shape(step.inputs[0])[3] > 1
-    strides = step.attributes.get("strides") == (2, 2) and step.attributes.get("dilations") == (1, 1)
+    large = math.prod(graph.values[step.inputs[0].value].shape) >= _LARGE
+    strides = step.attributes.get("strides") in ((2, 2), *(((1, 1),) if large else ()))
+    strides = strides and step.attributes.get("dilations") == (1, 1)
     integers = _is_integer(graph, step.inputs[0].value) and _is_integer(graph, step.outputs[0])
     return depthwise and strides and integers and step.attributes.get("activation") in _ACTIVATIONS
 
