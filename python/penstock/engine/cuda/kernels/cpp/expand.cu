@@ -164,7 +164,9 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) expand_walk(const Eleme
 #endif
                                                                      Out* out) {
   extern __shared__ Quad memory[];
-  const unsigned int number = BLOCKS - 1 - block_index();  // with the last image, as depthwise.cu
+  // Without strides the result is the larger map: they end with the first image, with which the kernel behind begins.
+  // With strides they begin with it, for a walk ahead ended there.
+  const unsigned int number = STRIDE_HIGH * STRIDE_WIDE > 1 ? block_index() : BLOCKS - 1 - block_index();
   const int chunk = number % CHUNKS, band = number / CHUNKS % BANDS;
   const int walk = number / (CHUNKS * BANDS) % WALKS, image = number / (CHUNKS * BANDS * WALKS);
   const int thread = thread_index(), warp = thread / 32, lane = thread % 32;
