@@ -14,6 +14,7 @@ from typing import Any, Final
 import numpy as np
 
 from penstock.engine.blocks import join_blocks_of_integers
+from penstock.engine.expansions import join_expansions_of_integers
 from penstock.engine.lowered import FLOATS, Instruction, LoweredGraph, Operand, Step, Value, Weight
 from penstock.engine.stem_pools import join_stem_pools
 from penstock.errors import InvalidArgument
@@ -59,7 +60,7 @@ def in_eight_bits(
         raise InvalidArgument(f"layers can't multiply {datatype}, expected one of {', '.join(TOP)}")
     found, made = _Narrowing(graph, grids, datatype).result(weights, rounded or rounded_array)
     if datatype == "INT8":
-        found = join_stem_pools(join_blocks_of_integers(found))
+        found = join_expansions_of_integers(join_stem_pools(join_blocks_of_integers(found)))
     return found, made
 
 

@@ -20,7 +20,7 @@ from penstock.engine.cuda.kernels.depthwise_walk import (
     walk_tiles,
 )
 from penstock.engine.cuda.kernels.driver import HOPPER
-from penstock.engine.cuda.kernels.epilogue import Scratch
+from penstock.engine.cuda.kernels.epilogue import Epilogue, Scratch, folds
 from penstock.engine.cuda.kernels.expand_walk import BOUNDED, ExpandWalkTile, expand_walk_launch, expand_walk_tiles
 from penstock.engine.cuda.kernels.short_product import ShortTile, short_product_launch, short_tiles
 from penstock.engine.cuda.kernels.tiles import Product
@@ -36,6 +36,7 @@ from penstock.engine.cuda.ways import (
     dtype_of,
     float_weights,
     multiprocessors_of,
+    narrow_everywhere,
 )
 
 
@@ -44,8 +45,10 @@ def _walk(ready: Ready, operands: Tensors, outputs: Tensors, scratch: Scratch | 
     return walked(ready, operands, outputs[0], None)
 
 
-def walked(ready: Ready, operands: Tensors, out: torch.Tensor, sums: torch.Tensor | None) -> Launched:
-    """Of a map, with filters that `with_steady` has seen."""
+def walked(
+    ready: Ready, operands: Tensors, out: torch.Tensor, sums: torch.Tensor | None, scale: float | None = None
+) -> Launched:
+    """Of a map, with filters that `with_steady` has seen. `scale`: what INT8 is worth, if not as x says."""
     site, x = ready.site, operands[0]
     eight = x.dtype == torch.int8
     (high, wide), (top, left) = site.integers("strides"), site.integers("pads")[:2]
@@ -60,7 +63,7 @@ def walked(ready: Ready, operands: Tensors, out: torch.Tensor, sums: torch.Tenso
         epilogue=ready.epilogue,
         stride=(high, wide),
         padding=(top, left),
-        scale=site.scale(0) or 1.0,
+        scale=scale or site.scale(0) or 1.0,
         pdl=site.early,
     )
 
@@ -90,17 +93,24 @@ def _pair(ready: Ready, operands: Tensors, outputs: Tensors, scratch: Scratch | 
         out=expanded,
         config=ShortTile(*ready.config[:_SHORT]),
         bias=ready.constants.get("first_bias"),
-        epilogue=ready.activation("inner_"),
+        scale=ready.scale,
+        epilogue=_inner(ready),
         pdl=site.early,
     )
     behind = replace(ready, config=ready.config[_SHORT:])
-    return [product, walked(behind, [expanded, *operands[1:]], outputs[0], None)]
+    step = site.number("inner_step") if x.dtype == torch.int8 else None
+    return [product, walked(behind, [expanded, *operands[1:]], outputs[0], None, step)]
+
+
+def _inner(ready: Ready) -> Epilogue:
+    """Of the first layer."""
+    return replace(ready.activation("inner_"), out_scale=ready.site.number("inner_step", 1.0))
 
 
 def _pairs(site: Site) -> list[Config]:
     """The best of one with the best of the other, and so on."""
     expanded, channels = site.shape("first")[0], site.shape("x")[3]
-    product = Product(count(site.shape("x")[:3]), expanded, channels)
+    product = Product(count(site.shape("x")[:3]), expanded, channels, itemsize=dtype_of(site, 0).itemsize)
     ours = [astuple(tile) for tile in short_tiles(product, multiprocessors_of(site.device))]
     others = tiles_of_walks(site)
     if not ours or not others:
@@ -113,16 +123,19 @@ def _expand(ready: Ready, operands: Tensors, outputs: Tensors, scratch: Scratch 
     """Both in one kernel."""
     del scratch
     site, constants = ready.site, ready.constants
+    eight = operands[0].dtype == torch.int8
     (high, wide), (top, left) = site.integers("strides"), site.integers("pads")[:2]
     return expand_walk_launch(
         operands[0],
         constants["first"],
-        ready.weight,
+        constants["steady"] if eight else ready.weight,
         out=outputs[0],
         config=ExpandWalkTile(*ready.config),
         first_bias=constants.get("first_bias"),
+        first_scale=ready.scale,
         bias=ready.bias,
-        inner=ready.activation("inner_"),
+        factors=constants["factors"] if eight else None,
+        inner=_inner(ready),
         outer=ready.epilogue,
         stride=(high, wide),
         padding=(top, left),
@@ -180,6 +193,14 @@ def _suits_gate(site: Site) -> bool:
     return _suits_conv(site) and suits_gate_layers(site)
 
 
+def _types_of_two(site: Site) -> bool:
+    """INT8 with scales throughout, or sixteen bits; what is folded into one layer is not known of two."""
+    if dtype_of(site, 0) != torch.int8:
+        return narrow_everywhere(site)
+    scales = site.scale(0) is not None and site.step.operand("scale") is not None and site.number("inner_step") > 0
+    return scales and float_weights(site) and not folds(site.text("activation", "none"))
+
+
 WALKS: Final[dict[tuple[str, str], Way]] = {
     ("conv", "cuda_walk"): Way(
         _walk,
@@ -199,13 +220,21 @@ WALKS: Final[dict[tuple[str, str], Way]] = {
         combined=with_steady,
     ),
     ("expand_depthwise", "cuda_walk"): Way(
-        _expand, _expand_tiles, forms={"first": _flat, "weight": _taps_first}, suits=_suits_expand
+        _expand,
+        _expand_tiles,
+        forms={"first": _flat, "weight": _taps_first},
+        suits=_suits_expand,
+        types=_types_of_two,
+        scales=True,
+        combined=with_steady,
     ),
     ("expand_depthwise", "cuda_pair"): Way(
         _pair,
         _pairs,
         forms={"first": _flat, "weight": _taps_first},
         suits=_suits_pair,
+        types=_types_of_two,
+        scales=True,
         combined=with_steady,
     ),
 }

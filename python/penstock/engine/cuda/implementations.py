@@ -12,7 +12,18 @@ from typing import Final
 
 import torch
 
-from penstock.engine.cuda import blocks, eight_bits, eight_blocks, expressions, joined, layers, norms, patches, shapes
+from penstock.engine.cuda import (
+    blocks,
+    eight_bits,
+    eight_blocks,
+    eight_expansions,
+    expressions,
+    joined,
+    layers,
+    norms,
+    patches,
+    shapes,
+)
 from penstock.engine.cuda.sites import Run, RunInto, Site
 from penstock.engine.narrowing import scaled
 from penstock.errors import AlreadyExists, Unsupported
@@ -173,6 +184,7 @@ _JOINED_IN_EIGHT_BITS: Final[Mapping[str, Callable[[Site], Run]]] = {
     "bottleneck": eight_blocks.block,
     "bottleneck_next": eight_blocks.block,
     "conv_pool": eight_blocks.pooled,
+    "expand_depthwise": eight_expansions.expand_depthwise,
 }
 
 

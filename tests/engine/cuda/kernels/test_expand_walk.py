@@ -67,7 +67,7 @@ CASES = [
         (2, 2),
         AROUND,
         INT8,
-        outer=Epilogue("silu", out_scale=0.02),
+        outer=Epilogue("silu", out_scale=0.06),
     ),
     Case((1, 8, 18, 16), 32, (3, 3), ExpandWalkTile(4, 4, 32, 2, 2), (2, 2), BELOW, INT8, Epilogue(out_scale=0.06)),
 ]
@@ -146,7 +146,7 @@ def expect_right(given: Tensors, case: Case) -> None:
     limit = {HALF: 1e-3, BF16: 6e-3, INT8: 2e-2}[case.dtype]
     assert (found - right).norm() / right.norm() < limit
     if case.dtype == INT8:
-        assert (found - right).abs().max() < 1.5
+        assert (found - right).abs().max() < 2
 
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="there is no g++")

@@ -21,6 +21,7 @@ ACTIVATIONS: Final = ("none", "relu", "relu6", "clip", "hard_swish", "silu")
 BEYOND_BOUNDS: Final = {"hard_swish": 1, "silu": 2}
 """As the sources count them; all others do no more than `bounds`."""
 
+_LARGEST: Final = 126.5  # what is not below is rounded to the largest of INT8, or saturates
 _COLUMNS: Final = (1, 2, 4, 7, 8)
 _ROWS: Final = (1, 2, 4, 7, 14, 28)
 _AHEAD: Final = (1, 2)
@@ -205,6 +206,7 @@ def depthwise_walk_launch(
         "ACTIVATION": BEYOND_BOUNDS.get(epilogue.activation, 0),
         "LOW_BITS": bits(low),
         "HIGH_BITS": bits(high),
+        "HIGH_MATTERS": high_matters(epilogue),
     }
     if torch.bfloat16 in (x.dtype, out.dtype):
         constants["BFLOAT16"] = 1
@@ -225,6 +227,11 @@ def bounds(epilogue: Epilogue) -> tuple[float, float]:
     if epilogue.activation == "clip":
         return epilogue.alpha, epilogue.beta
     return {"relu": (0.0, infinite), "relu6": (0.0, 6.0)}.get(epilogue.activation, (-infinite, infinite))
+
+
+def high_matters(epilogue: Epilogue) -> int:
+    """Whether the upper bound is below what INT8 ends with."""
+    return int(bounds(epilogue)[1] / epilogue.out_scale < _LARGEST)
 
 
 def bits(number: float) -> int:

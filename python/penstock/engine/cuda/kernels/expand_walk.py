@@ -12,7 +12,7 @@ from typing import Final
 import torch
 
 from .cpp_launching import CppLaunch
-from .depthwise_walk import ACTIVATIONS, BEYOND_BOUNDS, Layer, WalkTile, bits, bounds
+from .depthwise_walk import ACTIVATIONS, BEYOND_BOUNDS, Layer, WalkTile, bits, bounds, high_matters
 from .epilogue import Epilogue
 from .rows import expect_contiguous, expect_shape, pitch
 from .short_product import pair_of
@@ -184,6 +184,7 @@ def expand_walk_launch(
         "INNER_INVERSE_BITS": bits(1.0 / inner.out_scale),
         "INNER_LOW_BITS": bits(low),
         "INNER_HIGH_BITS": bits(high),
+        "INNER_HIGH_MATTERS": high_matters(inner),
         "INNER_LOW_PAIR": pair_of(low, x.dtype),
         "INNER_HIGH_PAIR": pair_of(high, x.dtype),
     }
@@ -231,6 +232,7 @@ def _constants(
         "ACTIVATION": BEYOND_BOUNDS.get(outer.activation, 0),
         "LOW_BITS": bits(low),
         "HIGH_BITS": bits(high),
+        "HIGH_MATTERS": high_matters(outer),
         "OUT_INVERSE_BITS": bits(1.0 / outer.out_scale),
     }
     return dict(found)

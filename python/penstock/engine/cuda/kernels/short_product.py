@@ -15,7 +15,7 @@ from typing import Final
 import torch
 
 from .cpp_launching import CppLaunch
-from .depthwise_walk import ACTIVATIONS, BEYOND_BOUNDS, bits, bounds
+from .depthwise_walk import ACTIVATIONS, BEYOND_BOUNDS, bits, bounds, high_matters
 from .epilogue import Epilogue
 from .rows import expect_contiguous, expect_shape, picture_strides, pitch
 from .tiles import H200_MULTIPROCESSORS, Product
@@ -195,7 +195,7 @@ def _launch(
         "ACTIVATION": BEYOND_BOUNDS.get(epilogue.activation, 0),
         "LOW_BITS": bits(low),
         "HIGH_BITS": bits(high),
-        "HIGH_MATTERS": int(high / epilogue.out_scale < 127),
+        "HIGH_MATTERS": high_matters(epilogue),
         "LOW_PAIR": pair_of(low, wide),
         "HIGH_PAIR": pair_of(high, wide),
         "OUT_INVERSE_BITS": bits(1.0 / epilogue.out_scale),

@@ -17,7 +17,7 @@
 //   HAS_BIAS HAS_SUMS     sums are of each channel of each walk, before rounding: [IMAGES, walks and strips, CHANNELS]
 //   X_SCALE_BITS OUT_INVERSE_BITS   FP32 as it lies in memory: what an INT8 step is worth, how many of the result one is
 //   ACTIVATION            0 bounds alone, 1 hard_swish, 2 silu
-//   LOW_BITS HIGH_BITS    the bounds; infinite where there is none
+//   LOW_BITS HIGH_BITS    the bounds; infinite where there is none. HIGH_MATTERS: INT8 does not end there anyway
 //   BFLOAT16              defined: sixteen bits are BF16, else FP16
 #include "primitives.cuh"
 

@@ -10,7 +10,7 @@
 //   CHUNK BAND        as above; CHUNK a multiple of 16 that CHANNELS is one of, BAND one of COLUMNS
 //   PARTS             in how many parts warps share the channels of sixteen pixels
 //   HAS_INNER_BIAS INNER_LOW_BITS INNER_HIGH_BITS INNER_LOW_PAIR INNER_HIGH_PAIR   of the first layer
-//   INNER_INVERSE_BITS   how many steps of the wide map one is, where it is INT8
+//   INNER_HIGH_MATTERS INNER_INVERSE_BITS   as of the second layer; how many steps of the wide map one is, where it is INT8
 #include "primitives.cuh"
 #include "walk.cuh"
 
@@ -85,7 +85,7 @@ __device__ __forceinline__ void keep(unsigned int* to, const float (&y)[4], bool
   for (int each = 0; each < 4; ++each) {
     bounded[each] = y[each];
     if (INNER_LOW_BITS != NO_LOW) bounded[each] = greater(bounded[each], number_of(INNER_LOW_BITS) * steps);
-    if (INNER_HIGH_BITS != NO_HIGH) bounded[each] = smaller(bounded[each], number_of(INNER_HIGH_BITS) * steps);
+    if (INNER_HIGH_BITS != NO_HIGH && INNER_HIGH_MATTERS) bounded[each] = smaller(bounded[each], number_of(INNER_HIGH_BITS) * steps);
   }
   const unsigned int all = packed_int8(bounded[0], bounded[1], bounded[2], bounded[3]);
   *to = inside ? all : 0u;
@@ -164,7 +164,9 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) expand_walk(const Eleme
 #endif
                                                                      Out* out) {
   extern __shared__ Quad memory[];
-  const unsigned int number = BLOCKS - 1 - block_index();  // with the last image, as depthwise.cu
+  // Without strides the result is the larger map: they end with the first image, with which the kernel behind begins.
+  // With strides they begin with it, for a walk ahead ended there.
+  const unsigned int number = STRIDE_HIGH * STRIDE_WIDE > 1 ? block_index() : BLOCKS - 1 - block_index();
   const int chunk = number % CHUNKS, band = number / CHUNKS % BANDS;
   const int walk = number / (CHUNKS * BANDS) % WALKS, image = number / (CHUNKS * BANDS * WALKS);
   const int thread = thread_index(), warp = thread / 32, lane = thread % 32;

@@ -62,7 +62,8 @@ __device__ __forceinline__ float finished(float sum, float factor, float bias) {
   if (ACTIVATION != BOUNDED) return EIGHT_OUT ? y * number_of(OUT_INVERSE_BITS) : y;
   const float steps = EIGHT_OUT ? number_of(OUT_INVERSE_BITS) : 1.0f;
   if (LOW_BITS != NO_LOW) y = greater(y, number_of(LOW_BITS) * steps);
-  if (HIGH_BITS != NO_HIGH) y = smaller(y, number_of(HIGH_BITS) * steps);
+  // Those that are rounded to the largest of INT8 need no bound.
+  if (HIGH_BITS != NO_HIGH && (!EIGHT_OUT || HIGH_MATTERS)) y = smaller(y, number_of(HIGH_BITS) * steps);
   return y;
 }
 
