@@ -148,12 +148,6 @@ template <int REGISTERS>
 void take_registers() {}
 
 inline Two load_two(const float* from) { return Two{from[0], from[1]}; }
-// Blocks run in their order, so what is waited for is there.
-inline void raise_flag(unsigned int* flag) { *flag = 1; }
-inline void lower_flag(unsigned int* flag) {
-  if (*flag != 1) std::exit(74);
-  *flag = 0;
-}
 inline unsigned short shared_load_short(Address from) {
   unsigned short value;
   std::memcpy(&value, at_address(from), sizeof value);

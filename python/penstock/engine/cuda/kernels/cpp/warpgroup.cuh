@@ -133,18 +133,6 @@ __device__ __forceinline__ Two load_two(const float* from) {
   return value;
 }
 
-// What warps wrote that have met with this thread's is seen by those that meet with one that lowers the flag.
-__device__ __forceinline__ void raise_flag(unsigned int* flag) {
-  asm volatile("st.release.gpu.global.u32 [%0], 1;" ::"l"(flag) : "memory");
-}
-
-// Once it is raised; nobody else waits for it.
-__device__ __forceinline__ void lower_flag(unsigned int* flag) {
-  unsigned int raised = 0;
-  while (raised == 0) asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(raised) : "l"(flag) : "memory");
-  asm volatile("st.relaxed.gpu.global.u32 [%0], 0;" ::"l"(flag) : "memory");
-}
-
 __device__ __forceinline__ unsigned short shared_load_short(Address from) {
   unsigned short value;
   asm volatile("ld.shared.u16 %0, [%1];" : "=h"(value) : "r"(from) : "memory");
