@@ -65,7 +65,7 @@ def test_an_artifact_comes_back_as_it_was() -> None:
     "seen",
     [
         TensorMap(2, 333, 72, 160, 128, 64),
-        PixelsMap(2, 8, 56, 56, 64, 128, 7168, 401408, 64, 8, 10),
+        PixelsMap(2, 8, 56, 56, 64, 128, 7168, 401408, 64, 8, 10, 2),
         WindowMap(1, 8, 56, 57, 64, 64, 3648, 204288, 64, 192, 3, 5, 1, 2, 1, 2, 2, 1),
     ],
     ids=["a matrix", "squares of pixels", "taps of a window"],

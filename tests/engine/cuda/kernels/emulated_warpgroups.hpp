@@ -16,7 +16,7 @@ struct TensorMap {
   char* base;
   long long itemsize, rows, columns, pitch, tile_rows, tile_columns, swizzle;  // pitch in bytes
   long long images, high, wide, channels, pixel_bytes, row_bytes, image_bytes;
-  long long tile_channels, tile_wide, tile_high;                                // of a rectangle
+  long long tile_channels, tile_wide, tile_high, row_step;                      // of a rectangle
   long long pixels, window_high, window_wide, pad_top, pad_left, pad_bottom, pad_right, stride_high, stride_wide;
 };
 
@@ -109,7 +109,7 @@ inline void pixels_load(Address to, const TensorMap& map, unsigned int channel, 
   const long long line = map.tile_channels * map.itemsize;
   if ((line != 128 && line != 64) || (to & (8 * line - 1)) != 0) std::exit(72);
   for (int down = 0; down < map.tile_high; ++down) {
-    for (int right = 0; right < map.tile_wide; ++right, to += line) channels_load(to, map, channel, wide + right, high + down, image);
+    for (int right = 0; right < map.tile_wide; ++right, to += line) channels_load(to, map, channel, wide + right, high + down * map.row_step, image);
   }
   arrived(barrier, map.tile_high * map.tile_wide * line);
 }
@@ -128,6 +128,7 @@ inline void pixels_store(const TensorMap& map, unsigned int channel, int wide, i
 
 template <int BUT>
 void stores_have_read() {}
+inline void stores_are_one() {}
 inline void show_to_stores() {}
 
 inline void barrier_arrive(Address barrier) {

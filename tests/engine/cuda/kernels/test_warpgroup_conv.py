@@ -100,6 +100,17 @@ CASES = [
     Case((1, 9, 9, 64), 64, (3, 3), tile(split=1, blocks=5), others=64),
     Case((2, 14, 14, 64), 104, (3, 3), tile(columns=104, groups=3, split=1, blocks=2)),
     Case((2, 9, 13, 64), 128, (3, 3), tile(columns=128, split=1, blocks=3), epilogue=FOLDED, residual=True, dtype=INT8),
+    Case((3, 24, 16, 64), 64, (3, 3), tile(rows=128, pingpong=1, together=2, resident=1), residual=True, apart=8),
+    Case((1, 21, 13, 64), 64, (2, 3), tile(rows=128, together=2), pads=(0, 1, 1, 1)),
+    Case(
+        (2, 21, 11, 32),
+        64,
+        (7, 1),
+        tile(rows=128, pingpong=1, together=2, resident=1),
+        stride=(2, 1),
+        pads=(1, 0, 0, 0),
+    ),
+    Case((2, 19, 17, 64), 64, (3, 3), tile(together=2), stride=(2, 1), dilation=(1, 2), pads=(1, 2, 1, 2)),
     Case((2, 11, 11, 64), 72, (3, 3), tile(columns=128, resident=1, pingpong=1, stages=4), pads=(0, 0, 0, 0)),
 ]
 
@@ -333,13 +344,13 @@ REFUSED = Case((2, 12, 12, 64), 64, (3, 3), tile())
         (lambda given: {"shortcut": given.w[:, 0, 0]}, "expected both or neither"),
         (lambda given: {"stride": (9, 9), "out": given.out[:, :2, :2].contiguous()}, "strides of x"),
         (lambda given: {"padding": (128, 1)}, "padding of x"),
-        (lambda given: {"config": tile(together=2, rows=128)}, "fits a multiprocessor"),
+        (lambda given: {"config": tile(together=2), "stride": (2, 2), "out": given.out[:, :6, :6]}, "fits a multi"),
         (lambda given: {"config": tile(columns=128, stages=8)}, "fits a multiprocessor"),
         (lambda given: {"config": tile(together=2), "dilation": (2, 2), "padding": (2, 2)}, "fits a multiprocessor"),
         (lambda given: {"config": tile(pingpong=1, groups=3)}, "fits a multiprocessor"),
     ],
     ids=["wide", "another sixteen bits", "rows of 120 bytes", "other channels", "turned filters", "a narrow bias",
-         "half a shortcut", "long strides", "much padding", "wide squares", "too much memory", "holes", "three turns"],
+         "half a shortcut", "long strides", "much padding", "squares apart", "too much memory", "holes", "three turns"],
 )  # fmt: skip
 def test_what_the_copying_unit_or_the_kernel_does_not_take_is_refused(change: object, message: str) -> None:
     given = tensors(REFUSED)

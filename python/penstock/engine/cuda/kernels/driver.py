@@ -91,13 +91,16 @@ class PixelsMap(Picture):
     """64 or 128 bytes, with their pieces of sixteen exchanged."""
     tile_wide: int
     tile_high: int
+    row_step: int = 1
+    """From one row of a rectangle to the next."""
 
     def encoded(self, address: int) -> "ctypes.Array[ctypes.c_char]":
         """As `TensorMap.encoded`."""
         buffer, four = ctypes.create_string_buffer(2 * _MAP_BYTES), ctypes.c_uint32 * 4
         _call(
             "cuTensorMapEncodeTiled", ctypes.c_void_p(aligned(buffer)), *_seen(self, address),
-            four(self.tile_channels, self.tile_wide, self.tile_high, 1), four(1, 1, 1, 1), 0,
+            four(self.tile_channels, self.tile_wide, (self.tile_high - 1) * self.row_step + 1, 1),
+            four(1, 1, self.row_step, 1), 0,
             _swizzle(self.tile_channels * self.itemsize), _MAP_PROMOTION, 0,
         )  # fmt: skip
         return buffer

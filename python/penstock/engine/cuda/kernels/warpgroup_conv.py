@@ -28,8 +28,8 @@ _TILE_GROUP: Final = 8
 _SUMS: Final = {2: 192, 3: 96}
 _COLUMNS: Final = (64, 104, 128, 192, 256)
 _NARROW_COLUMNS: Final = (64, 128, 192, 256)  # that the units have for every type
-_SHARED_WEIGHTS: Final = ((1, 0, 0), (2, 0, 0), (1, 0, 1), (1, 1, 0), (1, 1, 1), (1, 2, 0), (1, 2, 1))
-# cluster, together, resident
+# together, resident. Clusters have won nowhere: the second cache keeps up.
+_WAYS: Final = ((0, 0), (0, 1), (1, 0), (1, 1), (2, 0), (2, 1))
 _BUSY: Final = 0.9  # of the blocks
 _FEWEST_STEPS: Final = 8
 _MOST_SHARED: Final = 3  # blocks that a tile takes, about
@@ -39,10 +39,13 @@ _LARGEST_STRIDE: Final = 8
 _SQUARES: Final = 2  # of `together`
 _SPARED: Final = 0.8  # of the pixels of squares that are some of the picture's, at least
 
-# Clocks of a multiprocessor, for ranking: as `warpgroup_gemm`'s, and bytes of its own memory.
-_MACS: Final = 1900
-_L2_BYTES: Final = 56
-_SHARED_BYTES: Final = 128
+# Clocks of a multiprocessor, for ranking, as measured: of a product of 64 rows and 32 bytes' depth, for each column and
+# at least; and what it takes where four warps multiply alone.
+_PRODUCT: Final = 0.54
+_LEAST_PRODUCT: Final = 38
+_ALONE: Final = 1.5
+_PIXEL: Final = 4.1  # that the unit looks for
+_L2_BYTES: Final = 64
 _EPILOGUE: Final = 8.0
 _DEVICE_BYTES: Final = 2450
 _START: Final = 1500
@@ -90,8 +93,8 @@ class Window:
 
     @property
     def strips(self) -> bool:
-        """Whether neighbouring pixels' windows begin beside each other."""
-        return self.stride == (1, 1) and self.dilation[0] == 1 and self.high > 1 and not self.others
+        """Whether windows of neighbours begin beside each other, and share rows with those below."""
+        return self.stride[1] == self.dilation[0] == 1 and self.high > self.stride[0] and not self.others
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,8 +136,8 @@ class WindowTile:
         """Tiles, of clusters."""
         beside = ceil(window.filters / self.columns)
         if self.strip:
-            strips = window.images * ceil(window.out_wide / _SIDE)
-            return strips * ceil(window.out_high * _SIDE / self.block_rows) * beside
+            squares = window.images * ceil(window.out_high / _SIDE) * ceil(window.out_wide / _SIDE)
+            return ceil(squares * _SQUARE / self.block_rows) * beside
         return ceil(window.rows / (self.block_rows * self.cluster)) * beside
 
     def clusters(self, window: Window) -> int:
@@ -149,17 +152,23 @@ class WindowTile:
         """Integers of scratch, zero before and after a launch."""
         return self.blocks * self.groups if self.split else 0
 
+    def phases(self, window: Window) -> int:
+        """Stages of a column of the window."""
+        return window.stride[0] if self.strip else 1
+
     def taps(self, window: Window) -> int:
         """Of a stage."""
-        return window.high if self.together else 1
+        return ceil(window.high / self.phases(window)) if self.together else 1
 
     def steps(self, window: Window) -> int:
-        return window.depths * window.wide * window.high // self.taps(window) + window.other_depths
+        high = self.phases(window) if self.together else window.high
+        return window.depths * window.wide * high + window.other_depths
 
     def pixel_bytes(self, window: Window) -> int:
         """Of a stage."""
-        next_tap = _SIDE if self.strip else self.block_rows
-        return (self.block_rows + (self.taps(window) - 1) * next_tap) * window.line
+        taps, parts = self.taps(window), self.block_rows // _SQUARE
+        rows = parts * (_SQUARE + (taps - 1) * _SIDE) if self.strip else self.block_rows * taps
+        return rows * window.line
 
     def weight_bytes(self, window: Window) -> int:
         """Of a step."""
@@ -188,7 +197,7 @@ class WindowTile:
             and (not self.pingpong or self.groups == min(_SUMS))
             and (not self.split or (not self.pingpong and self.cluster == 1 and not self.resident))
             and (not self.together or (window.high > 1 and self.cluster == 1 and not window.others))
-            and (not self.strip or (window.strips and self.rows == _SQUARE))
+            and (not self.strip or window.strips)
             and (not self.resident or (window.filters <= self.columns and self.cluster == 1))
             and self.shared_bytes(window, residual, out_itemsize) <= SHARED
         )
@@ -197,13 +206,13 @@ class WindowTile:
         """Roughly, for telling cuts apart."""
         taps, area = self.taps(window), self.block_rows * self.columns
         weights = 0 if self.resident else self.weight_bytes(window)
-        multiply = taps * area * window.line / 2 / _MACS
-        loaded = self.pixel_bytes(window) + weights / self.cluster
-        # Products read their operands for each 64 rows.
-        read = taps * self.block_rows / _SQUARE * (_SQUARE + self.columns) * window.line
-        step = (
-            max(multiply, loaded / _L2_BYTES, (read + self.pixel_bytes(window) + weights) / _SHARED_BYTES) + _PER_STEP
-        )
+        each = max(_LEAST_PRODUCT, _PRODUCT * ceil(self.columns / _SQUARE) * _SQUARE)
+        # Products that add to the same sums wait for each other.
+        each *= _ALONE if self.pingpong and self.rows == _SQUARE else 1
+        multiply = taps * (window.line // 32) * (self.block_rows // _SQUARE) * each
+        load = (self.pixel_bytes(window) + weights / self.cluster) / _L2_BYTES
+        seek = 0 if self.strip else self.block_rows * taps * _PIXEL
+        step = max(multiply, load, seek) + _PER_STEP
         loop = self.steps(window) * step
         finish = area / _EPILOGUE * (1.5 if residual else 1.0)
         waves = ceil(self.count(window) / self.clusters(window))
@@ -224,7 +233,7 @@ def warpgroup_conv_tiles(
 ) -> list[WindowTile]:
     """Those worth timing, most promising first."""
     sensible = _sensible(window, multiprocessors, residual, out_itemsize)
-    return sorted(sensible, key=lambda tile: tile.clocks(window, residual, out_itemsize))[:limit]
+    return sorted(sensible, key=lambda tile: (tile.clocks(window, residual, out_itemsize), -tile.resident))[:limit]
 
 
 def _sensible(window: Window, multiprocessors: int, residual: bool, out_itemsize: int) -> Iterator[WindowTile]:
@@ -232,16 +241,18 @@ def _sensible(window: Window, multiprocessors: int, residual: bool, out_itemsize
         if columns > _SQUARE and columns >= window.filters + _SQUARE:
             continue
         for rows, pingpong, groups in ((64, 1, 2), (64, 0, 2), (64, 0, 3), (128, 1, 2), (128, 0, 2)):
-            for cluster, together, resident in _SHARED_WEIGHTS:
-                bare = WindowTile(rows, columns, pingpong, groups, 0, cluster, together, resident, 0, multiprocessors)
+            for together, resident in _WAYS:
+                bare = WindowTile(rows, columns, pingpong, groups, 0, 1, together, resident, 0, multiprocessors)
                 room = SHARED - bare.shared_bytes(window, residual, out_itemsize)
                 stages = min(_MOST_STAGES, room // bare.stage_bytes(window))
                 if stages < (2 if together and resident else _FEWEST_STAGES) or bare.block_rows >= 2 * window.rows:
                     continue
                 tile = replace(bare, stages=stages)
-                enough = cluster == 1 or tile.count(window) >= multiprocessors // 4
                 used = window.rows / (tile.count(window) * tile.block_rows / ceil(window.filters / columns))
-                if enough and (not tile.strip or used >= _SPARED) and tile.fits(window, residual, out_itemsize):
+                kept = tile.strip and not resident and replace(tile, resident=1, stages=2)
+                if kept and kept.fits(window, residual, out_itemsize):
+                    continue
+                if (not tile.strip or used >= _SPARED) and tile.fits(window, residual, out_itemsize):
                     yield tile
                     yield from _split(tile, window)
 
@@ -367,8 +378,9 @@ def warpgroup_conv_launch(
 def _seen(x: torch.Tensor, window: Window, config: WindowTile, padding: tuple[int, int]) -> AnyMap:
     """x as it is loaded."""
     if config.strip:
-        high = config.block_rows // _SIDE + window.high - 1
-        return PixelsMap(*_picture(x, "x"), window.line // x.itemsize, _SIDE, high)
+        return PixelsMap(
+            *_picture(x, "x"), window.line // x.itemsize, _SIDE, _SIDE + config.taps(window) - 1, window.stride[0]
+        )
     return _windows(x, "x", window, config, padding)
 
 

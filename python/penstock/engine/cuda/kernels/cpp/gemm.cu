@@ -16,9 +16,10 @@
 //
 // With TOGETHER a stage gets the taps of one column of the window, and their weights: fewer and larger stages.
 //
-// With STRIP, which is TOGETHER too, a tile of 64 rows is eight by eight pixels, and a block has as many below each other. A
-// tap's rows begin one row of eight pixels behind those of the one above: each number comes from the second cache as often
-// as the window is wide and not as often as it has taps.
+// With STRIP, which is TOGETHER too, 64 rows are eight by eight pixels, and loaded with the rows of eight that the window
+// reaches below them. A tap's rows begin one row of eight pixels behind those of the one above: each number comes from the
+// second cache as often as the window is wide and not as often as it has taps. Where the window goes down by two rows at a
+// time, those of its taps that see even rows and those that see odd ones are stages of their own.
 //
 // With OTHERS another map is multiplied with weights of its own, one pixel for each of the result, and added: the shortcut
 // of a residual block. Its channels are the last steps.
@@ -103,14 +104,15 @@ constexpr unsigned int WARP = 32, TEAM = 128;  // threads that multiply together
 constexpr unsigned int LINE = OUT_KIND != 0 && COLUMNS < 128 ? 64 : 128;  // bytes in a row of a slot
 constexpr unsigned int DEPTH = KIND == 0 ? DEPTH_BYTES / 2 : DEPTH_BYTES;  // numbers in a row of a stage
 constexpr unsigned int WIDTH = OUT_KIND == 0 ? LINE / 2 : LINE;  // columns in a row of a slot
-constexpr unsigned int TAPS = TOGETHER ? WINDOW_HIGH : 1;  // of a stage
+constexpr unsigned int PHASES = STRIP ? STRIDE_HIGH : 1;  // of the rows that taps see
+constexpr unsigned int TAPS = TOGETHER ? (WINDOW_HIGH + PHASES - 1) / PHASES : 1;  // of a stage
 constexpr unsigned int DEPTHS_OF_A_TAP = (CHANNELS + DEPTH - 1) / DEPTH;
-constexpr unsigned int OWN_STEPS = DEPTHS_OF_A_TAP * WINDOW_WIDE * WINDOW_HIGH / TAPS;
+constexpr unsigned int OWN_STEPS = DEPTHS_OF_A_TAP * WINDOW_WIDE * (TOGETHER ? PHASES : WINDOW_HIGH);
 constexpr unsigned int STEPS = OWN_STEPS + (OTHERS + DEPTH - 1) / DEPTH;
 constexpr unsigned int BLOCK_ROWS = PINGPONG ? ROWS : GROUPS * ROWS;
-constexpr unsigned int EIGHT_WIDE = (OUT_WIDE + 7) / 8, STRIPS_HIGH = (OUT_HIGH * 8 + BLOCK_ROWS - 1) / BLOCK_ROWS;
-constexpr unsigned int TILES_M = STRIP ? SIZE_M / (OUT_HIGH * OUT_WIDE) * EIGHT_WIDE * STRIPS_HIGH
-                                       : (SIZE_M + BLOCK_ROWS * CLUSTER - 1) / (BLOCK_ROWS * CLUSTER);  // of clusters
+constexpr unsigned int SQUARES_WIDE = (OUT_WIDE + 7) / 8, SQUARES_HIGH = (OUT_HIGH + 7) / 8;
+constexpr unsigned int ALL_ROWS = STRIP ? SIZE_M / (OUT_HIGH * OUT_WIDE) * SQUARES_HIGH * SQUARES_WIDE * 64 : SIZE_M;
+constexpr unsigned int TILES_M = (ALL_ROWS + BLOCK_ROWS * CLUSTER - 1) / (BLOCK_ROWS * CLUSTER);  // of clusters
 constexpr unsigned int TILES_N = (SIZE_N + COLUMNS - 1) / COLUMNS;
 constexpr unsigned int TILES = TILES_M * TILES_N;
 constexpr unsigned int PARTS = ROWS / 64;  // of one product of four warps
@@ -119,7 +121,9 @@ constexpr unsigned int AT_ONCE = PARTS * COLUMNS > 256 ? 1 : 4;
 constexpr unsigned int READERS = 4 * (PINGPONG ? 1 : GROUPS) * CLUSTER;  // warps that read what lies in a stage
 
 constexpr unsigned int NEXT_TAP = (STRIP ? 8 : BLOCK_ROWS) * DEPTH_BYTES;  // from a tap's rows to those of the one below
-constexpr unsigned int X_BYTES = BLOCK_ROWS * DEPTH_BYTES + (TAPS - 1) * NEXT_TAP, TAP_BYTES = COLUMNS * DEPTH_BYTES;
+constexpr unsigned int NEXT_PART = 64 * DEPTH_BYTES + (STRIP ? (TAPS - 1) * NEXT_TAP : 0);  // to the 64 rows below
+constexpr unsigned int X_BYTES = BLOCK_ROWS / 64 * NEXT_PART + (STRIP ? 0 : (TAPS - 1) * NEXT_TAP);
+constexpr unsigned int TAP_BYTES = COLUMNS * DEPTH_BYTES;
 constexpr unsigned int W_BYTES = TAPS * TAP_BYTES, STAGE_BYTES = X_BYTES + (RESIDENT ? 0 : W_BYTES);
 constexpr unsigned int SLOT_BYTES = ROWS * LINE, CHUNKS = (COLUMNS + WIDTH - 1) / WIDTH;
 constexpr unsigned int SLOTS = HAS_RESIDUAL ? CHUNKS : (CHUNKS < 2 ? CHUNKS : 2);
@@ -138,7 +142,7 @@ static_assert(ROWS % 64 == 0 && COLUMNS % (8 * CLUSTER) == 0 && COLUMNS >= WIDTH
 static_assert(!RESIDENT || (SIZE_N <= COLUMNS && CLUSTER == 1), "all of W");
 static_assert(!SPLIT || (!PINGPONG && CLUSTER == 1 && !AHEAD), "one tile after the other");
 static_assert(GROUPS == 2 || !PINGPONG, "turns are taken by two");
-static_assert(!STRIP || (TOGETHER && ROWS == 64), "eight by eight pixels");
+static_assert(!STRIP || TOGETHER, "eight by eight pixels");
 static_assert(!TOGETHER || (CLUSTER == 1 && OTHERS == 0), "stages are alike");
 
 // Of a tile's columns the first that a slot holds. The last slot has some of the one before where they do not come out even.
@@ -253,7 +257,7 @@ __device__ __forceinline__ Address place_of(Address slot, unsigned int row, unsi
 }
 
 struct Tile {
-  unsigned int row, column;  // with STRIP the row of the first pixel of its first eight by eight, in whole pictures of these
+  unsigned int row, column;
 };
 
 struct Pixel {
@@ -263,9 +267,9 @@ struct Pixel {
 // Of the result.
 __device__ __forceinline__ Pixel pixel_at(unsigned int row) {
   if (STRIP) {
-    const unsigned int strip = row / (STRIPS_HIGH * BLOCK_ROWS);
-    return Pixel{static_cast<int>(strip / EIGHT_WIDE), static_cast<int>(row % (STRIPS_HIGH * BLOCK_ROWS) / 8),
-                 static_cast<int>(strip % EIGHT_WIDE * 8)};
+    const unsigned int square = row / 64;
+    return Pixel{static_cast<int>(square / (SQUARES_HIGH * SQUARES_WIDE)),
+                 static_cast<int>(square / SQUARES_WIDE % SQUARES_HIGH * 8), static_cast<int>(square % SQUARES_WIDE * 8)};
   }
   return Pixel{static_cast<int>(row / (OUT_HIGH * OUT_WIDE)), static_cast<int>(row / OUT_WIDE % OUT_HIGH),
                static_cast<int>(row % OUT_WIDE)};
@@ -274,8 +278,12 @@ __device__ __forceinline__ Pixel pixel_at(unsigned int row) {
 // Where a part of the result lies, in memory and in a slot.
 __device__ __forceinline__ void store_part(const TensorMap& out, unsigned int column, unsigned int row, Address from) {
   if (STRIP) {
-    const Pixel pixel = pixel_at(row);
-    pixels_store(out, column, pixel.wide, pixel.high, pixel.image, from);
+#pragma unroll
+    for (unsigned int part = 0; part < PARTS; ++part) {
+      const Pixel pixel = pixel_at(row + part * 64);
+      pixels_store(out, column, pixel.wide, pixel.high, pixel.image, from + part * 64 * LINE);
+    }
+    stores_are_one();
   } else {
     tile_store(out, column, row, from);
   }
@@ -284,8 +292,11 @@ __device__ __forceinline__ void store_part(const TensorMap& out, unsigned int co
 __device__ __forceinline__ void load_part(Address to, const TensorMap& residual, unsigned int column, unsigned int row,
                                           Address barrier) {
   if (STRIP) {
-    const Pixel pixel = pixel_at(row);
-    pixels_load(to, residual, column, pixel.wide, pixel.high, pixel.image, barrier);
+#pragma unroll
+    for (unsigned int part = 0; part < PARTS; ++part) {
+      const Pixel pixel = pixel_at(row + part * 64);
+      pixels_load(to + part * 64 * LINE, residual, column, pixel.wide, pixel.high, pixel.image, barrier);
+    }
   } else {
     tile_load(to, residual, column, row, barrier);
   }
@@ -367,7 +378,7 @@ struct Operands {
   const TensorMap* residual;  // with HAS_RESIDUAL
 };
 
-// The weights of a step, for a place in the ring or for good.
+// The weights of a step (of taps that there are none of zeros), for a place in the ring or for good.
 __device__ __forceinline__ void load_weights(const Ring& ring, unsigned int stage, const Operands& given,
                                              unsigned int column, unsigned int step, unsigned int rank, Address barrier) {
   const Address to = ring.weights(stage, step);
@@ -378,7 +389,7 @@ __device__ __forceinline__ void load_weights(const Ring& ring, unsigned int stag
   if (CLUSTER == 1) {
 #pragma unroll
     for (unsigned int tap = 0; tap < TAPS; ++tap) {
-      tile_load(to + tap * TAP_BYTES, weights, depth + tap * (WINDOW_WIDE * CHANNELS), column, barrier);
+      tile_load(to + tap * TAP_BYTES, weights, depth + tap * (PHASES * WINDOW_WIDE * CHANNELS), column, barrier);
     }
   } else {
     const unsigned int part = COLUMNS / CLUSTER;
@@ -406,10 +417,16 @@ __device__ __forceinline__ void load_x(const Ring& ring, unsigned int stage, con
     return;
   }
   const unsigned int tap = step / DEPTHS_OF_A_TAP, channel = step % DEPTHS_OF_A_TAP * DEPTH;
-  const int high = pixel.high * STRIDE_HIGH - PAD_TOP, wide = pixel.wide * STRIDE_WIDE - PAD_LEFT;
   if (STRIP) {
-    pixels_load(ring.x(stage), given.x, channel, wide + static_cast<int>(tap), high, pixel.image, ring.full(stage));
+#pragma unroll
+    for (unsigned int part = 0; part < BLOCK_ROWS / 64; ++part) {
+      const Pixel first = pixel_at(row + part * 64);
+      const int phase = tap / WINDOW_WIDE, right = tap % WINDOW_WIDE * DILATION_WIDE;
+      pixels_load(ring.x(stage) + part * NEXT_PART, given.x, channel, first.wide + right - PAD_LEFT,
+                  first.high * STRIDE_HIGH + phase - PAD_TOP, first.image, ring.full(stage));
+    }
   } else {
+    const int high = pixel.high * STRIDE_HIGH - PAD_TOP, wide = pixel.wide * STRIDE_WIDE - PAD_LEFT;
 #pragma unroll
     for (unsigned int below = 0; below < TAPS; ++below) {
       window_load(ring.x(stage) + below * NEXT_TAP, given.x, channel, wide, high, pixel.image,
@@ -614,7 +631,7 @@ __cluster_dims__(CLUSTER, 1, 1)
 #pragma unroll 1
       for (unsigned int step = work.from; step < work.to; ++step) {
         barrier_wait(ring.full(turn.stage), turn.parity);
-        const Matrix a = matrix_at(ring.x(turn.stage) + (PINGPONG ? 0 : team * ROWS * DEPTH_BYTES));
+        const Matrix a = matrix_at(ring.x(turn.stage) + (PINGPONG ? 0 : team * PARTS * NEXT_PART));
         const Matrix b = matrix_at(ring.weights(turn.stage, step));
         products_begin();
 #pragma unroll
@@ -624,7 +641,7 @@ __cluster_dims__(CLUSTER, 1, 1)
           for (unsigned int inner = 0; inner < DEPTH_BYTES / 32; ++inner) {
 #pragma unroll
             for (unsigned int part = 0; part < PARTS; ++part) {
-              multiply_rows(sums[part], rows + part * (64 * DEPTH_BYTES / 16) + inner * MATRIX_STEP,
+              multiply_rows(sums[part], rows + part * (NEXT_PART / 16) + inner * MATRIX_STEP,
                             columns + inner * MATRIX_STEP, tap > 0 || inner > 0 || step > work.from);
             }
           }

@@ -66,8 +66,10 @@ __device__ __forceinline__ void pixels_store(const TensorMap& map, unsigned int 
   asm volatile("cp.async.bulk.tensor.4d.global.shared::cta.bulk_group [%0, {%2, %3, %4, %5}], [%1];" ::"l"(&map),
                "r"(from), "r"(channel), "r"(wide), "r"(high), "r"(image)
                : "memory");
-  asm volatile("cp.async.bulk.commit_group;" ::: "memory");
 }
+
+// Those of `pixels_store` since the last time count as one store.
+__device__ __forceinline__ void stores_are_one() { asm volatile("cp.async.bulk.commit_group;" ::: "memory"); }
 
 // To the second cache only.
 __device__ __forceinline__ void tile_fetch(const TensorMap& map, unsigned int column, unsigned int row) {
