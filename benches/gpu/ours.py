@@ -124,7 +124,11 @@ def ways(model: Model, choices: Choices, note: str, compilers: "Compilers | None
         if early and compilers is not None:
             _compile_early(executor, compilers)
         name = f"{OURS}, early launch" if early else OURS
-        more = f"{sum(site.early for site in executor.sites)} of {len(executor.sites)} steps early" if early else note
+        more = (
+            f"{sum(site.early and site.behind for site in executor.sites)} of {len(executor.sites)} steps early"
+            if early
+            else note
+        )
         if early and model.label != model.precision:
             more += f", {model.off_exact(executor):.1e} from the same numbers multiplied exactly"
         yield captured(name, executor, model, more) if cuda else _eager(name, executor, model, more)
@@ -190,6 +194,7 @@ def compilers(device: str, processes: int) -> "Iterator[Compilers | None]":
 
     major, minor = torch.cuda.get_device_capability()
     with Compilers(processes, 10 * major + minor) as found:
+        found.start()
         yield found
 
 

@@ -9,7 +9,6 @@ that nothing was tuned or calibrated on. Needs torch and the package's `engine` 
 """
 
 import argparse
-import os
 import statistics
 import sys
 import time
@@ -26,8 +25,10 @@ import torch  # noqa: E402
 
 from benches.gpu import ours, ready, weights  # noqa: E402
 from benches.gpu.subjects import SUBJECTS, Subject  # noqa: E402
+from penstock.engine import cores  # noqa: E402
+from penstock.engine.cuda.candidates import Tuned  # noqa: E402
 from penstock.engine.cuda.mixing import slower, times_of  # noqa: E402
-from penstock.engine.cuda.tuner import Tuned, tune  # noqa: E402
+from penstock.engine.cuda.tuner import tune  # noqa: E402
 from penstock.engine.lowered import from_json  # noqa: E402
 
 if TYPE_CHECKING:
@@ -53,7 +54,7 @@ def main() -> None:
     options = parser.parse_args()
     until = time.monotonic() + options.seconds
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
-    with ours.compilers(options.device, os.cpu_count() or 1) as compilers:
+    with ours.compilers(options.device, cores.available()) as compilers:
         for each in options.models:
             name, batch, *seconds = [*each.split(":"), "1"] if ":" not in each else each.split(":")
             if time.monotonic() >= until:

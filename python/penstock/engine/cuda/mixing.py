@@ -9,7 +9,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Final
 
-from penstock.engine.cuda.tuner import Tuned
+from penstock.engine.cuda.candidates import Tuned
 from penstock.engine.eight_bits import Grids
 from penstock.engine.lowered import LoweredGraph
 

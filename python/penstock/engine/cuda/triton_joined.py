@@ -35,6 +35,7 @@ from penstock.engine.cuda.ways import (
     Build,
     Config,
     Form,
+    Launched,
     Ready,
     Tensors,
     Way,
@@ -47,8 +48,16 @@ from penstock.engine.cuda.ways import (
     tiles_of,
 )
 
-Depthwise = Callable[[Ready, Tensors, torch.Tensor, torch.Tensor | None], Launch]
+Depthwise = Callable[[Ready, Tensors, torch.Tensor, torch.Tensor | None], Launched]
 """A depthwise convolution of the operands into a map, with sums on the side."""
+
+Blocks = Callable[[Config, int, int], int]
+"""How many blocks a cut makes of an image so high and wide."""
+
+
+def blocks_of_tile(config: Config, height: int, width: int) -> int:
+    return DepthwiseTile(*config).blocks(height, width)
+
 
 LAYERS: Final[Mapping[str, Form]] = {
     "first": lambda weight: weight.contiguous(),
@@ -88,13 +97,13 @@ def _squeeze_excite(ready: Ready, operands: Tensors, outputs: Tensors, scratch: 
     )
 
 
-def depthwise_and_gate(launch: Depthwise) -> Build:
+def depthwise_and_gate(launch: Depthwise, blocks_of: Blocks = blocks_of_tile) -> Build:
     """The convolution leaves the sums of its blocks, of which the gate is made."""
 
-    def build(ready: Ready, operands: Tensors, outputs: Tensors, scratch: Scratch | None) -> list[Launch]:
+    def build(ready: Ready, operands: Tensors, outputs: Tensors, scratch: Scratch | None) -> list[Launched]:
         (y, gate), constants = outputs, ready.constants
         images, height, width, channels = y.shape
-        blocks = DepthwiseTile(*ready.config).blocks(height, width)
+        blocks = blocks_of(ready.config, height, width)
         sums = torch.empty((images, blocks, channels), dtype=torch.float32, device=y.device)
         splits = splits_for(blocks, channels)
         layers = (
@@ -119,9 +128,9 @@ def depthwise_and_gate(launch: Depthwise) -> Build:
     return build
 
 
-def sums_scratch(site: Site, config: Config) -> tuple[int, int]:
+def sums_scratch(site: Site, config: Config, blocks_of: Blocks = blocks_of_tile) -> tuple[int, int]:
     images, height, width, channels = site.out_shape()
-    splits = splits_for(DepthwiseTile(*config).blocks(height, width), channels)
+    splits = splits_for(blocks_of(config, height, width), channels)
     return (0, 0) if splits == 1 else (images * splits * channels, images)
 
 

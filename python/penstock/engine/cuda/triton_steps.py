@@ -12,6 +12,7 @@ from typing import Final
 import torch
 
 from penstock.engine.cuda import workspace
+from penstock.engine.cuda.depthwise_steps import WALKS
 from penstock.engine.cuda.implementations import IMPLEMENTATIONS, Implementation, register, writing
 from penstock.engine.cuda.kernels.activations import ACTIVATIONS
 from penstock.engine.cuda.kernels.depthwise import DepthwiseTile, depthwise_conv2d_nhwc_launch, depthwise_tiles
@@ -22,7 +23,9 @@ from penstock.engine.cuda.kernels.implicit_gemm_kernel import implicit_gemm_kern
 from penstock.engine.cuda.kernels.launching import Launch, interpreted
 from penstock.engine.cuda.kernels.resident import ResidentTile, resident_conv_launch, resident_tiles
 from penstock.engine.cuda.kernels.tiles import Product, Tile
+from penstock.engine.cuda.lane_blocks import LANE_BLOCKS
 from penstock.engine.cuda.recurrent import RECURRENT
+from penstock.engine.cuda.short_steps import SHORT
 from penstock.engine.cuda.sites import RunInto, Site, seen
 from penstock.engine.cuda.triton_blocks import BLOCKS
 from penstock.engine.cuda.triton_dense import DENSE
@@ -30,6 +33,7 @@ from penstock.engine.cuda.triton_joined import JOINED, LAYERS, depthwise_and_gat
 from penstock.engine.cuda.triton_moves import MOVES
 from penstock.engine.cuda.triton_pointwise import WRITTEN
 from penstock.engine.cuda.triton_pools import POOLS
+from penstock.engine.cuda.triton_stems import STEMS
 from penstock.engine.cuda.triton_tokens import TOKENS
 from penstock.engine.cuda.warpgroup_steps import PRODUCTS
 from penstock.engine.cuda.ways import (
@@ -301,13 +305,17 @@ WAYS: Final[dict[tuple[str, str], Way]] = {
     ("gemm", "triton_resident"): Way(_resident, _resident_tiles, types=integers_or_narrow, scales=True),
     **DENSE,
     **BLOCKS,
+    **LANE_BLOCKS,
     **JOINED,
     **MOVES,
     **POOLS,
     **RECURRENT,
+    **STEMS,
     **TOKENS,
     **PRODUCTS,
     **WRITTEN,
+    **SHORT,
+    **WALKS,
 }
 """Kind and name -> kernel."""
 
@@ -359,7 +367,8 @@ def _binding(way: Way) -> Callable[[Site], RunInto]:
             if floats:
                 shared = workspace.current()
                 scratch = Scratch(shared.partial_sums, shared.counters)
-            for each in way.launches(ready, operands, outputs, scratch):
+            first, *others = way.launches(ready, operands, outputs, scratch)
+            for each in (replace(first, alone=site.early and not site.behind), *others):
                 each.run()
 
         return run
@@ -375,15 +384,17 @@ def _fitting(name: str, way: Way) -> Callable[[Site], bool]:
         if site.text("activation", "none") not in ACTIVATIONS or not way.types(site):
             return False
         try:
-            if not way.suits(site):
-                return False
-            config = next(iter(way.configs(site)), None)
-            if config is None:
-                return False
-            launch(site, name, config)  # to see whether the kernel takes these tensors
+            return way.suits(site) and accepted(site)
         except (ValueError, RuntimeError, IndexError):
             return False
-        return True
+        except (TypeError, ArithmeticError):
+            return bool(site.config)  # numbers that are none of this kernel's: binding says so
+
+    def accepted(site: Site) -> bool:
+        configs = (site.config,) if site.config else way.configs(site)
+        if configs:
+            launch(site, name, configs[0])  # to see whether the kernel takes these tensors
+        return bool(configs)
 
     return fits
 
@@ -391,17 +402,22 @@ def _fitting(name: str, way: Way) -> Callable[[Site], bool]:
 def _ready(way: Way, site: Site, config: Config, *, on_meta: bool = False) -> Ready:
     constants: dict[str, torch.Tensor] = {}
     for role in _roles(site):
-        form = way.forms.get(role) or (_row if role == "scale" or role.endswith("bias") else None)
+        form = way.forms.get(role) or (_row if role in _SCALES or role.endswith("bias") else None)
         weight = None if form is None else site.weight(role)
         if form is not None and weight is not None:
             constants[role] = form(_without_memory(weight) if on_meta else weight)
-    if Ready(site, config, constants).folds:
+    if way.folded is not None and "scale" in constants:
+        constants = dict(way.folded(site, constants))
+    elif Ready(site, config, constants).folds:
         # Sums that blocks share come as floats.
         integers = dtype_of(site, 0) == torch.int8 and not way.scratch(site, config)[0]
         largest = _product(site).k * 128 * 128 if integers else 0
         out_scale = site.out_scale() or 1.0
         constants["scale"], constants["bias"] = fold(constants["scale"], constants.get("bias"), out_scale, largest)
     return Ready(site, config, way.combined(constants))
+
+
+_SCALES: Final = ("scale", "second_scale", "third_scale", "shortcut_scale")
 
 
 def _row(bias: torch.Tensor) -> torch.Tensor:

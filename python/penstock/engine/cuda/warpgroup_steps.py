@@ -77,6 +77,7 @@ def _suits_conv(site: Site) -> bool:
 
 
 def _slide(ready: Ready, operands: Tensors, outputs: Tensors, scratch: Scratch | None) -> Launched:
+    del scratch
     site, source = ready.site, ready.site.index("source")
     return warpgroup_conv_launch(
         operands[0],
@@ -93,15 +94,8 @@ def _slide(ready: Ready, operands: Tensors, outputs: Tensors, scratch: Scratch |
         residual=ready.residual(operands),
         scale=ready.scale,
         epilogue=ready.epilogue,
-        scratch=scratch,
         pdl=site.early,
     )
-
-
-def _window_scratch(site: Site, config: Config) -> tuple[int, int]:
-    del site
-    tile = WindowTile(*config)
-    return tile.partial_sums(), tile.counters()
 
 
 def _window_tiles(site: Site) -> list[Config]:
@@ -140,13 +134,10 @@ def _pair(site: Site, name: str) -> tuple[int, int]:
 PRODUCTS: Final[dict[tuple[str, str], Way]] = {
     ("gemm", "cuda_warpgroups"): Way(_multiply, _tiles, suits=_suits, types=eight_or_narrow, scales=True),
     ("conv", "cuda_warpgroups"): Way(_multiply, _tiles, suits=_suits_conv, types=eight_or_narrow, scales=True),
-    ("conv", "cuda_windows"): Way(
-        _slide, _window_tiles, _window_scratch, suits=_suits_windows, types=eight_or_narrow, scales=True
-    ),
+    ("conv", "cuda_windows"): Way(_slide, _window_tiles, suits=_suits_windows, types=eight_or_narrow, scales=True),
     ("conv_shortcut", "cuda_windows"): Way(
         _slide,
         _window_tiles,
-        _window_scratch,
         forms=dict.fromkeys(("weight", "shortcut"), torch.Tensor.contiguous),
         suits=_suits_windows,
         combined=_one_bias,

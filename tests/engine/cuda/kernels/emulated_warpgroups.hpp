@@ -148,35 +148,12 @@ template <int REGISTERS>
 void take_registers() {}
 
 inline Two load_two(const float* from) { return Two{from[0], from[1]}; }
-// Blocks run in their order, so what is waited for is there.
-inline void raise_flag(unsigned int* flag) { *flag = 1; }
-inline void lower_flag(unsigned int* flag) {
-  if (*flag != 1) std::exit(74);
-  *flag = 0;
-}
-inline unsigned int shared_load_word(Address from) {
-  unsigned int value;
-  std::memcpy(&value, at_address(from), sizeof value);
-  return value;
-}
-
 inline unsigned short shared_load_short(Address from) {
   unsigned short value;
   std::memcpy(&value, at_address(from), sizeof value);
   return value;
 }
 inline void shared_store_short(Address to, unsigned short value) { std::memcpy(at_address(to), &value, sizeof value); }
-
-inline float number_of(unsigned int bits) {
-  float value;
-  std::memcpy(&value, &bits, 4);
-  return value;
-}
-inline unsigned int bits_of(float number) {
-  unsigned int bits;
-  std::memcpy(&bits, &number, 4);
-  return bits;
-}
 
 inline float of_e4m3(unsigned char bits) {
   const int exponent = bits >> 3 & 15, fraction = bits & 7;
@@ -203,9 +180,6 @@ inline unsigned short narrow_to_int8(float low, float high) {
 inline Two wide_of_e4m3(unsigned short both) {
   return Two{of_e4m3(static_cast<unsigned char>(both)), of_e4m3(static_cast<unsigned char>(both >> 8))};
 }
-
-inline float greater(float one, float other) { return one != one ? one : other != other ? other : one > other ? one : other; }
-inline float smaller(float one, float other) { return one != one ? one : other != other ? other : one < other ? one : other; }
 
 using Matrix = unsigned long long;
 

@@ -10,7 +10,7 @@ torch = pytest.importorskip("torch")
 
 from penstock.engine.cuda.kernels import nvrtc  # noqa: E402
 from penstock.engine.cuda.kernels.cpp_launching import CppLaunch  # noqa: E402
-from penstock.engine.cuda.kernels.epilogue import Epilogue, Scratch, fold  # noqa: E402
+from penstock.engine.cuda.kernels.epilogue import Epilogue, fold  # noqa: E402
 from penstock.engine.cuda.kernels.warpgroup_conv import (  # noqa: E402
     Window,
     WindowTile,
@@ -58,7 +58,6 @@ class Case:
             one.cluster,
             one.together,
             one.resident,
-            one.split,
         )
         where = f"{self.x} {self.taps} {self.stride} {self.pads} {self.dilation}"
         return f"{where} {self.filters} by {how} {self.epilogue.activation} {self.residual} {self.others} {self.dtype}"
@@ -66,9 +65,9 @@ class Case:
 
 def tile(
     rows: int = 64, columns: int = 64, pingpong: int = 0, groups: int = 2, stages: int = 3, cluster: int = 1,
-    together: int = 0, resident: int = 0, split: int = 0, blocks: int = 2,
+    together: int = 0, resident: int = 0, blocks: int = 2,
 ) -> WindowTile:  # fmt: skip
-    return WindowTile(rows, columns, pingpong, groups, stages, cluster, together, resident, split, blocks)
+    return WindowTile(rows, columns, pingpong, groups, stages, cluster, together, resident, blocks)
 
 
 CASES = [
@@ -96,10 +95,6 @@ CASES = [
     Case((1, 9, 13, 128), 128, (3, 3), tile(columns=128), epilogue=STEPS, stride=(2, 2), dtype=E4M3),
     Case((2, 16, 8, 64), 64, (3, 3), tile(pingpong=1, together=2), epilogue=FOLDED, residual=True, dtype=INT8),
     Case((2, 9, 13, 64), 80, (3, 3), tile(groups=3), epilogue=FOLDED, residual=True, dtype=INT8, stride=(2, 2)),
-    Case((5, 7, 7, 128), 128, (3, 3), tile(columns=128, split=1, blocks=3), residual=True),
-    Case((1, 9, 9, 64), 64, (3, 3), tile(split=1, blocks=5), others=64),
-    Case((2, 14, 14, 64), 104, (3, 3), tile(columns=104, groups=3, split=1, blocks=2)),
-    Case((2, 9, 13, 64), 128, (3, 3), tile(columns=128, split=1, blocks=3), epilogue=FOLDED, residual=True, dtype=INT8),
     Case((3, 24, 16, 64), 64, (3, 3), tile(rows=128, pingpong=1, together=2, resident=1), residual=True, apart=8),
     Case((1, 21, 13, 64), 64, (2, 3), tile(rows=128, together=2), pads=(0, 1, 1, 1)),
     Case(
@@ -125,13 +120,11 @@ class Tensors:
     source: torch.Tensor | None
     shortcut: torch.Tensor | None
     out: torch.Tensor
-    scratch: Scratch
 
     def launch(self, case: Case) -> CppLaunch:
         bias, scale = self.bias, self.scale
         if case.epilogue.folded and scale is not None:
-            largest = 0 if case.tile.split else self.w[0].numel() * 128 * 128
-            scale, bias = fold(scale, bias, case.epilogue.out_scale, largest)
+            scale, bias = fold(scale, bias, case.epilogue.out_scale, self.w[0].numel() * 128 * 128)
         return warpgroup_conv_launch(
             self.x,
             self.w,
@@ -147,7 +140,6 @@ class Tensors:
             residual=self.residual,
             scale=scale,
             epilogue=case.epilogue,
-            scratch=self.scratch,
         )
 
 
@@ -182,10 +174,6 @@ def tensors(case: Case, device: str = "cpu") -> Tensors:
         if case.others
         else None,
         nothing[..., : case.filters],
-        Scratch(
-            torch.full((case.tile.partial_sums(),), torch.nan, device=device),
-            torch.zeros(case.tile.counters(), dtype=torch.int32, device=device),
-        ),
     )
 
 
@@ -222,7 +210,6 @@ def test_every_thread_of_the_source_does_its_part(case: Case, tmp_path: Path) ->
     given = tensors(case)
     run_on_the_cpu(given.launch(case), tmp_path)
     assert difference(given.out, expected(given, case)) < allowed(case)
-    assert not given.scratch.counters.any()
     if case.apart:
         images, high, wide, filters = given.out.shape
         shape = (images, high, wide, case.apart)
@@ -265,9 +252,7 @@ def test_all_cuts_fit_a_multiprocessor_and_few_are_kept(window: Window, residual
 
 
 def test_cuts_leave_few_multiprocessors_without_work() -> None:
-    """Of 132: 26 x 4 tiles of 128 by 128 are shared, 66 x 2 of 192 by 128 need not be."""
-    shared = warpgroup_conv_tiles(Window(32, 4, 26, 512, 512, 3, 3), 132, False)[0]
-    assert (shared.block_rows, shared.columns, shared.split, shared.blocks) == (128, 128, 1, 132)
+    """Of 132: 66 x 2 tiles of 192 by 128."""
     high = warpgroup_conv_tiles(Window(64, 14, 14, 256, 256, 3, 3), 132, False)[0]
     assert (high.block_rows, high.columns, high.groups) == (192, 128, 3)
 
@@ -313,12 +298,10 @@ def test_it_compiles_without_a_gpu_and_keeps_sums_in_registers(
     x = empty(window.images, window.out_high, window.out_wide, window.channels)
     row = empty(window.filters, dtype=torch.float32)
     source = empty(*x.shape[:3], window.others) if window.others else None
-    scratch = Scratch(empty(tile.partial_sums(), dtype=torch.float32), empty(tile.counters(), dtype=torch.int32))
     launch = warpgroup_conv_launch(
         x, empty(window.filters, 3, 3, window.channels), out=out, config=tile, padding=(1, 1), bias=row,
         residual=out if residual else None, scale=row if window.itemsize == 1 else None, epilogue=RELU,
         source=source, shortcut=empty(window.filters, window.others) if window.others else None,
-        scratch=scratch,
     )  # fmt: skip
     found = launch.compile()
     assert found.cubin.startswith(b"\x7fELF")

@@ -195,25 +195,39 @@ class _Config(ctypes.Structure):
     ]
 
 
+_DRIVER: Final = "libcuda.so.1"
+
+
 @cache
 def _library() -> ctypes.CDLL:
     try:
-        return ctypes.CDLL("libcuda.so.1")
+        return ctypes.CDLL(_DRIVER)
     except OSError as error:
         raise DriverError("expected NVIDIA's driver on this machine, found no libcuda.so.1") from error
 
 
 def _call(name: str, *arguments: Any) -> None:
-    status = getattr(_library(), name)(*arguments)
+    _checked(name, getattr(_library(), name)(*arguments))
+
+
+def _checked(name: str, status: int) -> None:
     if status != 0:
         text = ctypes.c_char_p()
         _library().cuGetErrorString(status, ctypes.byref(text))
         raise DriverError(f"{name}: error {status}, {(text.value or b'unknown').decode()}", int(status))
 
 
+@cache
+def _holding() -> ctypes.PyDLL:
+    """The same library, called with the GIL held: for what takes microseconds. Others that wait for the GIL get it no
+    sooner, and this thread would wait for them to be done with it.
+    """
+    return ctypes.PyDLL(_DRIVER)
+
+
 def launch_graph(executable: int, stream: int) -> None:
     """Enqueue an instantiated CUDA graph (CUgraphExec) on a stream. The thread needs no context of its own."""
-    _call("cuGraphLaunch", ctypes.c_void_p(executable), ctypes.c_void_p(stream))
+    _checked("cuGraphLaunch", _holding().cuGraphLaunch(ctypes.c_void_p(executable), ctypes.c_void_p(stream)))
 
 
 class OwnStream:

@@ -91,6 +91,8 @@ class Launch:
     it touches memory that another may write."""
     most_registers: int = 0
     """Of a thread, so that more blocks share a multiprocessor; 0: as many as the compiler likes."""
+    alone: bool = False
+    """Launch only when the kernel ahead has ended, whatever the machine code is prepared for."""
 
     @property
     def symbol(self) -> str:
@@ -133,7 +135,7 @@ class Launch:
             threads,
             metadata.shared,
             "".join(kinds),
-            self.pdl,
+            self.pdl and not self.alone,
             maps=tiled,
         )
 

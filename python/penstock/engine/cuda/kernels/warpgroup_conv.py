@@ -14,7 +14,7 @@ import torch
 
 from .cpp_launching import CppLaunch
 from .driver import AnyMap, PixelsMap, WindowMap
-from .epilogue import Epilogue, Scratch
+from .epilogue import Epilogue
 from .rows import expect_shape, picture_strides
 from .warpgroup_gemm import ALIGNED, LINE, SHARED, SHARED_KEPT, expect_operands, finishing, matrix_map
 
@@ -30,9 +30,6 @@ _COLUMNS: Final = (64, 104, 128, 192, 256)
 _NARROW_COLUMNS: Final = (64, 128, 192, 256)  # that the units have for every type
 # together, resident. Clusters have won nowhere: the second cache keeps up.
 _WAYS: Final = ((0, 0), (0, 1), (1, 0), (1, 1), (2, 0), (2, 1))
-_BUSY: Final = 0.9  # of the blocks
-_FEWEST_STEPS: Final = 8
-_MOST_SHARED: Final = 3  # blocks that a tile takes, about
 _LARGEST_PAD: Final = 127
 _LARGEST_WINDOW: Final = 128
 _LARGEST_STRIDE: Final = 8
@@ -51,7 +48,6 @@ _DEVICE_BYTES: Final = 2450
 _START: Final = 1500
 _PER_TILE: Final = 400
 _PER_STEP: Final = 20
-_EXCHANGE: Final = 1500
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,10 +111,8 @@ class WindowTile:
     """1: a stage gets the taps of a column of the window; 2: loaded at once, for squares of eight by eight pixels."""
     resident: int
     """1: a block keeps all weights."""
-    split: int
-    """1: all blocks do as many steps, and share tiles."""
     blocks: int
-    """In the grid, at most; with `split` as many."""
+    """In the grid, at most."""
 
     @property
     def block_rows(self) -> int:
@@ -142,15 +136,7 @@ class WindowTile:
 
     def clusters(self, window: Window) -> int:
         """In the grid."""
-        return self.blocks if self.split else max(1, min(self.count(window), self.blocks // self.cluster))
-
-    def partial_sums(self) -> int:
-        """Floats of scratch."""
-        return self.blocks * self.block_rows * self.columns if self.split else 0
-
-    def counters(self) -> int:
-        """Integers of scratch, zero before and after a launch."""
-        return self.blocks * self.groups if self.split else 0
+        return max(1, min(self.count(window), self.blocks // self.cluster))
 
     def phases(self, window: Window) -> int:
         """Stages of a column of the window."""
@@ -195,7 +181,6 @@ class WindowTile:
             and self.columns in (_NARROW_COLUMNS if narrow else _COLUMNS)
             and self.columns % (_SIDE * self.cluster) == 0
             and (not self.pingpong or self.groups == min(_SUMS))
-            and (not self.split or (not self.pingpong and self.cluster == 1 and not self.resident))
             and (not self.together or (window.high > 1 and self.cluster == 1 and not window.others))
             and (not self.strip or window.strips)
             and (not self.resident or (window.filters <= self.columns and self.cluster == 1))
@@ -219,9 +204,7 @@ class WindowTile:
         pixels = window.rows * window.stride[0] * window.stride[1]
         moved = pixels * window.channels * window.itemsize
         moved += window.rows * window.filters * out_itemsize * (2 if residual else 1)
-        if self.split:
-            busy = _START + ceil(self.count(window) * self.steps(window) / self.blocks) * step + 2 * finish + _EXCHANGE
-        elif self.pingpong:
+        if self.pingpong:
             busy = _START + waves * max(loop + _PER_TILE / 4, (finish + loop) / 2) + finish
         else:
             busy = _START + waves * (loop + finish / 2 + _PER_TILE)
@@ -242,7 +225,7 @@ def _sensible(window: Window, multiprocessors: int, residual: bool, out_itemsize
             continue
         for rows, pingpong, groups in ((64, 1, 2), (64, 0, 2), (64, 0, 3), (128, 1, 2), (128, 0, 2)):
             for together, resident in _WAYS:
-                bare = WindowTile(rows, columns, pingpong, groups, 0, 1, together, resident, 0, multiprocessors)
+                bare = WindowTile(rows, columns, pingpong, groups, 0, 1, together, resident, multiprocessors)
                 room = SHARED - bare.shared_bytes(window, residual, out_itemsize)
                 stages = min(_MOST_STAGES, room // bare.stage_bytes(window))
                 if stages < (2 if together and resident else _FEWEST_STAGES) or bare.block_rows >= 2 * window.rows:
@@ -254,17 +237,6 @@ def _sensible(window: Window, multiprocessors: int, residual: bool, out_itemsize
                     continue
                 if (not tile.strip or used >= _SPARED) and tile.fits(window, residual, out_itemsize):
                     yield tile
-                    yield from _split(tile, window)
-
-
-def _split(tile: WindowTile, window: Window) -> Iterator[WindowTile]:
-    """The same with tiles that blocks share, where some would have nothing to do at last."""
-    if tile.pingpong or tile.cluster > 1 or tile.resident:
-        return
-    count, steps = tile.count(window), tile.steps(window)
-    blocks = min(tile.blocks, count * steps // max(_FEWEST_STEPS, steps // _MOST_SHARED))
-    if blocks > 1 and count / (ceil(count / blocks) * blocks) < _BUSY:
-        yield replace(tile, split=1, blocks=blocks)
 
 
 def warpgroup_conv_launch(
@@ -283,7 +255,6 @@ def warpgroup_conv_launch(
     residual: torch.Tensor | None = None,
     scale: torch.Tensor | None = None,
     epilogue: Epilogue | None = None,
-    scratch: Scratch | None = None,
     pdl: bool = False,
 ) -> CppLaunch:
     """x [N, H, W, C], w [filters, high, wide, C] without gaps, out and residual [N, P, Q, filters]; else as products.
@@ -306,9 +277,6 @@ def warpgroup_conv_launch(
         raise ValueError("source, shortcut: expected both or neither")
     if not config.fits(window, residual is not None, out.itemsize):
         raise ValueError(f"{config}: expected one that fits a multiprocessor")
-    floats, flags = config.partial_sums(), config.counters()
-    if floats and (scratch is None or scratch.partial_sums.numel() < floats or scratch.counters.numel() < flags):
-        raise ValueError(f"scratch: expected {floats} floats and {flags} counters for {config}")
     clusters = config.clusters(window)
     constants = {
         "SIZE_M": window.rows,
@@ -338,7 +306,6 @@ def warpgroup_conv_launch(
         "DILATION_WIDE": dilation[1],
         "OUT_HIGH": out_high,
         "OUT_WIDE": out_wide,
-        "SPLIT": config.split,
         "OTHERS": others,
         "SOURCE_STRIDE_HIGH": source_stride[0],
         "SOURCE_STRIDE_WIDE": source_stride[1],
@@ -360,13 +327,12 @@ def warpgroup_conv_launch(
     maps.append(_finished(out, "out", config))
     if residual is not None:
         maps.append(_finished(residual, "residual", config))
-    parts = (scratch.partial_sums, scratch.counters) if floats and scratch else ()
     return CppLaunch(
         "gemm.cu",
         "warpgroup_gemm",
         (clusters * config.cluster, 1, 1),
         config.threads,
-        (x, w, source, shortcut, out, residual, scale, bias, *parts),
+        (x, w, source, shortcut, out, residual, scale, bias),
         constants,
         config.shared_bytes(window, residual is not None, out.itemsize),
         config.cluster,

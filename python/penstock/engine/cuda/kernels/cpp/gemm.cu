@@ -24,10 +24,6 @@
 // With OTHERS another map is multiplied with weights of its own, one pixel for each of the result, and added: the shortcut
 // of a residual block. Its channels are the last steps.
 //
-// With SPLIT all blocks do as many steps, whatever tiles those are of. A block goes through its steps from the last tile to
-// the first: of the last it may have the beginning alone, whose sums it leaves in memory; of the first the end, and to
-// that it adds what blocks before it, and none behind it, have left. So nobody waits for a block that can't have started.
-//
 // Numbers of eight bits are worth what scales say: a sum what `scales` has for its column, the residual's and the
 // result's what OUT_... and RESIDUAL_... say.
 //
@@ -37,7 +33,6 @@
 //   ROWS COLUMNS           of a tile of four warps: 64 or 128 by 64, 128, 192 or 256
 //   PINGPONG STAGES CLUSTER   as above; CLUSTER 1 or 2
 //   GROUPS                 times four warps that multiply: 2, or, where they share a tile, 3; 2 if it is not given
-//   SPLIT                  see above; 0 if it is not given
 //   RESIDENT               whether blocks keep all of W, which is no wider than a tile; 0 if it is not given
 //   DEPTH_BYTES            of a row of a stage: 128, or 64 where there are so few channels; 128 if it is not given
 //   WINDOW TOGETHER STRIP  see above; if they are given, so are CHANNELS, WINDOW_HIGH, WINDOW_WIDE, STRIDE_..., PAD_TOP,
@@ -67,9 +62,6 @@
 #endif
 #ifndef AHEAD
 #define AHEAD 0
-#endif
-#ifndef SPLIT
-#define SPLIT 0
 #endif
 #ifndef DEPTH_BYTES
 #define DEPTH_BYTES 128
@@ -135,12 +127,11 @@ constexpr unsigned int BARRIERS_AT = SLOTS_AT + GROUPS * SETS * SLOTS * SLOT_BYT
 // What commutes with a factor may as well have it from the start: one multiplication less for every number.
 constexpr bool FOLDED = OUT_KIND != 0 && HAS_SCALES && ACTIVATION <= RELU;
 // As `epilogue.fold` has it: up to here a bias takes away what makes a number of a sum.
-constexpr bool SHIFTED = FOLDED && PREFOLDED && KIND == 1 && !SPLIT && (SIZE_K + OTHERS) * 16384ull <= 1ull << 22;
+constexpr bool SHIFTED = FOLDED && PREFOLDED && KIND == 1 && (SIZE_K + OTHERS) * 16384ull <= 1ull << 22;
 
 static_assert(ROWS % 64 == 0 && COLUMNS % (8 * CLUSTER) == 0 && COLUMNS >= WIDTH && SIZE_N % 8 == 0 && SIZE_K % 8 == 0,
               "how the product is cut");
 static_assert(!RESIDENT || (SIZE_N <= COLUMNS && CLUSTER == 1), "all of W");
-static_assert(!SPLIT || (!PINGPONG && CLUSTER == 1 && !AHEAD), "one tile after the other");
 static_assert(GROUPS == 2 || !PINGPONG, "turns are taken by two");
 static_assert(!STRIP || TOGETHER, "eight by eight pixels");
 static_assert(!TOGETHER || (CLUSTER == 1 && OTHERS == 0), "stages are alike");
@@ -310,35 +301,6 @@ __device__ __forceinline__ Tile tile_at(unsigned int number, unsigned int rank) 
   return Tile{((first + inside % high) * CLUSTER + rank) * BLOCK_ROWS, inside / high * COLUMNS};
 }
 
-// Some steps of a tile, and then of the next that is this block's.
-struct Work {
-  unsigned int number, from = 0, to = STEPS;  // the tile's, its first step, and one past its last
-  unsigned int begin = 0;                       // with SPLIT of the block, in steps of all tiles
-
-  __device__ __forceinline__ explicit Work(unsigned int first) : number(first) {
-    if (SPLIT) {
-      begin = start_of(first);
-      take(start_of(first + 1));
-    }
-  }
-  __device__ __forceinline__ static unsigned int start_of(unsigned int block) { return TILES * STEPS * block / TEAMS; }
-  __device__ __forceinline__ void take(unsigned int end) {
-    if (end <= begin) {
-      number = TILES;
-      return;
-    }
-    number = (end - 1) / STEPS;
-    from = begin > number * STEPS ? begin - number * STEPS : 0;
-    to = end - number * STEPS;
-  }
-  __device__ __forceinline__ bool there() const { return number < TILES; }
-  __device__ __forceinline__ bool finishes() const { return !SPLIT || to == STEPS; }
-  __device__ __forceinline__ void next(unsigned int by) {
-    if (SPLIT) take(number * STEPS + from);
-    if (!SPLIT) number += by;
-  }
-};
-
 // A place in the ring.
 struct Turn {
   unsigned int stage = 0, parity = 0;
@@ -473,20 +435,20 @@ __device__ __forceinline__ void load_all(const Ring& ring, const Operands& given
     barrier_expect(ring.weights_came(), STEPS * W_BYTES);
     for (unsigned int step = 0; step < STEPS; ++step) load_weights(ring, 0, given, 0, step, 0, ring.weights_came());
   }
-  for (Work work(first); work.there() && ahead < STAGES; work.next(TEAMS)) {
-    const Tile tile = tile_at(work.number, rank);
-    for (unsigned int step = work.from; step < work.to && ahead < STAGES; ++step, ++ahead) {
+  for (unsigned int number = first; number < TILES && ahead < STAGES; number += TEAMS) {
+    const Tile tile = tile_at(number, rank);
+    for (unsigned int step = 0; step < STEPS && ahead < STAGES; ++step, ++ahead) {
       begin_stage(ring, ahead, given, tile.column, step, rank);
     }
   }
   wait_for_kernel_ahead();
   let_kernel_behind_start();
-  for (Work work(first); work.there(); work.next(TEAMS)) {
-    const Tile tile = tile_at(work.number, rank);
+  for (unsigned int number = first; number < TILES; number += TEAMS) {
+    const Tile tile = tile_at(number, rank);
     const Pixel pixel = pixel_at(tile.row);
-    if (HAS_RESIDUAL && work.finishes()) fetch_residual(*given.residual, tile);
+    if (HAS_RESIDUAL) fetch_residual(*given.residual, tile);
 #pragma unroll 1
-    for (unsigned int step = work.from; step < work.to; ++step) {
+    for (unsigned int step = 0; step < STEPS; ++step) {
       if (ahead > 0) {
         --ahead;
       } else {
@@ -504,33 +466,6 @@ __device__ __forceinline__ void release(const Ring& ring, unsigned int stage, un
     if (lane == 0) barrier_arrive(ring.empty(stage));
   } else if (lane < CLUSTER) {
     barrier_arrive_there(address_in_block(ring.empty(stage), lane));
-  }
-}
-
-// Where four warps of a block leave their sums.
-__device__ __forceinline__ Floats* parts_of(Floats* parts, unsigned int block, unsigned int team) {
-  return parts + (block * GROUPS + team) * (PARTS * COLUMNS / 8 * TEAM);
-}
-
-__device__ __forceinline__ float bits_from(float sum) { return sum; }
-__device__ __forceinline__ float bits_from(int sum) { return number_of(static_cast<unsigned int>(sum)); }
-__device__ __forceinline__ void add_bits(float& sum, float bits) { sum += bits; }
-__device__ __forceinline__ void add_bits(int& sum, float bits) { sum += static_cast<int>(bits_of(bits)); }
-
-__device__ __forceinline__ void leave(const Sum (&sums)[PARTS][COLUMNS / 2], Floats* to, unsigned int thread) {
-#pragma unroll
-  for (unsigned int at = 0; at < PARTS * COLUMNS / 2; at += 4) {
-    const Sum* four = &sums[at / (COLUMNS / 2)][at % (COLUMNS / 2)];
-    to[at / 4 * TEAM + thread] = Floats{bits_from(four[0]), bits_from(four[1]), bits_from(four[2]), bits_from(four[3])};
-  }
-}
-
-__device__ __forceinline__ void add_left(Sum (&sums)[PARTS][COLUMNS / 2], const Floats* from, unsigned int thread) {
-#pragma unroll
-  for (unsigned int at = 0; at < PARTS * COLUMNS / 2; at += 4) {
-    const Floats found = load_fresh(from + at / 4 * TEAM + thread);
-    Sum* four = &sums[at / (COLUMNS / 2)][at % (COLUMNS / 2)];
-    add_bits(four[0], found.x), add_bits(four[1], found.y), add_bits(four[2], found.z), add_bits(four[3], found.w);
   }
 }
 
@@ -555,10 +490,6 @@ __cluster_dims__(CLUSTER, 1, 1)
 #if HAS_BIAS
                    ,
                    const float* bias
-#endif
-#if SPLIT
-                   ,
-                   Floats* parts, unsigned int* flags
 #endif
     ) {
   extern __shared__ Quad memory[];
@@ -613,23 +544,23 @@ __cluster_dims__(CLUSTER, 1, 1)
     constexpr unsigned int BY = PINGPONG ? 2 * TEAMS : TEAMS;
     const unsigned int begin = first + (PINGPONG ? team * TEAMS : 0);
 #pragma unroll 1
-    for (Work work(begin); work.there(); work.next(BY)) {
-      const Tile tile = tile_at(work.number, rank);
+    for (unsigned int number = begin; number < TILES; number += BY) {
+      const Tile tile = tile_at(number, rank);
       const unsigned int row = tile.row + (PINGPONG ? 0 : team * ROWS);
 #if HAS_RESIDUAL
-      if (thread == 0 && work.finishes() && (!AHEAD || work.number == begin)) {
+      if (thread == 0 && (!AHEAD || number == begin)) {
         load_residual(ring, residual, tile, team, 0);
       }
       warp_sync();
 #endif
 
       if (PINGPONG) {  // the first turn is the first team's
-        if (team == 1 || work.number != first) barrier_wait(ring.turn(team), turn_parity ^ (team == 0));
+        if (team == 1 || number != first) barrier_wait(ring.turn(team), turn_parity ^ (team == 0));
         turn_parity ^= 1;
       }
       unsigned int last = 0;
 #pragma unroll 1
-      for (unsigned int step = work.from; step < work.to; ++step) {
+      for (unsigned int step = 0; step < STEPS; ++step) {
         barrier_wait(ring.full(turn.stage), turn.parity);
         const Matrix a = matrix_at(ring.x(turn.stage) + (PINGPONG ? 0 : team * PARTS * NEXT_PART));
         const Matrix b = matrix_at(ring.weights(turn.stage, step));
@@ -642,12 +573,12 @@ __cluster_dims__(CLUSTER, 1, 1)
 #pragma unroll
             for (unsigned int part = 0; part < PARTS; ++part) {
               multiply_rows(sums[part], rows + part * (NEXT_PART / 16) + inner * MATRIX_STEP,
-                            columns + inner * MATRIX_STEP, tap > 0 || inner > 0 || step > work.from);
+                            columns + inner * MATRIX_STEP, tap > 0 || inner > 0 || step > 0);
             }
           }
         }
         products_commit();
-        if (step > work.from) {
+        if (step > 0) {
           products_are_done<1>();
           release(ring, last, lane);
         }
@@ -662,25 +593,9 @@ __cluster_dims__(CLUSTER, 1, 1)
 #pragma unroll
       for (unsigned int part = 0; part < PARTS; ++part) hold(sums[part]);
 
-#if SPLIT
-      if (!work.finishes()) {
-        leave(sums, parts_of(parts, first, team), thread);
-        warps_sync(1 + team, TEAM);
-        if (thread == 0) raise_flag(flags + first * GROUPS + team);
-        warp_sync();
-        continue;
-      }
-      const unsigned int missing = work.number * STEPS;  // from here on
-      for (unsigned int block = first, reached = missing + work.from; reached > missing;) {
-        reached = Work::start_of(--block);
-        if (thread == 0) lower_flag(flags + block * GROUPS + team);
-        warps_sync(1 + team, TEAM);
-        add_left(sums, parts_of(parts, block, team), thread);
-      }
-#endif
 #if HAS_RESIDUAL
-      if (AHEAD && thread == 0 && work.number + BY < TILES) {
-        load_residual(ring, residual, tile_at(work.number + BY, rank), team, set ^ 1);
+      if (AHEAD && thread == 0 && number + BY < TILES) {
+        load_residual(ring, residual, tile_at(number + BY, rank), team, set ^ 1);
       }
       warp_sync();
       barrier_wait(ring.residual(team, set), residual_parity);

@@ -133,24 +133,6 @@ __device__ __forceinline__ Two load_two(const float* from) {
   return value;
 }
 
-// What warps wrote that have met with this thread's is seen by those that meet with one that lowers the flag.
-__device__ __forceinline__ void raise_flag(unsigned int* flag) {
-  asm volatile("st.release.gpu.global.u32 [%0], 1;" ::"l"(flag) : "memory");
-}
-
-// Once it is raised; nobody else waits for it.
-__device__ __forceinline__ void lower_flag(unsigned int* flag) {
-  unsigned int raised = 0;
-  while (raised == 0) asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(raised) : "l"(flag) : "memory");
-  asm volatile("st.relaxed.gpu.global.u32 [%0], 0;" ::"l"(flag) : "memory");
-}
-
-__device__ __forceinline__ unsigned int shared_load_word(Address from) {
-  unsigned int value;
-  asm volatile("ld.shared.u32 %0, [%1];" : "=r"(value) : "r"(from) : "memory");
-  return value;
-}
-
 __device__ __forceinline__ unsigned short shared_load_short(Address from) {
   unsigned short value;
   asm volatile("ld.shared.u16 %0, [%1];" : "=h"(value) : "r"(from) : "memory");
@@ -162,8 +144,6 @@ __device__ __forceinline__ void shared_store_short(Address to, unsigned short va
 }
 
 // ---- numbers ----
-
-__device__ __forceinline__ unsigned int bits_of(float number) { return __float_as_uint(number); }
 
 // Two of e4m3, the largest where there is none so large.
 __device__ __forceinline__ unsigned short narrow_to_e4m3(float low, float high) {
@@ -198,21 +178,6 @@ __device__ __forceinline__ Two wide_of_e4m3(unsigned short both) {
       "}"
       : "=f"(value.low), "=f"(value.high)
       : "h"(both));
-  return value;
-}
-
-__device__ __forceinline__ float number_of(unsigned int bits) { return __uint_as_float(bits); }
-
-// NaN if either is.
-__device__ __forceinline__ float greater(float one, float other) {
-  float value;
-  asm("max.NaN.f32 %0, %1, %2;" : "=f"(value) : "f"(one), "f"(other));
-  return value;
-}
-
-__device__ __forceinline__ float smaller(float one, float other) {
-  float value;
-  asm("min.NaN.f32 %0, %1, %2;" : "=f"(value) : "f"(one), "f"(other));
   return value;
 }
 
