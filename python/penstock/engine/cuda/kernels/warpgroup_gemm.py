@@ -36,12 +36,14 @@ _TILE_GROUP: Final = 8
 
 # Clocks of a multiprocessor, for ranking.
 _MACS: Final = 1900
-_L2_BYTES: Final = 46
+_L2_BYTES: Final = 56
 _EPILOGUE: Final = 8.0  # numbers of a tile finished in one, about
 _DEVICE_BYTES: Final = 2450
 _START: Final = 1500
 _PER_TILE: Final = 400
 _WAIT: Final = 1500  # till a residual is there
+_CLUSTER: Final = 500  # of a tile that waits for another block's
+_SMALL: Final = 500  # of a tile of 64 rows
 _FEW_STEPS: Final = 8  # a tile that is longer in the making does not wait for its residual
 
 
@@ -96,6 +98,7 @@ class WarpgroupTile:
         moved = product.m * product.k * product.itemsize + product.m * product.n * out_itemsize * (2 if residual else 1)
         if residual and not self.ahead:
             loop += _WAIT / 2 if self.pingpong else max(0, _WAIT - loop)
+        loop += _CLUSTER * (self.cluster > 1) + _SMALL * (self.block_rows < _ROWS[-1])
         if self.pingpong:
             busy = _START + waves * max(loop + _PER_TILE / 4, (finish + loop) / 2) + finish
         else:
