@@ -28,8 +28,6 @@ from penstock.engine.cuda.kernels.implicit_gemm import conv2d_nhwc_launch  # noq
 from penstock.engine.cuda.kernels.lane_bottleneck import (  # noqa: E402
     block_cuts,
     lane_bottleneck_launch,
-    lane_window_launch,
-    window_cuts,
 )
 from penstock.engine.cuda.kernels.max_pool import max_pool2d_nhwc_launch  # noqa: E402
 from penstock.engine.cuda.kernels.resident import ResidentTile, resident_conv_launch  # noqa: E402
@@ -44,13 +42,12 @@ STEPS = (0.02, 0.03, 0.025, 0.013)  # what is between, the sum, the last layer's
 BLOCKS: dict[str, tuple[tuple[int, ...], list[tuple[int, ...]], list[tuple[int, ...]]]] = {
     "l1": (
         (64, 56, 64, 64, 256, 64, 0),
-        [(128, 64, 64, 4, 4, 3), (64, 64, 64, 4, 4, 3), (128, 64, 64, 8, 4, 3), (256, 64, 64, 8, 4, 3),
-         (64, 128, 64, 4, 4, 2), (128, 128, 64, 8, 4, 2), (128, 64, 64, 4, 3, 2), (64, 64, 64, 4, 3, 2)],
+        [(128, 64, 64, 4, 4, 3)],
         [(256, 64, 64, 4, 4), (64, 128, 4, 3, 3), (64, 64, 4, 3, 3)],
     ),
     "l1 shortcut": (
         (64, 56, 64, 64, 256, 64, 64),
-        [(128, 64, 64, 8, 4, 3), (64, 64, 64, 4, 4, 3), (128, 64, 64, 4, 4, 2), (64, 64, 64, 4, 3, 2)], [],
+        [(128, 64, 64, 4, 4, 2)], [],
     ),
     "l1 last": ((64, 56, 64, 64, 256, 128, 0), [(128, 64, 64, 8, 4, 3), (64, 64, 64, 4, 4, 3)], []),
     "l1 alone": ((64, 56, 64, 64, 256, 0, 0), [], []),
@@ -300,52 +297,7 @@ def layer_scales(weight: torch.Tensor, scale: torch.Tensor, bias: torch.Tensor) 
     return scale, (bias.double() + shift * scale.double()).float()
 
 
-def window(name: str) -> Case:
-    """3 x 3 of 64 channels, as in ResNet-34; `add`: with a residual."""
-    case, shape, dtype = Case(name), (64, 56, 56, 64), INT8 if "int8" in name else HALF
-    relu, right = Epilogue("relu"), []
-    scale = worth = None
-    if dtype == INT8:
-        x, added, (weight, worths, bias) = integers(*shape), integers(*shape), layer(64, 3, 3, 64)
-        scale, bias = fold(worths, bias, STEPS[0], 0)
-        worth = torch.tensor([STEPS[3] / STEPS[0]], device="cuda")
-        relu = Epilogue("relu", residual_scale=STEPS[3], out_scale=STEPS[0], folded=True)
-    else:
-        x, added, weight = (torch.randn(each, device="cuda").half() for each in (shape, shape, (64, 3, 3, 64)))
-        weight, bias = weight / 24, torch.randn(64, device="cuda")
-    residual = added if "add" in name else None
-    out = torch.empty_like(x)
-
-    def check() -> str:
-        if not right:
-            y = functional.conv2d(x[:4].float().permute(0, 3, 1, 2), weight.float().permute(0, 3, 1, 2), padding=1)
-            y = y.permute(0, 2, 3, 1) * (1 if scale is None else scale) + bias
-            y = y if residual is None else y + residual[:4].float() * (1 if worth is None else worth)
-            right.append(stepped(y, 1.0) if dtype == INT8 else y.relu())
-        if dtype == INT8:
-            return apart(out[:4], right[0])
-        return f"{float((out[:4].double() - right[0]).norm() / right[0].norm()):.0e}"
-
-    for tile in ((256, 64, 64, 4, 4), (128, 64, 128, 4, 3)) if dtype == INT8 else ((128, 64, 64, 4, 3),):
-        key = "x".join(map(str, tile))
-        case.launches[key], case.checks[key] = [
-            conv2d_nhwc_launch(x, weight, out=out, config=Tile(*tile), bias=bias, scale=scale, residual=residual,
-                               epilogue=relu, padding=(1, 1))
-        ], check  # fmt: skip
-    for cut in window_cuts(56, 56, dtype.itemsize):
-        key = "c++ " + "x".join(map(str, astuple(cut)))
-        case.launches[key], case.checks[key] = [
-            lane_window_launch(
-                x, weight, bias, out=out, config=cut, epilogue=relu, scale=scale, residual=residual,
-                worth=None if residual is None else worth,
-            )
-        ], check  # fmt: skip
-    return case
-
-
 def made(name: str) -> Case:
-    if name.startswith("window"):
-        return window(name)
     if name.startswith("stem"):
         return stem({"int8": INT8, "half": HALF}[name.split()[1]])
     return halves(name) if name.endswith(" half") else block(name)

@@ -1,4 +1,4 @@
-"""Bottlenecks and 3 x 3 windows of 64 channels by our own kernel in CUDA C++ (`kernels/lane_bottleneck.py`).
+"""Bottlenecks of 64 channels by our own kernel in CUDA C++ (`kernels/lane_bottleneck.py`).
 
 Compiled by NVRTC when tuned. Needs compute capability 9.0; elsewhere, and for other widths, Triton's kernels stay.
 """
@@ -18,8 +18,6 @@ from penstock.engine.cuda.kernels.lane_bottleneck import (
     BlockCut,
     block_cuts,
     lane_bottleneck_launch,
-    lane_window_launch,
-    window_cuts,
 )
 from penstock.engine.cuda.sites import Site, narrow
 from penstock.engine.cuda.ways import Config, Form, Launched, Ready, Tensors, Way, dtype_of, multiprocessors_of
@@ -116,51 +114,10 @@ def _dense(weight: torch.Tensor) -> torch.Tensor:
 
 _FORMS: Final[dict[str, Form]] = dict.fromkeys(("weight", "second", "third", "shortcut"), _dense)
 
-# ---- the window alone ----
-
-
-def _window(ready: Ready, operands: Tensors, outputs: Tensors, scratch: Scratch | None) -> Launched:
-    del scratch
-    site, constants = ready.site, ready.constants
-    return lane_window_launch(
-        operands[0],
-        ready.weight,
-        constants["bias"],
-        out=outputs[0],
-        config=BlockCut(*ready.config),
-        epilogue=ready.epilogue,
-        scale=ready.scale,
-        residual=ready.residual(operands),
-        worth=constants.get("worth"),
-        multiprocessors=multiprocessors_of(site.device),
-        pdl=site.early,
-    )
-
-
-def _folded_window(site: Site, constants: dict[str, torch.Tensor]) -> Mapping[str, torch.Tensor]:
-    out = site.out_scale() or 1.0
-    scale, bias = fold(constants["scale"], constants.get("bias"), out, 0)
-    found = {**constants, "scale": scale, "bias": bias}
-    index = site.index("residual")
-    if index is not None:
-        worth = (site.scale(index) or 1.0) / out
-        found["worth"] = torch.full((1,), worth, dtype=torch.float32, device=scale.device)
-    return found
-
-
-def _window_cuts(site: Site) -> list[Config]:
-    _, high, across, _ = site.out_shape()
-    return [astuple(cut) for cut in window_cuts(high, across, dtype_of(site, 0).itemsize)]
-
-
 LANE_BLOCKS: Final[dict[tuple[str, str], Way]] = {
     (kind, "cuda_lanes"): Way(
         _block, _cuts, forms=_FORMS, suits=_suits, types=_types, scales=True, folded=_folded, combined=_with_biases
     )
     for kind in ("bottleneck", "bottleneck_next")
-} | {
-    ("conv", "cuda_lanes"): Way(
-        _window, _window_cuts, suits=_suits, types=_types, scales=True, folded=_folded_window, combined=_with_biases
-    )
 }
 """Kind and name -> kernel."""

@@ -287,6 +287,13 @@ inline void multiply_add(int (&sum)[4], const Quad& a, unsigned int b_low, unsig
     }
   }
 }
+inline float whole_to_float(int number) {
+  if (number >= 1 << 22 || number <= -(1 << 22)) std::exit(73);
+  return static_cast<float>(number);
+}
+inline float byte_to_float(unsigned int word, unsigned int which) {
+  return static_cast<float>(static_cast<signed char>(word >> 8 * which & 0xff));
+}
 inline unsigned int bytes(float first, float second, float third, float fourth) {
   unsigned int all = 0, shift = 0;
   for (float each : {first, second, third, fourth}) {

@@ -14,13 +14,7 @@ from penstock.engine.cuda.kernels import nvrtc  # noqa: E402
 from penstock.engine.cuda.kernels.bottleneck import Steps  # noqa: E402
 from penstock.engine.cuda.kernels.cpp_launching import CppLaunch  # noqa: E402
 from penstock.engine.cuda.kernels.epilogue import Epilogue, fold  # noqa: E402
-from penstock.engine.cuda.kernels.lane_bottleneck import (  # noqa: E402
-    BlockCut,
-    block_cuts,
-    lane_bottleneck_launch,
-    lane_window_launch,
-    window_cuts,
-)
+from penstock.engine.cuda.kernels.lane_bottleneck import BlockCut, block_cuts, lane_bottleneck_launch  # noqa: E402
 from tests.engine.cuda.kernels.test_blocks import convolved, error  # noqa: E402
 from tests.engine.cuda.kernels.test_blocks_eight import Layer, off, rounded  # noqa: E402
 from tests.engine.cuda.kernels.test_lstm import compiled_for_the_cpu  # noqa: E402
@@ -160,73 +154,3 @@ def test_it_compiles_without_a_gpu_and_keeps_everything_in_registers(source: boo
     found = Made(block).launch.compile()
     assert found.spilled_bytes == 0
     assert found.registers * 256 <= 65536
-
-
-@dataclass(frozen=True)
-class Window:
-    images: int
-    high: int
-    across: int
-    cut: BlockCut
-    dtype: torch.dtype = torch.int8
-    residual: bool = True
-
-
-WINDOWS = [
-    Window(2, 5, 9, BlockCut(2, 2)),
-    Window(1, 7, 8, BlockCut(3, 1, 2), residual=False),
-    Window(2, 5, 9, BlockCut(2, 1, 2), HALF),
-    Window(1, 6, 10, BlockCut(4, 1), BF16, residual=False),
-]
-
-
-class MadeWindow:
-    def __init__(self, window: Window, device: str = "cpu", walkers: int = 132) -> None:
-        torch.manual_seed(4)
-        shape = (window.images, window.high, window.across, 64)
-        scale = worth = residual = None
-        if window.dtype == torch.int8:
-            layer = Layer.random(device, 64, 3, 3, 64)
-            x, residual = (torch.randint(-128, 128, shape, dtype=torch.int8).to(device) for _ in range(2))
-            y = layer.sums(x, 1, 1) + (residual.double() * STEPS[3] if window.residual else 0)
-            weight, self.right = layer.weight, rounded(y, STEPS[0])
-            scale, bias = fold(layer.scale, layer.bias, STEPS[0], 0)
-            worth = torch.tensor([STEPS[3] / STEPS[0]], device=device) if window.residual else None
-        else:
-            x, residual = (torch.randn(shape).to(window.dtype).to(device) for _ in range(2))
-            weight, bias = (torch.randn(64, 3, 3, 64) / 24).to(window.dtype).to(device), torch.randn(64, device=device)
-            y = convolved(x, weight, bias, 1, 1)
-            self.right = (y + residual.double() if window.residual else y).relu()
-        self.found = torch.full(shape, -77, dtype=window.dtype, device=device)
-        self.launch = lane_window_launch(
-            x, weight, bias, out=self.found, config=window.cut, epilogue=RELU, scale=scale, worth=worth,
-            residual=residual if window.residual else None, multiprocessors=walkers,
-        )  # fmt: skip
-
-    def check(self) -> None:
-        if self.found.dtype == torch.int8:
-            largest, share = off(self.found, self.right)
-            assert largest <= 1  # where FP32 rounds to the other side
-            assert share < 1e-2
-            assert self.right.unique().numel() > 40
-        else:
-            assert error(self.found, self.right) < (1e-2 if self.found.dtype == BF16 else 1e-3)
-
-
-@pytest.mark.skipif(shutil.which("g++") is None, reason="there is no g++")
-@pytest.mark.parametrize("window", WINDOWS, ids=str)
-def test_every_lane_of_the_window_alone_does_its_part(window: Window, tmp_path: Path) -> None:
-    made = MadeWindow(window, walkers=1)
-    library = compiled_for_the_cpu(made.launch, tmp_path)
-    library.run((ctypes.c_void_p * len(made.launch.bound()))(*map(int, made.launch.bound())))
-    made.check()
-
-
-@pytest.mark.skipif(not nvrtc.available(), reason="there is no NVRTC")
-@pytest.mark.parametrize("dtype", [torch.int8, HALF])
-def test_the_window_alone_compiles_without_a_gpu(dtype: torch.dtype) -> None:
-    for cut in window_cuts(56, 56, dtype.itemsize):
-        launch = MadeWindow(Window(1, 56, 56, cut, dtype)).launch
-        found = launch.compile()
-        print(cut, launch.threads, launch.shared_bytes, found.registers, found.spilled_bytes)
-        assert found.spilled_bytes <= 200

@@ -22,6 +22,7 @@ DEPTH: Final = 64
 """Channels of all maps but the wide one."""
 _SHARED: Final = 226 * 1024
 _MOST_THREADS: Final = 512
+_FEW_THREADS: Final = 320  # each of which may have 200 registers
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,16 +31,14 @@ class BlockCut:
     """Of a picture, of one tile."""
     resident: int
     """Blocks of a multiprocessor at a time."""
-    buffers: int = 1
-    """Tiles of pixels of a block: with two the next one comes while this one is multiplied."""
 
 
 def block_cuts(high: int, across: int, itemsize: int = 1) -> list[BlockCut]:
     """Those worth timing, most promising first: rows that fill warps of 32 pixels."""
     found = [rows for rows in range(1, high + 1) if rows * across <= _MOST_THREADS]
     found.sort(key=lambda rows: (round(1 - _filled(rows, across, high), 2), -rows))
-    cuts = (BlockCut(rows, resident) for rows in found[:4] for resident in ((2, 1) if itemsize == 1 else (1,)))
-    return [cut for cut in cuts if cut.resident * cut.rows * across <= _MOST_THREADS // itemsize]
+    small = [rows for rows in found[:4] if rows * across <= _FEW_THREADS]
+    return [BlockCut(rows, 1) for rows in small[:2]]
 
 
 def _filled(rows: int, across: int, high: int) -> float:
@@ -52,7 +51,7 @@ def block_bytes(cut: BlockCut, across: int, wide: int, out: int, itemsize: int, 
     weights = 9 * DEPTH * DEPTH + wide * DEPTH * (2 if shortcut else 1) + out * (wide + 32)
     numbers = 8 * (DEPTH + wide + out) + (4 * wide if shortcut else 0)
     picture = ceil(itemsize * (cut.rows + 2) * (across + 2) * DEPTH / 128) * 128
-    return ceil((itemsize * weights + numbers) / 128) * 128 + cut.buffers * picture
+    return ceil((itemsize * weights + numbers) / 128) * 128 + picture
 
 
 def lane_bottleneck_launch(
@@ -135,7 +134,6 @@ def lane_bottleneck_launch(
         "INNER_RELU": int(inner.activation == "relu"),
         "RELU": int(epilogue.activation == "relu"),
         "OUTER_RELU": int(endings[2].activation == "relu"),
-        "BUFFERS": config.buffers,
         "WALKERS": walkers,
         "RESIDENT": config.resident,
     }
@@ -154,62 +152,3 @@ def lane_bottleneck_launch(
         shared,
         pdl=pdl,
     )  # fmt: skip
-
-
-def window_cuts(high: int, across: int, itemsize: int) -> list[BlockCut]:
-    """The same for the window alone."""
-    found = [rows for rows in range(1, high + 1) if rows * across <= _MOST_THREADS]
-    found.sort(key=lambda rows: (round(1 - _filled(rows, across, high), 2), -rows))
-    cuts = [BlockCut(rows, resident, buffers) for rows in found[:4] for resident, buffers in ((1, 2), (2, 1), (2, 2))]
-    fits = (cut.resident * cut.rows * across <= _MOST_THREADS for cut in cuts)
-    taken = (block_bytes(cut, across, 0, 0, itemsize, shortcut=False) for cut in cuts)
-    small = (cut.resident * (each + 1024) <= _SHARED for cut, each in zip(cuts, taken, strict=True))
-    return [cut for cut, *rest in zip(cuts, fits, small, strict=True) if all(rest)]
-
-
-def lane_window_launch(
-    x: torch.Tensor,
-    weight: torch.Tensor,
-    bias: torch.Tensor,
-    *,
-    out: torch.Tensor,
-    config: BlockCut,
-    epilogue: Epilogue,
-    scale: torch.Tensor | None = None,
-    residual: torch.Tensor | None = None,
-    worth: torch.Tensor | None = None,
-    multiprocessors: int = 132,
-    pdl: bool = False,
-) -> CppLaunch:
-    """The 3 x 3 window alone, of 64 channels to 64, padded by one: of INT8 with `scale` and `bias` of `fold` with 0."""
-    images, high, across, _ = x.shape
-    eight = x.dtype == torch.int8
-    expect_shape(x, "x", images, high, across, DEPTH)
-    expect_shape(weight, "weight", DEPTH, 3, 3, DEPTH)
-    expect_shape(out, "out", *x.shape)
-    if residual is not None:
-        expect_shape(residual, "residual", *x.shape)
-    maps = [each for each in (x, weight, out, residual) if each is not None]
-    if x.dtype not in (torch.int8, torch.float16, torch.bfloat16):
-        raise ValueError(f"x: expected INT8 or 16 bits, got {x.dtype}")
-    if any(each.dtype != x.dtype or not each.is_contiguous() for each in maps):
-        raise ValueError(f"x: expected {x.dtype} and dense tensors throughout")
-    if not folds(epilogue.activation) or epilogue.residual_last or eight != (scale is not None):
-        raise ValueError(f"epilogue: expected none or relu at the end, and a scale with INT8, got {epilogue}")
-    if eight and (residual is None) != (worth is None):
-        raise ValueError("worth: expected what a residual is worth")
-    shared = block_bytes(config, across, 0, 0, x.element_size(), shortcut=False)
-    if config.resident * (shared + 1024) > _SHARED + 1024 * config.resident or config.rows * across > _MOST_THREADS:
-        raise ValueError(f"config: {config} takes {shared} bytes")
-    walkers = min(images * ceil(high / config.rows), multiprocessors * config.resident)
-    relu = int(epilogue.activation == "relu")
-    constants = {
-        "BYTES": int(eight), "IMAGES": images, "HIGH": high, "WIDTH": across, "ROWS": config.rows, "WIDE": 0, "OUT": 0,
-        "HAS_RESIDUAL": int(residual is not None), "HAS_SHORTCUT": 0, "INNER_RELU": relu, "RELU": 0, "OUTER_RELU": 0,
-        "BUFFERS": config.buffers, "WALKERS": walkers, "RESIDENT": config.resident,
-    }  # fmt: skip
-    if x.dtype == torch.bfloat16:
-        constants["BFLOAT16"] = 1
-    arguments = (x, weight, bias, residual, scale, worth if eight else None, out)
-    threads = ceil(config.rows * across / 32) * 32
-    return CppLaunch("bottleneck.cu", "bottleneck", (walkers, 1, 1), threads, arguments, constants, shared, pdl=pdl)

@@ -39,7 +39,7 @@ def stem_cuts(images: int, high: int, multiprocessors: int = 132) -> list[StemCu
     found.sort(key=lambda cut: (_clocks(images, high, cut, multiprocessors), -cut.rows))
     kept: list[StemCut] = []
     for cut in found:
-        if sum(each.resident == cut.resident for each in kept) < 3:
+        if all(each.resident != cut.resident for each in kept):
             kept.append(cut)
     return kept
 

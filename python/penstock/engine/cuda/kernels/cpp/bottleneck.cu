@@ -10,11 +10,10 @@
 // Given by whoever compiles:
 //   BYTES                      whether all of it is INT8, else sixteen bits
 //   IMAGES HIGH WIDTH ROWS     of the maps, all of one size; rows of a tile
-//   WIDE                       channels of the sum, a multiple of 32; 0: there is only the 3 x 3, and its result is written
+//   WIDE                       channels of the sum, a multiple of 32
 //   OUT                        channels of the layer behind it: 64, or 0 where there is none
 //   HAS_RESIDUAL HAS_SHORTCUT  what is added: a map with as many channels, or a 1 x 1 layer of another one of 64
 //   INNER_RELU RELU OUTER_RELU
-//   BUFFERS                    tiles of pixels that a block holds: with two the next one comes from the start
 //   WALKERS                    blocks
 //   RESIDENT                   blocks of a multiprocessor at a time
 //   BFLOAT16                   defined: sixteen bits are BF16, else FP16
@@ -39,7 +38,6 @@ constexpr unsigned int ITEM = 2;
 constexpr unsigned int LINE = DEPTH * ITEM;  // bytes of a pixel
 constexpr unsigned int PIECES = LINE / 64;  // of sixteen bytes, of each of four lanes
 constexpr unsigned int WORDS = 2 * ITEM;  // of eight numbers
-constexpr unsigned int BUFFER = ((ROWS + 2) * ACROSS * LINE + 127) / 128 * 128;
 constexpr unsigned int LOADED = (ROWS + 2) * ACROSS * (LINE / 16);
 constexpr unsigned int THIRD_PITCH = WIDE * ITEM + 32 * ITEM;  // so that neighbouring rows lie in different banks
 
@@ -74,7 +72,21 @@ __device__ __forceinline__ unsigned int place(unsigned int row, unsigned int pie
   return row * LINE + 16 * (BYTES ? piece : piece ^ row % 2 * 4);
 }
 
+#if BYTES
+// Of DEPTHS products.
+template <unsigned int DEPTHS>
+__device__ __forceinline__ float float_of(int sum) {
+  return DEPTHS * 128 * 127 < 1 << 22 ? whole_to_float(sum) : static_cast<float>(sum);
+}
+#else
+template <unsigned int DEPTHS>
+__device__ __forceinline__ float float_of(float sum) {
+  return sum;
+}
+#endif
+
 // Four sums as what is made of them, but for what is added and the activation.
+template <unsigned int DEPTHS>
 __device__ __forceinline__ void worth(float (&found)[4], Address numbers, unsigned int count, const Sum (&low)[4],
                                       const Sum (&high)[4], unsigned int half) {
   const Floats offset = shared_load_floats(numbers + 4 * count);
@@ -83,10 +95,10 @@ __device__ __forceinline__ void worth(float (&found)[4], Address numbers, unsign
 #else
   constexpr Floats factor = {1.0f, 1.0f, 1.0f, 1.0f};
 #endif
-  found[0] = static_cast<float>(low[2 * half]) * factor.x + offset.x;
-  found[1] = static_cast<float>(low[2 * half + 1]) * factor.y + offset.y;
-  found[2] = static_cast<float>(high[2 * half]) * factor.z + offset.z;
-  found[3] = static_cast<float>(high[2 * half + 1]) * factor.w + offset.w;
+  found[0] = float_of<DEPTHS>(low[2 * half]) * factor.x + offset.x;
+  found[1] = float_of<DEPTHS>(low[2 * half + 1]) * factor.y + offset.y;
+  found[2] = float_of<DEPTHS>(high[2 * half]) * factor.z + offset.z;
+  found[3] = float_of<DEPTHS>(high[2 * half + 1]) * factor.w + offset.w;
 }
 
 template <bool POSITIVE>
@@ -105,7 +117,7 @@ __device__ __forceinline__ void pack(unsigned int* words, float (&from)[4]) {
 #if BYTES
 __device__ __forceinline__ float number_of(const Pair& unit, unsigned int which) {
   const unsigned int word = which / 4 == 0 ? unit.x : unit.y;
-  return static_cast<float>(static_cast<signed char>(word >> which % 4 * 8 & 0xff));
+  return byte_to_float(word, which % 4);
 }
 #else
 __device__ __forceinline__ float number_of(const Quad& unit, unsigned int which) {
@@ -114,31 +126,17 @@ __device__ __forceinline__ float number_of(const Quad& unit, unsigned int which)
 }
 #endif
 
-// Of four channels of a lane, as `lane_channel` counts them, one.
-__device__ __forceinline__ float number_of(const Quad (&pieces)[PIECES], unsigned int four, unsigned int one) {
-  const Quad& piece = pieces[BYTES ? 0 : four / 2];
-  const unsigned int which = BYTES ? four : four % 2 * 2 + one / 2;
-  const unsigned int word = which == 0 ? piece.x : which == 1 ? piece.y : which == 2 ? piece.z : piece.w;
-#if BYTES
-  return static_cast<float>(static_cast<signed char>(word >> one * 8 & 0xff));
-#else
-  return wide(static_cast<unsigned short>(word >> one % 2 * 16));
-#endif
-}
-
-// A lane's channels of 64 in two rows, maybe with what is added to them.
-template <bool POSITIVE, bool ADDS>
+// A lane's channels of 64 in two rows.
+template <unsigned int DEPTHS, bool POSITIVE>
 __device__ __forceinline__ void narrowed(Quad (&found)[2][PIECES], const Sum (&sums)[8][4], Address numbers,
-                                         unsigned int quarter, const Quad (&added)[2][PIECES], float added_worth) {
+                                         unsigned int quarter) {
 #pragma unroll
   for (unsigned int half = 0; half < 2; ++half) {
     unsigned int words[4 * PIECES];
 #pragma unroll
     for (unsigned int four = 0; four < 4; ++four) {
       float each[4];
-      worth(each, numbers + 4 * lane_channel(four, quarter), DEPTH, sums[2 * four], sums[2 * four + 1], half);
-#pragma unroll
-      for (unsigned int one = 0; one < 4 && ADDS; ++one) each[one] += number_of(added[half], four, one) * added_worth;
+      worth<DEPTHS>(each, numbers + 4 * lane_channel(four, quarter), DEPTH, sums[2 * four], sums[2 * four + 1], half);
       pack<POSITIVE>(words + ITEM * four, each);
     }
 #pragma unroll
@@ -161,28 +159,22 @@ __device__ __forceinline__ void load_numbers(Address to, const float* from, unsi
 }
 
 // The pixels of a tile, and those around it.
-__device__ __forceinline__ void load_picture(Address memory, const Quad* x, unsigned int tile, unsigned int thread,
-                                             unsigned int buffer) {
+__device__ __forceinline__ void load_picture(Address memory, const Quad* x, unsigned int tile, unsigned int thread) {
   constexpr unsigned int EACH = LINE / 16;
   const unsigned int image = tile / TILES_HIGH, top = tile % TILES_HIGH * ROWS;
   for (unsigned int piece = thread; piece < LOADED; piece += THREADS) {
     const unsigned int pixel = piece / EACH, row = top + pixel / ACROSS - 1, column = pixel % ACROSS - 1;
     const bool inside = row < HIGH && column < WIDTH;  // what is negative is large
     const unsigned int from = inside ? ((image * HIGH + row) * WIDTH + column) * EACH + piece % EACH : 0;
-    copy_ahead(memory + PICTURE + buffer * BUFFER + place(pixel, piece % EACH), x + from, inside);
+    copy_ahead(memory + PICTURE + place(pixel, piece % EACH), x + from, inside);
   }
   copies_commit();
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT)
-    bottleneck(const Quad* x, const Quad* first, const float* first_bias,
-#if WIDE
-               const Quad* second, const float* second_bias,
-#endif
-#if HAS_RESIDUAL && WIDE
+    bottleneck(const Quad* x, const Quad* first, const float* first_bias, const Quad* second, const float* second_bias,
+#if HAS_RESIDUAL
                const Unit* residual,
-#elif HAS_RESIDUAL
-               const Quad* residual,
 #endif
 #if HAS_SHORTCUT
                const Quad* source, const Quad* shortcut,
@@ -191,10 +183,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT)
                const Quad* third, const float* third_bias,
 #endif
 #if BYTES
-               const float* first_scale,
-#if WIDE
-               const float* second_scale,
-#endif
+               const float* first_scale, const float* second_scale,
 #if HAS_RESIDUAL
                const float* residual_worth,
 #endif
@@ -205,16 +194,10 @@ extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT)
                const float* third_scale,
 #endif
 #endif
-#if OUT || !WIDE
-               Quad* out
-#endif
 #if OUT
-               ,
+               Quad* out,
 #endif
-#if WIDE
-               Unit* wide
-#endif
-    ) {
+               Unit* wide) {
   extern __shared__ Quad memory[];
   const Address here = shared_address(memory);
   const unsigned int thread = thread_index(), group = thread % 32 / 4, quarter = thread % 4;
@@ -225,8 +208,6 @@ extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT)
     copy_ahead(here + FIRST + place(row, piece % EACH), first + (channel_of_64(row % DEPTH) * 9 + tap) * EACH + piece % EACH,
                true);
   }
-  load_numbers(here + FIRST_NUMBERS + 4 * DEPTH, first_bias, DEPTH, thread);
-#if WIDE
   for (unsigned int piece = thread; piece < WIDE * EACH; piece += THREADS) {
     const unsigned int row = piece / EACH, from = channel_of_32(row) * EACH + piece % EACH;
     copy_ahead(here + SECOND + place(row, piece % EACH), second + from, true);
@@ -234,21 +215,21 @@ extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT)
     copy_ahead(here + SHORTCUT + place(row, piece % EACH), shortcut + from, true);
 #endif
   }
+  load_numbers(here + FIRST_NUMBERS + 4 * DEPTH, first_bias, DEPTH, thread);
   load_numbers(here + SECOND_NUMBERS + 4 * WIDE, second_bias, WIDE, thread);
-#endif
 #if BYTES
   load_numbers(here + FIRST_NUMBERS, first_scale, DEPTH, thread);
-#if WIDE
   load_numbers(here + SECOND_NUMBERS, second_scale, WIDE, thread);
-#endif
 #if HAS_SHORTCUT
   load_numbers(here + SHORTCUT_NUMBERS, shortcut_scale, WIDE, thread);
 #endif
 #endif
-#if HAS_RESIDUAL && BYTES
+#if HAS_RESIDUAL
+#if BYTES
   const float added_worth = residual_worth[0];
 #else
   constexpr float added_worth = 1.0f;
+#endif
 #endif
 #if OUT
   constexpr unsigned int ALONG = WIDE * ITEM / 16;
@@ -273,13 +254,10 @@ extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT)
   wait_for_kernel_ahead();
   let_kernel_behind_start();
 
-  load_picture(here, x, block_index(), thread, 0);
-  unsigned int buffer = 0;
+  load_picture(here, x, block_index(), thread);
   for (unsigned int tile = block_index(); tile < TILES; tile += WALKERS) {
     copies_are_done();
     block_sync();
-    // All have done with the tile before, whose place the next one takes.
-    if (BUFFERS == 2 && tile + WALKERS < TILES) load_picture(here, x, tile + WALKERS, thread, 1 - buffer);
     const unsigned int left = HIGH * WIDTH - tile % TILES_HIGH * PIXELS;  // pixels of the picture
     const unsigned int start = tile / TILES_HIGH * HIGH * WIDTH + tile % TILES_HIGH * PIXELS;
     bool there[2][2];
@@ -291,18 +269,11 @@ extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT)
       from[number / 2][number % 2] = start + (there[number / 2][number % 2] ? pixel : 0);
     }
 
-    Quad middle[2][2][PIECES], added_before[2][2][PIECES] = {};
+    Quad middle[2][2][PIECES];
     {
       Sum sums[2][8][4] = {};
 #pragma unroll
       for (unsigned int tap = 0; tap < 9; ++tap) {
-#if HAS_RESIDUAL && !WIDE
-#pragma unroll
-        for (unsigned int number = 0; number < 4 * PIECES && tap == 7; ++number) {
-          const unsigned int tall = number / 2 % 2, half = number % 2, piece = number / 4;
-          added_before[tall][half][piece] = load_fresh(residual + from[tall][half] * EACH + 4 * piece + quarter);
-        }
-#endif
 #pragma unroll
         for (unsigned int piece = 0; piece < PIECES; ++piece) {
           constexpr unsigned int HALF = 64;
@@ -311,7 +282,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT)
 #pragma unroll
           for (unsigned int number = 0; number < 4; ++number) {
             const Address other = PIECES == 1 ? 0 : (piece + moved) % 2 * HALF;
-            rows[number / 2][number % 2] = shared_load_quad((seen[number / 2][number % 2] ^ other) + moved * LINE + buffer * BUFFER);
+            rows[number / 2][number % 2] = shared_load_quad((seen[number / 2][number % 2] ^ other) + moved * LINE);
           }
 #pragma unroll
           for (unsigned int eight = 0; eight < 8; ++eight) {
@@ -321,25 +292,12 @@ extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT)
           }
         }
       }
-      if (BUFFERS == 1) {
-        // All have done with the picture: the next one comes in its place.
-        block_sync();
-        if (tile + WALKERS < TILES) load_picture(here, x, tile + WALKERS, thread, 0);
-      }
-      buffer = BUFFERS == 2 ? 1 - buffer : 0;
-#pragma unroll
-      for (unsigned int tall = 0; tall < 2; ++tall) {
-        constexpr bool ADDS = HAS_RESIDUAL && !WIDE;
-        narrowed<INNER_RELU, ADDS>(middle[tall], sums[tall], here + FIRST_NUMBERS, quarter, added_before[tall], added_worth);
-      }
+      // All have done with the picture: the next one comes in its place.
+      block_sync();
+      if (tile + WALKERS < TILES) load_picture(here, x, tile + WALKERS, thread);
+      narrowed<9 * DEPTH, INNER_RELU>(middle[0], sums[0], here + FIRST_NUMBERS, quarter);
+      narrowed<9 * DEPTH, INNER_RELU>(middle[1], sums[1], here + FIRST_NUMBERS, quarter);
     }
-#if !WIDE
-#pragma unroll
-    for (unsigned int number = 0; number < 4 * PIECES; ++number) {
-      const unsigned int tall = number / 2 % 2, half = number % 2, piece = number / 4;
-      if (there[tall][half]) out[from[tall][half] * EACH + 4 * piece + quarter] = middle[tall][half][piece];
-    }
-#else
 
 #if HAS_SHORTCUT
     Quad others[2][2][PIECES];
@@ -402,7 +360,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT)
         for (unsigned int number = 0; number < 4; ++number) {
           const unsigned int tall = number / 2, half = number % 2;
           float each[4];
-          worth(each, here + SECOND_NUMBERS + 4 * channel, WIDE, sums[tall][2 * four], sums[tall][2 * four + 1], half);
+          worth<DEPTH>(each, here + SECOND_NUMBERS + 4 * channel, WIDE, sums[tall][2 * four], sums[tall][2 * four + 1], half);
 #if HAS_RESIDUAL
 #pragma unroll
           for (unsigned int one = 0; one < 4; ++one) {
@@ -412,10 +370,10 @@ extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT)
 #if HAS_SHORTCUT && BYTES
           const Sum(&low)[4] = more[tall][2 * four], (&high)[4] = more[tall][2 * four + 1];
           const Floats factor = shared_load_floats(here + SHORTCUT_NUMBERS + 4 * channel);
-          each[0] += static_cast<float>(low[2 * half]) * factor.x;
-          each[1] += static_cast<float>(low[2 * half + 1]) * factor.y;
-          each[2] += static_cast<float>(high[2 * half]) * factor.z;
-          each[3] += static_cast<float>(high[2 * half + 1]) * factor.w;
+          each[0] += float_of<DEPTH>(low[2 * half]) * factor.x;
+          each[1] += float_of<DEPTH>(low[2 * half + 1]) * factor.y;
+          each[2] += float_of<DEPTH>(high[2 * half]) * factor.z;
+          each[3] += float_of<DEPTH>(high[2 * half + 1]) * factor.w;
 #endif
           pack<RELU>(words[tall][half] + ITEM * four, each);
         }
@@ -452,7 +410,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT)
 #pragma unroll
     for (unsigned int tall = 0; tall < 2; ++tall) {
       Quad found[2][PIECES];
-      narrowed<OUTER_RELU, false>(found, last[tall], here + THIRD_NUMBERS, quarter, added_before[tall], 1.0f);
+      narrowed<WIDE, OUTER_RELU>(found, last[tall], here + THIRD_NUMBERS, quarter);
 #pragma unroll
       for (unsigned int half = 0; half < 2; ++half) {
 #pragma unroll
@@ -461,7 +419,6 @@ extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT)
         }
       }
     }
-#endif
 #endif
   }
 }

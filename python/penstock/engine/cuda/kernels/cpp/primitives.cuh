@@ -245,21 +245,26 @@ __device__ __forceinline__ void multiply_add(int (&sum)[4], const Quad& a, unsig
 
 __device__ __forceinline__ unsigned int bits_of_float(float number) { return __float_as_uint(number); }
 
+// Whole numbers and FP32 by what the bits of 1.5 x 2^23 and more mean: conversions are instructions of a slow unit.
+
+// Of less than 2^22.
+__device__ __forceinline__ float whole_to_float(int number) {
+  return __int_as_float(number + 0x4b400000) - 12582912.0f;
+}
+
+__device__ __forceinline__ float byte_to_float(unsigned int word, unsigned int which) {
+  return __uint_as_float(__byte_perm(word ^ 0x80808080u, 0x4b000000u, 0x7440u + which)) - 8388736.0f;
+}
+
 // To the nearest, ties to even, saturating.
 __device__ __forceinline__ unsigned int bytes(float first, float second, float third, float fourth) {
-  unsigned int all;
-  asm("{\n"
-      ".reg .s32 a, b, c, d, high;\n"
-      "cvt.rni.s32.f32 a, %1;\n"
-      "cvt.rni.s32.f32 b, %2;\n"
-      "cvt.rni.s32.f32 c, %3;\n"
-      "cvt.rni.s32.f32 d, %4;\n"
-      "cvt.pack.sat.s8.s32.b32 high, d, c, 0;\n"
-      "cvt.pack.sat.s8.s32.b32 %0, b, a, high;\n"
-      "}"
-      : "=r"(all)
-      : "f"(first), "f"(second), "f"(third), "f"(fourth));
-  return all;
+  unsigned int each[4];
+  const float numbers[4] = {first, second, third, fourth};
+#pragma unroll
+  for (unsigned int number = 0; number < 4; ++number) {
+    each[number] = __float_as_uint(fminf(fmaxf(numbers[number], -128.0f), 127.0f) + 12582912.0f);
+  }
+  return __byte_perm(__byte_perm(each[0], each[1], 0x0040), __byte_perm(each[2], each[3], 0x0040), 0x5410);
 }
 
 __device__ __forceinline__ unsigned int narrow(float low, float high) {
