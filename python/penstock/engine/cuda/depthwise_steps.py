@@ -193,7 +193,7 @@ def _suits_gate(site: Site) -> bool:
     return _suits_conv(site) and suits_gate_layers(site)
 
 
-def _types_of_two(site: Site) -> bool:
+def types_of_two(site: Site) -> bool:
     """INT8 with scales throughout, or sixteen bits; what is folded into one layer is not known of two."""
     if dtype_of(site, 0) != torch.int8:
         return narrow_everywhere(site)
@@ -224,7 +224,7 @@ WALKS: Final[dict[tuple[str, str], Way]] = {
         _expand_tiles,
         forms={"first": _flat, "weight": _taps_first},
         suits=_suits_expand,
-        types=_types_of_two,
+        types=types_of_two,
         scales=True,
         combined=with_steady,
     ),
@@ -233,7 +233,7 @@ WALKS: Final[dict[tuple[str, str], Way]] = {
         _pairs,
         forms={"first": _flat, "weight": _taps_first},
         suits=_suits_pair,
-        types=_types_of_two,
+        types=types_of_two,
         scales=True,
         combined=with_steady,
     ),

@@ -23,11 +23,8 @@ from penstock.engine.cuda.kernels.gated_mlp import WIDEST, MlpTile, gated_mlp_la
 from penstock.engine.cuda.kernels.gemm_top_1 import TopTile, gemm_top_1_launches, top_tiles
 from penstock.engine.cuda.kernels.implicit_gemm import gemm_launch
 from penstock.engine.cuda.kernels.launching import Launch
-from penstock.engine.cuda.kernels.squeeze_excite import (
-    splits_for,
-    squeeze_excite_gate_launch,
-    squeeze_excite_launch,
-)
+from penstock.engine.cuda.kernels.rows import power_of_two
+from penstock.engine.cuda.kernels.squeeze_excite import splits_for, squeeze_excite_gate_launch, squeeze_excite_launch
 from penstock.engine.cuda.kernels.tiles import Product, Tile
 from penstock.engine.cuda.kernels.top_1 import top_1_launch
 from penstock.engine.cuda.sites import Site
@@ -66,6 +63,7 @@ LAYERS: Final[Mapping[str, Form]] = {
 """A gate's two matrices as its kernels want them: both [reduced, channels]."""
 
 _TILE: Final = 7  # numbers of a product's cut
+_SUMS: Final = 4096  # that one block reads in about the time in which others add up their pixels
 
 
 def _plain(weight: torch.Tensor) -> torch.Tensor:
@@ -140,9 +138,9 @@ def suits_gate_layers(site: Site) -> bool:
 
 
 def _gate_splits(site: Site) -> list[Config]:
-    """Blocks that share an image: two or so for each multiprocessor first, for few large images as for many small."""
-    images, height, width, _ = site.shape("x")
-    wanted = max(1, 2 * multiprocessors_of(site.device) // images)
+    """Blocks that share an image: the last one reads as many sums of every channel, so few where channels are many."""
+    images, height, width, channels = site.shape("x")
+    wanted = max(1, min(2 * multiprocessors_of(site.device) // images, _SUMS // power_of_two(channels)))
     found = [each for each in (1, 2, 4, 8, 16, 32, 64, 128, 256) if each == 1 or each * 8 <= height * width]
     found.sort(key=lambda each: abs(each.bit_length() - wanted.bit_length()))
     return [(each,) for each in found[:5]]
