@@ -177,7 +177,6 @@ class Build:
         if self._options.workspace_bytes is not None:
             self._gpu.check_workspace(form, self._options.workspace_bytes)
         self._tune(form, self._first_share)
-        import_ahead()
         if self._free_shapes:
             self._notes.append("shapes other than the buckets' run on the CPU; give a profile for each that counts")
 
@@ -187,6 +186,7 @@ class Build:
         fastest = self._gpu.fastest(race.at(_OPTIMUM))
         if fastest is not None and self._verdicts.of(fastest).passed:
             self._progress.stage("usable", fastest.name)
+        import_ahead()  # not before: it would hold up this thread
         return race
 
     def _widen(self) -> None:
@@ -289,11 +289,11 @@ class Build:
 
     def _compared_on(self, gpu: OnGpu | None) -> Compared:
         count = _HELD_OUT_SAMPLES if self._samples.real else _NOISE_SAMPLES
-        unseen = list(self._samples.held_out(self._buckets, count))
+        # A second input for the same bucket is for the last ones, which are small as a rule: the reference is slow.
+        unseen = list(self._samples.held_out([*self._buckets, *reversed(self._buckets)], count))
         learned = [dict(each) for each in self._learned.samples[: count - len(unseen)]] if self._learned else []
-        if gpu is None:
-            return unseen, learned
-        return [gpu.as_prepared(each) for each in unseen], [gpu.as_prepared(each) for each in learned]
+        fitted = gpu.as_prepared if gpu is not None else dict
+        return [fitted(each) for each in unseen], [fitted(each) for each in learned]
 
     def _accepted(self) -> Selection:
         """The fastest selection whose every tactic passes the gate; only what would be chosen is judged."""

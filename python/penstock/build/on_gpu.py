@@ -53,8 +53,8 @@ STEPS_FP8: Final = f"{LOWERED}-fp8"
 _MOST_TUNING_SECONDS: Final = 90.0
 # What comes after the race: the gate, confirming, exporting, writing, loading and judging: 7 s of a ResNet-50 with
 # three buckets on an H200, of which writing takes two.
-_CLOSING_SECONDS: Final = 5.0
-_CLOSING_SECONDS_OF_BUCKET: Final = 0.7
+_CLOSING_SECONDS: Final = 4.5
+_CLOSING_SECONDS_OF_BUCKET: Final = 0.6
 _CLOSING_SECONDS_OF_GIGABYTE: Final = 15.0
 _MOST_OF_BUDGET: Final = 0.6
 # A GPU's times are steady: what is farther behind than this in turns with the best needs no second look.

@@ -1,4 +1,4 @@
-"""Processes that compile kernels, forked from one that imported what they need, which takes seconds.
+"""Processes that compile kernels, forked from one that imported what they need: Triton and kernels, but no torch.
 
 They can be started before anybody else has imported torch, and wait for whoever wants them. Imports nothing that takes
 long. Called by `precompile`, and by who knows early that kernels will be compiled.
@@ -13,8 +13,14 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import IO, Final
 
+from penstock.engine.cuda import without_torch
+
 MOST: Final = 16
 """Processes that compile at once."""
+
+_PROGRAM: Final = f"from {__name__} import main; main()"
+_WITH_TORCH: Final = "torch"
+_NICE: Final = 5  # whoever launches, times or runs a reference meanwhile comes first
 
 Started = tuple["subprocess.Popen[bytes]", "list[Process]"]
 
@@ -64,7 +70,7 @@ def _started(wanted: int) -> Started:
     # Threads of libraries would not survive the fork, and each process has one thing to do.
     one_thread = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
     nursery = subprocess.Popen(  # noqa: S603  (our own interpreter and program)
-        [sys.executable, "-c", f"from {__name__} import main; main()", json.dumps(theirs)],
+        [sys.executable, "-c", _PROGRAM, json.dumps(theirs)],
         stdin=subprocess.DEVNULL,
         pass_fds=handles,
         env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))} | one_thread,
@@ -83,13 +89,18 @@ def import_compiler() -> None:
 
 def main() -> None:
     """The one that is forked."""
-    from penstock.engine.cuda.implementations import add_triton
+    if sys.argv[2:] != [_WITH_TORCH]:
+        try:
+            without_torch.import_kernels()
+        except Exception:  # a kernel's module that wants more of torch than its names
+            program = [sys.executable, "-c", _PROGRAM, sys.argv[1], _WITH_TORCH]
+            os.execv(sys.executable, program)  # noqa: S606  (itself)
     from penstock.engine.cuda.precompile import serve
 
-    add_triton()  # every kernel of ours
     import_compiler()
     # Whatever else writes to standard output must not end up where the builder's does.
     os.dup2(2, 1)
+    os.nice(_NICE)
     pairs: list[tuple[int, int]] = [(asked, answer) for asked, answer in json.loads(sys.argv[1])]
     children: list[int] = []
     for own in pairs:

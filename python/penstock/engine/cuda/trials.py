@@ -87,8 +87,8 @@ class Trials:
         finally:
             for future in self._pending:
                 future.cancel()
-        left = {id(each) for some in self._pending.values() for each in some}
-        return len(self._waiting) + len(self._ready) + len(left)
+        compiling = [each for some in self._pending.values() for each in some]
+        return len({id(each) for each in (*self._waiting, *self._ready, *compiling)})
 
     def over(self) -> bool:
         return self.clock() >= self.deadline
@@ -158,8 +158,8 @@ class Trials:
                 for future, some in self._pending.items()
                 if any(each.rank == 0 and not each.row.has_ours for each in some)
             ]
-            for future in self._pending.keys() - set(futures):
-                future.cancel()
+            for future in [each for each in self._pending if each not in futures and each.cancel()]:
+                self._waiting += self._pending.pop(future)
             if not futures or not wait(futures, max(0.0, until - self.clock()), FIRST_COMPLETED).done:
                 return
 

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import threading
 from collections import Counter
 from concurrent.futures import Future
 from pathlib import Path
@@ -415,6 +416,39 @@ def test_what_does_not_compile_is_lost_and_what_is_not_compiled_in_time_is_not_t
     assert {choice.config[-1] for choice in row.failed} == {4}
     assert set(row.failed.values()) == {"no registers left"}
     assert {choice.config[-1] for choice in row.times if choice.implementation == "triton_depthwise"} == {1}
+    assert result.untimed > 0
+
+
+class Late:
+    """Compilers whose first kernels are done after the time is over, one after the other; the others never begin."""
+
+    processes = 4
+
+    def __init__(self, seconds: float) -> None:
+        self.asked: list[Future[str]] = []
+        self.timers = [threading.Timer(seconds + 0.1 * number, self._done, [number]) for number in range(2)]
+        for each in self.timers:
+            each.start()
+
+    def submit(self, launch: Launch, /) -> Future[str]:
+        future: Future[str] = Future()
+        if len(self.asked) < len(self.timers):
+            assert future.set_running_or_notify_cancel()
+        self.asked.append(future)
+        return future
+
+    def _done(self, number: int) -> None:
+        self.asked[number].set_result("")
+
+
+def test_what_is_waited_for_beyond_the_time_is_timed_and_what_was_given_up_is_not_asked(device: str) -> None:
+    text = "(float[1,16,6,6] x) => (float[1,16,6,6] y) { a = Conv (x, v) y = Conv <pads=[1,1,1,1]> (a, w, b) }"
+    lowered_, weights = lowered(graph(text, {**WIDE, "v": normal(16, 16, 1, 1) / 4}), X)
+    compilers = Late(1.1)
+    executor = Executor(lowered_, weights, device, "fp16")
+    result = tune(executor, timer=lambda call: 1000.0, compilers=compilers, seconds=1.0, limit=2)
+    assert all(future.cancelled() for future in compilers.asked[2:])
+    assert sum(row.has_ours for row in result.rows) == 2
     assert result.untimed > 0
 
 
