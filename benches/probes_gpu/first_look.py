@@ -31,6 +31,7 @@ from numpy.typing import NDArray
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "python"))
 
+from penstock.engine import cores
 from penstock.engine.lowered import LoweredGraph, from_json, to_json
 
 Arrays = Mapping[str, NDArray[Any]]
@@ -96,7 +97,11 @@ def made_weights(graph: LoweredGraph, seed: int = 1) -> Arrays:
         elif (kind == "layer_norm" and role in ("weight", "bias")) or role in ("residual_scale", "residual_shift"):
             found[name] = np.full(weight.shape, float(role in ("weight", "residual_scale")), np.float16)
         elif role in ("weight", "recurrence"):
-            fan = int(np.prod(weight.shape[1:])) if kind in ("conv", "gemm", "gemm_norm") else weight.shape[-1]
+            fan = (
+                int(np.prod(weight.shape[1:]))
+                if kind in ("conv", "conv_pool", "gemm", "gemm_norm")
+                else weight.shape[-1]
+            )
             found[name] = random.normal(0, max(fan, 1) ** -0.5, weight.shape).astype(np.float16)
         else:
             found[name] = random.normal(0, 0.02, weight.shape).astype(np.float16)
@@ -473,7 +478,7 @@ def main() -> None:
     look.add_argument("--compile", default="default", help="modes, or nothing")
     look.add_argument("--tune-seconds", type=float, default=60.0, help="for each model and batch; 0: no tuning")
     look.add_argument("--limit", type=int, default=8, help="configurations of one kernel that are timed")
-    look.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes that compile")
+    look.add_argument("--jobs", type=int, default=cores.available(), help="processes that compile")
     look.add_argument("--random-weights", action="store_true")
     look.add_argument("--steps", action="store_true", help="time of each step's kernels, the ten longest")
     look.add_argument("--verbose", action="store_true")

@@ -1,4 +1,4 @@
-"""Engines on the GPU, from `ps.build` to a process without a compiler, and many threads on one."""
+"""Engines on the GPU, from `ps.build` to a process without a compiler."""
 
 import itertools
 import json
@@ -6,7 +6,6 @@ import os
 import re
 import subprocess
 import sys
-import threading
 import time
 from functools import partial
 from pathlib import Path
@@ -25,8 +24,6 @@ from tests.quantize import networks
 
 pytestmark = pytest.mark.gpu
 
-SECONDS = float(os.environ.get("PENSTOCK_SOAK_SECONDS", "10"))
-THREADS = 16
 BATCHES = (1, 4, 16)
 MIB = 1 << 20
 PIECES = 48 * MIB  # in which torch takes memory for a context
@@ -105,33 +102,6 @@ def test_an_engine_is_loaded_where_nothing_can_compile(engine: ps.Engine, folder
     assert not list(cache.iterdir())
     np.testing.assert_array_equal(np.load(folder / "y.npy"), engine(x=x)["fc"])
     assert json.loads(done.stdout)["seconds"] < 5
-
-
-def test_many_threads_on_one_engine_get_their_own_answers(engine: ps.Engine, folder: Path) -> None:
-    """Contexts are made while others run: captures and replays side by side."""
-    pool = [(x, engine(x=x)["fc"]) for x in (pictures(rows, rows) for rows in (1, 2, 4, 7, 16, 19))]
-    fresh = ps.load(folder / "m.engine")
-    until = time.monotonic() + SECONDS
-    calls, wrong, failures = [0] * THREADS, [0] * THREADS, []
-
-    def call(number: int) -> None:
-        random = np.random.default_rng(number)
-        try:
-            while time.monotonic() < until:
-                x, right = pool[int(random.integers(len(pool)))]
-                wrong[number] += not np.array_equal(fresh(x=x)["fc"], right)
-                calls[number] += 1
-        except Exception as failure:  # told by the thread that waits
-            failures.append(failure)
-
-    threads = [threading.Thread(target=call, args=(number,)) for number in range(THREADS)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert not failures
-    assert sum(wrong) == 0
-    assert min(calls) > 0
 
 
 def test_two_contexts_have_two_batches_in_flight(engine: ps.Engine) -> None:

@@ -2,8 +2,9 @@
 
 `in_eight_bits` takes what one step of each value and of each channel of a weight is worth, and answers another graph
 and its weights. A layer whose input and weight are both known multiplies eight bits; a value is stored in eight bits
-where all who read it can, else a step of its own makes the copy that layers read. Everything is decided by names and
-shapes; numbers are touched only where weights are rounded. Called by `graph.eight_bits` and by benches.
+where all who read it can, else a step of its own makes the copy that layers read. Layers of residual blocks, and a stem
+and its pool, become one step then. Everything is decided by names and shapes; numbers are touched only where weights
+are rounded. Called by `graph.eight_bits` and by benches.
 """
 
 from collections.abc import Callable, Mapping
@@ -12,7 +13,10 @@ from typing import Any, Final
 
 import numpy as np
 
+from penstock.engine.blocks import join_blocks_of_integers
+from penstock.engine.expansions import join_expansions_of_integers
 from penstock.engine.lowered import FLOATS, Instruction, LoweredGraph, Operand, Step, Value, Weight
+from penstock.engine.stem_pools import join_stem_pools
 from penstock.errors import InvalidArgument
 
 Rounded = Callable[[Any, Any, str], Any]
@@ -27,6 +31,7 @@ _LAYERS: Final = ("conv", "gemm")
 # The least that a product is over: below, the pieces that tensor cores take are mostly padding.
 _LEAST_DEPTH: Final = 16
 _FEWEST_CHANNELS: Final = 8
+_CUT: Final = 6  # axes: of pictures, patches, planes and a patch
 # Whose kernels write eight bits; pools over windows move them only.
 _WRITERS: Final = ("conv", "gemm", "reduce", "layer_norm", "attention")
 
@@ -53,7 +58,10 @@ def in_eight_bits(
     """
     if datatype not in TOP:
         raise InvalidArgument(f"layers can't multiply {datatype}, expected one of {', '.join(TOP)}")
-    return _Narrowing(graph, grids, datatype).result(weights, rounded or rounded_array)
+    found, made = _Narrowing(graph, grids, datatype).result(weights, rounded or rounded_array)
+    if datatype == "INT8":
+        found = join_expansions_of_integers(join_stem_pools(join_blocks_of_integers(found)))
+    return found, made
 
 
 def rounded_array(weight: Any, scales: Any, datatype: str) -> Any:
@@ -109,8 +117,16 @@ class _Narrowing:
             depth *= size
         if "products" in step.attributes and self._datatype != "INT8":
             return False  # of a picture, whose numbers are all of one size
+        if self._is_cut(x.value):
+            return False  # nobody who cuts a picture into patches writes eight bits
         many = shape[-1] >= _FEWEST_CHANNELS and depth >= _LEAST_DEPTH
         return many and step.attributes.get("groups", 1) == 1
+
+    def _is_cut(self, name: str) -> bool:
+        """Patches of a picture."""
+        maker = self._makers.get(name)
+        view = maker.inputs[0].view if maker is not None and maker.kind == "copy" else None
+        return view is not None and len(view.shape) == _CUT
 
     # ---- which values are stored in eight bits ----
 

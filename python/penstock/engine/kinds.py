@@ -39,7 +39,8 @@ KINDS: Final[Mapping[str, tuple[str, ...]]] = {
     # of stride 1 and overhanging below and to the right; activations and biases as those of `mlp`.
     "fork": ("x", "first", "second"),
     # A 1 x 1 convolution `first`, maybe with `first_bias`, its activation `inner`, and a depthwise one behind it, all
-    # of `conv`, whose padding is of zeros.
+    # of `conv`, whose padding is of zeros. In INT8 `scale` is of the first, and `inner_step` what one step of the map
+    # between them is worth.
     "expand_depthwise": ("x", "first", "weight"),
     # 1 x 1 convolutions g = 0, 1, … of maps g_x with weights g_weight, maybe g_bias, each times (plus + g_gate), which
     # is [N, 1, 1, O], and repeated as `times` says, side by side; a `residual` that is repeated `residual_times`.
@@ -49,9 +50,13 @@ KINDS: Final[Mapping[str, tuple[str, ...]]] = {
     "conv_shortcut": ("x", "weight", "source", "shortcut"),
     # A convolution with the activation `inner`, and the 1 x 1 convolution `second` of it, whose `activation` comes
     # behind what is added: a `residual`, or a `source` with its `shortcut` as above. `bottleneck_next` also writes
-    # what the 1 x 1 convolution `third` with the activation `outer` makes of that. Each may have a bias.
+    # what the 1 x 1 convolution `third` with the activation `outer` makes of that. Each may have a bias. In INT8 each
+    # layer has a scale, `scale`, `second_scale`, ..., and one step of what lies between the first two is `inner_step`.
     "bottleneck": ("x", "weight", "second"),
     "bottleneck_next": ("x", "weight", "second", "third"),
+    # A convolution, all of it, and the largest of each window of what it makes: `pool_kernel`, `pool_strides`,
+    # `pool_pads`.
+    "conv_pool": ("x", "weight"),
     "matmul": ("a", "b"),
     # [B, H, T, D] each, mask [B, H, T, T]; scale; written as [B, T, H, D]. With `mask_factor` what is added is
     # (`mask_from` - mask) times that.
@@ -86,7 +91,8 @@ OUTPUTS: Final[Mapping[str, tuple[int, ...]]] = {
 # What is laid out anew before anything runs, so that it has to be a weight.
 CONSTANT: Final = (
     *("weight", "scale", "bias", "recurrence", "recurrence_bias", "first", "first_bias", "second", "second_bias"),
-    *("third", "third_bias", "shortcut", "shortcut_bias", "residual_scale", "residual_shift", "column_sums"),
+    *("third", "third_bias", "shortcut", "shortcut_bias", "second_scale", "third_scale", "shortcut_scale"),
+    *("residual_scale", "residual_shift", "column_sums"),
 )
 _FILTERS: Final = (
     "conv",
@@ -96,6 +102,7 @@ _FILTERS: Final = (
     "conv_shortcut",
     "bottleneck",
     "bottleneck_next",
+    "conv_pool",
 )
 NUMBERED: Final = "0123456789_"  # before a role that several operands play
 MAPS: Final = (*_FILTERS, "squeeze_excite", "max_pool", "average_pool", "resize", "fork")
@@ -206,6 +213,7 @@ _NEEDED: Final[Mapping[str, Mapping[str, _Rule]]] = {
     "conv_shortcut": {**_CONV, "shortcut_strides": _PAIR},
     "bottleneck": _CONV,
     "bottleneck_next": _CONV,
+    "conv_pool": {**_CONV, "pool_kernel": _PAIR, "pool_strides": _PAIR, "pool_pads": _SIDES},
     "attention": {"scale": _NUMBER},
     "layer_norm": {"axes": _Rule("integer", least=1), "epsilon": _NUMBER},
     "softmax": {"axis": _AXIS},
@@ -234,12 +242,13 @@ _ALLOWED: Final[Mapping[str, Mapping[str, _Rule]]] = {
     "mlp": {**_EPILOGUE, **_INNER, "skip": _Rule("flag")},
     "attention": {"mask_from": _NUMBER, "mask_factor": _NUMBER},
     "fork": {**_EPILOGUE, **_INNER},
-    "expand_depthwise": {**_EPILOGUE, **_INNER},
+    "expand_depthwise": {**_EPILOGUE, **_INNER, "inner_step": _NUMBER},
     "gated_layers": {"residual_times": _PAIR},
     "conv_gate": {**_EPILOGUE, **_INNER, **_OUTER},
     "conv_shortcut": _ENDING,
-    "bottleneck": {**_ENDING, **_INNER, "shortcut_strides": _PAIR},
-    "bottleneck_next": {**_ENDING, **_INNER, **_OUTER, "shortcut_strides": _PAIR},
+    "bottleneck": {**_ENDING, **_INNER, "shortcut_strides": _PAIR, "inner_step": _NUMBER},
+    "bottleneck_next": {**_ENDING, **_INNER, **_OUTER, "shortcut_strides": _PAIR, "inner_step": _NUMBER},
+    "conv_pool": {**_ENDING, "products": _Rule("integer", least=1)},
     "lstm": {"hidden": _Rule("integer", least=1)},
     "max_pool": _POOL,
 }

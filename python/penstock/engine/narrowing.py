@@ -22,7 +22,7 @@ def scaled(graph: LoweredGraph, step: Step) -> bool:
 def wide_weights(graph: LoweredGraph) -> frozenset[str]:
     """Weights that stay FP32 in every precision: scales, and what is added to sums that have one."""
     scales = [step for step in graph.steps if step.operand("scale") is not None]
-    return frozenset(each.value for step in scales for each in step.inputs if each.role in ("scale", "bias"))
+    return frozenset(each.value for step in scales for each in step.inputs if each.role.endswith(("scale", "bias")))
 
 
 def narrowed(graph: LoweredGraph, datatype: str) -> LoweredGraph:

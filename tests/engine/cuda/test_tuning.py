@@ -80,7 +80,8 @@ def ways() -> Iterator[Convolutions]:
 
 
 def test_choices_read_back_are_the_same() -> None:
-    choices = {"a/conv": Choice("triton", (64, 32, 64, 4, 3, 2, 8)), "b": Choice("cudnn")}
+    row = Choice("triton_row", (64, 32, 64, 4, 3, 2, 8) * 3)
+    choices = {"a/conv": Choice("triton", (64, 32, 64, 4, 3, 2, 8)), "b": Choice("cudnn"), "c": row}
     assert from_json(to_json(choices)) == choices
 
 

@@ -3,6 +3,7 @@
 The reference for the kernels that do them in one go: every value in between is rounded as it would be by a step of its
 own. `conv_shortcut` is a convolution and the 1 x 1 convolution of another map that is added to it, `bottleneck` a
 convolution and a 1 x 1 convolution with what is added to that, `bottleneck_next` the same and a 1 x 1 convolution more.
+`conv_pool` is a stem and the max pool behind it.
 """
 
 from collections.abc import Callable, Sequence
@@ -74,6 +75,21 @@ class _Layer:
         return torch.cudnn_convolution_add_relu(
             x, self.weight, added, 1.0, self.bias, self.strides, around, self.dilations, 1
         )
+
+
+def conv_pool(site: Site) -> Run:
+    """A convolution and the largest of each window of what it makes."""
+    convolve, ending = _Layer.window(site), _activation(site, "activation")
+    kernel, strides, pads = (site.integers(f"pool_{name}") for name in ("kernel", "strides", "pads"))
+    top, left, bottom, right = pads
+
+    def run(operands: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
+        # Windows of a picture overlap in memory, which libraries don't take.
+        y = activate(convolve(operands[0].contiguous().permute(_TO_TORCH)), *ending)
+        y = functional.pad(y, (left, right, top, bottom), value=float("-inf"))
+        return (_ours(functional.max_pool2d(y, kernel, strides), site),)
+
+    return run
 
 
 def conv_shortcut(site: Site) -> Run:

@@ -15,6 +15,7 @@ from penstock.engine.cuda.form import Form, Prepared
 from penstock.engine.cuda.implementations import OURS, add_triton
 from penstock.engine.cuda.kernels.replay import Recorder
 from penstock.engine.cuda.sites import DTYPES, launches_early
+from penstock.engine.cuda.turns import Turns, fills
 from penstock.engine.lowered import Step
 from penstock.engine.narrowing import wide_weights
 from penstock.engine.plan import Region
@@ -31,6 +32,11 @@ class Model:
     def __init__(self, form: Form, device: torch.device) -> None:
         self.form, self.device = form, device
         self._placed: dict[tuple[str, torch.dtype], torch.Tensor] = {}
+        self._turns: dict[int, Turns] = {}
+
+    def turns(self, priority: int) -> Turns:
+        """Of its graphs on streams of this priority: nobody waits for somebody who is less urgent."""
+        return self._turns.setdefault(priority, Turns())
 
     def weights(self, prepared: Prepared, precision: str) -> dict[str, torch.Tensor]:
         dtype = DTYPES[PRECISIONS[precision]]
@@ -85,9 +91,13 @@ class Bucket:
         if self.executor.device.type != "cuda":
             return HostContext(self.executor, memory)
         # Plain steps are what is there at once: libraries choose by rules, which costs a few percent.
-        made = GraphContext(self.executor, memory, priority, search=bool(self._choices))
+        made = GraphContext(self.executor, memory, priority, self.turns(priority), search=bool(self._choices))
         self.context_bytes = made.device_bytes
         return made
+
+    def turns(self, priority: int = 0) -> Turns | None:
+        """What its graphs wait for before they compute, if they wait."""
+        return self._model.turns(priority) if fills(self.executor.graph) else None
 
     def sealed(self) -> Artifact:
         """Its kernels are taken down in its first run, which may be this one."""

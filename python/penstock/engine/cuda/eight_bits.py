@@ -6,7 +6,8 @@ result. Used by the table of implementations, and by benches for the scales of w
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
 from typing import Final
 
 import torch
@@ -37,20 +38,37 @@ def layer(site: Site) -> Run:
     weight, scale, bias = site.weight("weight"), site.weight("scale"), site.weight("bias")
     assert weight is not None
     assert scale is not None
-    exact = torch.float64 if site.device.type == "cpu" else torch.float32
-    product = _convolution(site, weight.to(exact)) if site.step.kind == "conv" else _matrix(weight.to(exact))
+    exact = exact_arithmetic(site.device)
+    wide = weight.to(exact.dtype)
+    product = convolution(site, wide) if site.step.kind == "conv" else _matrix(wide)
     finish, columns = _epilogue(site), scale.float()
 
     def run(operands: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
-        with torch.backends.cudnn.flags(enabled=True, benchmark=False, allow_tf32=True):
-            sums = product(operands[0].to(exact))
+        with exact.flags():
+            sums = product(operands[0].to(exact.dtype))
         y = sums.float() * columns
         return (finish(y if bias is None else y + bias.float(), operands),)
 
     return run
 
 
-def _convolution(site: Site, weight: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]:
+@dataclass(frozen=True, slots=True)
+class Exact:
+    """What multiplies numbers of eight bits without rounding."""
+
+    dtype: torch.dtype
+
+    def flags(self) -> AbstractContextManager[None]:
+        flags: AbstractContextManager[None] = torch.backends.cudnn.flags(enabled=True, benchmark=False, allow_tf32=True)
+        return flags
+
+
+def exact_arithmetic(device: torch.device) -> Exact:
+    return Exact(torch.float64 if device.type == "cpu" else torch.float32)
+
+
+def convolution(site: Site, weight: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]:
+    """Of the step's own window, weights as lowered; maps with channels last."""
     strides, dilations, groups = site.integers("strides"), site.integers("dilations"), site.integer("groups")
     around, padding = padding_of(site)
     filters = weight.permute(_TO_TORCH)

@@ -12,7 +12,18 @@ from typing import Final
 
 import torch
 
-from penstock.engine.cuda import blocks, eight_bits, expressions, joined, layers, norms, patches, shapes
+from penstock.engine.cuda import (
+    blocks,
+    eight_bits,
+    eight_blocks,
+    eight_expansions,
+    expressions,
+    joined,
+    layers,
+    norms,
+    patches,
+    shapes,
+)
 from penstock.engine.cuda.sites import Run, RunInto, Site
 from penstock.engine.narrowing import scaled
 from penstock.errors import AlreadyExists, Unsupported
@@ -84,6 +95,7 @@ IMPLEMENTATIONS: Final[dict[str, dict[str, Implementation]]] = {
         }
         for kind in ("bottleneck", "bottleneck_next")
     },
+    "conv_pool": {"cudnn": Implementation(blocks.conv_pool)},
     "top_1": {"torch": Implementation(joined.top_1)},
     "mlp": {"cublas": Implementation(joined.mlp)},
     "matmul": {"cublas": Implementation(layers.matmul)},
@@ -163,7 +175,17 @@ def _named(site: Site, name: str) -> Implementation | None:
 
 
 def _with_scales(site: Site, reference: Implementation) -> Callable[[Site], Run]:
-    return eight_bits.layer if site.step.operand("scale") is not None else eight_bits.between(reference.bind)
+    if site.step.operand("scale") is None:
+        return eight_bits.between(reference.bind)
+    return _JOINED_IN_EIGHT_BITS.get(site.step.kind, eight_bits.layer)
+
+
+_JOINED_IN_EIGHT_BITS: Final[Mapping[str, Callable[[Site], Run]]] = {
+    "bottleneck": eight_blocks.block,
+    "bottleneck_next": eight_blocks.block,
+    "conv_pool": eight_blocks.pooled,
+    "expand_depthwise": eight_expansions.expand_depthwise,
+}
 
 
 def chosen(site: Site, preferred: tuple[str, ...] = ()) -> tuple[str, Implementation]:

@@ -4,17 +4,18 @@
 where there are few pixels the rows of a block leave most of the chip idle. Both are timed.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import astuple
 from typing import Final
 
 import torch
 
 from penstock.engine.cuda.kernels.activations import ACTIVATIONS
-from penstock.engine.cuda.kernels.bottleneck import BottleneckTile, Widths, bottleneck_launch, bottleneck_tiles
-from penstock.engine.cuda.kernels.epilogue import Scratch
+from penstock.engine.cuda.kernels.bottleneck import BottleneckTile, Steps, Widths, bottleneck_launch, bottleneck_tiles
+from penstock.engine.cuda.kernels.epilogue import Scratch, fold
 from penstock.engine.cuda.kernels.implicit_gemm import conv2d_nhwc_launch
 from penstock.engine.cuda.kernels.launching import Launch
+from penstock.engine.cuda.kernels.resident import ResidentTile, resident_conv_launch, resident_tiles
 from penstock.engine.cuda.kernels.tiles import Product, Tile
 from penstock.engine.cuda.kernels.window_conv import window_conv_launch, window_product
 from penstock.engine.cuda.sites import Site
@@ -25,12 +26,15 @@ from penstock.engine.cuda.ways import (
     Tensors,
     Way,
     count,
+    dtype_of,
     multiprocessors_of,
+    narrow_everywhere,
     tile_scratch,
     tiles_of,
 )
 
 _TILE: Final = 7  # numbers of a product's cut
+_RESIDENT: Final = 5  # and of one whose blocks keep their weights
 _WINDOWS: Final = 5  # cuts of a window that are timed
 _FEW_PIXELS: Final = 2048
 
@@ -174,8 +178,48 @@ def _bottleneck(ready: Ready, operands: Tensors, outputs: Tensors, scratch: Scra
         stride=_pair(site, "strides"),
         padding=_pair(site, "pads"),
         dilation=_pair(site, "dilations"),
+        steps=_steps(ready),
         pdl=site.early,
     )
+
+
+def _integers(site: Site) -> bool:
+    return site.step.operand("scale") is not None
+
+
+def _steps(ready: Ready) -> Steps | None:
+    constants, site = ready.constants, ready.site
+    if not _integers(site):
+        return None
+    index, shortcut = site.index("residual"), constants.get("shortcut_scale")
+    added = None if index is None else site.scale(index)
+    worth = 1.0 if added is None else added / ready.out_scale
+    return Steps(constants["scale"], constants["second_scale"], constants.get("third_scale"), shortcut, worth)
+
+
+def _folded(site: Site, constants: dict[str, torch.Tensor]) -> Mapping[str, torch.Tensor]:
+    """Each layer's sums in steps of what is made of them."""
+    found = dict(constants)
+    wide = site.out_scale() or 1.0
+    steps = {"weight": site.number("inner_step"), "second": wide, "shortcut": wide}
+    if len(site.step.outputs) > 1:
+        steps["third"] = site.out_scale(1) or 1.0
+    for role, step in steps.items():
+        if role not in constants:
+            continue
+        prefix = "" if role == "weight" else f"{role}_"
+        scale, bias = constants[f"{prefix}scale"], constants.get(f"{prefix}bias")
+        largest = constants[role][0].numel() * 128 * 128
+        found[f"{prefix}scale"], found[f"{prefix}bias"] = fold(scale, bias, step, largest)
+    return found
+
+
+def _types(site: Site) -> bool:
+    """16 bits, or INT8 from end to end."""
+    if not _integers(site):
+        return narrow_everywhere(site)
+    outputs = range(len(site.step.outputs))
+    return dtype_of(site, 0) == torch.int8 and all(site.out_dtype(index) == torch.int8 for index in outputs)
 
 
 def _bottleneck_tiles(site: Site) -> list[Config]:
@@ -188,6 +232,7 @@ def _bottleneck_tiles(site: Site) -> list[Config]:
         0 if out is None else site.shape("third")[0],
         0 if shortcut is None else site.shape("shortcut")[1],
         _taps(site),
+        dtype_of(site, 0).itemsize,
     )
     return [astuple(tile) for tile in bottleneck_tiles(_rows(site), widths, multiprocessors_of(site.device))]
 
@@ -200,6 +245,11 @@ def _suits_bottleneck(site: Site) -> bool:
 # ---- a bottleneck in a row of kernels ----
 
 
+def _suits_row(site: Site) -> bool:
+    """Integers of a shortcut are worth others than those they are added to."""
+    return _suits_bottleneck(site) and not (_integers(site) and site.step.operand("shortcut") is not None)
+
+
 def _row(ready: Ready, operands: Tensors, outputs: Tensors, scratch: Scratch | None) -> list[Launch]:
     site, constants = ready.site, ready.constants
     wide, source = outputs[0], site.index("source")
@@ -208,7 +258,7 @@ def _row(ready: Ready, operands: Tensors, outputs: Tensors, scratch: Scratch | N
     second = constants["second"][:, None, None, :]
     launches = [
         conv2d_nhwc_launch(
-            operands[0], ready.weight, out=middle, config=tiles[0], bias=ready.bias,
+            operands[0], ready.weight, out=middle, config=tiles[0], bias=ready.bias, scale=ready.scale,
             epilogue=ready.activation("inner_"), stride=_pair(site, "strides"), padding=_pair(site, "pads"),
             dilation=_pair(site, "dilations"), scratch=scratch, pdl=site.early,
         )
@@ -217,7 +267,8 @@ def _row(ready: Ready, operands: Tensors, outputs: Tensors, scratch: Scratch | N
         launches.append(
             conv2d_nhwc_launch(
                 middle, second, out=wide, config=tiles[1], bias=constants.get("second_bias"),
-                residual=ready.residual(operands), epilogue=ready.epilogue, scratch=scratch, pdl=site.early,
+                scale=constants.get("second_scale"), residual=ready.residual(operands), epilogue=ready.epilogue,
+                scratch=scratch, pdl=site.early,
             )
         )  # fmt: skip
     else:
@@ -232,20 +283,66 @@ def _row(ready: Ready, operands: Tensors, outputs: Tensors, scratch: Scratch | N
         launches.append(
             conv2d_nhwc_launch(
                 wide, constants["third"][:, None, None, :], out=outputs[1], config=tiles[2],
-                bias=constants.get("third_bias"), epilogue=ready.activation("outer_"), scratch=scratch, pdl=site.early,
+                bias=constants.get("third_bias"), scale=constants.get("third_scale"),
+                epilogue=ready.activation("outer_"), scratch=scratch, pdl=site.early,
             )
         )  # fmt: skip
     return launches
 
 
+# ---- the same of integers, 1 x 1 layers by blocks that keep their weights ----
+
+
+def _resident_row(ready: Ready, operands: Tensors, outputs: Tensors, scratch: Scratch | None) -> list[Launch]:
+    del scratch
+    site, constants, wide = ready.site, ready.constants, outputs[0]
+    middle = torch.empty((*wide.shape[:3], ready.weight.shape[0]), dtype=wide.dtype, device=wide.device)
+    first = conv2d_nhwc_launch(
+        operands[0], ready.weight, out=middle, config=Tile(*ready.config[:_TILE]), bias=ready.bias, scale=ready.scale,
+        epilogue=ready.activation("inner_"), stride=_pair(site, "strides"), padding=_pair(site, "pads"),
+        dilation=_pair(site, "dilations"), pdl=site.early,
+    )  # fmt: skip
+    launches = [first]
+    layers = (("second", middle, wide, ready.epilogue), ("third", wide, outputs[-1], ready.activation("outer_")))
+    for number, (role, x, out, epilogue) in enumerate(layers[: len(outputs)]):
+        at = _TILE + number * _RESIDENT
+        launches.append(
+            resident_conv_launch(
+                x, constants[role][:, None, None, :], out=out, config=ResidentTile(*ready.config[at : at + _RESIDENT]),
+                bias=constants.get(f"{role}_bias"), scale=constants.get(f"{role}_scale"), epilogue=epilogue,
+                residual=ready.residual(operands) if role == "second" else None,
+                multiprocessors=multiprocessors_of(site.device), pdl=site.early,
+            )
+        )  # fmt: skip
+    return launches
+
+
+def _resident_row_tiles(site: Site) -> list[Config]:
+    first, *others = _products(site)
+    multiprocessors = multiprocessors_of(site.device)
+    found: list[Sequence[Config]] = [[each for each in tiles_of(first, multiprocessors) if Tile(*each).split_k == 1]]
+    for number, product in enumerate(others):
+        residual = number == 0 and site.step.operand("residual") is not None
+        found.append([astuple(tile) for tile in resident_tiles(product, residual, multiprocessors)])
+    if not all(found):
+        return []
+    length = max(map(len, found))
+    return [tuple(number for each in found for number in each[min(at, len(each) - 1)]) for at in range(length)]
+
+
+def _suits_resident_row(site: Site) -> bool:
+    return _integers(site) and _suits_row(site)
+
+
 def _products(site: Site) -> list[Product]:
     middle, _, _, channels = site.shape("weight")
-    wide, rows = site.out_shape()[3], _rows(site)
-    second = Product(rows, wide, middle)
+    wide, rows, itemsize = site.out_shape()[3], _rows(site), dtype_of(site, 0).itemsize
+    second = Product(rows, wide, middle, itemsize=itemsize)
     if site.step.operand("shortcut") is not None:
         second = window_product(rows, wide, middle, 1, site.shape("shortcut")[1])
-    third = [Product(rows, site.shape("third")[0], wide)] if site.step.operand("third") is not None else []
-    return [Product(rows, middle, channels, _taps(site)), second, *third]
+    last = site.shape("third")[0] if site.step.operand("third") is not None else 0
+    third = [Product(rows, last, wide, itemsize=itemsize)] if last else []
+    return [Product(rows, middle, channels, _taps(site), itemsize=itemsize), second, *third]
 
 
 def _row_tiles(site: Site) -> list[Config]:
@@ -254,7 +351,9 @@ def _row_tiles(site: Site) -> list[Config]:
     for number, product in enumerate(_products(site)):
         tiles = tiles_of(product, multiprocessors_of(site.device))
         whole = number == 1 and site.step.operand("shortcut") is not None
-        found.append([each for each in tiles if not whole or product.channels % Tile(*each).block_k == 0])
+        fitting = [each for each in tiles if not whole or product.channels % Tile(*each).block_k == 0]
+        # Sums of integers that blocks share come as floats, of which scales and biases are others.
+        found.append([each for each in fitting if Tile(*each).split_k == 1] if _integers(site) else fitting)
     length = max(map(len, found))
     return [tuple(number for each in found for number in each[min(at, len(each) - 1)]) for at in range(length)]
 
@@ -274,8 +373,34 @@ BLOCKS: Final[dict[tuple[str, str], Way]] = {
         (kind, name): way
         for kind in ("bottleneck", "bottleneck_next")
         for name, way in (
-            ("triton", Way(_bottleneck, _bottleneck_tiles, forms=_FORMS, suits=_suits_bottleneck)),
-            ("triton_row", Way(_row, _row_tiles, _row_scratch, _FORMS, _suits_bottleneck)),
+            (
+                "triton",
+                Way(
+                    _bottleneck,
+                    _bottleneck_tiles,
+                    forms=_FORMS,
+                    suits=_suits_bottleneck,
+                    types=_types,
+                    scales=True,
+                    folded=_folded,
+                ),
+            ),
+            (
+                "triton_row",
+                Way(_row, _row_tiles, _row_scratch, _FORMS, _suits_row, _types, scales=True, folded=_folded),
+            ),
+            (
+                "triton_resident_row",
+                Way(
+                    _resident_row,
+                    _resident_row_tiles,
+                    forms=_FORMS,
+                    suits=_suits_resident_row,
+                    types=_types,
+                    scales=True,
+                    folded=_folded,
+                ),
+            ),
         )
     },
 }

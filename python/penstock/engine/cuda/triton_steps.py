@@ -12,6 +12,7 @@ from typing import Final
 import torch
 
 from penstock.engine.cuda import workspace
+from penstock.engine.cuda.depthwise_steps import WALKS, types_of_two
 from penstock.engine.cuda.implementations import IMPLEMENTATIONS, Implementation, register, writing
 from penstock.engine.cuda.kernels.activations import ACTIVATIONS
 from penstock.engine.cuda.kernels.depthwise import DepthwiseTile, depthwise_conv2d_nhwc_launch, depthwise_tiles
@@ -22,7 +23,9 @@ from penstock.engine.cuda.kernels.implicit_gemm_kernel import implicit_gemm_kern
 from penstock.engine.cuda.kernels.launching import Launch, interpreted
 from penstock.engine.cuda.kernels.resident import ResidentTile, resident_conv_launch, resident_tiles
 from penstock.engine.cuda.kernels.tiles import Product, Tile
+from penstock.engine.cuda.lane_blocks import LANE_BLOCKS
 from penstock.engine.cuda.recurrent import RECURRENT
+from penstock.engine.cuda.short_steps import SHORT
 from penstock.engine.cuda.sites import RunInto, Site, seen
 from penstock.engine.cuda.triton_blocks import BLOCKS
 from penstock.engine.cuda.triton_dense import DENSE
@@ -30,6 +33,7 @@ from penstock.engine.cuda.triton_joined import JOINED, LAYERS, depthwise_and_gat
 from penstock.engine.cuda.triton_moves import MOVES
 from penstock.engine.cuda.triton_pointwise import WRITTEN
 from penstock.engine.cuda.triton_pools import POOLS
+from penstock.engine.cuda.triton_stems import STEMS
 from penstock.engine.cuda.triton_tokens import TOKENS
 from penstock.engine.cuda.warpgroup_steps import PRODUCTS
 from penstock.engine.cuda.ways import (
@@ -153,7 +157,10 @@ def _depthwise(ready: Ready, operands: Tensors, outputs: Tensors, scratch: Scrat
     return _filtered(ready, operands, outputs[0], None)
 
 
-def _filtered(ready: Ready, operands: Tensors, out: torch.Tensor, sums: torch.Tensor | None) -> Launch:
+def _filtered(
+    ready: Ready, operands: Tensors, out: torch.Tensor, sums: torch.Tensor | None, scale: float | None = None
+) -> Launch:
+    """`scale`: what a step of INT8 is worth, if not what is said of x."""
     site = ready.site
     strides, pads, dilations = (site.integers(name) for name in ("strides", "pads", "dilations"))
     return depthwise_conv2d_nhwc_launch(
@@ -168,7 +175,7 @@ def _filtered(ready: Ready, operands: Tensors, out: torch.Tensor, sums: torch.Te
         stride=_pair(strides),
         padding=_pair(pads),
         dilation=_pair(dilations),
-        scale=site.scale(0) or 1.0,
+        scale=scale or site.scale(0) or 1.0,
         pdl=site.early,
     )
 
@@ -213,19 +220,20 @@ _TILE: Final = 7  # numbers of a product's cut
 def _expand_pair(ready: Ready, operands: Tensors, outputs: Tensors, scratch: Scratch | None) -> list[Launch]:
     """The wide map in memory: a product, and a depthwise convolution."""
     site, x = ready.site, operands[0]
-    first, pdl = ready.constants["first"], site.early
+    first, pdl, step = ready.constants["first"], site.early, site.number("inner_step", 1.0)
     expanded = torch.empty((*x.shape[:3], first.shape[0]), dtype=x.dtype, device=x.device)
     product = gemm_launch(
         x.view(-1, x.shape[3]), first, out=expanded.view(-1, first.shape[0]), config=Tile(*ready.config[:_TILE]),
-        bias=ready.constants.get("first_bias"), epilogue=ready.activation("inner_"), scratch=scratch, pdl=pdl,
+        bias=ready.constants.get("first_bias"), scale=ready.scale,
+        epilogue=replace(ready.activation("inner_"), out_scale=step), scratch=scratch, pdl=pdl,
     )  # fmt: skip
     behind = replace(ready, config=ready.config[_TILE:])
-    return [product, _filtered(behind, [expanded, *operands[1:]], outputs[0], None)]
+    return [product, _filtered(behind, [expanded, *operands[1:]], outputs[0], None, step)]
 
 
 def _expand_product(site: Site) -> Product:
     expanded, channels = site.shape("first")[0], site.shape("x")[3]
-    return Product(count(site.shape("x")[:3]), expanded, channels)
+    return Product(count(site.shape("x")[:3]), expanded, channels, itemsize=dtype_of(site, 0).itemsize)
 
 
 def _expand_pair_tiles(site: Site) -> list[Config]:
@@ -293,6 +301,8 @@ WAYS: Final[dict[tuple[str, str], Way]] = {
         _expand_pair_scratch,
         {"first": _flat, "weight": _taps_first},
         _suits_layers,
+        types_of_two,
+        scales=True,
     ),
     ("conv", "triton_resident"): Way(
         _resident, _resident_tiles, suits=_suits_conv, types=integers_or_narrow, scales=True
@@ -301,13 +311,17 @@ WAYS: Final[dict[tuple[str, str], Way]] = {
     ("gemm", "triton_resident"): Way(_resident, _resident_tiles, types=integers_or_narrow, scales=True),
     **DENSE,
     **BLOCKS,
+    **LANE_BLOCKS,
     **JOINED,
     **MOVES,
     **POOLS,
     **RECURRENT,
+    **STEMS,
     **TOKENS,
     **PRODUCTS,
     **WRITTEN,
+    **SHORT,
+    **WALKS,
 }
 """Kind and name -> kernel."""
 
@@ -394,17 +408,22 @@ def _fitting(name: str, way: Way) -> Callable[[Site], bool]:
 def _ready(way: Way, site: Site, config: Config, *, on_meta: bool = False) -> Ready:
     constants: dict[str, torch.Tensor] = {}
     for role in _roles(site):
-        form = way.forms.get(role) or (_row if role == "scale" or role.endswith("bias") else None)
+        form = way.forms.get(role) or (_row if role in _SCALES or role.endswith("bias") else None)
         weight = None if form is None else site.weight(role)
         if form is not None and weight is not None:
             constants[role] = form(_without_memory(weight) if on_meta else weight)
-    if Ready(site, config, constants).folds:
+    if way.folded is not None and "scale" in constants:
+        constants = dict(way.folded(site, constants))
+    elif Ready(site, config, constants).folds:
         # Sums that blocks share come as floats.
         integers = dtype_of(site, 0) == torch.int8 and not way.scratch(site, config)[0]
         largest = _product(site).k * 128 * 128 if integers else 0
         out_scale = site.out_scale() or 1.0
         constants["scale"], constants["bias"] = fold(constants["scale"], constants.get("bias"), out_scale, largest)
     return Ready(site, config, way.combined(constants))
+
+
+_SCALES: Final = ("scale", "second_scale", "third_scale", "shortcut_scale")
 
 
 def _row(bias: torch.Tensor) -> torch.Tensor:

@@ -154,6 +154,9 @@ class Way:
     scales: bool = False
     """Whether it reads and writes values with a scale."""
 
+    folded: Callable[[Site, dict[str, torch.Tensor]], Mapping[str, torch.Tensor]] | None = None
+    """Scales and biases of INT8 as the kernel wants them, where they are not those of one layer."""
+
     combined: Callable[[dict[str, torch.Tensor]], Mapping[str, torch.Tensor]] = as_they_are
     """Constants in their forms -> those that are kept."""
 

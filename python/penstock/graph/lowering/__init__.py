@@ -13,11 +13,12 @@ from typing import Final
 import numpy as np
 import onnx_ir as ir
 
+from penstock.engine.blocks import join_blocks
 from penstock.engine.lowered import LoweredGraph
+from penstock.engine.stem_pools import join_stem_pools
 from penstock.errors import Unsupported
 from penstock.graph.editing import Array, is_operator
 from penstock.graph.lowering import attention, layers, moves, reductions
-from penstock.graph.lowering.blocks import join_blocks
 from penstock.graph.lowering.builder import Builder
 from penstock.graph.lowering.embeddings import join_embeddings
 from penstock.graph.lowering.fusing import fuse
@@ -92,13 +93,14 @@ def lower(model: ir.Model, *, joined: bool = True) -> tuple[LoweredGraph, Weight
         builder.add_output(value, value.producer() or node or ir.node("Identity", [value], name=f"{value.name}.output"))
     fused = fuse(builder.finish())
     if not joined:
-        return fused, {name: builder.weights[name] for name in fused.weights}
+        plain, weights = cut_pictures(join_embeddings(fused), builder.weights)
+        return plain, {name: weights[name] for name in plain.weights}
     merged, weights = merge_layers(fused, builder.weights)
     folded, weights = fold_gates(join_gates(merged), weights)
     steps = join_embeddings(join_gated_layers(join(join_blocks(folded))))
     steps, weights = cut_pictures(*unfold(steps, weights))
     lowered, weights = fold_norms(*join_siblings(steps, weights))
-    lowered = carry_sums(lowered)
+    lowered = join_stem_pools(carry_sums(lowered))
     return lowered, {name: weights[name] for name in lowered.weights}
 
 

@@ -149,6 +149,34 @@ T load_fresh(const T* from) {
 }
 inline void shared_store(Address to, unsigned int value) { std::memcpy(at_address(to), &value, sizeof value); }
 inline void shared_store(Address to, const float (&value)[4]) { std::memcpy(at_address(to), value, sizeof value); }
+inline void shared_store(Address to, Pair value) { std::memcpy(at_address(to), &value, sizeof value); }
+inline void shared_store(Address to, Quad value) { std::memcpy(at_address(to), &value, sizeof value); }
+inline Pair shared_load(Address from) {
+  Pair value;
+  std::memcpy(&value, at_address(from), sizeof value);
+  return value;
+}
+inline Quad shared_load_quad(Address from) {
+  Quad value;
+  std::memcpy(&value, at_address(from), sizeof value);
+  return value;
+}
+inline void copy_ahead(Address to, const Quad* from, bool there) {
+  const Quad value = there ? *from : Quad{};
+  std::memcpy(at_address(to), &value, sizeof value);
+}
+inline void copies_commit() {}
+inline void copies_are_done() {}
+inline unsigned int bits_of_float(float number) {
+  unsigned int bits;
+  std::memcpy(&bits, &number, sizeof bits);
+  return bits;
+}
+inline unsigned int shared_load_word(Address from) {
+  unsigned int value;
+  std::memcpy(&value, at_address(from), sizeof value);
+  return value;
+}
 inline Floats shared_load_floats(Address from) {
   Floats value;
   std::memcpy(&value, at_address(from), sizeof value);
@@ -172,6 +200,14 @@ inline unsigned int from_lane(unsigned int value, unsigned int lane) {
   const unsigned int found = warp.given[lane].x;
   warp.meet.arrive_and_wait();
   return found;
+}
+template <class T>
+T from_lane(T value, unsigned int lane) {
+  unsigned int bits;
+  std::memcpy(&bits, &value, sizeof bits);
+  bits = from_lane(bits, lane);
+  std::memcpy(&value, &bits, sizeof bits);
+  return value;
 }
 inline unsigned int half_of(unsigned int both, unsigned int which) { return both >> 16 * which & 0xffff; }
 inline unsigned int transposed(unsigned int value) {
@@ -232,9 +268,106 @@ inline void multiply_add(float (&sum)[4], const Quad& a, unsigned int b_low, uns
   }
 }
 
+inline void multiply_add(int (&sum)[4], const Quad& a, unsigned int b_low, unsigned int b_high) {
+  static thread_local signed char left[32][4][4], right[32][4][4];
+  Warp& warp = my_warp();
+  warp.given[my_lane()] = a;
+  warp.meet.arrive_and_wait();
+  std::memcpy(left, warp.given, sizeof left);
+  warp.meet.arrive_and_wait();
+  warp.given[my_lane()] = Quad{b_low, b_high, 0, 0};
+  warp.meet.arrive_and_wait();
+  std::memcpy(right, warp.given, sizeof right);
+  warp.meet.arrive_and_wait();
+  for (unsigned int number = 0; number < 4; ++number) {
+    const unsigned int row = my_lane() / 4 + number / 2 * 8, column = my_lane() % 4 * 2 + number % 2;
+    for (unsigned int k = 0; k < 32; ++k) {
+      const int one = left[row % 8 * 4 + k % 16 / 4][row / 8 + k / 16 * 2][k % 4];
+      sum[number] += one * right[column * 4 + k % 16 / 4][k / 16][k % 4];
+    }
+  }
+}
+inline float whole_to_float(int number) {
+  if (number >= 1 << 22 || number <= -(1 << 22)) std::exit(73);
+  return static_cast<float>(number);
+}
+inline float byte_to_float(unsigned int word, unsigned int which) {
+  return static_cast<float>(static_cast<signed char>(word >> 8 * which & 0xff));
+}
+inline unsigned int bytes(float first, float second, float third, float fourth) {
+  unsigned int all = 0, shift = 0;
+  for (float each : {first, second, third, fourth}) {
+    const float whole = std::fmin(std::fmax(std::nearbyint(each), -128.0f), 127.0f);
+    all |= (static_cast<unsigned int>(static_cast<int>(whole)) & 0xff) << shift;
+    shift += 8;
+  }
+  return all;
+}
+
 inline float power_of_two(float exponent) { return std::exp2(exponent); }
 inline float reciprocal(float number) { return 1.0f / number; }
 inline float rough_tanh(float number) { return std::tanh(number); }
+
+inline float number_of(unsigned int bits) {
+  float value;
+  std::memcpy(&value, &bits, 4);
+  return value;
+}
+inline unsigned int bits_of(float number) {
+  unsigned int bits;
+  std::memcpy(&bits, &number, 4);
+  return bits;
+}
+
+inline float greater(float one, float other) { return one != one ? one : other != other ? other : one > other ? one : other; }
+inline float smaller(float one, float other) { return one != one ? one : other != other ? other : one < other ? one : other; }
+
+inline float number_of_half(unsigned int bits) {
+  const unsigned short half = static_cast<unsigned short>(bits);
+  _Float16 value;
+  std::memcpy(&value, &half, 2);
+  return static_cast<float>(value);
+}
+inline unsigned int half_of_number(float number) {
+  const _Float16 half = static_cast<_Float16>(number);
+  unsigned short bits;
+  std::memcpy(&bits, &half, 2);
+  return bits;
+}
+inline float low_of_halves(unsigned int both) { return number_of_half(both & 0xffff); }
+inline float high_of_halves(unsigned int both) { return number_of_half(both >> 16); }
+inline unsigned int halves_multiply_add(unsigned int one, unsigned int other, unsigned int sum) {
+  const float low = low_of_halves(one) * low_of_halves(other) + low_of_halves(sum);
+  const float high = high_of_halves(one) * high_of_halves(other) + high_of_halves(sum);
+  return half_of_number(low) | half_of_number(high) << 16;
+}
+inline unsigned int halves_add(unsigned int one, unsigned int other) {
+  return half_of_number(low_of_halves(one) + low_of_halves(other)) |
+         half_of_number(high_of_halves(one) + high_of_halves(other)) << 16;
+}
+inline unsigned int permuted(unsigned int first, unsigned int second, unsigned int selector) {
+  const unsigned long long bytes = first | static_cast<unsigned long long>(second) << 32;
+  unsigned int found = 0;
+  for (unsigned int digit = 0; digit < 4; ++digit) {
+    found |= static_cast<unsigned int>(bytes >> 8 * (selector >> 4 * digit & 7) & 0xff) << 8 * digit;
+  }
+  return found;
+}
+
+inline unsigned int int8_bits(float number) {
+  const float within = number != number ? 0.0f : number < -128.0f ? -128.0f : number > 127.0f ? 127.0f : number;
+  return static_cast<unsigned char>(static_cast<int>(std::nearbyint(within)));
+}
+inline unsigned int packed_int8(float first, float second, float third, float fourth) {
+  return int8_bits(first) | int8_bits(second) << 8 | int8_bits(third) << 16 | int8_bits(fourth) << 24;
+}
+
+inline unsigned int greater_of_both(unsigned int one, unsigned int other) {
+  return narrow(greater(wide(one & 0xffff), wide(other & 0xffff)), greater(wide(one >> 16), wide(other >> 16)));
+}
+inline unsigned int smaller_of_both(unsigned int one, unsigned int other) {
+  return narrow(smaller(wide(one & 0xffff), wide(other & 0xffff)), smaller(wide(one >> 16), wide(other >> 16)));
+}
 
 // One cluster after the other.
 template <class Kernel>

@@ -13,6 +13,7 @@ pytest.importorskip("triton")
 
 import torch
 
+from penstock.engine.blocks import join_blocks
 from penstock.engine.cuda.choices import Choice
 from penstock.engine.cuda.executor import Executor
 from penstock.engine.cuda.implementations import add_triton, fitting
@@ -20,7 +21,6 @@ from penstock.engine.cuda.precompile import Compilers
 from penstock.engine.cuda.triton_steps import launch
 from penstock.engine.cuda.tuner import tune
 from penstock.errors import InvalidArgument
-from penstock.graph.lowering.blocks import join_blocks
 from tests.engine.cuda.reference import Arrays, error, lowered
 from tests.graph.small import graph, normal, run
 

@@ -1,7 +1,8 @@
 """Convolutions in a row on the same pixels as one kernel: what lies between them never leaves the chip.
 
 middle = inner(first * x), wide = activation(second · middle + added), out = outer(third · wide): the body of a residual
-bottleneck, a window of any size and then 1 x 1, with the first 1 x 1 of the bottleneck after it. `added` is the
+bottleneck, a window of any size and then 1 x 1, with the first 1 x 1 of the bottleneck after it, in 16 bits or INT8
+throughout. `added` is the
 residual, or what a 1 x 1 `shortcut` makes of another map, whose pixels may lie further apart. `wide` is written because
 the next block adds it; `out`, and with it the third convolution, may be missing. Each block keeps `middle` for its rows
 and walks through the channels of `wide`, so that a map of 256 channels is written once and read only to be added.
@@ -20,8 +21,8 @@ import triton
 import triton.language as tl
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-from .activations import activate, expect_activation
-from .epilogue import Epilogue
+from .activations import activate, expect_activation, round_to_int8, whole_to_float
+from .epilogue import Epilogue, folds, in_steps
 from .launching import Launch
 from .rows import expect_shape, picture_strides, pitch
 
@@ -57,6 +58,20 @@ class Widths:
     out: int
     shortcut: int
     taps: int
+    itemsize: int = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Steps:
+    """Of INT8: what sums are worth in steps of what is made of them. Biases are of `epilogue.fold`, and all there."""
+
+    first: torch.Tensor
+    """FP32, of each column, like the others."""
+    second: torch.Tensor
+    third: torch.Tensor | None = None
+    shortcut: torch.Tensor | None = None
+    residual: float = 1.0
+    """What a step of the residual is worth in steps of `wide`."""
 
 
 def bottleneck_tiles(rows: int, widths: Widths, multiprocessors: int = 132) -> list[BottleneckTile]:
@@ -77,7 +92,7 @@ def _sensible(rows: int, widths: Widths, multiprocessors: int) -> Iterator[tuple
         for block_n in (64, 128):
             if widths.wide % block_n or _accumulators(block_m, block_n, num_warps, widths) > _ACCUMULATORS:
                 continue
-            block_k = 64 if widths.x % 64 == 0 else 32
+            block_k = next(each for each in (128, 64, 32) if widths.x % each == 0 and each * widths.itemsize <= 128)
             for num_stages in (2, 3, 4):
                 for wide_stages in (1, 2, 3):
                     tile = BottleneckTile(block_m, block_n, block_k, num_warps, num_stages, wide_stages)
@@ -88,15 +103,18 @@ def _sensible(rows: int, widths: Widths, multiprocessors: int) -> Iterator[tuple
 
 def _accumulators(block_m: int, block_n: int, num_warps: int, widths: Widths) -> int:
     """Of a thread: the first layer's, or those of a step through `wide` with what is kept beside them."""
-    return block_m * max(widths.middle, block_n + widths.out + widths.middle // 2) // (32 * num_warps)
+    kept = widths.middle * widths.itemsize // 4
+    both = block_n if widths.itemsize == 1 and widths.shortcut else 0  # sums that are worth different numbers
+    return block_m * max(widths.middle, block_n + both + widths.out + kept) // (32 * num_warps)
 
 
 def shared_bytes(tile: BottleneckTile, widths: Widths) -> int:
     """About what a block takes: the larger of its two halves."""
-    first = 2 * tile.num_stages * tile.block_k * (tile.block_m + widths.middle)
-    kept = 2 * tile.block_m * widths.shortcut
+    item = widths.itemsize
+    first = item * tile.num_stages * tile.block_k * (tile.block_m + widths.middle)
+    kept = item * tile.block_m * widths.shortcut
     columns = widths.middle + widths.out + widths.shortcut + (0 if widths.shortcut else tile.block_m)
-    return kept + max(first, 2 * tile.block_n * (tile.wide_stages * columns + tile.block_m))
+    return kept + max(first, item * tile.block_n * (tile.wide_stages * columns + tile.block_m))
 
 
 def _clocks(rows: int, widths: Widths, tile: BottleneckTile, multiprocessors: int) -> float:
@@ -104,8 +122,8 @@ def _clocks(rows: int, widths: Widths, tile: BottleneckTile, multiprocessors: in
     reduced = widths.taps * widths.x
     weights = reduced * widths.middle + widths.wide * (widths.middle + widths.out + widths.shortcut)
     added = 0 if widths.shortcut else widths.wide
-    moved = 2 * (weights + tile.block_m * (reduced + widths.shortcut + added + widths.wide + widths.out))
-    products = tile.block_m * weights / 2048
+    moved = widths.itemsize * (weights + tile.block_m * (reduced + widths.shortcut + added + widths.wide + widths.out))
+    products = tile.block_m * weights * widths.itemsize / 4096
     registers = min(255, _accumulators(tile.block_m, tile.block_n, tile.num_warps, widths) + 90)
     resident = max(
         1,
@@ -141,19 +159,21 @@ def bottleneck_launch(
     stride: tuple[int, int] = (1, 1),
     padding: tuple[int, int] = (0, 0),
     dilation: tuple[int, int] = (1, 1),
+    steps: Steps | None = None,
     pdl: bool = False,
 ) -> Launch:
     """x [N, H, W, C], first [B, R, S, C], second [A, B], third [O, A]; wide [N, P, Q, A], out [N, P, Q, O].
 
     Either `residual` like wide, or `source` [N, ., ., D] with `shortcut` [A, D]: every source_stride-th pixel of it.
-    Sums are FP32; what lies between two products is rounded to x's type, as separate kernels would.
+    Sums are FP32; what lies between two products is rounded to x's type, as separate kernels would. INT8, all of it,
+    has `steps`, and no activation but ReLU.
     """
     images, height, width, channels = x.shape
     middle, taps_high, taps_wide = first.shape[:3]
     out_high, out_wide = wide.shape[1:3]
     widths = Widths(
         channels, middle, wide.shape[3], 0 if out is None else out.shape[3],
-        0 if source is None else source.shape[3], taps_high * taps_wide,
+        0 if source is None else source.shape[3], taps_high * taps_wide, x.element_size(),
     )  # fmt: skip
     _check(x, first, second, third, wide, out, residual, source, shortcut, widths, config, source_stride)
     for name, each, size in (
@@ -167,6 +187,14 @@ def bottleneck_launch(
     outer = outer or Epilogue()
     for each in (inner, epilogue, outer):
         expect_activation(each.activation)
+    if x.dtype == torch.int8:
+        endings = all(folds(each.activation) for each in (inner, epilogue, outer))
+        results = [each for each in (wide, out, residual, source) if each is not None]
+        if steps is None or not endings or any(each.dtype != torch.int8 for each in results):
+            raise ValueError("steps: expected those of INT8 throughout, with no activation or ReLU")
+        missing = (first_bias, second_bias, *(() if out is None else (third_bias,)))
+        if any(each is None for each in (*missing, *(() if source is None else (shortcut_bias,)))):
+            raise ValueError("steps: expected a bias for each, of `fold`")
     across, row, image = picture_strides(x, "x")
     far = (0, 0, 0) if source is None else picture_strides(source, "source")
     rows = images * out_high * out_wide
@@ -176,6 +204,8 @@ def bottleneck_launch(
         (
             x, first, first_bias, second, second_bias, residual, source, shortcut, shortcut_bias, third, third_bias,
             wide, out,
+            *((None,) * 4 if steps is None else (steps.first, steps.second, steps.shortcut, steps.third)),
+            1.0 if steps is None else steps.residual,
         ),
         {
             "ROWS": rows,
@@ -282,6 +312,11 @@ def bottleneck_kernel(
     third_bias,
     wide,
     out,
+    first_scale,
+    second_scale,
+    shortcut_scale,
+    third_scale,
+    residual_scale,
     ROWS: tl.constexpr,
     HEIGHT: tl.constexpr,
     WIDTH: tl.constexpr,
@@ -342,7 +377,9 @@ def bottleneck_kernel(
         gdc_wait()
         gdc_launch_dependents()
 
-    total = tl.zeros((BLOCK_M, MIDDLE), dtype=tl.float32)
+    EIGHT: tl.constexpr = x.dtype.element_ty == tl.int8
+    SUM: tl.constexpr = tl.int32 if EIGHT else tl.float32
+    total = tl.zeros((BLOCK_M, MIDDLE), dtype=SUM)
     for step in range(TAPS_HIGH * TAPS_WIDE * CHUNKS):
         tap = step // CHUNKS
         c = (step % CHUNKS) * BLOCK_K + ks
@@ -355,10 +392,14 @@ def bottleneck_kernel(
         moved = down * X_ROW + right * X_PITCH + c
         pixels = tl.load(x + corner[:, None] + moved[None, :], mask=seen[:, None], other=0)
         weights = tl.load(first + b[None, :] * REDUCED + (tap * CHANNELS + c)[:, None])
-        total = tl.dot(pixels, weights, total, input_precision="ieee")
-    if first_bias is not None:
-        total += tl.load(first_bias + b).to(tl.float32)[None, :]
-    middle = activate(total, INNER, INNER_ALPHA, INNER_BETA).to(x.dtype.element_ty)
+        total = tl.dot(pixels, weights, total, input_precision="ieee", out_dtype=SUM)
+    if EIGHT:
+        total = activate(in_steps(total, first_scale, first_bias, b, REDUCED), INNER, 0.0, 0.0)
+        middle = round_to_int8(total)
+    else:
+        if first_bias is not None:
+            total += tl.load(first_bias + b).to(tl.float32)[None, :]
+        middle = activate(total, INNER, INNER_ALPHA, INNER_BETA).to(x.dtype.element_ty)
 
     if source is not None:
         d = tl.arange(0, SOURCE)
@@ -366,27 +407,44 @@ def bottleneck_kernel(
         others = tl.load(source + place[:, None] + d[None, :], mask=inside[:, None], other=0)
     if third is not None:
         o = tl.arange(0, OUT)
-        last = tl.zeros((BLOCK_M, OUT), dtype=tl.float32)
+        last = tl.zeros((BLOCK_M, OUT), dtype=SUM)
     for start in tl.range(0, WIDE, BLOCK_N, num_stages=WIDE_STAGES):
         columns = start + tl.arange(0, BLOCK_N)
-        y = tl.dot(middle, tl.load(second + columns[None, :] * MIDDLE + b[:, None]), input_precision="ieee")
-        if source is not None:
-            y = tl.dot(others, tl.load(shortcut + columns[None, :] * SOURCE + d[:, None]), y, input_precision="ieee")
-        if second_bias is not None:
+        weights = tl.load(second + columns[None, :] * MIDDLE + b[:, None])
+        y = tl.dot(middle, weights, input_precision="ieee", out_dtype=SUM)
+        if EIGHT:
+            y = in_steps(y, second_scale, second_bias, columns, MIDDLE)
+        elif second_bias is not None:
             y += tl.load(second_bias + columns).to(tl.float32)[None, :]
-        if shortcut_bias is not None:
+        if source is not None:
+            weights = tl.load(shortcut + columns[None, :] * SOURCE + d[:, None])
+            if EIGHT:
+                more = tl.dot(others, weights, out_dtype=SUM)
+                y += in_steps(more, shortcut_scale, shortcut_bias, columns, SOURCE)
+            else:
+                y = tl.dot(others, weights, y, input_precision="ieee")
+        if shortcut_bias is not None and not EIGHT:
             y += tl.load(shortcut_bias + columns).to(tl.float32)[None, :]
         if residual is not None:
-            y += tl.load(
-                residual + rows[:, None] * RESIDUAL_PITCH + columns[None, :], mask=inside[:, None], other=0
-            ).to(tl.float32)
-        y = activate(y, ACTIVATION, ALPHA, BETA).to(wide.dtype.element_ty)
+            added = tl.load(residual + rows[:, None] * RESIDUAL_PITCH + columns[None, :], mask=inside[:, None], other=0)
+            if EIGHT:
+                y += whole_to_float(added, 256) * residual_scale
+            else:
+                y += added.to(tl.float32)
+        y = activate(y, ACTIVATION, ALPHA, BETA)
+        if EIGHT:  # noqa: SIM108 (decided when it is compiled)
+            y = round_to_int8(y)
+        else:
+            y = y.to(wide.dtype.element_ty)
         tl.store(wide + rows[:, None] * WIDE_PITCH + columns[None, :], y, mask=inside[:, None])
         if third is not None:
             weights = tl.load(third + o[None, :] * WIDE + columns[:, None])
-            last = tl.dot(y.to(x.dtype.element_ty), weights, last, input_precision="ieee")
+            last = tl.dot(y.to(x.dtype.element_ty), weights, last, input_precision="ieee", out_dtype=SUM)
     if third is not None:
-        if third_bias is not None:
-            last += tl.load(third_bias + o).to(tl.float32)[None, :]
-        last = activate(last, OUTER, OUTER_ALPHA, OUTER_BETA)
-        tl.store(out + rows[:, None] * OUT_PITCH + o[None, :], last.to(out.dtype.element_ty), mask=inside[:, None])
+        if EIGHT:
+            last = round_to_int8(activate(in_steps(last, third_scale, third_bias, o, WIDE), OUTER, 0.0, 0.0))
+        else:
+            if third_bias is not None:
+                last += tl.load(third_bias + o).to(tl.float32)[None, :]
+            last = activate(last, OUTER, OUTER_ALPHA, OUTER_BETA).to(out.dtype.element_ty)
+        tl.store(out + rows[:, None] * OUT_PITCH + o[None, :], last, mask=inside[:, None])

@@ -64,6 +64,16 @@ def fold(
 
 
 @triton.jit
+def in_steps(total, scale, bias, columns, DEPTH: tl.constexpr):
+    """INT32 sums of DEPTH products in steps of the result, by scale and bias of `fold`."""
+    factor = tl.load(scale + columns)[None, :]
+    offset = tl.load(bias + columns)[None, :]
+    if DEPTH * 16384 <= 4194304:
+        return (total + 0x4B400000).to(tl.float32, bitcast=True) * factor + offset
+    return total.to(tl.float32) * factor + offset
+
+
+@triton.jit
 def store_tile(
     total,
     rows,

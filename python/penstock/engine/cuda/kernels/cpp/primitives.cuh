@@ -125,6 +125,54 @@ __device__ __forceinline__ unsigned short load_fresh(const unsigned short* from)
   return value;
 }
 
+__device__ __forceinline__ Quad load_fresh(const Quad* from) {
+  Quad value;
+  asm volatile("ld.global.cg.v4.u32 {%0, %1, %2, %3}, [%4];"
+               : "=r"(value.x), "=r"(value.y), "=r"(value.z), "=r"(value.w)
+               : "l"(from)
+               : "memory");
+  return value;
+}
+
+__device__ __forceinline__ void shared_store(Address to, Pair value) {
+  asm volatile("st.shared.v2.u32 [%0], {%1, %2};" ::"r"(to), "r"(value.x), "r"(value.y) : "memory");
+}
+
+__device__ __forceinline__ void shared_store(Address to, Quad value) {
+  asm volatile("st.shared.v4.u32 [%0], {%1, %2, %3, %4};" ::"r"(to), "r"(value.x), "r"(value.y), "r"(value.z),
+               "r"(value.w)
+               : "memory");
+}
+
+__device__ __forceinline__ Pair shared_load(Address from) {
+  Pair value;
+  asm volatile("ld.shared.v2.u32 {%0, %1}, [%2];" : "=r"(value.x), "=r"(value.y) : "r"(from) : "memory");
+  return value;
+}
+
+__device__ __forceinline__ Quad shared_load_quad(Address from) {
+  Quad value;
+  asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];"
+               : "=r"(value.x), "=r"(value.y), "=r"(value.z), "=r"(value.w)
+               : "r"(from)
+               : "memory");
+  return value;
+}
+
+// Sixteen bytes into shared memory, zero where they are not `there`, past the first cache and while others go on.
+__device__ __forceinline__ void copy_ahead(Address to, const Quad* from, bool there) {
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(there ? 16 : 0) : "memory");
+}
+
+__device__ __forceinline__ void copies_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+__device__ __forceinline__ void copies_are_done() { asm volatile("cp.async.wait_group 0;" ::: "memory"); }
+
+__device__ __forceinline__ unsigned int shared_load_word(Address from) {
+  unsigned int value;
+  asm volatile("ld.shared.u32 %0, [%1];" : "=r"(value) : "r"(from) : "memory");
+  return value;
+}
+
 __device__ __forceinline__ void shared_store(Address to, unsigned int value) {
   asm volatile("st.shared.u32 [%0], %1;" ::"r"(to), "r"(value) : "memory");
 }
@@ -161,6 +209,11 @@ __device__ __forceinline__ unsigned int from_lane(unsigned int value, unsigned i
   return __shfl_sync(0xffffffffu, value, lane);
 }
 
+__device__ __forceinline__ int from_lane(int value, unsigned int lane) { return __shfl_sync(0xffffffffu, value, lane); }
+__device__ __forceinline__ float from_lane(float value, unsigned int lane) {
+  return __shfl_sync(0xffffffffu, value, lane);
+}
+
 // An 8 x 8 matrix of which a lane holds the numbers 2 (l % 4) and 2 (l % 4) + 1 of row l / 4, and then of column l / 4.
 __device__ __forceinline__ unsigned int transposed(unsigned int value) {
   unsigned int other;
@@ -181,7 +234,38 @@ __device__ __forceinline__ void multiply_add(float (&sum)[4], const Quad& a, uns
       : "r"(a.x), "r"(a.y), "r"(a.z), "r"(a.w), "r"(b_low), "r"(b_high));
 }
 
+// sum [16, 8] += a [16, 32] times b [32, 8], INT8: four numbers where the other has two.
+__device__ __forceinline__ void multiply_add(int (&sum)[4], const Quad& a, unsigned int b_low, unsigned int b_high) {
+  asm("mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+      : "+r"(sum[0]), "+r"(sum[1]), "+r"(sum[2]), "+r"(sum[3])
+      : "r"(a.x), "r"(a.y), "r"(a.z), "r"(a.w), "r"(b_low), "r"(b_high));
+}
+
 // ---- numbers ----
+
+__device__ __forceinline__ unsigned int bits_of_float(float number) { return __float_as_uint(number); }
+
+// Whole numbers and FP32 by what the bits of 1.5 x 2^23 and more mean: conversions are instructions of a slow unit.
+
+// Of less than 2^22.
+__device__ __forceinline__ float whole_to_float(int number) {
+  return __int_as_float(number + 0x4b400000) - 12582912.0f;
+}
+
+__device__ __forceinline__ float byte_to_float(unsigned int word, unsigned int which) {
+  return __uint_as_float(__byte_perm(word ^ 0x80808080u, 0x4b000000u, 0x7440u + which)) - 8388736.0f;
+}
+
+// To the nearest, ties to even, saturating.
+__device__ __forceinline__ unsigned int bytes(float first, float second, float third, float fourth) {
+  unsigned int each[4];
+  const float numbers[4] = {first, second, third, fourth};
+#pragma unroll
+  for (unsigned int number = 0; number < 4; ++number) {
+    each[number] = __float_as_uint(fminf(fmaxf(numbers[number], -128.0f), 127.0f) + 12582912.0f);
+  }
+  return __byte_perm(__byte_perm(each[0], each[1], 0x0040), __byte_perm(each[2], each[3], 0x0040), 0x5410);
+}
 
 __device__ __forceinline__ unsigned int narrow(float low, float high) {
   unsigned int both;
@@ -219,5 +303,90 @@ __device__ __forceinline__ float reciprocal(float number) {
 __device__ __forceinline__ float rough_tanh(float number) {
   float value;
   asm("tanh.approx.f32 %0, %1;" : "=f"(value) : "f"(number));
+  return value;
+}
+
+__device__ __forceinline__ unsigned int bits_of(float number) { return __float_as_uint(number); }
+
+__device__ __forceinline__ float number_of(unsigned int bits) { return __uint_as_float(bits); }
+
+// NaN if either is.
+__device__ __forceinline__ float greater(float one, float other) {
+  float value;
+  asm("max.NaN.f32 %0, %1, %2;" : "=f"(value) : "f"(one), "f"(other));
+  return value;
+}
+
+__device__ __forceinline__ float smaller(float one, float other) {
+  float value;
+  asm("min.NaN.f32 %0, %1, %2;" : "=f"(value) : "f"(one), "f"(other));
+  return value;
+}
+
+// Two numbers of FP16 in a word, whatever sixteen bits are elsewhere.
+__device__ __forceinline__ unsigned int halves_multiply_add(unsigned int one, unsigned int other, unsigned int sum) {
+  unsigned int value;
+  asm("fma.rn.f16x2 %0, %1, %2, %3;" : "=r"(value) : "r"(one), "r"(other), "r"(sum));
+  return value;
+}
+
+__device__ __forceinline__ unsigned int halves_add(unsigned int one, unsigned int other) {
+  unsigned int value;
+  asm("add.rn.f16x2 %0, %1, %2;" : "=r"(value) : "r"(one), "r"(other));
+  return value;
+}
+
+__device__ __forceinline__ float low_of_halves(unsigned int both) {
+  float value;
+  asm("{\n.reg .b16 low, high;\nmov.b32 {low, high}, %1;\ncvt.f32.f16 %0, low;\n}" : "=f"(value) : "r"(both));
+  return value;
+}
+
+__device__ __forceinline__ float high_of_halves(unsigned int both) {
+  float value;
+  asm("{\n.reg .b16 low, high;\nmov.b32 {low, high}, %1;\ncvt.f32.f16 %0, high;\n}" : "=f"(value) : "r"(both));
+  return value;
+}
+
+// Of eight bytes, the first's before the second's, those that the selector's four digits name, the last digit first.
+__device__ __forceinline__ unsigned int permuted(unsigned int first, unsigned int second, unsigned int selector) {
+  return __byte_perm(first, second, selector);
+}
+
+// Four numbers to INT8, to the nearest, ties to even, saturating; NaN to 0.
+__device__ __forceinline__ unsigned int packed_int8(float first, float second, float third, float fourth) {
+  unsigned int all;
+  asm("{\n"
+      ".reg .s32 a, b, c, d, high;\n"
+      "cvt.rni.s32.f32 a, %1;\n"
+      "cvt.rni.s32.f32 b, %2;\n"
+      "cvt.rni.s32.f32 c, %3;\n"
+      "cvt.rni.s32.f32 d, %4;\n"
+      "cvt.pack.sat.s8.s32.b32 high, d, c, 0;\n"
+      "cvt.pack.sat.s8.s32.b32 %0, b, a, high;\n"
+      "}"
+      : "=r"(all)
+      : "f"(first), "f"(second), "f"(third), "f"(fourth));
+  return all;
+}
+
+// Of two pairs of sixteen bits; NaN if either is.
+__device__ __forceinline__ unsigned int greater_of_both(unsigned int one, unsigned int other) {
+  unsigned int value;
+#ifdef BFLOAT16
+  asm("max.NaN.bf16x2 %0, %1, %2;" : "=r"(value) : "r"(one), "r"(other));
+#else
+  asm("max.NaN.f16x2 %0, %1, %2;" : "=r"(value) : "r"(one), "r"(other));
+#endif
+  return value;
+}
+
+__device__ __forceinline__ unsigned int smaller_of_both(unsigned int one, unsigned int other) {
+  unsigned int value;
+#ifdef BFLOAT16
+  asm("min.NaN.bf16x2 %0, %1, %2;" : "=r"(value) : "r"(one), "r"(other));
+#else
+  asm("min.NaN.f16x2 %0, %1, %2;" : "=r"(value) : "r"(one), "r"(other));
+#endif
   return value;
 }

@@ -2,8 +2,10 @@
 
 Works on steps that `fusing` has given their epilogues, before `joining`. Where two convolutions are added, the one with
 more to do takes the sum and its activation, whichever came first in the model. A bottleneck is joined only where there
-are pixels enough to fill the chip with blocks that keep its maps, and its maps are narrow enough to be kept. Called by
-`lower`.
+are pixels enough to fill the chip with blocks that keep its maps, and its maps are narrow enough to be kept.
+Layers of INT8 are joined where all they read and write is INT8; what lies between two of them keeps its scale, as the
+attribute `inner_step`, and a shortcut is joined only as part of a bottleneck, where its own scale no longer matters.
+Called by `graph.lowering` and by `eight_bits`.
 """
 
 import math
@@ -21,14 +23,28 @@ _WIDEST_MIDDLE: Final = 256
 _WIDEST_OUT: Final = 128
 _WIDEST_SOURCE: Final = 256
 _NARROWEST: Final = 16
+# In INT8: the depth of an instruction; what lies behind is no wider than what lies between, of which registers hold as
+# much (64 x 56 x 56 pixels, 64 to 256 to 128 channels: 111 microseconds joined, 88 apart).
+_NARROWEST_INTEGERS: Final = 32
+_WIDEST_MIDDLE_INTEGERS: Final = 128
+_WIDEST_SOURCE_INTEGERS: Final = 256
 _WHOLE: Final = 64  # channels of x and of the sum are taken by so many at a time
 _NUMBERS: Final = ("alpha", "beta")
 
 
 def join_blocks(graph: LoweredGraph, fewest_pixels: int = _FEWEST_PIXELS) -> LoweredGraph:
-    joining = _Blocks(graph, fewest_pixels)
+    """Layers of floats."""
+    joining = _Blocks(graph, fewest_pixels, integers=False)
     joining.exchange()
     joining.find_shortcuts()
+    joining.find_bottlenecks()
+    return joining.result()
+
+
+def join_blocks_of_integers(graph: LoweredGraph, fewest_pixels: int = _FEWEST_PIXELS) -> LoweredGraph:
+    """Layers of INT8."""
+    joining = _Blocks(graph, fewest_pixels, integers=True)
+    joining.find_inner_shortcuts()
     joining.find_bottlenecks()
     return joining.result()
 
@@ -58,9 +74,10 @@ class _Conv:
 
 
 class _Blocks:
-    def __init__(self, graph: LoweredGraph, fewest_pixels: int) -> None:
+    def __init__(self, graph: LoweredGraph, fewest_pixels: int, *, integers: bool) -> None:
         self._graph = graph
         self._fewest_pixels = fewest_pixels
+        self._integers = integers
         self._steps: list[Step | None] = list(graph.steps)
         self._makers = {name: number for number, step in enumerate(graph.steps) for name in step.outputs}
         self._kept = {output.value for output in graph.outputs}
@@ -119,15 +136,26 @@ class _Blocks:
                 continue
             if conv.channels % _NARROWEST or shortcut.channels % _NARROWEST or shortcut.step.inputs[0].view is not None:
                 continue
-            operands = [each for each in conv.step.inputs if each.role != "residual"]
-            operands += [replace(shortcut.step.inputs[0], role="source"), *_matrix(shortcut, "shortcut")]
-            attributes = {name: each for name, each in conv.step.attributes.items() if name not in _UNWANTED}
-            attributes["shortcut_strides"] = shortcut.step.attributes["strides"]
-            nodes = (*shortcut.step.nodes, *conv.step.nodes)
             self._steps[shortcut.number] = None
-            self._steps[number] = Step(
-                conv.step.name, "conv_shortcut", tuple(operands), conv.step.outputs, attributes, (), nodes
-            )
+            self._steps[number] = _added_up(conv, shortcut, conv)
+
+    def find_inner_shortcuts(self) -> None:
+        """The same where a bottleneck comes of it, whichever of the two has the sum."""
+        for number in range(len(self._steps)):
+            last = self._conv(number)
+            first = self._added(last) if last is not None else None
+            if last is None or first is None:
+                continue
+            for conv, shortcut in ((last, first), (first, last)):
+                one = conv.pointwise(dense=True) and shortcut.pointwise(dense=False)
+                if not one or shortcut.step.inputs[0].view is not None:
+                    continue
+                made = _added_up(conv, shortcut, last)
+                window = self._before(made)
+                if window is not None and self._worth_joining(window, made):
+                    self._steps[first.number] = None
+                    self._steps[number] = made
+                    break
 
     # ---- bottlenecks ----
 
@@ -140,12 +168,16 @@ class _Blocks:
                 continue
             operands = [each for each in first.step.inputs if each.role != "residual"]
             for each in step.inputs[1:]:
-                role = {"weight": "second", "bias": "second_bias"}.get(each.role, each.role)
+                role = _OF_THE_SECOND.get(each.role, each.role)
                 operands.append(self._flat(each, role) if role == "second" else replace(each, role=role))
             attributes = {name: each for name, each in first.step.attributes.items() if name not in _ENDINGS}
             attributes |= _renamed(first.step, "inner") | _renamed(step, "activation")
             if "shortcut_strides" in step.attributes:
                 attributes["shortcut_strides"] = step.attributes["shortcut_strides"]
+            if self._integers:
+                scale = self._graph.values[step.inputs[0].value].scale
+                assert scale is not None
+                attributes["inner_step"] = scale
             nodes, outputs, kind = (*first.step.nodes, *step.nodes), step.outputs, "bottleneck"
             third = self._behind(step.outputs[0], first)
             if third is not None:
@@ -180,19 +212,24 @@ class _Blocks:
         if math.prod(out[:3]) < self._fewest_pixels or first.taps == 1 or first.channels % _WHOLE or out[3] % _WHOLE:
             return False
         shortcut = step.operand("shortcut")
-        if shortcut is not None and not _fits(self._graph.shape(shortcut)[1], _WIDEST_SOURCE):
+        if self._integers and shortcut is None:
             return False
-        return _fits(first.out, _WIDEST_MIDDLE) and out[3] > first.out
+        widest = _WIDEST_SOURCE_INTEGERS if self._integers else _WIDEST_SOURCE
+        if not self._is_ours(step) or (shortcut and not self._fits(self._graph.shape(shortcut)[1], widest)):
+            return False
+        widest = _WIDEST_MIDDLE_INTEGERS if self._integers else _WIDEST_MIDDLE
+        return self._fits(first.out, widest) and out[3] > first.out
 
     def _behind(self, value: str, first: _Conv) -> _Conv | None:
         """The 1 x 1 layer that makes few channels of the sum: the next block's first."""
         if first.out > _WIDEST_OUT:
             return None
+        widest = first.out if self._integers else _WIDEST_OUT
         for number in sorted(self._readers(value)):
             found = self._conv(number)
             if found is None or not found.pointwise(dense=True) or found.step.operand("residual") is not None:
                 continue
-            if found.step.inputs[0].value == value and _fits(found.out, _WIDEST_OUT):
+            if found.step.inputs[0].value == value and self._fits(found.out, widest):
                 return found
         return None
 
@@ -203,14 +240,28 @@ class _Blocks:
         if step is None or step.kind != "conv" or step.attributes.get("groups") != 1 or step.inputs[0].role != "x":
             return None
         weight = step.operand("weight")
-        if weight is None or weight.view is not None or step.inputs[0].view is not None:
+        if weight is None or weight.view is not None or step.inputs[0].view is not None or not self._is_ours(step):
             return None
         out, high, wide, channels = self._graph.weights[weight.value].shape
         return _Conv(number, step, out, channels, high * wide)
 
+    def _is_ours(self, step: Step) -> bool:
+        """Floats from end to end; or INT8, with activations that kernels know in its steps."""
+        names = (*(each.value for each in step.inputs), *step.outputs)
+        values = [self._graph.values[name] for name in names if name in self._graph.values]
+        if not self._integers:
+            return step.operand("scale") is None and all(value.scale is None for value in values)
+        known = step.operand("scale") is not None and step.attributes.get("activation", "none") in _OF_INTEGERS
+        return known and all(value.scale is not None and value.datatype == "INT8" for value in values)
+
     def _flat(self, weight: Operand, role: str) -> Operand:
         out, _, _, channels = self._graph.weights[weight.value].shape
         return Operand(weight.value, role, View((out, channels), (channels, 1)))
+
+    def _fits(self, channels: int, widest: int) -> bool:
+        """A power of two of them, as blocks have."""
+        narrowest = _NARROWEST_INTEGERS if self._integers else _NARROWEST
+        return narrowest <= channels <= widest and channels & (channels - 1) == 0
 
     def _readers(self, value: str) -> set[int]:
         return {
@@ -227,7 +278,8 @@ class _Blocks:
 
 
 _ENDINGS: Final = ("activation", *_NUMBERS, "residual")
-_UNWANTED: Final = ("residual",)
+_OF_THE_SECOND: Final = {"weight": "second", "bias": "second_bias", "scale": "second_scale"}
+_OF_INTEGERS: Final = ("none", "relu")
 
 
 def _ending(step: Step) -> Mapping[str, Attribute]:
@@ -242,14 +294,21 @@ def _renamed(step: Step, name: str) -> dict[str, Attribute]:
     return found | {prefix + each: step.attributes[each] for each in _NUMBERS if each in step.attributes}
 
 
+def _added_up(conv: _Conv, shortcut: _Conv, last: _Conv) -> Step:
+    """Both as one step, in place of the one of them that has the sum."""
+    operands = [each for each in conv.step.inputs if each.role != "residual"]
+    operands += [replace(shortcut.step.inputs[0], role="source"), *_matrix(shortcut, "shortcut")]
+    attributes = {name: each for name, each in conv.step.attributes.items() if name not in _ENDINGS}
+    attributes |= {name: each for name, each in _ending(last.step).items() if name != "residual"}
+    attributes["shortcut_strides"] = shortcut.step.attributes["strides"]
+    nodes = (*shortcut.step.nodes, *conv.step.nodes)
+    return Step(last.step.name, "conv_shortcut", tuple(operands), last.step.outputs, attributes, (), nodes)
+
+
 def _matrix(conv: _Conv, role: str) -> list[Operand]:
-    """A 1 x 1 layer's weight, seen as [out, in], and its bias."""
-    weight, bias = conv.step.operand("weight"), conv.step.operand("bias")
+    """A 1 x 1 layer's weight, seen as [out, in], its bias, and what its sums are worth."""
+    weight = conv.step.operand("weight")
     assert weight is not None
     found = [Operand(weight.value, role, View((conv.out, conv.channels), (conv.channels, 1)))]
-    return found if bias is None else [*found, replace(bias, role=f"{role}_bias")]
-
-
-def _fits(channels: int, widest: int) -> bool:
-    """A power of two of them, as blocks have."""
-    return _NARROWEST <= channels <= widest and channels & (channels - 1) == 0
+    beside = ((each, conv.step.operand(each)) for each in ("bias", "scale"))
+    return [*found, *(replace(operand, role=f"{role}_{each}") for each, operand in beside if operand is not None)]
