@@ -30,6 +30,7 @@ _COLUMNS: Final = (64, 104, 128, 192, 256)
 _NARROW_COLUMNS: Final = (64, 128, 192, 256)  # that the units have for every type
 # together, resident. Clusters have won nowhere: the second cache keeps up.
 _WAYS: Final = ((0, 0), (0, 1), (1, 0), (1, 1), (2, 0), (2, 1))
+_IDLE: Final = 3  # one of so many has a tile, at least
 _LARGEST_PAD: Final = 127
 _LARGEST_WINDOW: Final = 128
 _LARGEST_STRIDE: Final = 8
@@ -214,9 +215,10 @@ class WindowTile:
 def warpgroup_conv_tiles(
     window: Window, multiprocessors: int, residual: bool, out_itemsize: int = 2, limit: int = 6
 ) -> list[WindowTile]:
-    """Those worth timing, most promising first."""
-    sensible = _sensible(window, multiprocessors, residual, out_itemsize)
-    return sorted(sensible, key=lambda tile: (tile.clocks(window, residual, out_itemsize), -tile.resident))[:limit]
+    """Those worth timing, most promising first; none where most multiprocessors would have nothing to do."""
+    found = _sensible(window, multiprocessors, residual, out_itemsize)
+    busy = [tile for tile in found if tile.count(window) * tile.cluster >= multiprocessors / _IDLE]
+    return sorted(busy, key=lambda tile: (tile.clocks(window, residual, out_itemsize), -tile.resident))[:limit]
 
 
 def _sensible(window: Window, multiprocessors: int, residual: bool, out_itemsize: int) -> Iterator[WindowTile]:
