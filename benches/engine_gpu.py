@@ -29,6 +29,7 @@ from benches.gpu import report  # noqa: E402
 from benches.gpu.results import Point, bar_kept, speed_up, verdict  # noqa: E402
 from benches.gpu.store import Store, digest  # noqa: E402
 from benches.gpu.subjects import LISTED, SUBJECTS, Subject  # noqa: E402
+from penstock.engine import cores  # noqa: E402
 
 _LEAST_SECONDS: Final = 15.0
 """Left, for another point to be begun."""
@@ -55,7 +56,7 @@ def arguments() -> argparse.Namespace:
     measuring.add_argument("--seconds", type=float, default=520.0, help="after which nothing new is begun")
     measuring.add_argument("--tune-seconds", type=float, default=15.0, help="of each model and batch")
     measuring.add_argument("--way-seconds", type=float, default=90.0, help="limit of making one way")
-    measuring.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes that compile kernels")
+    measuring.add_argument("--jobs", type=int, default=cores.available(), help="processes that compile kernels")
     measuring.add_argument("--seed", type=int, default=7, help="of the inputs that are judged")
     measuring.add_argument("--search", action="store_true", help="torch.compile's max-autotune takes part: minutes")
     measuring.add_argument("--ways", nargs="+", default=[], metavar="START", help="beginnings of names; all if none")

@@ -34,8 +34,10 @@ import numpy as np  # noqa: E402
 
 from benches.gpu.subjects import SUBJECTS, Subject, Tensor  # noqa: E402
 from benches.serve_clients import Ports, Row, Way, client, pictures  # noqa: E402
+from penstock.engine import cores  # noqa: E402
 
-_PROCESSES: Final = 6
+_PROCESSES: Final = max(6, 5 * cores.available() // 8)
+"""Of clients: one interpreter sends some ten thousand small requests a second."""
 _PREPROCESS: Final = "x:uint8,nhwc,mean=123.675/116.28/103.53,std=58.395/57.12/57.375"
 _MEAN: Final = (123.675, 116.28, 103.53)
 _MEAN_NAME: Final = "x_mean"
@@ -374,35 +376,39 @@ def main() -> int:
     options = arguments()
     if options.do == "prepare":
         return prepare(options)
-    import penstock as ps
-
     subject = subject_of(options)
-    row, most = subject.inputs[0].shape, max(options.batches)
-    datatype = "FP32" if options.floats else "UINT8"
     with tempfile.TemporaryDirectory() as folder:
         found = engine(options, subject, Path(folder))
-        answer = 4 * math.prod(found.outputs[0].shape[1:])
-        one = Way("shm", row, datatype, most, 1, answer * most)
+        row, most = subject.inputs[0].shape, max(options.batches)
+        datatype = "FP32" if options.floats else "UINT8"
+        one = Way("shm", row, datatype, most, 1, 4 * most * math.prod(found.outputs[0].shape[1:]))
         print(machine(one.bytes), flush=True)
         if options.device == "cuda":
             print(phases(found, row, one.numpy, most), flush=True)
         for instances in options.instances:
-            best, said = alone(found, row, one.numpy, most, instances, options.seconds)
-            print(f"engine alone,   batch {most:3} x{instances}             {said}", flush=True)
-            server = ps.Server(http_port=0, grpc_port=0, metrics_port=None, allow_client_shm=True)
-            server.add(found, name="m", instances=instances)
-            begun = time.perf_counter()
-            with server:
-                print(f"ready to serve in {time.perf_counter() - begun:.2f} s", flush=True)
-                for kind, rows, clients in _ways(most, instances):
-                    way = Way(kind, row, datatype, rows, clients, answer * rows)
-                    title = f"{kind:4} clients,   batch {rows:3} x{instances} {clients:4} clients"
-                    try:
-                        window = served(server, way, options.seconds)
-                        print(f"{title} {window.line}  {100 * window.rows_per_second / best:4.0f} %", flush=True)
-                    except Exception as error:
-                        print(f"{title}: {type(error).__name__}: {error}", flush=True)
+            compare(found, one, instances, _ways(most, instances), options.seconds)
     return 0
+
+
+def compare(found: Any, one: Way, instances: int, ways: Sequence[tuple[Any, int, int]], seconds: float) -> None:
+    """The engine alone and served, with so many instances; `one` request of the largest batch."""
+    import penstock as ps
+
+    best, said = alone(found, one.row, one.numpy, one.rows, instances, seconds)
+    print(f"engine alone,   batch {one.rows:3} x{instances}             {said}", flush=True)
+    server = ps.Server(http_port=0, grpc_port=0, metrics_port=None, allow_client_shm=True)
+    server.add(found, name="m", instances=instances)
+    begun = time.perf_counter()
+    with server:
+        print(f"ready to serve in {time.perf_counter() - begun:.2f} s", flush=True)
+        for kind, rows, clients in ways:
+            way = replace(one, kind=kind, rows=rows, clients=clients, answer_bytes=one.answer_bytes // one.rows * rows)
+            title = f"{kind:4} clients,   batch {rows:3} x{instances} {clients:4} clients"
+            try:
+                window = served(server, way, seconds)
+                print(f"{title} {window.line}  {100 * window.rows_per_second / best:4.0f} %", flush=True)
+            except Exception as error:
+                print(f"{title}: {type(error).__name__}: {error}", flush=True)
 
 
 def _ways(most: int, instances: int) -> list[tuple[Any, int, int]]:

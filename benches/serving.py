@@ -17,7 +17,7 @@ def serving(engine: Path, wire: str = "grpc") -> Iterator[int]:
     """The port for a wire of a server with the engine."""
     ports = [f"--{each}-port=0" for each in ("http", "grpc", "metrics")]
     command = [*COMMAND, "serve", str(engine), *ports, "--json"]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     try:
         assert process.stdout is not None
         yield int(json.loads(process.stdout.readline())[f"{wire}_port"])

@@ -1,19 +1,22 @@
 """Contexts of one engine side by side on a GPU: how throughput grows, what overlaps, what an urgent stream gains.
 
-    python benches/streams_gpu.py resnet50.engine --picture docs/pictures/contexts.svg
+    python benches/streams_gpu.py resnet50.engine --spans contexts.json
+    python benches/streams_gpu.py contexts.json --picture docs/pictures/contexts.svg
 
-Takes a built engine. Three tables in Markdown: rows per second by number of contexts, at the smallest and the largest
+Takes a built engine. Two tables in Markdown: rows per second by number of contexts, at the smallest and the largest
 bucket; latency of a context at the smallest bucket, alone, beside contexts that keep the device busy at the largest,
-and beside the same with a stream of higher priority; and how much of the copying was hidden behind computing, with a
-picture of it. Every answer is compared with that of a context on its own.
+and beside the same with a stream of higher priority. Then how much of the copying was hidden behind computing; what
+ran when is written to a file, of which a picture is drawn on any machine. Every fiftieth answer is compared with that
+of a context on its own.
 """
 
 import argparse
+import json
 import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from html import escape
 from pathlib import Path
 from typing import Any, Final
@@ -33,23 +36,58 @@ COLOURS: Final = {
     "host copy out": "#c9ced6",
 }
 PICTURE_CALLS: Final = 5
+PICTURE_CONTEXTS: Final = 3
+URGENT: Final = -5
+
+
+@dataclass(frozen=True)
+class Part:
+    """What the engine's timeline calls a span, here and in the file."""
+
+    context: int
+    call: int
+    part: str
+    begin: float
+    end: float
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
-    parser.add_argument("engine", type=Path)
+    parser.add_argument("given", type=Path, help="an engine to measure, or the .json of one that was, to draw")
     parser.add_argument("--seconds", type=float, default=1.5, help="of each measurement")
     parser.add_argument("--contexts", default="1,2,4,8")
     parser.add_argument("--busy", type=int, default=2, help="contexts that keep the device busy")
+    parser.add_argument("--spans", type=Path, help="where what ran when is written")
     parser.add_argument("--picture", type=Path, help="SVG of the contexts at the largest bucket")
     wanted = parser.parse_args()
-    engine: Any = ps.load(wanted.engine)
-    buckets = sorted(engine.manifest.buckets, key=lambda each: min(shape[0] for shape in each.shapes.values()))
-    least, most = (_inputs(engine, each.shapes) for each in (buckets[0], buckets[-1]))
-    wrong = _scaling(engine, (least, most), [int(each) for each in wanted.contexts.split(",")], wanted.seconds)
-    wrong += _urgent(engine, least, most, wanted.busy, wanted.seconds)
-    _overlap(engine, buckets[-1].program, most, wanted.picture)
+    if wanted.given.suffix == ".json":
+        found = json.loads(wanted.given.read_text())
+        draw(wanted.picture, [Part(**each) for each in found["spans"]], found["title"])
+        return 0
+    engine: Any = ps.load(wanted.given)
+    counts = [int(each) for each in wanted.contexts.split(",")]
+    wrong, spans, title = measure(engine, wanted.given.stem, counts, wanted.busy, wanted.seconds)
+    if wanted.spans is not None:
+        wanted.spans.write_text(json.dumps({"title": title, "spans": [asdict(each) for each in spans]}))
+    if wanted.picture is not None:
+        draw(wanted.picture, spans, title)
     return 1 if wrong else 0
+
+
+def measure(
+    engine: Any, name: str, counts: Sequence[int], busy: int, seconds: float
+) -> tuple[int, Sequence[Part], str]:
+    """Prints the tables; wrong answers, and the spans of contexts at the largest bucket with a title."""
+    buckets = sorted(engine.manifest.buckets, key=_rows)
+    least, most = (_inputs(engine, each.shapes) for each in (buckets[0], buckets[-1]))
+    wrong = _scaling(engine, least, most, counts, seconds)
+    wrong += _urgent(engine, least, most, busy, seconds)
+    title = f"Contexts of {name}, batch {_rows(buckets[-1])}"
+    return wrong, _overlap(engine, buckets[-1].program, most), title
+
+
+def _rows(bucket: Any) -> int:
+    return int(min(shape[0] for shape in bucket.shapes.values()))
 
 
 @dataclass
@@ -98,29 +136,39 @@ def _inputs(engine: Any, shapes: Any) -> Arrays:
     }
 
 
-def _worker(engine: Any, inputs: Arrays, expected: Arrays, priority: int = 0) -> Worker:
-    execute = engine.instance(priority=priority).execute
-    execute(inputs)  # captured, and warm
-    return Worker(execute, inputs, expected)
+def _worker(engine: Any, inputs: Arrays, expected: Arrays, *, in_place: bool = False, priority: int = 0) -> Worker:
+    """`in_place`: its rows lie in the memory that the device copies from, as a server's do."""
+    instance = engine.instance(priority=priority)
+    if in_place:
+        inputs = {name: _laid(instance.input_memory()[name], array) for name, array in inputs.items()}
+    instance.execute(inputs)  # captured, and warm
+    return Worker(instance.execute, inputs, expected)
 
 
-def _scaling(engine: Any, several: Sequence[Arrays], counts: Sequence[int], seconds: float) -> int:
+def _laid(memory: NDArray[Any], array: NDArray[Any]) -> NDArray[Any]:
+    found: NDArray[Any] = memory[: array.nbytes].view(array.dtype).reshape(array.shape)
+    found[...] = array
+    return found
+
+
+def _scaling(engine: Any, least: Arrays, most: Arrays, counts: Sequence[int], seconds: float) -> int:
     wrong = 0
     print("| rows of a call | contexts | rows/s | of one context | p50 ms | p99 ms |")
     print("|---|---|---|---|---|---|")
-    for inputs in several:
+    for inputs, in_place in ((least, False), (most, False), (most, True)):
         rows, first = len(next(iter(inputs.values()))), 0.0
         expected = engine(**inputs)
         for count in counts:
-            workers = [_worker(engine, inputs, expected) for _ in range(count)]
+            workers = [_worker(engine, inputs, expected, in_place=in_place) for _ in range(count)]
             took = together(workers, seconds)
             times = [each for worker in workers for each in worker.milliseconds]
             rate = rows * len(times) / took
             first = first or rate
             wrong += sum(each.wrong for each in workers)
             p50, p99 = np.percentile(times, [50, 99])
-            print(f"| {rows} | {count} | {rate:.0f} | {rate / first:.2f} x | {p50:.3f} | {p99:.3f} |", flush=True)
-    print(f"\n{wrong} wrong answers\n")
+            title = f"{rows}, in place" if in_place else str(rows)
+            print(f"| {title} | {count} | {rate:.0f} | {rate / first:.2f} x | {p50:.3f} | {p99:.3f} |", flush=True)
+    print(f"\n{wrong} wrong answers\n", flush=True)
     return wrong
 
 
@@ -129,30 +177,38 @@ def _urgent(engine: Any, least: Arrays, most: Arrays, busy: int, seconds: float)
     wrong = 0
     print(f"| a call of the smallest bucket | p50 ms | p99 ms | calls of {busy} contexts at the largest, per second |")
     print("|---|---|---|---|")
-    for title, priority, crowd in (("alone", 0, 0), ("beside them", 0, busy), ("beside them, priority -5", -5, busy)):
-        one = _worker(engine, least, expected, priority)
-        others = [_worker(engine, most, long) for _ in range(crowd)]
+    beside = (("alone", 0, 0), ("beside them", 0, busy), (f"beside them, priority {URGENT}", URGENT, busy))
+    for title, priority, crowd in beside:
+        one = _worker(engine, least, expected, priority=priority)
+        others = [_worker(engine, most, long, in_place=True) for _ in range(crowd)]
         took = together([one, *others], 2 * seconds)
         p50, p99 = np.percentile(one.milliseconds, [50, 99])
         calls = sum(len(each.milliseconds) for each in others) / took
         wrong += sum(each.wrong for each in (one, *others))
         print(f"| {title} | {p50:.3f} | {p99:.3f} | {calls:.0f} |", flush=True)
-    print(f"\n{wrong} wrong answers\n")
+    print(f"\n{wrong} wrong answers\n", flush=True)
     return wrong
 
 
-def _overlap(engine: Any, program: int, inputs: Arrays, picture: Path | None) -> None:
-    spans = engine.compiled(program).timeline(inputs, 3, PICTURE_CALLS + 3)
+def _overlap(engine: Any, program: int, inputs: Arrays) -> Sequence[Part]:
+    found = engine.compiled(program).timeline(inputs, PICTURE_CONTEXTS, PICTURE_CALLS + 3)
+    spans = [Part(**{name: getattr(each, name) for name in Part.__dataclass_fields__}) for each in found]
     copies = [(each.begin, each.end) for each in spans if each.part in ("copy in", "copy out")]
     computing = [(each.begin, each.end) for each in spans if each.part == "compute"]
     whole = sum(end - begin for begin, end in copies)
     hidden = sum(
         max(0.0, min(end, last) - max(begin, first)) for begin, end in copies for first, last in _merged(computing)
     )
-    print(f"copies on the device {whole:.2f} ms, of which behind somebody's computing {100 * hidden / whole:.0f} %")
-    if picture is not None:
-        picture.parent.mkdir(parents=True, exist_ok=True)
-        picture.write_text(drawn(spans, f"Three contexts of {escape(sys.argv[1].rpartition('/')[2])}, largest bucket"))
+    print(
+        f"copies on the device {whole:.2f} ms, of which behind somebody's computing {100 * hidden / whole:.0f} %",
+        flush=True,
+    )
+    return spans
+
+
+def draw(picture: Path, spans: Sequence[Part], title: str) -> None:
+    picture.parent.mkdir(parents=True, exist_ok=True)
+    picture.write_text(drawn(spans, escape(title)))
 
 
 def _merged(spans: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
@@ -165,7 +221,7 @@ def _merged(spans: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
     return merged
 
 
-def drawn(spans: Sequence[Any], title: str) -> str:
+def drawn(spans: Sequence[Part], title: str) -> str:
     """A lane for each context and what it uses: the host, the copies, the kernels."""
     shown = [each for each in spans if 1 <= each.call <= PICTURE_CALLS]
     start, stop = min(each.begin for each in shown), max(each.end for each in shown)

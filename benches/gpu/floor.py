@@ -8,13 +8,9 @@ fused pair of steps may pass below the floor: it is of these steps, not of the m
 """
 
 from dataclasses import dataclass
-from typing import Final
 
 from penstock.engine.cuda import costs
-from penstock.engine.lowered import LoweredGraph, Step
-
-FLOPS: Final = 724e12
-BYTES: Final = 4.28e12
+from penstock.engine.lowered import LoweredGraph
 
 
 @dataclass(frozen=True)
@@ -28,13 +24,6 @@ class Cost:
 
 
 def cost(graph: LoweredGraph) -> Cost:
-    steps = [
-        (costs.flops(graph, step), costs.moved(graph, step, costs.IN_16_BITS), _rate(step)) for step in graph.steps
-    ]
-    floor = sum(max(arithmetic / rate, traffic / BYTES) for arithmetic, traffic, rate in steps)
-    return Cost(sum(each[0] for each in steps), sum(each[1] for each in steps), 1e3 * floor)
-
-
-def _rate(step: Step) -> float:
-    """Layers of eight bits have a scale; the units do twice as many of those."""
-    return FLOPS if step.operand("scale") is None else 2 * FLOPS
+    flops = sum(costs.flops(graph, step) for step in graph.steps)
+    moved = sum(costs.moved(graph, step, costs.IN_16_BITS) for step in graph.steps)
+    return Cost(flops, moved, costs.floor_milliseconds(graph))

@@ -4,8 +4,9 @@ Needs torch; the package's `engine` folder is all of Penstock that is used.
 """
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from copy import copy
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -19,6 +20,7 @@ from penstock.engine.cuda.calibrating import Calibrator
 from penstock.engine.cuda.choices import Choices, to_json
 from penstock.engine.cuda.eight_bits import rounded
 from penstock.engine.cuda.executor import PRECISIONS, Executor
+from penstock.engine.cuda.mixing import without
 from penstock.engine.cuda.sites import DTYPES
 from penstock.engine.eight_bits import in_eight_bits
 from penstock.engine.lowered import LoweredGraph
@@ -59,8 +61,18 @@ class Model:
         calibrator = Calibrator(self.executor(), eight)
         for each in seen:
             calibrator.see(self.inputs(each))
-        grids = calibrator.grids(self.weights)
-        self.graph, self.weights = in_eight_bits(self.graph, self.weights, grids, eight, rounded)
+        self._floats, self._grids, self._eight = (self.graph, self.weights), calibrator.grids(self.weights), eight
+        self.graph, self.weights = in_eight_bits(self.graph, self.weights, self._grids, eight, rounded)
+
+    def mixed(self, kept: Collection[str]) -> "Model":
+        """One in eight bits, but for these layers."""
+        graph, weights = self._floats
+        made = copy(self)
+        made.label = f"{self.label} and {self.precision}"
+        made.graph, made.weights = in_eight_bits(
+            graph, weights, without(self._grids, graph, kept), self._eight, rounded
+        )
+        return made
 
     def off_exact(self, executor: Executor) -> float:
         """How far our kernels are from the same numbers in eight bits, multiplied exactly."""
@@ -112,7 +124,11 @@ def ways(model: Model, choices: Choices, note: str, compilers: "Compilers | None
         if early and compilers is not None:
             _compile_early(executor, compilers)
         name = f"{OURS}, early launch" if early else OURS
-        more = f"{sum(site.early for site in executor.sites)} of {len(executor.sites)} steps early" if early else note
+        more = (
+            f"{sum(site.early and site.behind for site in executor.sites)} of {len(executor.sites)} steps early"
+            if early
+            else note
+        )
         if early and model.label != model.precision:
             more += f", {model.off_exact(executor):.1e} from the same numbers multiplied exactly"
         yield captured(name, executor, model, more) if cuda else _eager(name, executor, model, more)
@@ -178,6 +194,7 @@ def compilers(device: str, processes: int) -> "Iterator[Compilers | None]":
 
     major, minor = torch.cuda.get_device_capability()
     with Compilers(processes, 10 * major + minor) as found:
+        found.start()
         yield found
 
 

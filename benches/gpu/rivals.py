@@ -68,13 +68,20 @@ def of_module(subject: Subject, given: Tensors, device: str) -> Rival:
             wide = copy.deepcopy(narrow).float()
             expected = _listed(wide(*tensors_like(given, torch.float32, device).values()))
             del wide
-            narrow = narrow.to(memory_format=torch.channels_last)
+            _turn(narrow)
             inputs = [_laid_out(each) for each in tensors_like(given, dtype, device).values()]
             if precision == "bf16" or all(bool(each.isfinite().all()) for each in _listed(narrow(*inputs))):
                 break
     found = Rival(narrow, inputs, [each.double().cpu() for each in expected], precision)
     found.flops = work
     return found
+
+
+def _turn(module: nn.Module) -> None:
+    """Filters and maps channels-last; buffers of other ranks have no such order."""
+    for each in (*module.parameters(), *module.buffers()):
+        if each.dim() == 4:
+            each.data = each.data.contiguous(memory_format=torch.channels_last)
 
 
 def folded(module: nn.Module) -> nn.Module:

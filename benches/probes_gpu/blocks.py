@@ -6,7 +6,6 @@ Answers are compared with exact sums (integers in FP64 by parts, floats in FP32)
 """
 
 import argparse
-import os
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -22,6 +21,7 @@ import torch  # noqa: E402
 from torch.nn import functional  # noqa: E402
 
 from benches.gpu import ours  # noqa: E402
+from penstock.engine import cores  # noqa: E402
 from penstock.engine.cuda.kernels.bottleneck import BottleneckTile, Steps, bottleneck_launch  # noqa: E402
 from penstock.engine.cuda.kernels.epilogue import Epilogue, fold  # noqa: E402
 from penstock.engine.cuda.kernels.implicit_gemm import conv2d_nhwc_launch  # noqa: E402
@@ -315,7 +315,7 @@ def main() -> None:
     started = time.monotonic()
     torch.manual_seed(1)
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
-    with ours.compilers("cuda", os.cpu_count() or 1) as compilers:
+    with ours.compilers("cuda", cores.available()) as compilers:
         cases = [made(each) for each in options.cases]
         futures = {
             (case.name, key): [compilers.submit(each) for each in row]

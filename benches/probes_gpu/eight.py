@@ -1,5 +1,7 @@
 """Models in eight bits and in 16 in one process: both tuned, captured and timed in turns, and their steps side by side.
 
+Where layers are slower in eight bits, a third is the same with those in 16.
+
     python benches/probes_gpu/eight.py --graphs .gpu --models resnet50_int8:64 vit_b32_fp8:64 --seconds 80
 
 Subjects and graphs are the bench's (`benches/engine_gpu.py prepare`). Errors are norm-relative against FP32 on inputs
@@ -7,7 +9,6 @@ that nothing was tuned or calibrated on. Needs torch and the package's `engine` 
 """
 
 import argparse
-import os
 import statistics
 import sys
 import time
@@ -24,7 +25,10 @@ import torch  # noqa: E402
 
 from benches.gpu import ours, ready, weights  # noqa: E402
 from benches.gpu.subjects import SUBJECTS, Subject  # noqa: E402
-from penstock.engine.cuda.tuner import Tuned, tune  # noqa: E402
+from penstock.engine import cores  # noqa: E402
+from penstock.engine.cuda.candidates import Tuned  # noqa: E402
+from penstock.engine.cuda.mixing import slower, times_of  # noqa: E402
+from penstock.engine.cuda.tuner import tune  # noqa: E402
 from penstock.engine.lowered import from_json  # noqa: E402
 
 if TYPE_CHECKING:
@@ -50,7 +54,7 @@ def main() -> None:
     options = parser.parse_args()
     until = time.monotonic() + options.seconds
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
-    with ours.compilers(options.device, os.cpu_count() or 1) as compilers:
+    with ours.compilers(options.device, cores.available()) as compilers:
         for each in options.models:
             name, batch, *seconds = [*each.split(":"), "1"] if ":" not in each else each.split(":")
             if time.monotonic() >= until:
@@ -84,7 +88,8 @@ def measure(
     narrow = ours.Model(graph, tensors, given, device, subject.eight, [others])
     ways: list[ready.Ready] = []
     rows: dict[str, list[Tuned]] = {}
-    for model, limit in ((narrow, seconds), (wide, wide_seconds)):
+    tries = [(narrow, seconds), (wide, wide_seconds)]
+    for model, limit in tries:
         if limit <= 0:
             continue
         result = tune(model.executor(), model.inputs(others), seconds=limit, compilers=compilers)
@@ -93,6 +98,10 @@ def measure(
         for way in ours.ways(model, result.choices, note, compilers):
             ways.append(replace(way, way=model.label))  # the first: launched early
             break
+        if model is wide:
+            lost = slower(narrow.graph, times_of(rows[narrow.label]), times_of(rows[wide.label]))
+            print(f"{len(lost)} layers slower in eight bits: {' '.join(sorted(lost))[:200]}")
+            tries += [(narrow.mixed(lost), seconds / 2)] if lost else []
     turns = ready.take_turns(ways, 5, lambda: False)
     print(f"\n## {subject.name} batch {batch}: {time.monotonic() - started:.0f} s")
     for way in ways:

@@ -31,6 +31,7 @@ from numpy.typing import NDArray
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "python"))
 
+from penstock.engine import cores
 from penstock.engine.lowered import LoweredGraph, from_json, to_json
 
 Arrays = Mapping[str, NDArray[Any]]
@@ -150,6 +151,7 @@ def _compilers(arguments: argparse.Namespace) -> Iterator[Any]:
 
     major, minor = torch.cuda.get_device_capability()
     with Compilers(arguments.jobs, 10 * major + minor) as compilers:
+        compilers.start()
         yield compilers
 
 
@@ -334,7 +336,7 @@ class Look:
 
             names = [bound.implementation for bound in executor.program]
             self.compilers.build(launches(executor.sites, names), 60.0)
-        early = sum(site.early for site in executor.sites)
+        early = sum(site.early and site.behind for site in executor.sites)
         return self._captured(executor, None, f"{early} of {len(executor.sites)} steps launched early")
 
     def _compiled(self, mode: str) -> tuple[float, Any, str]:
@@ -476,7 +478,7 @@ def main() -> None:
     look.add_argument("--compile", default="default", help="modes, or nothing")
     look.add_argument("--tune-seconds", type=float, default=60.0, help="for each model and batch; 0: no tuning")
     look.add_argument("--limit", type=int, default=8, help="configurations of one kernel that are timed")
-    look.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes that compile")
+    look.add_argument("--jobs", type=int, default=cores.available(), help="processes that compile")
     look.add_argument("--random-weights", action="store_true")
     look.add_argument("--steps", action="store_true", help="time of each step's kernels, the ten longest")
     look.add_argument("--verbose", action="store_true")

@@ -17,7 +17,7 @@ def missing() -> str:
     return "" if torch.cuda.is_available() else "torch sees no NVIDIA GPU"
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture(autouse=True, scope="session")
 def _on_a_gpu() -> None:
     if why := missing():
         pytest.skip(why)

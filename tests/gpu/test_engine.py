@@ -1,11 +1,11 @@
-"""Engines on the GPU, from `ps.build` to a process without a compiler, and many threads on one."""
+"""Engines on the GPU, from `ps.build` to a process without a compiler."""
 
 import itertools
 import json
 import os
+import re
 import subprocess
 import sys
-import threading
 import time
 from functools import partial
 from pathlib import Path
@@ -24,9 +24,9 @@ from tests.quantize import networks
 
 pytestmark = pytest.mark.gpu
 
-SECONDS = float(os.environ.get("PENSTOCK_SOAK_SECONDS", "10"))
-THREADS = 16
 BATCHES = (1, 4, 16)
+MIB = 1 << 20
+PIECES = 48 * MIB  # in which torch takes memory for a context
 
 # Loads an engine where nothing can compile, and says what it answered and how long that took.
 FRESH = """
@@ -104,33 +104,6 @@ def test_an_engine_is_loaded_where_nothing_can_compile(engine: ps.Engine, folder
     assert json.loads(done.stdout)["seconds"] < 5
 
 
-def test_many_threads_on_one_engine_get_their_own_answers(engine: ps.Engine, folder: Path) -> None:
-    """Contexts are made while others run: captures and replays side by side."""
-    pool = [(x, engine(x=x)["fc"]) for x in (pictures(rows, rows) for rows in (1, 2, 4, 7, 16, 19))]
-    fresh = ps.load(folder / "m.engine")
-    until = time.monotonic() + SECONDS
-    calls, wrong, failures = [0] * THREADS, [0] * THREADS, []
-
-    def call(number: int) -> None:
-        random = np.random.default_rng(number)
-        try:
-            while time.monotonic() < until:
-                x, right = pool[int(random.integers(len(pool)))]
-                wrong[number] += not np.array_equal(fresh(x=x)["fc"], right)
-                calls[number] += 1
-        except Exception as failure:  # told by the thread that waits
-            failures.append(failure)
-
-    threads = [threading.Thread(target=call, args=(number,)) for number in range(THREADS)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert not failures
-    assert sum(wrong) == 0
-    assert min(calls) > 0
-
-
 def test_two_contexts_have_two_batches_in_flight(engine: ps.Engine) -> None:
     x = pictures(16)
     right = engine(x=x)["fc"]
@@ -197,15 +170,23 @@ def test_what_a_program_says_it_takes_is_what_it_takes(engine: ps.Engine) -> Non
     assert 0 < torch.cuda.memory_allocated() - before <= largest.context_bytes
 
 
-def test_a_workspace_that_is_too_small_is_refused_and_one_that_fits_is_not(engine: ps.Engine, folder: Path) -> None:
-    taken = bytes_together(engine.manifest.programs)
+def refused_for(message: str) -> int:
+    """Bytes that a refusal says the programs take."""
+    found = re.search(r"takes? ([\d.]+) (MiB|bytes)", message)
+    assert found is not None, message
+    return int(float(found[1]) * (MIB if found[2] == "MiB" else 1))
+
+
+def test_a_workspace_that_is_too_small_is_refused_and_one_that_fits_is_kept_to(engine: ps.Engine, folder: Path) -> None:
     build = partial(
         ps.build, folder / "m.onnx", device="cuda:0", shapes="x:1x3x64x64,16x3x64x64,16x3x64x64", buckets=BATCHES,
         budget_seconds=20, timing_cache=folder / "cache.json",
     )  # fmt: skip
-    with pytest.raises(InvalidArgument, match="--workspace allows"):
-        build(workspace_bytes=taken // 3)
-    assert bytes_together(build(workspace_bytes=2 * taken).manifest.programs) <= 2 * taken
+    with pytest.raises(InvalidArgument, match="--workspace allows") as refusal:
+        build(workspace_bytes=bytes_together(engine.manifest.programs) // 3)
+    # Another build chooses other algorithms, whose workspaces are others, and each context has pieces of its own.
+    enough = 2 * refused_for(str(refusal.value)) + len(BATCHES) * PIECES
+    assert bytes_together(build(workspace_bytes=enough).manifest.programs) <= enough
 
 
 def test_a_second_build_tunes_nothing(folder: Path) -> None:

@@ -12,7 +12,7 @@ from penstock.engine.cuda.executor import Executor
 from penstock.engine.lowered import KINDS
 from tests.engine.cuda import test_joined as joined
 from tests.engine.cuda.reference import error, lowered
-from tests.engine.cuda.test_operators import CASES, Case, declared, drawn
+from tests.engine.cuda.test_operators import CASES, Case, model_of
 from tests.gpu.conftest import DEVICE
 from tests.graph.small import Arrays, graph, normal, run
 
@@ -34,20 +34,15 @@ ATTENTION = Case(
 ALL = [*CASES, ATTENTION]
 
 
-def model_of(case: Case) -> tuple[ir.Model, Arrays]:
-    inputs = {name: drawn(name, given) for name, given in case.inputs.items()}
-    weights = {name: drawn(name, given) for name, given in case.weights.items()}
-    outputs = case.outputs.format(",".join(map(str, case.out or ())))
-    given = ", ".join(declared(name, array) for name, array in inputs.items())
-    return graph(f"({given}) => ({outputs}) {{ {case.text} }}", weights, case.opset), inputs
-
-
+@pytest.mark.parametrize("preferred", [(), ("triton", "triton_tiles")], ids=["torch", "ours"])
 @pytest.mark.parametrize("precision", TOLERANCES)
 @pytest.mark.parametrize("case", ALL, ids=lambda case: f"{case.text} {next(iter(case.inputs.values()))}"[:90])
-def test_an_operator_agrees_with_onnx_runtime_on_the_device(case: Case, precision: str) -> None:
+def test_an_operator_agrees_with_onnx_runtime_on_the_device(
+    case: Case, precision: str, preferred: tuple[str, ...]
+) -> None:
     model, inputs = model_of(case)
     lowered_, weights = lowered(model, inputs)
-    executor = Executor(lowered_, weights, DEVICE, precision)
+    executor = Executor(lowered_, weights, DEVICE, precision, preferred)
     outputs = executor.run({name: torch.from_numpy(np.array(each)).to(DEVICE) for name, each in inputs.items()})
     for name, right in run(model, inputs).items():
         found = outputs[name].cpu().numpy()

@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[2]
 FOUND = 9
 """What the checker exits with when it found something."""
 
-PROGRAM = """
+STEPS = """
 import torch
 from penstock.engine.cuda.choices import Choice
 from penstock.engine.cuda.executor import Executor
@@ -39,7 +39,7 @@ executor = Executor(
     lowered_, numbers, "cuda", "fp16", ("triton", "triton_depthwise"),
     {split: Choice("triton", (16, 16, 16, 4, 2, 3, 8))}, early_launch=True,
 )
-assert sum(site.early for site in executor.sites) > 0
+assert sum(site.early and site.behind for site in executor.sites) > 0
 captured = executor.capture()
 captured.inputs["x"].copy_(torch.from_numpy(inputs["x"]))
 torch.cuda.synchronize()
@@ -51,16 +51,39 @@ print("right")
 """
 
 
+# Recurrences on clusters, and products by warpgroups: edges of every kind, clusters of two, 16 and 8 bits.
+IN_CPP = """
+import torch
+from tests.engine.cuda.kernels import test_lstm as lstm
+from tests.engine.cuda.kernels import test_warpgroup_gemm as gemm
+
+for layer in lstm.LAYERS[1:4]:
+    given = lstm.tensors(layer, "cuda")
+    given.launch(layer).run()
+    torch.cuda.synchronize()
+    assert lstm.difference(given.out, lstm.expected(given)[0]) < 1e-3
+assert torch.cuda.get_device_capability() == (9, 0)
+for case in (gemm.CASES[1], gemm.CASES[3], gemm.CASES[9]):
+    given = gemm.tensors(case, "cuda")
+    given.launch(case).run()
+    torch.cuda.synchronize()
+    assert gemm.difference(given.out, gemm.expected(given, case)) < gemm.allowed(case)
+print("right")
+"""
+
+
 @pytest.mark.parametrize("tool", ["memcheck", "racecheck"])
-def test_the_checker_finds_nothing(tool: str, tmp_path: Path) -> None:
-    checker = shutil.which("compute-sanitizer")
-    if checker is None:
+@pytest.mark.parametrize("text", [STEPS, IN_CPP], ids=["steps", "kernels in C++"])
+def test_the_checker_finds_nothing(text: str, tool: str, tmp_path: Path) -> None:
+    found = shutil.which("compute-sanitizer")
+    if found is None:
         pytest.skip("compute-sanitizer is not installed")
     program = tmp_path / "program.py"
-    program.write_text(PROGRAM)
+    program.write_text(text)
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    environment["PYTHONPATH"] = os.pathsep.join((str(ROOT), str(ROOT / "python")))
-    command = [checker, "--tool", tool, "--error-exitcode", str(FOUND), "--report-api-errors", "no"]
+    given = environment.get("PYTHONPATH", "").split(os.pathsep)
+    environment["PYTHONPATH"] = os.pathsep.join((str(ROOT), str(ROOT / "python"), *given))
+    command = [found, "--tool", tool, "--error-exitcode", str(FOUND), "--report-api-errors", "no"]
     done = subprocess.run(
         [*command, sys.executable, str(program)], env=environment, capture_output=True, text=True, timeout=400,
         check=False,

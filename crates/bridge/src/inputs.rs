@@ -4,6 +4,7 @@
 //! memory (or takes over the body of a single large request), [`arguments`] shows that memory to NumPy. An instance that
 //! lends memory of its own, such as what a GPU copies from, gets the rows laid out there.
 
+use crate::copying;
 use crate::slab::{ALIGNMENT, Block, Lent, Slab};
 use bytes::{Bytes, BytesMut};
 use half::{bf16, f16};
@@ -164,12 +165,22 @@ fn byte_length(shape: &[i64], datatype: DataType) -> Result<usize> {
 }
 
 fn concatenate<'a>(mut memory: &mut [MaybeUninit<u8>], tensors: impl Iterator<Item = &'a Tensor>) -> Result<()> {
+    let copiers = copying::copiers(memory.len());
+    let mut pieces = Vec::new();
     for tensor in tensors {
         let (mine, rest) = memory.split_at_mut_checked(tensor.data.len()).ok_or_else(uneven)?;
-        mine.write_copy_of_slice(&tensor.data);
+        if copiers > 1 {
+            pieces.push((mine, &tensor.data[..]));
+        } else {
+            mine.write_copy_of_slice(&tensor.data);
+        }
         memory = rest;
     }
-    if memory.is_empty() { Ok(()) } else { Err(uneven()) }
+    if !memory.is_empty() {
+        return Err(uneven());
+    }
+    copying::together(copiers, pieces);
+    Ok(())
 }
 
 /// The rows of a batch must fill it exactly; anything else means that unequal shapes were put together.

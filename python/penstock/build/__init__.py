@@ -7,6 +7,7 @@ this module where it was imported as one. So the module can be called, too, and 
 import sys
 from types import ModuleType
 
+from penstock.build import budget  # noqa: F401  (the time of a build begins with what it imports)
 from penstock.build.entry import build
 from penstock.build.gate import Cosine, Metric
 from penstock.build.progress import Progress

@@ -11,7 +11,7 @@ import itertools
 import logging
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final, Literal
@@ -20,7 +20,8 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from penstock import graph, quantize, tactics
-from penstock.build import custom_ops, evidence, mixing
+from penstock.build import budget, custom_ops, evidence, mixing
+from penstock.build.budget import Budget
 from penstock.build.calibrating import picked, worth_a_gate
 from penstock.build.evidence import CalibrationRecord, Evidence, SensitivityRecord
 from penstock.build.forms import BESIDE, add_fp8, add_int8, add_lowered, beside, prepare
@@ -34,7 +35,7 @@ from penstock.build.sealing import Draft, Sealing
 from penstock.build.selection import Candidate, Selection, select
 from penstock.build.shapes import distinct
 from penstock.build.target import target
-from penstock.build.verdicts import Verdicts, judged_as
+from penstock.build.verdicts import Compared, Verdicts, judged_as
 from penstock.engine import Engine, fingerprint
 from penstock.engine.plan import CUDA, LOWERED, OPTIMIZED, Tactic
 from penstock.engine.routing import batched
@@ -46,18 +47,11 @@ from penstock.tactics import Form, Race
 _LOG = logging.getLogger(__name__)
 
 Arrays = Mapping[str, NDArray[Any]]
+Picking = Callable[[Sequence[Tactic]], list[Tactic]]
 
 # Inputs that outputs are compared on when the user gave none.
 _NOISE_SAMPLES: Final = 4
 _HELD_OUT_SAMPLES: Final = 32
-# Shares of the time budget: what a stage may take of what is left when it begins.
-_FLOAT_SHARE: Final = 0.5
-_CALIBRATE_SHARE: Final = 0.35
-_INT8_SHARE: Final = 0.5
-_MIX_SHARE: Final = 0.35
-_REPAIR_SHARE: Final = 0.6
-_CONFIRM_SHARE: Final = 0.3
-_WIDER_SHARE: Final = 0.6
 # Tactics of a bucket that are timed side by side at the end.
 _MOST_FINALISTS: Final = 4
 _OPTIMUM: Final = 0  # its place among the buckets
@@ -67,7 +61,7 @@ class Build:
     """One build: what is known so far, and the steps that add to it."""
 
     def __init__(self, path: Path, folder: Path, options: BuildOptions, progress: Progress) -> None:
-        self._started = time.monotonic()
+        self._budget = Budget(options.budget_seconds)
         self._path = path
         self._folder = folder
         self._options = options
@@ -80,13 +74,10 @@ class Build:
         self._sensitivity: SensitivityRecord | None = None
         self._mix: mixing.Mix | None = None
         self._notes: list[str] = []
+        self._gated = False
+        self._first: list[tactics.Child] = []
         self._processes: tactics.Stable | None = None
         """Of a GPU's build, all of them from the first to the last."""
-
-    @property
-    def _left(self) -> float:
-        """Seconds of the budget that are left; never less than none."""
-        return max(0.0, self._options.budget_seconds - (time.monotonic() - self._started))
 
     def run(self) -> Engine:
         """All steps, in order."""
@@ -97,7 +88,8 @@ class Build:
 
     def _run(self) -> Engine:
         self._prepare()
-        self._race = self._raced(self._forms.files, self._first_share)
+        begun = self._usable() if self._on_gpu else None
+        self._race = self._raced(self._forms.files, self._first_share, begun)
         for bucket in range(len(self._buckets)):
             tactics.best(self._race, bucket)  # raises with the reasons where no library runs the model
         self._set_up_gate()
@@ -135,6 +127,7 @@ class Build:
 
     def _prepare(self) -> None:
         options = self._options
+        self._first = OnGpu.first(self._allowed, self._limits, self._folder) if self._on_gpu else []
         self._progress.stage("optimize", self._path.name)
         prepared = custom_ops.prepare(self._path, self._folder, options, self._limits)
         self._path, self._custom_ops = prepared.path, prepared.operators
@@ -167,9 +160,10 @@ class Build:
 
     def _lower(self) -> None:
         """Steps for the GPU, and how long to tune them for."""
-        self._progress.stage("lower", f"{len(self._buckets)} buckets")
         self._gpu = OnGpu(self._buckets, batched(self._forms.inputs, self._forms.outputs), self._allowed)
-        self._processes = self._gpu.start(self._forms.files, self._samples.at, self._limits)
+        self._processes = self._gpu.start(self._forms.files, self._samples.at, self._limits, self._first)
+        self._set_up_gate()
+        self._progress.stage("lower", f"{len(self._buckets)} buckets")
         try:
             if self._custom_ops:
                 raise Unsupported("custom operators are Python functions, which run on the CPU; build for device cpu")
@@ -178,6 +172,7 @@ class Build:
             if self._options.device != AUTO:
                 raise
             self._take_the_cpu(error.message)
+            self._gated = False
             return
         if self._options.workspace_bytes is not None:
             self._gpu.check_workspace(form, self._options.workspace_bytes)
@@ -185,12 +180,21 @@ class Build:
         if self._free_shapes:
             self._notes.append("shapes other than the buckets' run on the CPU; give a profile for each that counts")
 
+    def _usable(self) -> Race:
+        """A race of what is there within seconds; where it passes the gate it could be sealed from now on."""
+        race = self._raced(self._forms.files, self._first_share, only=self._gpu.plain)
+        fastest = self._gpu.fastest(race.at(_OPTIMUM))
+        if fastest is not None and self._verdicts.of(fastest).passed:
+            self._progress.stage("usable", fastest.name)
+        import_ahead()  # not before: it would hold up this thread
+        return race
+
     def _widen(self) -> None:
         """Wider types where the narrow ones fail the gate."""
         for precision in self._gpu.precisions:
             if precision != self._gpu.precision:
                 self._gpu.precision = precision
-                self._race = self._raced(self._forms.files, _WIDER_SHARE, self._race)
+                self._race = self._raced(self._forms.files, budget.WIDER, self._race)
             fastest = self._gpu.fastest(self._race.at(_OPTIMUM))
             if fastest is not None and self._verdicts.of(fastest).passed:
                 return
@@ -208,9 +212,11 @@ class Build:
         self._end_processes()
 
     def _end_processes(self) -> None:
+        for each in self._first:
+            each.close()
         if self._processes is not None:
             self._processes.close()
-        self._processes = None
+        self._first, self._processes = [], None
 
     @property
     def _on_gpu(self) -> bool:
@@ -223,33 +229,28 @@ class Build:
 
     def _tune(self, form: Form, share: float) -> None:
         self._gpu.narrows = self._quantizes
-        note = self._gpu.tune_for(form, self._options.budget_seconds, self._left, share, self._cache)
+        note = self._gpu.tune_for(form, self._budget.seconds, self._budget.left, share, self._cache)
         self._notes += [note] if note else []
 
     # ---- timing ----
 
-    def _raced(self, forms: Mapping[str, Form], share: float, known: Race | None = None) -> Race:
-        """Time every tactic for these forms; with what is `known` of others it is one race, and one scale."""
+    def _raced(
+        self, forms: Mapping[str, Form], share: float, known: Race | None = None, only: Picking | None = None
+    ) -> Race:
+        """Time every tactic for these forms, or some; with what is `known` of others it is one race, and one scale."""
         self._progress.stage("race", ", ".join(forms))
         wanted = (
             self._gpu.tactics(forms, free_shapes=self._free_shapes)
             if self._on_gpu
             else tactics.candidates(forms, self._allowed, self._machine.features, self._buckets)
         )
+        wanted = only(wanted) if only is not None else wanted
+        seconds = self._gpu.race_seconds(self._budget.left, share) if self._on_gpu else self._budget.share(share)
         found = tactics.race(
-            self._forms.files,
-            self._buckets,
-            self._samples.at,
-            machine=self._machine,
-            allowed=self._allowed,
-            budget_seconds=max(1.0, self._gpu.race_seconds(self._left, share) if self._on_gpu else share * self._left),
-            cache=self._cache,
-            on_progress=self._progress.racing,
-            optimum=_OPTIMUM,
-            tactics=wanted,
-            known=known,
-            stable=self._processes,
-        )
+            self._forms.files, self._buckets, self._samples.at, machine=self._machine, allowed=self._allowed,
+            budget_seconds=max(1.0, seconds), cache=self._cache, on_progress=self._progress.racing, optimum=_OPTIMUM,
+            tactics=wanted, known=known, stable=self._processes,
+        )  # fmt: skip
         if self._on_gpu and self._cache is not None:
             for name in (each for each in forms if each.startswith(LOWERED)):
                 self._gpu.remember(self._forms.files[name], self._cache)
@@ -257,43 +258,42 @@ class Build:
 
     @property
     def _first_share(self) -> float:
-        return _FLOAT_SHARE if self._quantizes else 1 - _CONFIRM_SHARE
+        return budget.FLOAT if self._quantizes else 1 - budget.CONFIRM
 
     def _confirm(self) -> None:
         """Time the best few side by side, so that what is chosen is the best and not the luckiest."""
         near = OnGpu.finalist_ratio if self._on_gpu else tactics.FINALIST_RATIO
         for bucket in range(len(self._buckets)):
-            seconds = max(1.0, _CONFIRM_SHARE * self._left / (len(self._buckets) - bucket))
+            seconds = max(1.0, self._budget.share(budget.CONFIRM) / (len(self._buckets) - bucket))
             few = [each for each in tactics.finalists(self._race, bucket, near) if not self._verdicts.failed(each)]
             few = mixing.with_mix(few[:_MOST_FINALISTS], self._race.at(bucket))
             if len(few) < 2:
                 continue
             self._progress.stage("confirm", evidence.label(self._buckets[bucket]))
             self._race = tactics.confirm(
-                self._race,
-                few,
-                [bucket],
-                self._forms.files,
-                self._samples.at,
+                self._race, few, [bucket], self._forms.files, self._samples.at,
                 budget_seconds=min(seconds, OnGpu.confirm_seconds) if self._on_gpu else seconds,
-                cache=self._cache,
-                on_progress=self._progress.racing,
-                stable=self._processes,
-            )
+                cache=self._cache, on_progress=self._progress.racing, stable=self._processes,
+            )  # fmt: skip
 
     # ---- accuracy ----
 
     def _set_up_gate(self) -> None:
+        if self._gated:
+            return
+        self._gated = True
         self._progress.stage("reference", self._options.gate.text)
-        count = _HELD_OUT_SAMPLES if self._samples.real else _NOISE_SAMPLES
-        unseen = list(self._samples.held_out(self._buckets, count))
-        learned = [dict(each) for each in self._learned.samples[: count - len(unseen)]] if self._learned else []
-        if self._on_gpu:
-            unseen, learned = ([self._gpu.as_prepared(each) for each in some] for some in (unseen, learned))
-            import_ahead()
         gpu = self._gpu if self._on_gpu else None
         self._verdicts = Verdicts(self._forms, self._limits, gpu, self._progress)
-        self._verdicts.set_up(self._options.gate, self._profiles, unseen, learned)
+        self._verdicts.set_up(self._options.gate, self._profiles, lambda: self._compared_on(gpu))
+
+    def _compared_on(self, gpu: OnGpu | None) -> Compared:
+        count = _HELD_OUT_SAMPLES if self._samples.real else _NOISE_SAMPLES
+        # A second input for the same bucket is for the last ones, which are small as a rule: the reference is slow.
+        unseen = list(self._samples.held_out([*self._buckets, *reversed(self._buckets)], count))
+        learned = [dict(each) for each in self._learned.samples[: count - len(unseen)]] if self._learned else []
+        fitted = gpu.as_prepared if gpu is not None else dict
+        return [fitted(each) for each in unseen], [fitted(each) for each in learned]
 
     def _accepted(self) -> Selection:
         """The fastest selection whose every tactic passes the gate; only what would be chosen is judged."""
@@ -364,10 +364,10 @@ class Build:
         self._progress.stage("mix", tactic.name)
         self._mix = mixing.search(
             self._forms.plain, tactic, lambda model: self._verdicts.tried(model, tactic),
-            budget_seconds=_MIX_SHARE * self._left,
+            budget_seconds=self._budget.share(budget.MIX),
         )  # fmt: skip
         if self._mix is not None and self._mix.model is not None:
-            self._race_form(mixing.FORM, self._mix.model, self._mix.precision, _MIX_SHARE)
+            self._race_form(mixing.FORM, self._mix.model, self._mix.precision, budget.MIX)
 
     # ---- INT8 ----
 
@@ -400,7 +400,7 @@ class Build:
         assert self._data is not None
         assert self._learned is not None
         assert self._unseen is not None
-        deadline = time.monotonic() + _CALIBRATE_SHARE * self._left
+        deadline = time.monotonic() + self._budget.share(budget.CALIBRATE)
         features = self._machine.features
         schemes = [quantize.suited(scheme, features) for scheme in quantize.SCHEMES.values()]
         recipe, cosines = picked(
@@ -424,7 +424,7 @@ class Build:
     def _race_eight_bits(self, name: str, model: ir.Model) -> str:
         """A quantized graph on this device; the name of its form."""
         if not self._on_gpu:
-            self._race_form(name, model, "int8", _INT8_SHARE)
+            self._race_form(name, model, "int8", budget.INT8)
             return name
         self._race_steps(self._steps(f"{LOWERED}-{name}", model))
         return f"{LOWERED}-{name}"
@@ -442,8 +442,8 @@ class Build:
             self._forms.add(name, model, precision="int8")
 
     def _race_steps(self, form: Form) -> None:
-        self._tune(form, _INT8_SHARE)
-        self._race = self._raced({form.path.stem: form}, _INT8_SHARE, self._race)
+        self._tune(form, budget.INT8)
+        self._race = self._raced({form.path.stem: form}, budget.INT8, self._race)
 
     def _race_form(self, name: str, model: ir.Model, precision: Literal["fp16", "bf16", "int8"], share: float) -> None:
         """Add a form, with the reductions in the graph and beside it, and time every tactic for it."""
@@ -467,7 +467,7 @@ class Build:
             names,
             lambda kept: margin(self._verdicts.tried(recipe.keeping(kept).model, tactic, self._add_trial)),
             lambda margin: margin >= 0,
-            budget_seconds=_REPAIR_SHARE * self._left,
+            budget_seconds=self._budget.share(budget.REPAIR),
         )
         score = found.score if math.isfinite(found.score) else None
         form = self._race_eight_bits(f"{recipe.name}-mixed", recipe.keeping(found.layers).model) if found.passed else ""
@@ -486,8 +486,8 @@ class Build:
             timings=timings,
             accuracy=evidence.of_verdict(self._options.gate, verdict, inputs=kind, samples=samples),
             environment=evidence.environment(self._machine),
-            seconds=time.monotonic() - self._started,
-            budget_seconds=self._options.budget_seconds,
+            seconds=self._budget.spent,
+            budget_seconds=self._budget.seconds,
             lost=lost,
             skipped=skipped,
             refused=self._verdicts.refused,

@@ -6,7 +6,9 @@ made from calibration data is judged on what that data left out, everything else
 
 import itertools
 import math
+import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -17,13 +19,15 @@ from numpy.typing import NDArray
 from penstock import tactics
 from penstock.build.evidence import Refused
 from penstock.build.forms import BESIDE, Forms, beside
-from penstock.build.gate import Gate, Judge, Verdict
+from penstock.build.gate import Cosine, Gate, Judge, Verdict
 from penstock.build.judging import REFERENCE, Judges, Run, judges, of_trials, reducing, within
 from penstock.build.on_gpu import OnGpu
 from penstock.build.progress import Progress
 from penstock.engine.plan import CUDA, SOURCE, Profile, Tactic
 
 Arrays = Mapping[str, NDArray[Any]]
+Compared = tuple[Sequence[Arrays], Sequence[Arrays]]
+"""Inputs that calibration has not seen, and those that it has."""
 
 
 def judged_as(tactic: Tactic) -> Tactic:
@@ -42,15 +46,36 @@ class Verdicts:
         self._found: dict[Tactic, Verdict] = {}
         self._overruled: dict[Tactic, Verdict] = {}
         self._trials = itertools.count()
-        self._judges: Judges
+        self._judging: Future[Judges]
 
-    def set_up(
+    def set_up(self, gate: Gate, profiles: Iterable[Profile], inputs: Callable[[], Compared]) -> None:
+        """Run the reference: now, or for a GPU's build on a thread, since the CPU has little to do there, and whoever
+        asks for a verdict is told. Raises what a metric raises, and CandidateLost.
+        """
+        found = self._judging = Future()
+
+        def look() -> None:
+            try:
+                found.set_result(self._of_reference(gate, profiles, *inputs()))
+            except BaseException as error:  # whoever waits for it is told
+                found.set_exception(error)
+
+        if self._gpu is not None and isinstance(gate, Cosine):  # a metric is the user's code, and runs where it began
+            threading.Thread(target=look, name="penstock-reference", daemon=True).start()
+        else:
+            look()
+            found.result()
+
+    def _of_reference(
         self, gate: Gate, profiles: Iterable[Profile], unseen: Sequence[Arrays], learned: Sequence[Arrays]
-    ) -> None:
-        """Run the reference. Raises what a metric raises, and CandidateLost."""
+    ) -> Judges:
         with self.running(REFERENCE) as reference:
             run = within(profiles, reference)  # a metric brings inputs of its own: tell at once, not at the seal
-            self._judges = judges(gate, run, unseen, learned, self._forms.outputs)
+            return judges(gate, run, unseen, learned, self._forms.outputs)
+
+    @property
+    def _judges(self) -> Judges:
+        return self._judging.result()
 
     @contextmanager
     def running(self, tactic: Tactic) -> Iterator[Run]:

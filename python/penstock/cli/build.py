@@ -48,13 +48,14 @@ def build(
     precision: Annotated[
         Any,
         typer.Option(
+            "--precision",  # typer 0.27 takes a metavar that is the name in capitals for the name
             parser=_parsed("parse_precision"),
             metavar="PRECISION",
             help="auto, or the narrowest that may be used: int8, fp8, fp16, bf16, tf32, fp32.",
         ),
     ] = "auto",
     device: Annotated[
-        Any, typer.Option(parser=_parsed("parse_device"), metavar="DEVICE", help="auto, cpu or cuda:N.")
+        Any, typer.Option("--device", parser=_parsed("parse_device"), metavar="DEVICE", help="auto, cpu or cuda:N.")
     ] = "auto",
     shapes: Annotated[
         list[Any] | None,

@@ -14,6 +14,7 @@ from typing import Any, Final
 import numpy as np
 
 from penstock.engine.blocks import join_blocks_of_integers
+from penstock.engine.expansions import join_expansions_of_integers
 from penstock.engine.lowered import FLOATS, Instruction, LoweredGraph, Operand, Step, Value, Weight
 from penstock.engine.stem_pools import join_stem_pools
 from penstock.errors import InvalidArgument
@@ -30,6 +31,7 @@ _LAYERS: Final = ("conv", "gemm")
 # The least that a product is over: below, the pieces that tensor cores take are mostly padding.
 _LEAST_DEPTH: Final = 16
 _FEWEST_CHANNELS: Final = 8
+_CUT: Final = 6  # axes: of pictures, patches, planes and a patch
 # Whose kernels write eight bits; pools over windows move them only.
 _WRITERS: Final = ("conv", "gemm", "reduce", "layer_norm", "attention")
 
@@ -58,7 +60,7 @@ def in_eight_bits(
         raise InvalidArgument(f"layers can't multiply {datatype}, expected one of {', '.join(TOP)}")
     found, made = _Narrowing(graph, grids, datatype).result(weights, rounded or rounded_array)
     if datatype == "INT8":
-        found = join_stem_pools(join_blocks_of_integers(found))
+        found = join_expansions_of_integers(join_stem_pools(join_blocks_of_integers(found)))
     return found, made
 
 
@@ -115,8 +117,16 @@ class _Narrowing:
             depth *= size
         if "products" in step.attributes and self._datatype != "INT8":
             return False  # of a picture, whose numbers are all of one size
+        if self._is_cut(x.value):
+            return False  # nobody who cuts a picture into patches writes eight bits
         many = shape[-1] >= _FEWEST_CHANNELS and depth >= _LEAST_DEPTH
         return many and step.attributes.get("groups", 1) == 1
+
+    def _is_cut(self, name: str) -> bool:
+        """Patches of a picture."""
+        maker = self._makers.get(name)
+        view = maker.inputs[0].view if maker is not None and maker.kind == "copy" else None
+        return view is not None and len(view.shape) == _CUT
 
     # ---- which values are stored in eight bits ----
 

@@ -39,7 +39,8 @@ KINDS: Final[Mapping[str, tuple[str, ...]]] = {
     # of stride 1 and overhanging below and to the right; activations and biases as those of `mlp`.
     "fork": ("x", "first", "second"),
     # A 1 x 1 convolution `first`, maybe with `first_bias`, its activation `inner`, and a depthwise one behind it, all
-    # of `conv`, whose padding is of zeros.
+    # of `conv`, whose padding is of zeros. In INT8 `scale` is of the first, and `inner_step` what one step of the map
+    # between them is worth.
     "expand_depthwise": ("x", "first", "weight"),
     # 1 x 1 convolutions g = 0, 1, … of maps g_x with weights g_weight, maybe g_bias, each times (plus + g_gate), which
     # is [N, 1, 1, O], and repeated as `times` says, side by side; a `residual` that is repeated `residual_times`.
@@ -241,7 +242,7 @@ _ALLOWED: Final[Mapping[str, Mapping[str, _Rule]]] = {
     "mlp": {**_EPILOGUE, **_INNER, "skip": _Rule("flag")},
     "attention": {"mask_from": _NUMBER, "mask_factor": _NUMBER},
     "fork": {**_EPILOGUE, **_INNER},
-    "expand_depthwise": {**_EPILOGUE, **_INNER},
+    "expand_depthwise": {**_EPILOGUE, **_INNER, "inner_step": _NUMBER},
     "gated_layers": {"residual_times": _PAIR},
     "conv_gate": {**_EPILOGUE, **_INNER, **_OUTER},
     "conv_shortcut": _ENDING,

@@ -5,7 +5,7 @@ hangs or fills the memory is lost, and nothing else is. Called by `build`, which
 """
 
 from penstock.tactics.cache import Chosen, TimingCache
-from penstock.tactics.candidates import GPU_PRECISIONS, Form, candidates, for_gpu
+from penstock.tactics.candidates import GPU_PRECISIONS, GPU_TUNED, Form, candidates, for_gpu
 from penstock.tactics.child import CandidateLost, Child, Limits
 from penstock.tactics.confirming import confirm
 from penstock.tactics.programs import Exported, compiled, export, profile
@@ -30,6 +30,7 @@ from penstock.tactics.stable import Stable
 __all__ = [
     "FINALIST_RATIO",
     "GPU_PRECISIONS",
+    "GPU_TUNED",
     "CandidateLost",
     "Child",
     "Chosen",

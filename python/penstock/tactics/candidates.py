@@ -21,7 +21,7 @@ OPENVINO: Final = "openvino"
 
 GPU_PRECISIONS: Final = ("fp16", "bf16", "tf32", "fp32")
 """In the order worth trying: equally fast, and then more bits for the number; the next only where one is too coarse."""
-_TUNED: Final = frozenset({"fp16", "bf16"})  # our own kernels compute in sixteen bits
+GPU_TUNED: Final = frozenset({"fp16", "bf16"})  # our own kernels compute in sixteen bits
 
 HINT: Final = "INFERENCE_PRECISION_HINT"
 """OpenVINO's name for the type of what is not quantized in an INT8 form; without it FP32."""
@@ -108,9 +108,9 @@ def for_gpu(
         [Tactic(CUDA, precision, form, "static", options=steps) for form in lowered if not forms[form].quantized]
         for steps in (PLAIN_STEPS, TUNED_STEPS)
     )
-    first = [*safe, *plain] if free_shapes else [*plain, *safe]
     rivals = [*_of_providers(forms, precision, providers)] if precision != "bf16" else []
-    return [*first, *rivals, *(tuned if precision in _TUNED else []), *narrow]
+    found = [*plain, *rivals, *(tuned if precision in GPU_TUNED else []), *narrow]
+    return [*safe, *found] if free_shapes else [*found, *safe]
 
 
 def _of_providers(forms: Mapping[str, Form], precision: str, providers: Collection[str]) -> Iterator[Tactic]:

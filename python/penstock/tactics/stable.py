@@ -106,6 +106,10 @@ class Stable:
             form = self._forms.get(tactic.form)
             self._waiting[tactic] = Child(tactic, self._limits, form.path if form is not None else None)
 
+    def take(self, child: Child) -> None:
+        """A process that was started elsewhere, for its tactic, and was not asked for anything yet."""
+        self._waiting[child.tactic] = child
+
     def compiled(self, tactic: Tactic, bucket: int, seconds: float) -> Child:
         """The program's process, compiled within `seconds` unless it is alive; raises CandidateLost."""
         return self._compiled(tactic, program_key(tactic, bucket), seconds).child

@@ -124,4 +124,13 @@ NETWORKS = (
         ("gemm", "layer_norm"),
         "FP8",
     ),
+    Network(
+        "patches of a picture",
+        """(float[2,3,16,16] x) => (float[2,32,2,2] y) { p = Conv <strides=[8,8]> (x, cut) y = Conv(p, one) }""",
+        (2, 3, 16, 16),
+        {"cut": (64, 3, 8, 8), "one": (32, 64, 1, 1)},
+        frozenset({"p"}),
+        ("conv",),
+        "FP8",
+    ),
 )

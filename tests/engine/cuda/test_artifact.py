@@ -16,7 +16,7 @@ import pytest
 pytest.importorskip("torch")
 
 from penstock.engine.cuda import artifact
-from penstock.engine.cuda.kernels.driver import TensorMap
+from penstock.engine.cuda.kernels.driver import AnyMap, PixelsMap, TensorMap, WindowMap
 from penstock.errors import ModelLoadError
 
 pytestmark = pytest.mark.torch
@@ -61,10 +61,18 @@ def test_an_artifact_comes_back_as_it_was() -> None:
     assert found.kernels[0].cubin == elf()
 
 
-def test_matrices_seen_through_maps_come_back_too() -> None:
-    matrix = TensorMap(2, 333, 72, 160, 128, 64)
-    found = artifact.from_bytes(lying({"parameters": "mp", "maps": [astuple(matrix)]}), "m.engine")
-    assert found.kernels[0].maps == (matrix,)
+@pytest.mark.parametrize(
+    "seen",
+    [
+        TensorMap(2, 333, 72, 160, 128, 64),
+        PixelsMap(2, 8, 56, 56, 64, 128, 7168, 401408, 64, 8, 10, 2),
+        WindowMap(1, 8, 56, 57, 64, 64, 3648, 204288, 64, 192, 3, 5, 1, 2, 1, 2, 2, 1),
+    ],
+    ids=["a matrix", "squares of pixels", "taps of a window"],
+)
+def test_what_is_seen_through_maps_comes_back_too(seen: AnyMap) -> None:
+    found = artifact.from_bytes(lying({"parameters": "mp", "maps": [astuple(seen)]}), "m.engine")
+    assert found.kernels[0].maps == (seen,)
     assert artifact.from_bytes(artifact.to_bytes(found), "m.engine") == found
 
 

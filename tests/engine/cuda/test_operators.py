@@ -4,12 +4,13 @@ from dataclasses import dataclass, field
 from zlib import crc32
 
 import numpy as np
+import onnx_ir as ir
 import pytest
 
 pytest.importorskip("torch")
 
 from penstock.graph.lowering import SUPPORTED
-from tests.engine.cuda.reference import Array, assert_agrees
+from tests.engine.cuda.reference import Array, Arrays, assert_agrees
 from tests.graph.small import graph
 
 pytestmark = pytest.mark.torch
@@ -262,13 +263,17 @@ def declared(name: str, array: Array) -> str:
     return f"{kind}[{','.join(map(str, array.shape))}] {name}"
 
 
-@pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case.text} {next(iter(case.inputs.values()))}"[:90])
-def test_an_operator_agrees_with_onnx_runtime(case: Case) -> None:
+def model_of(case: Case) -> tuple[ir.Model, Arrays]:
     inputs = {name: drawn(name, given) for name, given in case.inputs.items()}
     weights = {name: drawn(name, given) for name, given in case.weights.items()}
     outputs = case.outputs.format(",".join(map(str, case.out or ())))
     given = ", ".join(declared(name, array) for name, array in inputs.items())
-    model = graph(f"({given}) => ({outputs}) {{ {case.text} }}", weights, case.opset)
+    return graph(f"({given}) => ({outputs}) {{ {case.text} }}", weights, case.opset), inputs
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case.text} {next(iter(case.inputs.values()))}"[:90])
+def test_an_operator_agrees_with_onnx_runtime(case: Case) -> None:
+    model, inputs = model_of(case)
     lowered = assert_agrees(model, model, inputs, TOLERANCE)
     if case.kinds:
         assert tuple(step.kind for step in lowered.steps) == case.kinds

@@ -25,6 +25,14 @@ class Launch:
         return [self.address]
 
 
+@dataclass(frozen=True)
+class Unknown(Launch):
+    """What the compiler refuses."""
+
+    def seal(self, capability: int) -> SealedKernel:
+        raise ValueError(f"{self.symbol} for {capability}: in no order")
+
+
 @dataclass
 class Driver:
     loaded: list[bytes]
@@ -62,17 +70,40 @@ STEPS = (Launch("conv"), Launch("pool", (4, 1, 1)), Launch("conv", (9, 1, 1)))
 
 def recorded() -> tuple[SealedKernel, ...]:
     recorder = Recorder(89)
-    for _ in range(2):  # another run takes the place of the one before
+    with launching(recorder):
+        for step in STEPS:
+            current = replay.current()
+            assert current is not None
+            assert current.launch(step, 0)
+    return recorder.kernels
+
+
+def test_what_comes_for_the_first_time_is_sealed_and_launched_and_played_from_then_on(driver: Driver) -> None:
+    recorder = Recorder(89)
+    for number in range(2):
         with launching(recorder):
             for step in STEPS:
-                current = replay.current()
-                assert current is not None
-                assert not current.launch(step, 0)  # the compiler's launcher does it
-    return tuple(recorder.kernels)
+                assert recorder.launch(Launch(step.symbol, step.grid, number), 5)
+    assert driver.loaded == [b"conv for 89", b"pool for 89"]
+    assert len(recorder.kernels) == len(STEPS)
+    assert [at for _, at, _ in driver.launched] == [0] * 3 + [1] * 3
+    with pytest.raises(ValueError, match="was sealed, not pool"), launching(recorder):
+        recorder.launch(STEPS[1], 5)
+
+
+def test_a_run_that_broke_off_is_taken_down_from_there(driver: Driver) -> None:
+    recorder = Recorder(89)
+    with pytest.raises(ValueError, match="in no order"):
+        play(recorder, (STEPS[0], Unknown("conv")))
+    play(recorder, STEPS)
+    assert [each.cubin for each in recorder.kernels] == [b"conv for 89", b"pool for 89", b"conv for 89"]
+    assert driver.loaded == [b"conv for 89", b"pool for 89"]
 
 
 def test_what_was_taken_down_is_played_back_with_the_addresses_of_now(driver: Driver) -> None:
     kernels = recorded()
+    driver.loaded.clear()
+    driver.launched.clear()
     assert [each.cubin for each in kernels] == [b"conv for 89", b"pool for 89", b"conv for 89"]
     player = Player(kernels)
     assert driver.loaded == [b"conv for 89", b"pool for 89"]
@@ -86,6 +117,7 @@ def test_what_was_taken_down_is_played_back_with_the_addresses_of_now(driver: Dr
 
 def test_some_launches_may_be_played_alone(driver: Driver) -> None:
     player = Player(recorded())
+    driver.launched.clear()
     for _ in range(3):
         with launching(player, 1):
             player.launch(STEPS[1], 0)
@@ -117,7 +149,10 @@ def test_other_launches_than_those_that_were_sealed_are_refused(
 
 
 def test_machine_code_leaves_the_gpu_with_its_player(driver: Driver) -> None:
-    player = Player(recorded())
+    kernels = recorded()
+    gc.collect()
+    driver.unloaded.clear()
+    player = Player(kernels)
     assert not driver.unloaded
     del player
     gc.collect()

@@ -12,7 +12,9 @@ from penstock.engine.cuda.choices import Choice, from_json, to_json
 from penstock.engine.cuda.executor import Executor
 from penstock.engine.cuda.implementations import IMPLEMENTATIONS, Implementation, register
 from penstock.engine.cuda.sites import Run, Site
-from penstock.engine.cuda.tuner import Call, disagreement, tune
+from penstock.engine.cuda.timers import Call
+from penstock.engine.cuda.trials import disagreement
+from penstock.engine.cuda.tuner import tune
 from penstock.engine.cuda.workspace import Needs, current, working_in
 from penstock.engine.lowered import LoweredGraph
 from penstock.errors import Internal, InvalidArgument, Unsupported
@@ -78,7 +80,8 @@ def ways() -> Iterator[Convolutions]:
 
 
 def test_choices_read_back_are_the_same() -> None:
-    choices = {"a/conv": Choice("triton", (64, 32, 64, 4, 3, 2, 8)), "b": Choice("cudnn")}
+    row = Choice("triton_row", (64, 32, 64, 4, 3, 2, 8) * 3)
+    choices = {"a/conv": Choice("triton", (64, 32, 64, 4, 3, 2, 8)), "b": Choice("cudnn"), "c": row}
     assert from_json(to_json(choices)) == choices
 
 

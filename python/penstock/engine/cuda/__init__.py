@@ -12,7 +12,8 @@
                      where Triton is wanted
     choices          what executes each step, as data
     executor         all steps bound: eager, as one CUDA graph, or as a module for torch.compile
-    tuner            choices by time; precompile gives it kernels compiled in other processes
+    tuner            choices by time: trials of candidates in the order of their worth; precompile gives it kernels
+                     compiled in other processes, which nursery starts
     form, artifact   a model's steps and weights as a file, and what a built program is besides
     buckets          a form's weights on a device, and its steps bound at one bucket
     device_arrays    one batch in flight whose arrays lie on the GPU and stay there

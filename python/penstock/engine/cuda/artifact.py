@@ -8,13 +8,13 @@ the runtime `cuda`; imports neither torch nor triton.
 import base64
 import json
 import struct
-from collections.abc import Mapping
-from dataclasses import astuple, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import astuple, dataclass, fields
 from typing import Any, Final
 
 from penstock.engine.cuda import choices as chosen
 from penstock.engine.cuda.choices import Choice, Choices
-from penstock.engine.cuda.kernels.driver import SealedKernel, TensorMap
+from penstock.engine.cuda.kernels.driver import AnyMap, PixelsMap, SealedKernel, TensorMap, WindowMap
 from penstock.engine.plan import Shape, Shapes
 from penstock.errors import InvalidArgument, ModelLoadError
 
@@ -132,7 +132,7 @@ def _shape(data: object) -> Shape:
 def _kernel(data: Mapping[str, Any], codes: list[bytes]) -> SealedKernel:
     width, height, depth = (_number(each, _MOST_BLOCKS) for each in data["grid"])
     parameters = str(data["parameters"])
-    maps = tuple(TensorMap(*(_number(size, _MOST_BLOCKS) for size in each)) for each in data["maps"])
+    maps = tuple(_map(each) for each in data["maps"])
     if set(parameters) - {"p", "f", "m", "t"} or sum(map(parameters.count, "mt")) != len(maps):
         raise ValueError(f"parameters {parameters!r:.60} with {len(maps)} maps")
     return SealedKernel(
@@ -146,6 +146,13 @@ def _kernel(data: Mapping[str, Any], codes: list[bytes]) -> SealedKernel:
         _number(data["cluster"], _MOST_BLOCKS_IN_A_CLUSTER),
         maps,
     )
+
+
+_MAPS: Final = {len(fields(kind)): kind for kind in (TensorMap, PixelsMap, WindowMap)}
+
+
+def _map(data: Sequence[object]) -> AnyMap:
+    return _MAPS[len(data)](*(_number(size, _MOST_BLOCKS) for size in data))
 
 
 def _number(value: object, most: int) -> int:

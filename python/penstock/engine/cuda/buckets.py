@@ -13,9 +13,9 @@ from penstock.engine.cuda.contexts import Context, GraphContext, HostContext, In
 from penstock.engine.cuda.executor import PRECISIONS, Executor, placed
 from penstock.engine.cuda.form import Form, Prepared
 from penstock.engine.cuda.implementations import OURS, add_triton
-from penstock.engine.cuda.kernels.driver import HOPPER
-from penstock.engine.cuda.kernels.replay import Player, Recorder
-from penstock.engine.cuda.sites import DTYPES
+from penstock.engine.cuda.kernels.replay import Recorder
+from penstock.engine.cuda.sites import DTYPES, launches_early
+from penstock.engine.cuda.turns import Turns, fills
 from penstock.engine.lowered import Step
 from penstock.engine.narrowing import wide_weights
 from penstock.engine.plan import Region
@@ -26,20 +26,17 @@ def _taken(device: torch.device) -> int:
     return torch.cuda.memory_allocated(device) if device.type == "cuda" else 0
 
 
-def capability(device: torch.device) -> int:
-    """90 for compute capability 9.0; of the CPU, which only stands in for one, too."""
-    if device.type != "cuda":
-        return HOPPER
-    major, minor = torch.cuda.get_device_capability(device)
-    return int(10 * major + minor)
-
-
 class Model:
     """A form with its weights on one device, in every precision that was asked for."""
 
     def __init__(self, form: Form, device: torch.device) -> None:
         self.form, self.device = form, device
         self._placed: dict[tuple[str, torch.dtype], torch.Tensor] = {}
+        self._turns: dict[int, Turns] = {}
+
+    def turns(self, priority: int) -> Turns:
+        """Of its graphs on streams of this priority: nobody waits for somebody who is less urgent."""
+        return self._turns.setdefault(priority, Turns())
 
     def weights(self, prepared: Prepared, precision: str) -> dict[str, torch.Tensor]:
         dtype = DTYPES[PRECISIONS[precision]]
@@ -74,8 +71,7 @@ class Bucket:
         )
         """Whether axis 0 of everything could be the batch."""
         self._model, self._choices = model, choices
-        # Older GPUs have no programmatic dependent launch, and kernels that wait for it don't compile for them.
-        self._early_launch = early_launch and capability(model.device) >= HOPPER
+        self._early_launch = early_launch and launches_early(model.device)
         if any(each.implementation.startswith(OURS) for each in choices.values()) and not add_triton():
             raise ModelLoadError(
                 "kernels of this program are bound with triton, which is not installed; it comes with torch"
@@ -94,23 +90,23 @@ class Bucket:
         """Whose inputs lie in this memory, on a stream of this priority; the CPU has none."""
         if self.executor.device.type != "cuda":
             return HostContext(self.executor, memory)
-        made = GraphContext(self.executor, memory, priority)
+        # Plain steps are what is there at once: libraries choose by rules, which costs a few percent.
+        made = GraphContext(self.executor, memory, priority, self.turns(priority), search=bool(self._choices))
         self.context_bytes = made.device_bytes
         return made
 
+    def turns(self, priority: int = 0) -> Turns | None:
+        """What its graphs wait for before they compute, if they wait."""
+        return self._model.turns(priority) if fills(self.executor.graph) else None
+
     def sealed(self) -> Artifact:
-        """Its kernels are taken down in one run."""
-        if isinstance(self.executor.launcher, Player):
+        """Its kernels are taken down in its first run, which may be this one."""
+        recorder = self.executor.launcher
+        if recorder is not None and not isinstance(recorder, Recorder):
             raise ExecutionError("a program that was reopened is exported by copying its artifact")
-        recorder = Recorder(capability(self.executor.device))
-        self.executor.launcher = recorder
-        try:
-            self.executor.run(self.executor.blank_inputs())
-        finally:
-            self.executor.launcher = None
-        return Artifact(
-            self.shapes, self.executor.precision, self._choices, self._early_launch, tuple(recorder.kernels)
-        )
+        self.executor.run(self.executor.blank_inputs())
+        kernels = recorder.kernels if recorder is not None else ()
+        return Artifact(self.shapes, self.executor.precision, self._choices, self._early_launch, kernels)
 
     def regions(self, precision: str) -> tuple[Region, ...]:
         from penstock.engine.cuda.tuner import timed_steps

@@ -13,7 +13,7 @@ import torch
 
 from penstock.engine.cuda.executor import PRECISIONS
 from penstock.engine.cuda.sites import DTYPES
-from penstock.engine.cuda.tuner import timer_for
+from penstock.engine.cuda.timers import timer_for
 from penstock.engine.roofline import Ceilings
 
 _SIDE: Final = 8192  # of the product: 1.1 TFLOP

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from penstock.errors import InvalidArgument
 
 LARGEST = 1 << 20  # of a number of a configuration
+MOST = 64  # numbers: steps of several products have a cut for each
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +40,7 @@ def from_json(text: str | bytes) -> dict[str, Choice]:
 
 
 def _choice(implementation: object, config: object) -> Choice:
-    if not isinstance(implementation, str) or not isinstance(config, list) or len(config) > 16:
+    if not isinstance(implementation, str) or not isinstance(config, list) or len(config) > MOST:
         raise ValueError(f"expected an implementation and its numbers, got {implementation!r}, {config!r}")
     for each in config:
         if not isinstance(each, int) or isinstance(each, bool) or not 0 <= each <= LARGEST:

@@ -1,9 +1,10 @@
 """One batch in flight at the shapes of one bucket: pinned buffers, a stream, and one CUDA graph of everything.
 
 Copying in, all steps and copying out are captured together, so that a call is two copies by the host and one replay,
-or one copy where the rows were laid out in the instance's `InputMemory` to begin with. Nobody waits for the device,
-only for the graph's own event. `HostContext` is the same without a GPU, for tests. Made and used by the runtime; a
-context is used by one call at a time.
+or one copy where the rows were laid out in the instance's `InputMemory` to begin with. Graphs that fill the GPU take
+turns instead, with the copies apart (`turns.py`). Nobody waits for the device, only for the call's own event.
+`HostContext` is the same without a GPU, for tests. Made and used by the runtime; a context is used by one call at a
+time.
 """
 
 import itertools
@@ -21,6 +22,7 @@ from numpy.typing import NDArray
 from penstock.engine.cuda.executor import Compute, Executor
 from penstock.engine.cuda.ranges import named
 from penstock.engine.cuda.sites import DTYPES
+from penstock.engine.cuda.turns import InTurns, Turns
 from penstock.engine.runtimes.base import address
 
 Array = NDArray[Any]
@@ -74,7 +76,16 @@ class InputMemory:
 class GraphContext:
     """On the GPU. Raises torch.cuda.OutOfMemoryError where its buffers find no place."""
 
-    def __init__(self, executor: Executor, memory: InputMemory, priority: int = 0) -> None:
+    def __init__(
+        self,
+        executor: Executor,
+        memory: InputMemory,
+        priority: int = 0,
+        turns: Turns | None = None,
+        *,
+        search: bool = True,
+    ) -> None:
+        """`search`: cuDNN tries its algorithms, which takes up to seconds where it has many steps."""
         graph = executor.graph
         self._given = memory.tensors(executor)
         answers = pinned_outputs(executor)
@@ -83,11 +94,15 @@ class GraphContext:
         shapes = " ".join(f"{each.name}:{'x'.join(map(str, each.shape))}" for each in graph.inputs)
         self._name = f"penstock {executor.precision} {shapes}"
         with named(f"{self._name} capture"):
-            self._captured = executor.capture(round_trip(executor, read, written), priority=priority)
+            whole = round_trip(executor, read, written) if turns is None else None
+            self._captured = executor.capture(whole, search=search, priority=priority)
+        self._start = self._captured.replay
+        if turns is not None:
+            self._start = InTurns(self._captured, self._given, answers, turns).start
         self._inputs = {name: as_numpy(tensor) for name, tensor in self._given.items()}
         self._outputs = {name: as_numpy(tensor) for name, tensor in answers.items()}
         self.milliseconds = self._timed()
-        """Of one replay, copies included."""
+        """Of one replay, copies included where they are captured."""
         self.device_bytes = self._captured.device_bytes()
         self._sleeping, self._spinning = torch.cuda.Event(blocking=True), torch.cuda.Event()
 
@@ -98,7 +113,7 @@ class GraphContext:
     def _run(self, inputs: Arrays) -> Arrays:
         for name, array in self._inputs.items():
             _placed(array, inputs[name])
-        self._captured.replay()
+        self._start()
         spins = self.milliseconds < _SPIN_BELOW_MS and _SPINNERS.acquire(blocking=False)
         try:
             event = self._spinning if spins else self._sleeping

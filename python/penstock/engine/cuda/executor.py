@@ -21,9 +21,9 @@ from numpy.typing import NDArray
 from penstock.engine.cuda.choices import Choices
 from penstock.engine.cuda.implementations import OURS, chosen
 from penstock.engine.cuda.kernels.driver import OwnStream, launch_graph
-from penstock.engine.cuda.kernels.replay import Launcher, launching
+from penstock.engine.cuda.kernels.replay import Launcher, Recorder, launching
 from penstock.engine.cuda.ranges import named
-from penstock.engine.cuda.sites import DTYPES, Run, Site, eight_bits, narrow, seen
+from penstock.engine.cuda.sites import DTYPES, Run, Site, capability, eight_bits, narrow, seen
 from penstock.engine.cuda.workspace import Needs, working_in
 from penstock.engine.lowered import LoweredGraph, Operand
 from penstock.engine.narrowing import narrowed, wide_weights
@@ -106,6 +106,8 @@ class Executor:
         self._workspace = self.needs.workspace(self.device)
         self.launcher: Launcher | None = None
         """Launches our own kernels; None: Triton does."""
+        if self.device.type == "cuda":
+            self.launcher = Recorder(capability(self.device))
 
     def run(self, inputs: Mapping[str, torch.Tensor], watch: Watch | None = None) -> Tensors:
         """Once, on the current stream; inputs lie on the device and have the declared shapes and types.
@@ -192,7 +194,7 @@ class Executor:
                 site = replace(site, step=named, config=choice.config)
             name, implementation = chosen(site, preferred)
             behind = bool(program) and program[-1].implementation.startswith(OURS)
-            site = replace(site, early=early_launch and behind)
+            site = replace(site, early=early_launch, behind=behind)
             self.sites.append(site)
             touched = [self._slots[each.value] for each in step.inputs] + [self._slots[each] for each in step.outputs]
             program.append(
@@ -283,7 +285,6 @@ class Captured:
 def _without_collections() -> Iterator[None]:
     """A collection that frees device memory while something is captured breaks the capture."""
     collects = gc.isenabled()
-    gc.collect()
     gc.disable()
     try:
         yield
@@ -365,7 +366,8 @@ def placed(given: NDArray[Any] | torch.Tensor, device: torch.device, dtype: torc
         tensor = torch.from_numpy(np.array(given, order="C").view(np.uint8)).view(torch.float8_e4m3fn)
     else:
         tensor = torch.from_numpy(np.array(given, order="C"))
+    tensor = tensor.to(device)  # which converts faster than the CPU
     if tensor.is_floating_point() and tensor.dtype != dtype and not eight_bits(tensor.dtype):
         wide = narrow(dtype) and bool((tensor.float().abs() > torch.finfo(dtype).max).any())
         tensor = tensor.to(torch.float32 if wide else dtype)
-    return tensor.to(device).contiguous()
+    return tensor.contiguous()

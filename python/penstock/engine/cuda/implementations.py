@@ -12,7 +12,18 @@ from typing import Final
 
 import torch
 
-from penstock.engine.cuda import blocks, eight_bits, eight_blocks, expressions, joined, layers, norms, patches, shapes
+from penstock.engine.cuda import (
+    blocks,
+    eight_bits,
+    eight_blocks,
+    eight_expansions,
+    expressions,
+    joined,
+    layers,
+    norms,
+    patches,
+    shapes,
+)
 from penstock.engine.cuda.sites import Run, RunInto, Site
 from penstock.engine.narrowing import scaled
 from penstock.errors import AlreadyExists, Unsupported
@@ -155,6 +166,14 @@ def fitting(site: Site) -> Mapping[str, Implementation]:
     return found
 
 
+def _named(site: Site, name: str) -> Implementation | None:
+    """The one of that name if it fits: the others need not be asked, some of which think about it for milliseconds."""
+    each = IMPLEMENTATIONS.get(site.step.kind, {}).get(name)
+    if each is None or scaled(site.graph, site.step):
+        return fitting(site).get(name)
+    return each if each.fits(site) else None
+
+
 def _with_scales(site: Site, reference: Implementation) -> Callable[[Site], Run]:
     if site.step.operand("scale") is None:
         return eight_bits.between(reference.bind)
@@ -165,6 +184,7 @@ _JOINED_IN_EIGHT_BITS: Final[Mapping[str, Callable[[Site], Run]]] = {
     "bottleneck": eight_blocks.block,
     "bottleneck_next": eight_blocks.block,
     "conv_pool": eight_blocks.pooled,
+    "expand_depthwise": eight_expansions.expand_depthwise,
 }
 
 
@@ -175,10 +195,11 @@ def chosen(site: Site, preferred: tuple[str, ...] = ()) -> tuple[str, Implementa
     """
     if any(each.startswith(OURS) for each in (site.step.implementation, *preferred)):
         add_triton()
-    found = fitting(site)
     if name := site.step.implementation:
-        if name not in found:
-            raise Unsupported(f"step {site.step.name!r} wants {name!r}, here there are {', '.join(found)}")
-        return name, found[name]
+        only = _named(site, name)
+        if only is None:
+            raise Unsupported(f"step {site.step.name!r} wants {name!r}, here there are {', '.join(fitting(site))}")
+        return name, only
+    found = fitting(site)
     name = next((each for each in preferred if each in found), next(iter(found)))
     return name, found[name]

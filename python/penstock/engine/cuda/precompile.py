@@ -7,24 +7,23 @@ only what a launch is made of: a line of JSON in, a line of JSON out. Called by 
 import importlib
 import json
 import math
-import os
 import queue
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import astuple, dataclass
 from types import TracebackType
 from typing import IO, Self
 
 import torch
 
+from penstock.engine.cuda.kernels import written
 from penstock.engine.cuda.kernels.cpp_launching import CppLaunch
 from penstock.engine.cuda.kernels.driver import HOPPER
 from penstock.engine.cuda.kernels.launching import Argument, Launch, Tiled
+from penstock.engine.cuda.nursery import Process, import_compiler, taken
 
 _ALIGNMENT = 16  # of an address that Triton makes use of
 
@@ -43,6 +42,8 @@ class Recipe:
     num_stages: int
     pdl: bool
     most_registers: int = 0
+    text: str = ""
+    """Of a kernel that was written for one step; empty: it stands in its module."""
 
     @staticmethod
     def of(launch: Launch) -> "Recipe | None":
@@ -60,12 +61,13 @@ class Recipe:
         kernel = launch.kernel
         return Recipe(
             kernel.__module__, kernel.__name__, tuple(arguments), tuple(launch.constants.items()), launch.num_warps,
-            launch.num_stages, launch.pdl, launch.most_registers,
+            launch.num_stages, launch.pdl, launch.most_registers, written.text_of(kernel),
         )  # fmt: skip
 
     def launch(self) -> Launch:
         arguments = tuple(map(_argument, self.arguments))
-        kernel = getattr(importlib.import_module(self.module), self.kernel)
+        module = importlib.import_module(self.module)
+        kernel = written.function(self.module, self.text) if self.text else getattr(module, self.kernel)
         return Launch(
             kernel, (1, 1, 1), arguments, dict(self.constants), self.num_warps, self.num_stages, self.pdl,
             self.most_registers,
@@ -94,7 +96,7 @@ def _build(launch: Callable[[], Launch | CppLaunch], capability: int) -> str:
     return ""
 
 
-def _serve(questions: IO[str], answers: IO[str]) -> None:
+def serve(questions: IO[str], answers: IO[str]) -> None:
     """What a process does until its input ends."""
     for line in questions:
         capability, (module, kernel, arguments, constants, *options) = json.loads(line)
@@ -103,75 +105,13 @@ def _serve(questions: IO[str], answers: IO[str]) -> None:
         print(json.dumps(_build(recipe.launch, capability)), file=answers, flush=True)
 
 
-@dataclass(frozen=True, slots=True)
-class _Process:
-    """The two pipes of one; it ends when they are closed."""
-
-    questions: IO[str]
-    answers: IO[str]
-
-    def close(self) -> None:
-        for stream in (self.questions, self.answers):
-            with suppress(BrokenPipeError):  # it is gone already
-                stream.close()
-
-
-def _started(count: int) -> "tuple[subprocess.Popen[bytes], list[_Process]]":
-    """Processes forked from one that has imported what takes seconds, and that one, which waits for them."""
-    theirs: list[tuple[int, int]] = []
-    ours: list[_Process] = []
-    for _ in range(count):
-        (asked, ask), (hear, answer) = os.pipe(), os.pipe()
-        theirs.append((asked, answer))
-        ours.append(_Process(os.fdopen(ask, "w"), os.fdopen(hear)))
-    handles = [each for pair in theirs for each in pair]
-    # Threads of libraries would not survive the fork, and each process has one thing to do.
-    one_thread = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
-    nursery = subprocess.Popen(  # noqa: S603  (our own interpreter and program)
-        [sys.executable, "-c", f"from {__name__} import main; main()", json.dumps(theirs)],
-        stdin=subprocess.DEVNULL,
-        pass_fds=handles,
-        env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))} | one_thread,
-    )
-    for each in handles:
-        os.close(each)
-    return nursery, ours
-
-
-def main() -> None:
-    """The one that is forked."""
-    from penstock.engine.cuda.implementations import add_triton
-
-    add_triton()  # every kernel of ours
-    # Whatever else writes to standard output must not end up where the builder's does.
-    os.dup2(2, 1)
-    pairs: list[tuple[int, int]] = [(asked, answer) for asked, answer in json.loads(sys.argv[1])]
-    children: list[int] = []
-    for own in pairs:
-        if child := os.fork():
-            children.append(child)
-            continue
-        for pair in pairs:  # else nobody would see that another one has ended
-            if pair is not own:
-                os.close(pair[0])
-                os.close(pair[1])
-        with suppress(BrokenPipeError):
-            _serve(os.fdopen(own[0]), os.fdopen(own[1], "w"))
-        os._exit(0)
-    for asked, answer in pairs:
-        os.close(asked)
-        os.close(answer)
-    for child in children:
-        os.waitpid(child, 0)
-
-
 class Compilers:
     """Some processes that compile; a context. They start with the first launch and serve any number of models."""
 
     def __init__(self, processes: int, capability: int = HOPPER) -> None:
-        self._capability, self._processes = capability, processes
+        self._capability, self.processes = capability, processes
         self._threads = ThreadPoolExecutor(processes)
-        self._idle: queue.SimpleQueue[_Process] = queue.SimpleQueue()
+        self._idle: queue.SimpleQueue[Process] = queue.SimpleQueue()
         self._nurseries: list[subprocess.Popen[bytes]] = []
         self._starting = threading.Lock()
 
@@ -179,10 +119,12 @@ class Compilers:
         """All processes now, and not with the first launches: they import for seconds before they compile."""
         with self._starting:
             if not self._nurseries:
-                self._more(self._processes)
+                self._more(self.processes)
+                # This process reads what was compiled, by the same digest.
+                threading.Thread(target=import_compiler, name="penstock-import", daemon=True).start()
 
     def _more(self, count: int) -> None:
-        nursery, found = _started(count)
+        nursery, found = taken(count)
         self._nurseries.append(nursery)
         for each in found:
             self._idle.put(each)

@@ -173,7 +173,8 @@ class CudaRuntime:
         """When each part of the calls of several contexts ran, on one clock."""
         self._check_open()
         with _running(self._title):
-            return timeline(self._fitting(inputs).executor, dict(inputs), contexts, calls)
+            bucket = self._fitting(inputs)
+            return timeline(bucket.executor, dict(inputs), contexts, calls, bucket.turns())
 
     def device_memory(self) -> DeviceMemory:
         weights = {id(tensor): tensor.nbytes for bucket in self._buckets for tensor in bucket.weights.values()}

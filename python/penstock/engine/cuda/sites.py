@@ -11,6 +11,7 @@ from typing import Final
 
 import torch
 
+from penstock.engine.cuda.kernels.driver import HOPPER
 from penstock.engine.cuda.workspace import Needs
 from penstock.engine.lowered import LoweredGraph, Operand, Step
 from penstock.engine.plan import Shape
@@ -52,7 +53,10 @@ class Site:
     """How a parametrised implementation is to do it; empty: its own first idea."""
 
     early: bool = False
-    """Whether the step's first kernel may be launched before the one ahead has ended, which is one of ours too."""
+    """Whether the kernels wait for the one ahead themselves, so that they may be launched before it has ended."""
+
+    behind: bool = False
+    """Whether the kernel ahead is one of ours: only then is the step's first one launched early."""
 
     needs: Needs = field(default_factory=Needs)
     """Asked while binding for what a workspace must hold."""
@@ -131,3 +135,16 @@ def narrow(dtype: torch.dtype) -> bool:
 def eight_bits(dtype: torch.dtype) -> bool:
     """What values with a scale are stored in."""
     return dtype in (torch.int8, torch.float8_e4m3fn)
+
+
+def capability(device: torch.device) -> int:
+    """90 for compute capability 9.0; of the CPU, which only stands in for one, too."""
+    if device.type != "cuda":
+        return HOPPER
+    major, minor = torch.cuda.get_device_capability(device)
+    return int(10 * major + minor)
+
+
+def launches_early(device: torch.device) -> bool:
+    """Older GPUs have no programmatic dependent launch, and kernels that wait for it don't compile for them."""
+    return capability(device) >= HOPPER

@@ -23,11 +23,8 @@ from penstock.engine.cuda.kernels.gated_mlp import WIDEST, MlpTile, gated_mlp_la
 from penstock.engine.cuda.kernels.gemm_top_1 import TopTile, gemm_top_1_launches, top_tiles
 from penstock.engine.cuda.kernels.implicit_gemm import gemm_launch
 from penstock.engine.cuda.kernels.launching import Launch
-from penstock.engine.cuda.kernels.squeeze_excite import (
-    splits_for,
-    squeeze_excite_gate_launch,
-    squeeze_excite_launch,
-)
+from penstock.engine.cuda.kernels.rows import power_of_two
+from penstock.engine.cuda.kernels.squeeze_excite import splits_for, squeeze_excite_gate_launch, squeeze_excite_launch
 from penstock.engine.cuda.kernels.tiles import Product, Tile
 from penstock.engine.cuda.kernels.top_1 import top_1_launch
 from penstock.engine.cuda.sites import Site
@@ -35,6 +32,7 @@ from penstock.engine.cuda.ways import (
     Build,
     Config,
     Form,
+    Launched,
     Ready,
     Tensors,
     Way,
@@ -47,8 +45,16 @@ from penstock.engine.cuda.ways import (
     tiles_of,
 )
 
-Depthwise = Callable[[Ready, Tensors, torch.Tensor, torch.Tensor | None], Launch]
+Depthwise = Callable[[Ready, Tensors, torch.Tensor, torch.Tensor | None], Launched]
 """A depthwise convolution of the operands into a map, with sums on the side."""
+
+Blocks = Callable[[Config, int, int], int]
+"""How many blocks a cut makes of an image so high and wide."""
+
+
+def blocks_of_tile(config: Config, height: int, width: int) -> int:
+    return DepthwiseTile(*config).blocks(height, width)
+
 
 LAYERS: Final[Mapping[str, Form]] = {
     "first": lambda weight: weight.contiguous(),
@@ -57,6 +63,7 @@ LAYERS: Final[Mapping[str, Form]] = {
 """A gate's two matrices as its kernels want them: both [reduced, channels]."""
 
 _TILE: Final = 7  # numbers of a product's cut
+_SUMS: Final = 4096  # that one block reads in about the time in which others add up their pixels
 
 
 def _plain(weight: torch.Tensor) -> torch.Tensor:
@@ -88,13 +95,13 @@ def _squeeze_excite(ready: Ready, operands: Tensors, outputs: Tensors, scratch: 
     )
 
 
-def depthwise_and_gate(launch: Depthwise) -> Build:
+def depthwise_and_gate(launch: Depthwise, blocks_of: Blocks = blocks_of_tile) -> Build:
     """The convolution leaves the sums of its blocks, of which the gate is made."""
 
-    def build(ready: Ready, operands: Tensors, outputs: Tensors, scratch: Scratch | None) -> list[Launch]:
+    def build(ready: Ready, operands: Tensors, outputs: Tensors, scratch: Scratch | None) -> list[Launched]:
         (y, gate), constants = outputs, ready.constants
         images, height, width, channels = y.shape
-        blocks = DepthwiseTile(*ready.config).blocks(height, width)
+        blocks = blocks_of(ready.config, height, width)
         sums = torch.empty((images, blocks, channels), dtype=torch.float32, device=y.device)
         splits = splits_for(blocks, channels)
         layers = (
@@ -119,9 +126,9 @@ def depthwise_and_gate(launch: Depthwise) -> Build:
     return build
 
 
-def sums_scratch(site: Site, config: Config) -> tuple[int, int]:
+def sums_scratch(site: Site, config: Config, blocks_of: Blocks = blocks_of_tile) -> tuple[int, int]:
     images, height, width, channels = site.out_shape()
-    splits = splits_for(DepthwiseTile(*config).blocks(height, width), channels)
+    splits = splits_for(blocks_of(config, height, width), channels)
     return (0, 0) if splits == 1 else (images * splits * channels, images)
 
 
@@ -131,9 +138,9 @@ def suits_gate_layers(site: Site) -> bool:
 
 
 def _gate_splits(site: Site) -> list[Config]:
-    """Blocks that share an image: two or so for each multiprocessor first, for few large images as for many small."""
-    images, height, width, _ = site.shape("x")
-    wanted = max(1, 2 * multiprocessors_of(site.device) // images)
+    """Blocks that share an image: the last one reads as many sums of every channel, so few where channels are many."""
+    images, height, width, channels = site.shape("x")
+    wanted = max(1, min(2 * multiprocessors_of(site.device) // images, _SUMS // power_of_two(channels)))
     found = [each for each in (1, 2, 4, 8, 16, 32, 64, 128, 256) if each == 1 or each * 8 <= height * width]
     found.sort(key=lambda each: abs(each.bit_length() - wanted.bit_length()))
     return [(each,) for each in found[:5]]

@@ -12,6 +12,7 @@ from typing import Final
 import torch
 
 from penstock.engine.cuda import workspace
+from penstock.engine.cuda.depthwise_steps import WALKS, types_of_two
 from penstock.engine.cuda.implementations import IMPLEMENTATIONS, Implementation, register, writing
 from penstock.engine.cuda.kernels.activations import ACTIVATIONS
 from penstock.engine.cuda.kernels.depthwise import DepthwiseTile, depthwise_conv2d_nhwc_launch, depthwise_tiles
@@ -24,11 +25,13 @@ from penstock.engine.cuda.kernels.resident import ResidentTile, resident_conv_la
 from penstock.engine.cuda.kernels.tiles import Product, Tile
 from penstock.engine.cuda.lane_blocks import LANE_BLOCKS
 from penstock.engine.cuda.recurrent import RECURRENT
+from penstock.engine.cuda.short_steps import SHORT
 from penstock.engine.cuda.sites import RunInto, Site, seen
 from penstock.engine.cuda.triton_blocks import BLOCKS
 from penstock.engine.cuda.triton_dense import DENSE
 from penstock.engine.cuda.triton_joined import JOINED, LAYERS, depthwise_and_gate, suits_gate_layers, sums_scratch
 from penstock.engine.cuda.triton_moves import MOVES
+from penstock.engine.cuda.triton_pointwise import WRITTEN
 from penstock.engine.cuda.triton_pools import POOLS
 from penstock.engine.cuda.triton_stems import STEMS
 from penstock.engine.cuda.triton_tokens import TOKENS
@@ -154,7 +157,10 @@ def _depthwise(ready: Ready, operands: Tensors, outputs: Tensors, scratch: Scrat
     return _filtered(ready, operands, outputs[0], None)
 
 
-def _filtered(ready: Ready, operands: Tensors, out: torch.Tensor, sums: torch.Tensor | None) -> Launch:
+def _filtered(
+    ready: Ready, operands: Tensors, out: torch.Tensor, sums: torch.Tensor | None, scale: float | None = None
+) -> Launch:
+    """`scale`: what a step of INT8 is worth, if not what is said of x."""
     site = ready.site
     strides, pads, dilations = (site.integers(name) for name in ("strides", "pads", "dilations"))
     return depthwise_conv2d_nhwc_launch(
@@ -169,7 +175,7 @@ def _filtered(ready: Ready, operands: Tensors, out: torch.Tensor, sums: torch.Te
         stride=_pair(strides),
         padding=_pair(pads),
         dilation=_pair(dilations),
-        scale=site.scale(0) or 1.0,
+        scale=scale or site.scale(0) or 1.0,
         pdl=site.early,
     )
 
@@ -214,19 +220,20 @@ _TILE: Final = 7  # numbers of a product's cut
 def _expand_pair(ready: Ready, operands: Tensors, outputs: Tensors, scratch: Scratch | None) -> list[Launch]:
     """The wide map in memory: a product, and a depthwise convolution."""
     site, x = ready.site, operands[0]
-    first, pdl = ready.constants["first"], site.early
+    first, pdl, step = ready.constants["first"], site.early, site.number("inner_step", 1.0)
     expanded = torch.empty((*x.shape[:3], first.shape[0]), dtype=x.dtype, device=x.device)
     product = gemm_launch(
         x.view(-1, x.shape[3]), first, out=expanded.view(-1, first.shape[0]), config=Tile(*ready.config[:_TILE]),
-        bias=ready.constants.get("first_bias"), epilogue=ready.activation("inner_"), scratch=scratch, pdl=pdl,
+        bias=ready.constants.get("first_bias"), scale=ready.scale,
+        epilogue=replace(ready.activation("inner_"), out_scale=step), scratch=scratch, pdl=pdl,
     )  # fmt: skip
     behind = replace(ready, config=ready.config[_TILE:])
-    return [product, _filtered(behind, [expanded, *operands[1:]], outputs[0], None)]
+    return [product, _filtered(behind, [expanded, *operands[1:]], outputs[0], None, step)]
 
 
 def _expand_product(site: Site) -> Product:
     expanded, channels = site.shape("first")[0], site.shape("x")[3]
-    return Product(count(site.shape("x")[:3]), expanded, channels)
+    return Product(count(site.shape("x")[:3]), expanded, channels, itemsize=dtype_of(site, 0).itemsize)
 
 
 def _expand_pair_tiles(site: Site) -> list[Config]:
@@ -294,6 +301,8 @@ WAYS: Final[dict[tuple[str, str], Way]] = {
         _expand_pair_scratch,
         {"first": _flat, "weight": _taps_first},
         _suits_layers,
+        types_of_two,
+        scales=True,
     ),
     ("conv", "triton_resident"): Way(
         _resident, _resident_tiles, suits=_suits_conv, types=integers_or_narrow, scales=True
@@ -310,6 +319,9 @@ WAYS: Final[dict[tuple[str, str], Way]] = {
     **STEMS,
     **TOKENS,
     **PRODUCTS,
+    **WRITTEN,
+    **SHORT,
+    **WALKS,
 }
 """Kind and name -> kernel."""
 
@@ -361,7 +373,8 @@ def _binding(way: Way) -> Callable[[Site], RunInto]:
             if floats:
                 shared = workspace.current()
                 scratch = Scratch(shared.partial_sums, shared.counters)
-            for each in way.launches(ready, operands, outputs, scratch):
+            first, *others = way.launches(ready, operands, outputs, scratch)
+            for each in (replace(first, alone=site.early and not site.behind), *others):
                 each.run()
 
         return run
@@ -377,15 +390,17 @@ def _fitting(name: str, way: Way) -> Callable[[Site], bool]:
         if site.text("activation", "none") not in ACTIVATIONS or not way.types(site):
             return False
         try:
-            if not way.suits(site):
-                return False
-            config = next(iter(way.configs(site)), None)
-            if config is None:
-                return False
-            launch(site, name, config)  # to see whether the kernel takes these tensors
+            return way.suits(site) and accepted(site)
         except (ValueError, RuntimeError, IndexError):
             return False
-        return True
+        except (TypeError, ArithmeticError):
+            return bool(site.config)  # numbers that are none of this kernel's: binding says so
+
+    def accepted(site: Site) -> bool:
+        configs = (site.config,) if site.config else way.configs(site)
+        if configs:
+            launch(site, name, configs[0])  # to see whether the kernel takes these tensors
+        return bool(configs)
 
     return fits
 

@@ -8,9 +8,9 @@ import torch
 from penstock.engine.cuda.kernels.attention import AttentionTile, attention_launch, attention_tiles
 from penstock.engine.cuda.kernels.epilogue import Scratch
 from penstock.engine.cuda.kernels.launching import Launch
-from penstock.engine.cuda.kernels.reductions import layer_norm_launch
+from penstock.engine.cuda.kernels.reductions import NormTile, layer_norm_launch, norm_tiles
 from penstock.engine.cuda.sites import Site
-from penstock.engine.cuda.ways import Config, Ready, Tensors, Way, dtype_of, eight_or_narrow
+from penstock.engine.cuda.ways import Config, Ready, Tensors, Way, count, dtype_of, eight_or_narrow
 
 _WIDEST_NORM: Final = 16384  # a row is kept in registers
 _WIDEST_HEAD: Final = 256
@@ -62,8 +62,14 @@ def _layer_norm(ready: Ready, operands: Tensors, outputs: Tensors, scratch: Scra
         indices=None if indices is None else operands[indices],
         total=outputs[1] if len(outputs) > 1 else None,
         out_scale=ready.out_scale,
+        config=NormTile(*ready.config) if ready.config else None,
         pdl=site.early,
     )
+
+
+def _norm_tiles(site: Site) -> list[Config]:
+    shape = site.out_shape()
+    return [astuple(tile) for tile in norm_tiles(count(shape[:-1]), shape[-1])]
 
 
 def _suits_layer_norm(site: Site) -> bool:
@@ -85,7 +91,12 @@ TOKENS: Final[dict[tuple[str, str], Way]] = {
         _attention, _attention_tiles, suits=_suits_attention, types=eight_or_narrow, scales=True
     ),
     ("layer_norm", "triton"): Way(
-        _layer_norm, forms={"weight": _wide}, suits=_suits_layer_norm, types=eight_or_narrow, scales=True
+        _layer_norm,
+        _norm_tiles,
+        forms={"weight": _wide},
+        suits=_suits_layer_norm,
+        types=eight_or_narrow,
+        scales=True,
     ),
 }
 """Kind and name -> kernel."""

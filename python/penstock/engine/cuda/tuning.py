@@ -6,18 +6,21 @@ by the runtime and the builder; torch is imported when something is tuned.
 """
 
 import hashlib
+import importlib.util
 import json
 import logging
 import os
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from penstock.engine.cuda import choices as chosen
+from penstock.engine.cuda import nursery
 from penstock.engine.cuda.choices import Choices
 from penstock.engine.cuda.form import Form, Prepared
 from penstock.engine.lowered import to_json
@@ -37,9 +40,10 @@ TUNING: Final = ".tuning.json"
 
 _SECONDS: Final = 15.0  # of tuning one bucket where nobody says how long
 _LEAST_SECONDS: Final = 1.0  # libraries are timed in this, and nothing is compiled
-_AFTER_SECONDS: Final = 2.0  # to compile what was chosen as it will be launched, to capture it and to time it
-_MOST_PROCESSES: Final = 16
+_AFTER_SECONDS: Final = 1.5  # to capture what was chosen, and to time it
 _COMPILE_SECONDS: Final = 60.0
+_WAIT_SECONDS: Final = 60.0  # for a form that is being written
+_TICK_SECONDS: Final = 0.02
 _WIDE: Final = ("tf32", "fp32")
 
 _kept: "list[Compilers]" = []
@@ -79,7 +83,7 @@ class Tuning:
         known    choices of earlier builds, as `known` gives them.
         """
         data = {"seconds": seconds, "until": until, "choices": dict(known or {})}
-        path.with_name(path.stem + TUNING).write_text(json.dumps(data))
+        _written(path.with_name(path.stem + TUNING), data)
 
     @property
     def known(self) -> Mapping[str, Any]:
@@ -93,6 +97,7 @@ class Tuning:
     def choices(self, model: "Model", prepared: Prepared, precision: str, *, search: bool) -> Choices:
         """Known ones, else found by time now and written down; none without `search`."""
         from penstock.engine.cuda.executor import Executor
+        from penstock.engine.cuda.sites import launches_early
         from penstock.engine.cuda.tuner import tune
 
         key = name(prepared.shapes, precision)
@@ -102,7 +107,9 @@ class Tuning:
             return {}
         for each in _ahead:
             each.pause()
-        executor = Executor(prepared.graph, model.weights(prepared, precision), model.device, precision)
+        # Kernels as they will be launched: they are not compiled again.
+        weights, early = model.weights(prepared, precision), launches_early(model.device)
+        executor = Executor(prepared.graph, weights, model.device, precision, early_launch=early)
         others = [name(each.shapes, precision) for each in model.form.prepared]
         seconds = self._share(sum(each not in self._known for each in others))
         # What won at other shapes is tried first.
@@ -111,9 +118,7 @@ class Tuning:
             found = tune(executor, seconds=seconds, compilers=builds, hints=hints).choices
         # Another process may have tuned another bucket meanwhile, and may be reading now.
         self._known = {**self._read()[2], key: json.loads(chosen.to_json(found))}
-        beside = self._path.with_name(f".{self._path.name}.{os.getpid()}")
-        beside.write_text(json.dumps({"seconds": self.seconds, "until": self.until, "choices": self._known}))
-        beside.replace(self._path)
+        _written(self._path, {"seconds": self.seconds, "until": self.until, "choices": self._known})
         return found
 
     def _share(self, buckets: int) -> float:
@@ -122,6 +127,13 @@ class Tuning:
             return self.seconds
         left = (self.until - time.monotonic()) / max(1, buckets) - _AFTER_SECONDS
         return max(_LEAST_SECONDS, min(self.seconds, left))
+
+
+def _written(path: Path, data: Mapping[str, Any]) -> None:
+    """In one step: others may be reading, or waiting for it."""
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    beside.write_text(json.dumps(data))
+    beside.replace(path)
 
 
 def name(shapes: Shapes, precision: str) -> str:
@@ -175,12 +187,18 @@ class Ahead:
         self._asked = []
 
 
+def expect(path: Path) -> None:
+    """Kernels of this form will be compiled: who does it may start now. Imports no torch."""
+    if not Tuning(path).known and importlib.util.find_spec("triton") is not None:
+        nursery.start()
+
+
 def prepare(path: Path, device: "torch.device", precision: str, model: "Callable[[], Model]") -> None:
     """Start the processes that compile now, and with what tuning the form will ask for; nothing where all is known.
 
     They live as long as this process.
     """
-    if _kept:
+    if _kept or not is_there(path):
         return
     tuning, found = Tuning(path), model()
     unknown = [each for each in found.form.prepared if not tuning.knows(each.shapes, precision)]
@@ -190,12 +208,35 @@ def prepare(path: Path, device: "torch.device", precision: str, model: "Callable
     made.start()
     _kept.append(made)
     from penstock.engine.cuda.executor import Executor
+    from penstock.engine.cuda.sites import launches_early
     from penstock.engine.cuda.tuner import promising
 
-    executors = [Executor(each.graph, found.weights(each, precision), device, precision) for each in unknown]
+    early = launches_early(device)
+    executors = [
+        Executor(each.graph, found.weights(each, precision), device, precision, early_launch=early) for each in unknown
+    ]
     until = tuning.until if tuning.until is not None else time.monotonic() + tuning.seconds
     _ahead.append(Ahead(made, promising(executors), until, found))
     _ahead[0].go_on()
+    warming = threading.Thread(target=_warm, args=(executors[0],), name="penstock-warm")
+    warming.start()
+    warming.join()
+
+
+def _warm(executor: "Executor") -> None:
+    """One run, for which libraries load what they launch. On a thread of its own: what cuDNN chooses for a thread it
+    keeps to, and whoever tunes may want it to search.
+    """
+    with suppress(Exception):  # tuning raises it again, and is asked
+        executor.run(executor.blank_inputs())
+
+
+def is_there(path: Path, seconds: float = _WAIT_SECONDS) -> bool:
+    """Whether the form is written, now or soon: a builder says its name before, and at last how long to tune for."""
+    last, until = path.with_name(path.stem + TUNING), time.monotonic() + seconds
+    while not last.exists() and time.monotonic() < until:
+        time.sleep(_TICK_SECONDS)
+    return last.exists()
 
 
 def go_on(path: Path, form: Form, precision: str) -> None:
@@ -235,11 +276,11 @@ def compilers(device: "torch.device") -> "Iterator[Compilers | None]":
 
 
 def _made(device: "torch.device") -> "Compilers | None":
-    from penstock.engine.cuda.buckets import capability
     from penstock.engine.cuda.implementations import add_triton
+    from penstock.engine.cuda.sites import capability
 
     if device.type != "cuda" or not add_triton():
         return None
     from penstock.engine.cuda.precompile import Compilers
 
-    return Compilers(min(_MOST_PROCESSES, max(1, len(os.sched_getaffinity(0)) - 1)), capability(device))
+    return Compilers(nursery.count(), capability(device))

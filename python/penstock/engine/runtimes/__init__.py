@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from penstock.engine.plan import CUDA, Shapes, Tactic
+from penstock.engine.plan import CUDA, TUNED_STEPS, Shapes, Tactic
 from penstock.engine.runtimes import settings
 from penstock.engine.runtimes.base import Compiled, Shelf
 from penstock.errors import InvalidArgument, ModelLoadError, NotFound
@@ -104,6 +104,8 @@ def prepare(tactic: Tactic, path: Path | None = None) -> None:
     path  of the model, where it is there already.
     """
     with contextlib.suppress(ModelLoadError, InvalidArgument):  # compiling says what is wrong
+        if tactic.runtime == CUDA and tactic.options == TUNED_STEPS and path is not None:
+            importlib.import_module("penstock.engine.cuda.tuning").expect(path)
         library = _class(tactic, tactic.runtime)
         if tactic.runtime == CUDA:
             library.prepare(tactic, path)

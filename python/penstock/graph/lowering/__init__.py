@@ -93,7 +93,8 @@ def lower(model: ir.Model, *, joined: bool = True) -> tuple[LoweredGraph, Weight
         builder.add_output(value, value.producer() or node or ir.node("Identity", [value], name=f"{value.name}.output"))
     fused = fuse(builder.finish())
     if not joined:
-        return fused, {name: builder.weights[name] for name in fused.weights}
+        plain, weights = cut_pictures(join_embeddings(fused), builder.weights)
+        return plain, {name: weights[name] for name in plain.weights}
     merged, weights = merge_layers(fused, builder.weights)
     folded, weights = fold_gates(join_gates(merged), weights)
     steps = join_embeddings(join_gated_layers(join(join_blocks(folded))))

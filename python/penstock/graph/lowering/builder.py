@@ -26,7 +26,7 @@ from penstock.engine.lowered import (
 from penstock.engine.plan import Shape
 from penstock.errors import Unsupported
 from penstock.graph.editing import Array, constant, static_shape
-from penstock.graph.lowering.views import NHWC, Ref, Woven, dense, identity, lies_in, operand
+from penstock.graph.lowering.views import NHWC, Ref, Woven, by_stride, dense, identity, lies_in, operand
 from penstock.graph.sources import sources
 
 _DATATYPES: Mapping[ir.DataType, str] = {
@@ -117,11 +117,8 @@ class Builder:
         stored = self.values.get(ref.value)
         if rank == 4 and stored is not None and stored.layout == "nhwc" and lies_in(ref, NHWC):
             return NHWC
-        by_stride = tuple(sorted(range(rank), key=lambda axis: -ref.strides[axis] if ref.shape[axis] != 1 else 0))
-        wide = [axis for axis in by_stride if ref.shape[axis] != 1]
-        places = iter(wide)
-        merged = tuple(axis if ref.shape[axis] == 1 else next(places) for axis in range(rank))
-        return next((order for order in (identity(rank), merged) if lies_in(ref, order)), None)
+        orders = (identity(rank), by_stride(ref))
+        return next((order for order in orders if order is not None and lies_in(ref, order)), None)
 
     # ---- making ----
 

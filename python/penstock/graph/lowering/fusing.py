@@ -17,8 +17,10 @@ _ACTIVATIONS: Final = (
     *("relu", "relu6", "silu", "quick_gelu", "gelu", "gelu_tanh", "sigmoid", "hard_swish", "tanh"),
     *("clip", "hard_sigmoid", "leaky_relu"),
 )
-# A program longer than this spills registers, and names nothing.
-_LONGEST: Final = 16
+# Of one kernel: instructions, operands, and values that those are seen in.
+_LONGEST: Final = 128
+_MOST_OPERANDS: Final = 128
+_MOST_VALUES: Final = 32
 _QUICK_GELU: Final = 1.702
 
 
@@ -86,9 +88,9 @@ class _Fusing:
     def join_chains(self) -> None:
         for number, step in enumerate(self._steps):
             follower = self._follower(number) if step is not None and step.kind == "pointwise" else None
-            if step is None or follower is None or len(step.program) + len(follower[1].program) > _LONGEST:
-                continue
-            self._steps[number], self._steps[follower[0]] = None, _joined(step, follower[1], follower[2])
+            joined = _joined(step, follower[1], follower[2]) if step is not None and follower is not None else None
+            if joined is not None and follower is not None and _fits_a_kernel(joined):
+                self._steps[number], self._steps[follower[0]] = None, joined
 
     def compute_while_padding(self) -> None:
         """What is a number for each channel away from a picture is computed where the picture gets its zeros."""
@@ -236,6 +238,11 @@ def _is_row(operand: Operand) -> bool:
     if view is None or view.offset or view.strides[-1:] != (1,):
         return False
     return not any(stride for size, stride in zip(view.shape[:-1], view.strides[:-1], strict=True) if size != 1)
+
+
+def _fits_a_kernel(step: Step) -> bool:
+    values = {operand.value for operand in step.inputs}
+    return len(step.program) <= _LONGEST and len(step.inputs) <= _MOST_OPERANDS and len(values) <= _MOST_VALUES
 
 
 def _is_quick(step: Step) -> bool:

@@ -25,6 +25,7 @@ _FEWEST_ROWS: Final = 32
 _WIDEST_FORK: Final = 64
 _WIDEST_TOP: Final = 256
 _WIDEST_EXPANDED: Final = 64
+_LARGE: Final = 2**24  # numbers of a map that the kernel behind finds in no cache
 _LAYERS: Final = ("conv", "gemm")
 _NUMBERS: Final = ("alpha", "beta")
 
@@ -322,11 +323,13 @@ class _Joining:
     # ---- a layer before a depthwise convolution ----
 
     def find_expansions(self) -> None:
-        """Where the convolution strides, what is between is much larger than what becomes of it."""
+        """Where the convolution strides, what is between is much larger than what becomes of it; or than any cache."""
         for number, step in enumerate(self._steps):
             if step is None or step.kind != "conv" or not self._is_depthwise(step) or _residual(step):
                 continue
-            if step.attributes.get("strides") != (2, 2):
+            strides = step.attributes.get("strides")
+            large = strides == (1, 1) and self._numbers(step.inputs[0].value) >= _LARGE
+            if strides != (2, 2) and not large:
                 continue
             before = self._maker(step.inputs[0])
             layer = None if before is None else self._layer(self._makers[step.inputs[0].value], before)

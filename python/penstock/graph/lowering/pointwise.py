@@ -14,7 +14,7 @@ from penstock.engine.lowered import Instruction, Number, Operand
 from penstock.errors import Unsupported
 from penstock.graph.editing import Array, input_of, integer, number, string
 from penstock.graph.lowering.builder import Builder
-from penstock.graph.lowering.views import NHWC, expanded, identity
+from penstock.graph.lowering.views import NHWC, by_stride, expanded, identity
 
 Argument = str | Number
 Program = Callable[[ir.Node, Sequence[Argument]], list[Instruction]]
@@ -158,8 +158,11 @@ def compute(
         builder.ref(value) if array is None and isinstance(value, ir.Value) else None
         for value, array in zip(values, arrays, strict=True)
     ]
-    orders = [builder.order_of(ref) for ref in refs if ref is not None and ref.shape == shape]
+    whole = [ref for ref in refs if ref is not None and ref.shape == shape]
+    orders = [builder.order_of(ref) for ref in whole]
     orders.sort(key=lambda order: order != NHWC)  # one feature map among them decides
+    # Or else a piece of one, if it has to be read across.
+    orders += [by_stride(ref) if ref.strides[-1:] != (1,) else None for ref in whole]
     order = next((each for each in orders if each is not None), identity(len(shape)))
     arguments: list[Argument] = []
     operands: list[Operand] = []
@@ -168,9 +171,9 @@ def compute(
             arguments.append(array.reshape(-1)[0].item())
             continue
         name = (value.name if isinstance(value, ir.Value) else None) or f"{node.name}.constant"
-        whole = ref if array is None else builder.weight(array, name)
-        assert whole is not None
-        seen = builder.operand(builder.copied(expanded(whole, shape), order), "", order)
+        found = ref if array is None else builder.weight(array, name)
+        assert found is not None
+        seen = builder.operand(builder.copied(expanded(found, shape), order), "", order)
         if seen not in operands:
             operands.append(seen)
         arguments.append(f"i{operands.index(seen)}")

@@ -165,6 +165,15 @@ def lies_in(ref: Ref, order: Sequence[int]) -> bool:
     )
 
 
+def by_stride(ref: Ref) -> tuple[int, ...] | None:
+    """The axes as they lie in memory, slowest first, of a piece of something; None where elements repeat."""
+    wide = [axis for axis, size in enumerate(ref.shape) if size != 1]
+    if not wide or any(ref.strides[axis] == 0 for axis in wide):
+        return None
+    places = iter(sorted(wide, key=lambda axis: -ref.strides[axis]))
+    return tuple(axis if size == 1 else next(places) for axis, size in enumerate(ref.shape))
+
+
 def operand(ref: Ref, stored: Shape, role: str = "", order: Sequence[int] | None = None) -> Operand:
     """How a step reads it, axes in the order given; without a view where that is the stored value as it is."""
     seen = permuted(ref, order) if order is not None else ref

@@ -19,6 +19,7 @@ _RANDOM: Final = frozenset(
 )
 # Attributes that are tensors are compared up to this size; larger ones were made initialisers before.
 _ATTRIBUTE_BYTES: Final = 1024
+_BEGINNING: Final = 16  # numbers
 
 
 def merge_duplicates(edit: Edit) -> None:
@@ -64,7 +65,8 @@ def _initialisers(edit: Edit) -> None:
         tensor = value.const_value
         if tensor is None or tensor.dtype == ir.DataType.STRING or value.is_graph_input() or edit.is_output(value):
             continue
-        groups[tensor.dtype, tuple(tensor.shape)].append(value)
+        # What is equal begins alike: few are read to their end.
+        groups[tensor.dtype, tuple(tensor.shape), tensor.numpy().flat[:_BEGINNING].tobytes()].append(value)
     for group in groups.values():
         if len(group) == 1:
             continue

@@ -308,6 +308,67 @@ inline float power_of_two(float exponent) { return std::exp2(exponent); }
 inline float reciprocal(float number) { return 1.0f / number; }
 inline float rough_tanh(float number) { return std::tanh(number); }
 
+inline float number_of(unsigned int bits) {
+  float value;
+  std::memcpy(&value, &bits, 4);
+  return value;
+}
+inline unsigned int bits_of(float number) {
+  unsigned int bits;
+  std::memcpy(&bits, &number, 4);
+  return bits;
+}
+
+inline float greater(float one, float other) { return one != one ? one : other != other ? other : one > other ? one : other; }
+inline float smaller(float one, float other) { return one != one ? one : other != other ? other : one < other ? one : other; }
+
+inline float number_of_half(unsigned int bits) {
+  const unsigned short half = static_cast<unsigned short>(bits);
+  _Float16 value;
+  std::memcpy(&value, &half, 2);
+  return static_cast<float>(value);
+}
+inline unsigned int half_of_number(float number) {
+  const _Float16 half = static_cast<_Float16>(number);
+  unsigned short bits;
+  std::memcpy(&bits, &half, 2);
+  return bits;
+}
+inline float low_of_halves(unsigned int both) { return number_of_half(both & 0xffff); }
+inline float high_of_halves(unsigned int both) { return number_of_half(both >> 16); }
+inline unsigned int halves_multiply_add(unsigned int one, unsigned int other, unsigned int sum) {
+  const float low = low_of_halves(one) * low_of_halves(other) + low_of_halves(sum);
+  const float high = high_of_halves(one) * high_of_halves(other) + high_of_halves(sum);
+  return half_of_number(low) | half_of_number(high) << 16;
+}
+inline unsigned int halves_add(unsigned int one, unsigned int other) {
+  return half_of_number(low_of_halves(one) + low_of_halves(other)) |
+         half_of_number(high_of_halves(one) + high_of_halves(other)) << 16;
+}
+inline unsigned int permuted(unsigned int first, unsigned int second, unsigned int selector) {
+  const unsigned long long bytes = first | static_cast<unsigned long long>(second) << 32;
+  unsigned int found = 0;
+  for (unsigned int digit = 0; digit < 4; ++digit) {
+    found |= static_cast<unsigned int>(bytes >> 8 * (selector >> 4 * digit & 7) & 0xff) << 8 * digit;
+  }
+  return found;
+}
+
+inline unsigned int int8_bits(float number) {
+  const float within = number != number ? 0.0f : number < -128.0f ? -128.0f : number > 127.0f ? 127.0f : number;
+  return static_cast<unsigned char>(static_cast<int>(std::nearbyint(within)));
+}
+inline unsigned int packed_int8(float first, float second, float third, float fourth) {
+  return int8_bits(first) | int8_bits(second) << 8 | int8_bits(third) << 16 | int8_bits(fourth) << 24;
+}
+
+inline unsigned int greater_of_both(unsigned int one, unsigned int other) {
+  return narrow(greater(wide(one & 0xffff), wide(other & 0xffff)), greater(wide(one >> 16), wide(other >> 16)));
+}
+inline unsigned int smaller_of_both(unsigned int one, unsigned int other) {
+  return narrow(smaller(wide(one & 0xffff), wide(other & 0xffff)), smaller(wide(one >> 16), wide(other >> 16)));
+}
+
 // One cluster after the other.
 template <class Kernel>
 void launch(unsigned int grid, unsigned int cluster, unsigned int threads, Kernel kernel) {

@@ -10,7 +10,13 @@ from penstock.engine.cuda.kernels.attention import AttentionTile, attention, att
 from penstock.engine.cuda.kernels.epilogue import Epilogue, Scratch  # noqa: E402
 from penstock.engine.cuda.kernels.gated_mlp import MlpTile, gated_mlp, mlp_tiles  # noqa: E402
 from penstock.engine.cuda.kernels.moves import concat_channels, planes_to_pixels  # noqa: E402
-from penstock.engine.cuda.kernels.reductions import channel_sums, global_average_pool, layer_norm  # noqa: E402
+from penstock.engine.cuda.kernels.reductions import (  # noqa: E402
+    channel_sums,
+    global_average_pool,
+    layer_norm,
+    layer_norm_launch,
+    norm_tiles,
+)
 from penstock.engine.cuda.kernels.squeeze_excite import (  # noqa: E402
     squeeze_excite,
     squeeze_excite_gate,
@@ -34,6 +40,19 @@ def test_layer_norm(size: int, with_residual: bool, device: str) -> None:
     right = torch.nn.functional.layer_norm(summed, (size,), weight.double(), bias.double(), 1e-5)
     assert (out.double() - right).abs().max() < 8e-3
     assert torch.equal(total, summed.half())
+
+
+def test_rows_of_a_norm_may_be_shared_out_in_many_ways(device: str) -> None:
+    rows, size = 1030, 250
+    x = torch.randn(rows, size, device=device).half()
+    weight, bias = torch.randn(size, device=device), torch.randn(size, device=device)
+    right = torch.nn.functional.layer_norm(x.double(), (size,), weight.double(), bias.double(), 1e-5)
+    tiles = norm_tiles(rows, size)
+    assert len(set(tiles)) == len(tiles) > 2
+    for tile in tiles:
+        out = torch.full_like(x, float("nan"))
+        layer_norm_launch(x, weight, bias, out=out, epsilon=1e-5, config=tile).run()
+        assert (out.double() - right).abs().max() < 8e-3
 
 
 @pytest.mark.parametrize("splits", [1, 4])

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import threading
 from collections import Counter
 from concurrent.futures import Future
 from pathlib import Path
@@ -16,6 +17,7 @@ pytest.importorskip("triton")
 import torch
 
 from penstock.engine.blocks import join_blocks
+from penstock.engine.cuda.candidates import kernel_key
 from penstock.engine.cuda.choices import Choice
 from penstock.engine.cuda.executor import Executor
 from penstock.engine.cuda.implementations import IMPLEMENTATIONS, add_triton, fitting
@@ -305,6 +307,37 @@ def test_what_tuning_will_compile_is_known_before(device: str) -> None:
     assert known["implicit_gemm_kernel"] > 0
 
 
+class OneByOne:
+    """Compilers that are asked for a kernel at a time, and remember what is asked for."""
+
+    processes = 1
+
+    def __init__(self) -> None:
+        self.asked: list[object] = []
+
+    def submit(self, launch: Launch, /) -> Future[str]:
+        self.asked.append(kernel_key(launch))
+        future: Future[str] = Future()
+        future.set_result("")
+        return future
+
+
+def test_every_step_has_a_first_idea_compiled_before_any_has_a_third(device: str) -> None:
+    text = "(float[1,16,6,6] x) => (float[1,16,6,6] y) { a = Conv (x, v) y = Conv <pads=[1,1,1,1]> (a, w, b) }"
+    lowered_, weights = lowered(graph(text, {**WIDE, "v": normal(16, 16, 1, 1) / 4}), X)
+    executor, compilers = Executor(lowered_, weights, device, "fp16"), OneByOne()
+    tune(executor, timer=lambda call: 1000.0, compilers=compilers, limit=3)
+    ideas = [
+        [kernel_key(each) for each in launch(site, name, tuple(implementation.configs(site)[rank]))]
+        for site in executor.sites if site.step.kind == "conv"
+        for name, implementation in fitting(site).items() if name == "triton"
+        for rank in (0, 2)
+    ]  # fmt: skip
+    firsts, thirds = ([compilers.asked.index(each) for keys in ideas[at::2] for each in keys] for at in (0, 1))
+    assert len(firsts) == 2
+    assert max(firsts) < min(thirds)
+
+
 def test_a_split_sum_is_shared_in_the_executors_workspace(device: str) -> None:
     model = graph(MODELS["residual"][0], WIDE)
     lowered_, weights = lowered(model, X)
@@ -338,7 +371,7 @@ def test_a_launch_is_early_only_behind_another_of_ours(device: str) -> None:
     lowered_, weights = lowered(graph(MODELS["relu"][0], WIDE), X)
     executor = Executor(lowered_, weights, device, "fp16", OURS, early_launch=True)
     names = [bound.implementation.startswith("triton") for bound in executor.program]
-    assert [site.early for site in executor.sites] == [
+    assert [site.early and site.behind for site in executor.sites] == [
         index > 0 and names[index - 1] for index in range(len(names))
     ]  # fmt: skip
 
@@ -355,6 +388,8 @@ def test_the_tuner_times_ours_among_the_others(device: str) -> None:
 
 class Answers:
     """Compilers that say of every launch what they are told to say of its number of warps."""
+
+    processes = 4
 
     def __init__(self, failing: int) -> None:
         self.failing = failing
@@ -384,6 +419,39 @@ def test_what_does_not_compile_is_lost_and_what_is_not_compiled_in_time_is_not_t
     assert result.untimed > 0
 
 
+class Late:
+    """Compilers whose first kernels are done after the time is over, one after the other; the others never begin."""
+
+    processes = 4
+
+    def __init__(self, seconds: float) -> None:
+        self.asked: list[Future[str]] = []
+        self.timers = [threading.Timer(seconds + 0.1 * number, self._done, [number]) for number in range(2)]
+        for each in self.timers:
+            each.start()
+
+    def submit(self, launch: Launch, /) -> Future[str]:
+        future: Future[str] = Future()
+        if len(self.asked) < len(self.timers):
+            assert future.set_running_or_notify_cancel()
+        self.asked.append(future)
+        return future
+
+    def _done(self, number: int) -> None:
+        self.asked[number].set_result("")
+
+
+def test_what_is_waited_for_beyond_the_time_is_timed_and_what_was_given_up_is_not_asked(device: str) -> None:
+    text = "(float[1,16,6,6] x) => (float[1,16,6,6] y) { a = Conv (x, v) y = Conv <pads=[1,1,1,1]> (a, w, b) }"
+    lowered_, weights = lowered(graph(text, {**WIDE, "v": normal(16, 16, 1, 1) / 4}), X)
+    compilers = Late(1.1)
+    executor = Executor(lowered_, weights, device, "fp16")
+    result = tune(executor, timer=lambda call: 1000.0, compilers=compilers, seconds=1.0, limit=2)
+    assert all(future.cancelled() for future in compilers.asked[2:])
+    assert sum(row.has_ours for row in result.rows) == 2
+    assert result.untimed > 0
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
 @pytest.mark.parametrize("early_launch", [False, True])
@@ -397,7 +465,7 @@ def test_captures_with_a_split_sum_replay_side_by_side(early_launch: bool) -> No
     split = Choice("triton", (16, 16, 16, 4, 2, 3, 8))
     choices = {step.name: split for step in lowered_.steps if step.kind == "conv"}
     executor = Executor(lowered_, weights, "cuda", "fp16", choices=choices, early_launch=early_launch)
-    assert sum(site.early for site in executor.sites) == (1 if early_launch else 0)
+    assert sum(site.early and site.behind for site in executor.sites) == (1 if early_launch else 0)
     captures = [(executor.capture(), sign) for sign in (1, -1)]
     for captured, sign in captures:
         captured.inputs["x"].copy_(torch.from_numpy(sign * X["x"]))
@@ -473,7 +541,7 @@ def test_what_another_process_compiled_is_found_in_the_cache(tmp_path: Path) -> 
 
 def test_a_step_with_nothing_but_its_reference_waits_a_little_for_a_kernel(device: str) -> None:
     lowered_, weights = lowered(graph(MODELS["gemm"][0], MODELS["gemm"][1]), MODELS["gemm"][2])
-    clock = iter((*(0.0,) * 2, *(10.0,) * 1000))  # over as soon as the reference is timed
+    clock = iter((*(0.0,) * 2, *(9.0,) * 1000))  # over as soon as the reference is timed
     result = tune(
         Executor(lowered_, weights, device, "fp16"),
         timer=lambda call: 1.0,

@@ -1,9 +1,7 @@
 """Products by warpgroups: the source compiled for the CPU against float64, and for a GPU that is not here."""
 
-import ctypes
 import shutil
-import subprocess
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -11,8 +9,7 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from penstock.engine.cuda.kernels import nvrtc  # noqa: E402
-from penstock.engine.cuda.kernels.cpp_launching import CppLaunch, text  # noqa: E402
-from penstock.engine.cuda.kernels.driver import TensorMap  # noqa: E402
+from penstock.engine.cuda.kernels.cpp_launching import CppLaunch  # noqa: E402
 from penstock.engine.cuda.kernels.epilogue import Epilogue  # noqa: E402
 from penstock.engine.cuda.kernels.tiles import Product  # noqa: E402
 from penstock.engine.cuda.kernels.warpgroup_gemm import (  # noqa: E402
@@ -21,9 +18,10 @@ from penstock.engine.cuda.kernels.warpgroup_gemm import (  # noqa: E402
     warpgroup_tiles,
 )
 
+from .emulating import run_on_the_cpu  # noqa: E402
+
 pytestmark = pytest.mark.torch
 
-HERE = Path(__file__).parent
 BF16, INT8, E4M3 = torch.bfloat16, torch.int8, torch.float8_e4m3fn
 NOTHING = Epilogue()
 
@@ -45,7 +43,7 @@ class Case:
 
     def __str__(self) -> str:
         one = self.tile
-        how = f"{one.rows}x{one.columns}x{one.pingpong}x{one.stages}x{one.cluster}x{one.blocks}"
+        how = f"{one.rows}x{one.columns}x{one.pingpong}x{one.stages}x{one.cluster}x{one.blocks}x{one.ahead}"
         return f"{self.m}x{self.n}x{self.k} {how} {self.epilogue.activation} {self.residual} {self.dtype} {self.out}"
 
 
@@ -65,6 +63,11 @@ CASES = [
     Case(200, 128, 144, WarpgroupTile(128, 128, 1, 3, 1, 1), replace(STEPS, activation="silu"), dtype=E4M3, out=E4M3),
     Case(200, 144, 64, WarpgroupTile(64, 128, 0, 3, 1, 1), STEPS, out=INT8),
     Case(200, 192, 128, WarpgroupTile(64, 64, 1, 3, 1, 1), dtype=E4M3, out=BF16, bias=False),
+    Case(333, 256, 144, WarpgroupTile(64, 128, 1, 3, 2, 2), replace(STEPS, activation="gelu"), dtype=INT8, out=INT8),
+    Case(257, 256, 272, WarpgroupTile(64, 256, 1, 3, 2, 2), replace(STEPS, activation="gelu"), dtype=E4M3, out=E4M3),
+    Case(321, 192, 400, WarpgroupTile(64, 192, 0, 3, 2, 2), residual=True, dtype=E4M3, out=torch.float16),
+    Case(600, 256, 80, WarpgroupTile(64, 128, 1, 3, 1, 2, 1), STEPS, residual=True, dtype=INT8, out=INT8),
+    Case(700, 192, 136, WarpgroupTile(64, 64, 0, 3, 1, 2, 1), Epilogue("relu"), residual=True),
 ]
 
 
@@ -151,53 +154,12 @@ def allowed(case: Case) -> float:
     return {torch.float16: 5e-4, BF16: 4e-3, INT8: 2e-2, E4M3: 4e-2}[case.out or case.dtype]
 
 
-class EmulatedMap(ctypes.Structure):
-    """`TensorMap` of `emulated_warpgroups.hpp`."""
-
-    _fields_ = [("base", ctypes.c_void_p), *((each.name, ctypes.c_longlong) for each in fields(TensorMap))]
-
-
-def compiled_for_the_cpu(launch: CppLaunch, folder: Path) -> ctypes.CDLL:
-    source = text(launch.source)
-    for declared, found in (
-        ('#include "primitives.cuh"\n#include "warpgroup.cuh"', '#include "emulated_warpgroups.hpp"'),
-        ("extern __shared__ Quad memory[];", "Quad* memory = block_memory();"),
-    ):
-        assert declared in source
-        source = source.replace(declared, found)
-    count = len(launch.bound())
-    given = ", ".join(
-        f"*static_cast<TensorMap*>(arguments[{number}])"
-        if number < len(launch.maps)
-        else f"static_cast<float*>(arguments[{number}])"
-        for number in range(count)
-    )
-    source += f"""
-extern "C" void run(void** arguments) {{
-  launch({launch.grid[0]}, {launch.cluster}, {launch.threads}, [=] {{ {launch.symbol}({given}); }});
-}}
-"""
-    file, library = folder / "kernel.cpp", folder / "kernel.so"
-    file.write_text(source)
-    macros = [f"-D{name}={value}" for name, value in launch.constants.items()]
-    command = ["g++", "-std=c++20", "-O2", "-w", "-shared", "-fPIC", "-pthread", f"-I{HERE}", *macros, str(file)]
-    subprocess.run([*command, "-o", str(library)], check=True)
-    return ctypes.CDLL(str(library))
-
-
 @pytest.mark.skipif(shutil.which("g++") is None, reason="there is no g++")
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_every_thread_of_the_source_does_its_part(case: Case, tmp_path: Path) -> None:
     given = tensors(case)
     launch = given.launch(case)
-    library = compiled_for_the_cpu(launch, tmp_path)
-    bound = [int(each) for each in launch.bound()]
-    maps = [
-        EmulatedMap(address, *(getattr(one, each.name) for each in fields(one)))
-        for address, one in zip(bound, launch.maps, strict=False)
-    ]
-    arguments = [*(ctypes.addressof(one) for one in maps), *bound[len(maps) :]]
-    library.run((ctypes.c_void_p * len(arguments))(*arguments))
+    run_on_the_cpu(launch, tmp_path)
     assert difference(given.out, expected(given, case)) < allowed(case)
     if case.apart:
         between = torch.as_strided(given.out, (case.m, case.apart), given.out.stride(), case.n)

@@ -13,11 +13,11 @@ from typing import Final
 import torch
 
 from . import replay
-from .driver import HOPPER, LoadedKernel, LoadedModule, SealedKernel, TensorMap
+from .driver import HOPPER, AnyMap, LoadedKernel, LoadedModule, SealedKernel
 from .nvrtc import Compiled, compile_cpp
 
 _FOLDER: Final = Path(__file__).parent / "cpp"
-_HEADERS: Final = ("primitives.cuh", "warpgroup.cuh")
+_HEADERS: Final = ("primitives.cuh", "walk.cuh", "warpgroup.cuh")
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,8 +37,10 @@ class CppLaunch:
     """As the source declares it."""
     pdl: bool = False
     """As `Launch.pdl`."""
-    maps: tuple[TensorMap, ...] = ()
+    maps: tuple[AnyMap, ...] = ()
     """Through these the kernel sees the first of its arguments, as many as there are."""
+    alone: bool = False
+    """As `Launch.alone`."""
 
     def run(self) -> None:
         stream = torch.cuda.current_stream()
@@ -59,7 +61,7 @@ class CppLaunch:
         parameters = "m" * len(self.maps) + "p" * (len(self.bound()) - len(self.maps))
         return SealedKernel(
             self.compile(capability).cubin, self.symbol, self.grid, self.threads, self.shared_bytes, parameters,
-            self.pdl, self.cluster, self.maps,
+            self.pdl and not self.alone, self.cluster, self.maps,
         )  # fmt: skip
 
     def bound(self) -> list[int | float]:

@@ -69,6 +69,90 @@ class TensorMap:
         return buffer
 
 
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """[images, high, wide, channels] in memory, with bytes from one to the next, multiples of 16."""
+
+    itemsize: int
+    images: int
+    high: int
+    wide: int
+    channels: int
+    pixel_bytes: int
+    row_bytes: int
+    image_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class PixelsMap(Picture):
+    """A picture as the unit that copies rectangles of pixels sees it; what lies outside is zero, and is not stored."""
+
+    tile_channels: int
+    """64 or 128 bytes, with their pieces of sixteen exchanged."""
+    tile_wide: int
+    tile_high: int
+    row_step: int = 1
+    """From one row of a rectangle to the next."""
+
+    def encoded(self, address: int) -> "ctypes.Array[ctypes.c_char]":
+        """As `TensorMap.encoded`."""
+        buffer, four = ctypes.create_string_buffer(2 * _MAP_BYTES), ctypes.c_uint32 * 4
+        _call(
+            "cuTensorMapEncodeTiled", ctypes.c_void_p(aligned(buffer)), *_seen(self, address),
+            four(self.tile_channels, self.tile_wide, (self.tile_high - 1) * self.row_step + 1, 1),
+            four(1, 1, self.row_step, 1), 0,
+            _swizzle(self.tile_channels * self.itemsize), _MAP_PROMOTION, 0,
+        )  # fmt: skip
+        return buffer
+
+
+@dataclass(frozen=True, slots=True)
+class WindowMap(Picture):
+    """A picture as the unit sees it that copies one tap of a convolution for many output pixels in a row."""
+
+    tile_channels: int
+    """64 or 128 bytes, with their pieces of sixteen exchanged."""
+    pixels: int
+    """At most 1024."""
+    window_high: int
+    """From its first pixel to its last, both of them counted."""
+    window_wide: int
+    pad_top: int
+    pad_left: int
+    pad_bottom: int
+    pad_right: int
+    stride_high: int
+    stride_wide: int
+
+    def encoded(self, address: int) -> "ctypes.Array[ctypes.c_char]":
+        """As `TensorMap.encoded`."""
+        buffer, pair = ctypes.create_string_buffer(2 * _MAP_BYTES), ctypes.c_int * 2
+        # Where the window's first pixel goes to: from one corner of the picture to the other, as far beyond.
+        first = pair(-self.pad_left, -self.pad_top)
+        last = pair(self.pad_right - (self.window_wide - 1), self.pad_bottom - (self.window_high - 1))
+        _call(
+            "cuTensorMapEncodeIm2col", ctypes.c_void_p(aligned(buffer)), *_seen(self, address), first, last,
+            self.tile_channels, self.pixels, (ctypes.c_uint32 * 4)(1, self.stride_wide, self.stride_high, 1),
+            0, _swizzle(self.tile_channels * self.itemsize), _MAP_PROMOTION, 0,
+        )  # fmt: skip
+        return buffer
+
+
+def _seen(picture: Picture, address: int) -> tuple[Any, ...]:
+    """What both ways of seeing it begin with."""
+    sizes = (ctypes.c_uint64 * 4)(picture.channels, picture.wide, picture.high, picture.images)
+    steps = (ctypes.c_uint64 * 3)(picture.pixel_bytes, picture.row_bytes, picture.image_bytes)
+    return _MAP_TYPES[picture.itemsize], 4, ctypes.c_void_p(address), sizes, steps
+
+
+def _swizzle(line: int) -> int:
+    """CUtensorMapSwizzle for rows of so many bytes."""
+    return {32: 1, 64: 2, 128: 3}[line]
+
+
+AnyMap = TensorMap | PixelsMap | WindowMap
+
+
 def aligned(buffer: "ctypes.Array[ctypes.c_char]") -> int:
     """The first address in it where a tensor map may lie."""
     return -(-ctypes.addressof(buffer) // _MAP_BYTES) * _MAP_BYTES
@@ -88,7 +172,7 @@ class SealedKernel:
     pdl: bool = False
     cluster: int = 1
     """Blocks in a row that share their memory, as the code itself says; the grid is a multiple of it."""
-    maps: tuple[TensorMap, ...] = ()
+    maps: tuple[AnyMap, ...] = ()
     """For each m or t of the parameters, in order."""
 
 
@@ -111,25 +195,39 @@ class _Config(ctypes.Structure):
     ]
 
 
+_DRIVER: Final = "libcuda.so.1"
+
+
 @cache
 def _library() -> ctypes.CDLL:
     try:
-        return ctypes.CDLL("libcuda.so.1")
+        return ctypes.CDLL(_DRIVER)
     except OSError as error:
         raise DriverError("expected NVIDIA's driver on this machine, found no libcuda.so.1") from error
 
 
 def _call(name: str, *arguments: Any) -> None:
-    status = getattr(_library(), name)(*arguments)
+    _checked(name, getattr(_library(), name)(*arguments))
+
+
+def _checked(name: str, status: int) -> None:
     if status != 0:
         text = ctypes.c_char_p()
         _library().cuGetErrorString(status, ctypes.byref(text))
         raise DriverError(f"{name}: error {status}, {(text.value or b'unknown').decode()}", int(status))
 
 
+@cache
+def _holding() -> ctypes.PyDLL:
+    """The same library, called with the GIL held: for what takes microseconds. Others that wait for the GIL get it no
+    sooner, and this thread would wait for them to be done with it.
+    """
+    return ctypes.PyDLL(_DRIVER)
+
+
 def launch_graph(executable: int, stream: int) -> None:
     """Enqueue an instantiated CUDA graph (CUgraphExec) on a stream. The thread needs no context of its own."""
-    _call("cuGraphLaunch", ctypes.c_void_p(executable), ctypes.c_void_p(stream))
+    _checked("cuGraphLaunch", _holding().cuGraphLaunch(ctypes.c_void_p(executable), ctypes.c_void_p(stream)))
 
 
 class OwnStream:
@@ -209,7 +307,7 @@ class LoadedKernel:
 _Value = ctypes.c_void_p | ctypes.c_float | ctypes.Array[ctypes.c_char]
 
 
-def _values(kind: str, value: int | float, maps: Iterator[TensorMap]) -> "Iterator[_Value]":
+def _values(kind: str, value: int | float, maps: Iterator[AnyMap]) -> "Iterator[_Value]":
     """What a parameter is, one value or a few; they have to live until the launch."""
     if kind == "f":
         yield ctypes.c_float(value)
@@ -218,6 +316,6 @@ def _values(kind: str, value: int | float, maps: Iterator[TensorMap]) -> "Iterat
     else:
         seen = next(maps)
         yield seen.encoded(int(value))
-        if kind == "t":  # sizes and steps once more, whether the kernel asks or not
+        if kind == "t" and isinstance(seen, TensorMap):  # sizes and steps once more, whether the kernel asks or not
             yield from map(ctypes.c_int32, (seen.rows, seen.columns))
             yield from map(ctypes.c_int64, (seen.pitch // seen.itemsize, 1))

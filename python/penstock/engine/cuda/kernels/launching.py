@@ -22,7 +22,7 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 from . import replay
 from .driver import HOPPER, SealedKernel, TensorMap
 
-_TYPES: Final[Mapping[torch.dtype, str]] = {
+TYPES: Final[Mapping[torch.dtype, str]] = {
     torch.float16: "fp16",
     torch.bfloat16: "bf16",
     torch.float32: "fp32",
@@ -31,6 +31,7 @@ _TYPES: Final[Mapping[torch.dtype, str]] = {
     torch.uint8: "u8",
     torch.int32: "i32",
     torch.int64: "i64",
+    torch.bool: "i1",
 }
 # What Triton assumes of an address it is handed, if it is so; it must be said again to compile without the address.
 _ALIGNED: Final = 16
@@ -67,7 +68,7 @@ class Tiled:
 
     @property
     def type(self) -> str:
-        return f"tensordesc<{_TYPES[self.tensor.dtype]}{list(self.block)}>"
+        return f"tensordesc<{TYPES[self.tensor.dtype]}{list(self.block)}>"
 
     def descriptor(self) -> TensorDescriptor:
         return TensorDescriptor.from_tensor(self.tensor, list(self.block))
@@ -90,6 +91,8 @@ class Launch:
     it touches memory that another may write."""
     most_registers: int = 0
     """Of a thread, so that more blocks share a multiprocessor; 0: as many as the compiler likes."""
+    alone: bool = False
+    """Launch only when the kernel ahead has ended, whatever the machine code is prepared for."""
 
     @property
     def symbol(self) -> str:
@@ -132,7 +135,7 @@ class Launch:
             threads,
             metadata.shared,
             "".join(kinds),
-            self.pdl,
+            self.pdl and not self.alone,
             maps=tiled,
         )
 
@@ -152,7 +155,7 @@ class Launch:
             elif isinstance(value, Tiled):
                 signature[name] = value.type
             elif isinstance(value, torch.Tensor):
-                signature[name] = "*" + _TYPES[value.dtype]
+                signature[name] = "*" + TYPES[value.dtype]
                 if value.data_ptr() % _ALIGNED == 0:
                     attributes[position,] = [["tt.divisibility", _ALIGNED]]
             else:

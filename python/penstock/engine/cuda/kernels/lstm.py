@@ -16,6 +16,7 @@ from .cpp_launching import CppLaunch
 from .rows import expect_shape
 
 NARROWEST_CAPABILITY: Final = 90
+_MOST_SHARED: Final = 226 * 1024  # of a block, whose barriers are not counted
 _REGISTERS: Final = 65536  # of a multiprocessor
 _MOST_REGISTERS: Final = 255  # of a thread
 _MOST_THREADS: Final = 1024
@@ -54,12 +55,14 @@ class LstmCut:
         return directions * ceil(batch / (_ROWS * self.tiles))
 
     def shared_bytes(self, hidden: int) -> int:
-        """Two buffers of h, and the parts of sums."""
+        """Two buffers of h, and two of the parts of sums."""
         groups = hidden // _ROWS // self.cluster
-        return 2 * hidden * _ROWS * self.tiles * 2 + groups * (self.split - 1) * 2 * self.tiles * 512
+        return 2 * (hidden * _ROWS * self.tiles * 2 + groups * (self.split - 1) * 2 * self.tiles * 512)
 
     def fits(self, hidden: int) -> bool:
         if hidden % 32 or hidden // _ROWS % self.cluster or hidden // 32 % self.split:
+            return False
+        if self.shared_bytes(hidden) > _MOST_SHARED:
             return False
         threads = self.threads(hidden)
         most = min(_MOST_REGISTERS, _REGISTERS // threads // 8 * 8) if threads <= _MOST_THREADS else 0

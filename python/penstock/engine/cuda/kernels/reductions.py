@@ -3,6 +3,9 @@
 # What Triton compiles has Triton's types, which are not Python's.
 # mypy: disable-error-code="no-untyped-def, untyped-decorator"
 
+from dataclasses import dataclass
+from typing import Final
+
 import torch
 import triton
 import triton.language as tl
@@ -12,6 +15,36 @@ from .activations import stored_as
 from .epilogue import Scratch
 from .launching import Launch
 from .rows import INDEX_LIMIT, expect_shape, pitch, power_of_two
+
+_MANY_ROWS: Final = 1024
+_NUMBERS: Final = 32  # of a thread, at most, in cuts other than the usual one
+
+
+@dataclass(frozen=True, slots=True)
+class NormTile:
+    """How rows are shared out to blocks."""
+
+    rows: int
+    warps: int
+
+
+def norm_tiles(rows: int, size: int) -> list[NormTile]:
+    """Those worth timing, the usual one first: a warp that has rows to itself waits for no other."""
+    usual, block = _usual(rows, size), power_of_two(size, 16)
+    if rows < _MANY_ROWS:
+        return [usual]
+    others = [NormTile(1, 1), NormTile(1, 2), NormTile(2, 2), NormTile(4, 4), NormTile(2, 4)]
+    sensible = [each for each in others if 8 <= each.rows * block // (32 * each.warps) <= _NUMBERS]
+    return [usual, *(each for each in sensible if each != usual)]
+
+
+def _usual(rows: int, size: int) -> NormTile:
+    block = power_of_two(size, 16)
+    # Several short rows share a block only where there are more than the chip can hold at once.
+    together = 1
+    while together * block < 2048 and rows >= _MANY_ROWS * together:
+        together *= 2
+    return NormTile(together, max(1, min(8, together * block // 256)))
 
 
 def layer_norm(
@@ -59,6 +92,7 @@ def layer_norm_launch(
     indices: torch.Tensor | None = None,
     total: torch.Tensor | None = None,
     out_scale: float = 1.0,
+    config: NormTile | None = None,
     pdl: bool = False,
 ) -> Launch:
     size = x.shape[-1]
@@ -73,13 +107,10 @@ def layer_norm_launch(
     if bias is not None:
         expect_shape(bias, "bias", size)
     block = power_of_two(size, 16)
-    # Several short rows share a block only where there are more than the chip can hold at once.
-    together = 1
-    while together * block < 2048 and rows >= 1024 * together:
-        together *= 2
+    tile = config or _usual(rows, size)
     return Launch(
         layer_norm_kernel,
-        (triton.cdiv(rows, together), 1, 1),
+        (triton.cdiv(rows, tile.rows), 1, 1),
         (x, weight, bias, residual, indices, out, total, epsilon, 1.0 / out_scale),
         {
             "ROWS": rows,
@@ -89,11 +120,11 @@ def layer_norm_launch(
             **_residual(residual, rows),
             "OUT_PITCH": pitch(out, "out"),
             "TOTAL_PITCH": 0 if total is None else pitch(total, "total"),
-            "BLOCK_ROWS": together,
+            "BLOCK_ROWS": tile.rows,
             "BLOCK": block,
             "PDL": pdl,
         },
-        num_warps=max(1, min(8, together * block // 256)),
+        num_warps=tile.warps,
         pdl=pdl,
     )
 

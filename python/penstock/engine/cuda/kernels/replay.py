@@ -1,13 +1,14 @@
 """Launches taken down in order, and launched again from there without Triton's compiler.
 
-An executor launches the same kernels in the same order every time it runs. A `Recorder` seals each as it passes; a
-`Player` holds their machine code on the GPU and launches the next one in its place, with the addresses of now. Kernels
-find either through `current()`; without one they are compiled and launched by Triton. Used by the executor and the
-runtime; imports neither torch nor triton.
+An executor launches the same kernels in the same order every time it runs. A `Player` holds their machine code on the
+GPU and launches the next one in its place, with the addresses of now; a `Recorder` is one that seals what it does not
+have yet. Kernels find either through `current()`; without one they are launched by Triton, whose launchers a C compiler
+makes, a quarter of a second for each kernel's list of parameters. Used by the executor, the tuner and the runtime;
+imports neither torch nor triton.
 """
 
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from typing import Protocol
@@ -45,25 +46,6 @@ class Launcher(Protocol):
         ...
 
 
-class Recorder:
-    """Seals what is launched, for GPUs of this compute capability; Triton still launches it."""
-
-    def __init__(self, capability: int) -> None:
-        self._capability = capability
-        self.kernels: list[SealedKernel] = []
-
-    def begin(self, at: int) -> None:
-        del self.kernels[at:]
-
-    def launch(self, launch: Sealable, stream: int) -> bool:
-        del stream
-        self.kernels.append(launch.seal(self._capability))
-        return False
-
-    def end(self) -> None:
-        pass
-
-
 class Player:
     """Kernels on the GPU, in the order of their launches; machine code once. Used by one run at a time.
 
@@ -71,11 +53,17 @@ class Player:
     """
 
     def __init__(self, kernels: Sequence[SealedKernel]) -> None:
-        modules = {code: LoadedModule(code) for code in dict.fromkeys(each.cubin for each in kernels)}
-        self._kernels = [LoadedKernel(each, modules[each.cubin]) for each in kernels]
+        self._modules: dict[bytes, LoadedModule] = {}
+        self._kernels: list[LoadedKernel] = []
         self.next = 0
         """The launch that comes next."""
-        weakref.finalize(self, _unload, tuple(modules.values())).atexit = False
+        weakref.finalize(self, _unload, self._modules).atexit = False
+        for each in kernels:
+            self._add(each)
+
+    @property
+    def kernels(self) -> tuple[SealedKernel, ...]:
+        return tuple(each.sealed for each in self._kernels)
 
     def begin(self, at: int) -> None:
         self.next = at
@@ -98,9 +86,27 @@ class Player:
         if self.next != len(self._kernels):
             raise ValueError(f"{self.next} kernels were launched, {len(self._kernels)} were sealed")
 
+    def _add(self, sealed: SealedKernel) -> None:
+        if sealed.cubin not in self._modules:
+            self._modules[sealed.cubin] = LoadedModule(sealed.cubin)
+        self._kernels.append(LoadedKernel(sealed, self._modules[sealed.cubin]))
 
-def _unload(modules: Sequence[LoadedModule]) -> None:
-    for module in modules:
+
+class Recorder(Player):
+    """Seals a launch when it comes for the first time, for GPUs of this compute capability, and plays it then, too."""
+
+    def __init__(self, capability: int) -> None:
+        super().__init__(())
+        self._capability = capability
+
+    def launch(self, launch: Sealable, stream: int) -> bool:
+        if self.next == len(self._kernels):
+            self._add(launch.seal(self._capability))
+        return super().launch(launch, stream)
+
+
+def _unload(modules: Mapping[bytes, LoadedModule]) -> None:
+    for module in modules.values():
         with suppress(DriverError):  # of a process that is ending, or a GPU that failed
             module.close()
 

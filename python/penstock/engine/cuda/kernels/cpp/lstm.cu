@@ -27,6 +27,7 @@ constexpr unsigned int GROUPS = UNIT_GROUPS / CLUSTER;  // of a block
 constexpr unsigned int WARPS = GROUPS * SPLIT;
 constexpr unsigned int DEPTHS = HIDDEN / 16 / SPLIT;  // of sixteen, of a warp
 constexpr unsigned int STATE_BYTES = UNIT_GROUPS * TILE_BYTES * TILES;  // of h in one buffer: [tile][unit group][row][unit]
+constexpr unsigned int PARTS_BYTES = GROUPS * (SPLIT - 1) * 2 * TILES * WARP * sizeof(Floats);  // of sums, of a step
 constexpr unsigned int BATCH_TILES = (BATCH + 8 * TILES - 1) / (8 * TILES);
 // Sums that don't wait for each other; the products of a warp are few and long under way.
 constexpr unsigned int FREE_CHAINS = TILES >= 4 ? 1 : 4 / TILES;
@@ -249,7 +250,9 @@ extern "C" __global__ void __cluster_dims__(CLUSTER, 1, 1) __launch_bounds__(WAR
     }
 
     if (SPLIT > 1) {  // the first of the warps to a group of units gathers the sums of the others
-      const Address parts = state + 2 * STATE_BYTES + (group * (SPLIT - 1) * 2 * TILES * WARP + at.lane) * sizeof(Floats);
+      // Of this step: those of the one before may still be read, as far as the barrier of these warps knows.
+      const Address parts = state + 2 * STATE_BYTES + step % 2 * PARTS_BYTES +
+                            (group * (SPLIT - 1) * 2 * TILES * WARP + at.lane) * sizeof(Floats);
       if (at.part > 0) {
 #pragma unroll
         for (unsigned int number = 0; number < 2 * TILES; ++number) {

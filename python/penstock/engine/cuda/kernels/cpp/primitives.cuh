@@ -305,3 +305,88 @@ __device__ __forceinline__ float rough_tanh(float number) {
   asm("tanh.approx.f32 %0, %1;" : "=f"(value) : "f"(number));
   return value;
 }
+
+__device__ __forceinline__ unsigned int bits_of(float number) { return __float_as_uint(number); }
+
+__device__ __forceinline__ float number_of(unsigned int bits) { return __uint_as_float(bits); }
+
+// NaN if either is.
+__device__ __forceinline__ float greater(float one, float other) {
+  float value;
+  asm("max.NaN.f32 %0, %1, %2;" : "=f"(value) : "f"(one), "f"(other));
+  return value;
+}
+
+__device__ __forceinline__ float smaller(float one, float other) {
+  float value;
+  asm("min.NaN.f32 %0, %1, %2;" : "=f"(value) : "f"(one), "f"(other));
+  return value;
+}
+
+// Two numbers of FP16 in a word, whatever sixteen bits are elsewhere.
+__device__ __forceinline__ unsigned int halves_multiply_add(unsigned int one, unsigned int other, unsigned int sum) {
+  unsigned int value;
+  asm("fma.rn.f16x2 %0, %1, %2, %3;" : "=r"(value) : "r"(one), "r"(other), "r"(sum));
+  return value;
+}
+
+__device__ __forceinline__ unsigned int halves_add(unsigned int one, unsigned int other) {
+  unsigned int value;
+  asm("add.rn.f16x2 %0, %1, %2;" : "=r"(value) : "r"(one), "r"(other));
+  return value;
+}
+
+__device__ __forceinline__ float low_of_halves(unsigned int both) {
+  float value;
+  asm("{\n.reg .b16 low, high;\nmov.b32 {low, high}, %1;\ncvt.f32.f16 %0, low;\n}" : "=f"(value) : "r"(both));
+  return value;
+}
+
+__device__ __forceinline__ float high_of_halves(unsigned int both) {
+  float value;
+  asm("{\n.reg .b16 low, high;\nmov.b32 {low, high}, %1;\ncvt.f32.f16 %0, high;\n}" : "=f"(value) : "r"(both));
+  return value;
+}
+
+// Of eight bytes, the first's before the second's, those that the selector's four digits name, the last digit first.
+__device__ __forceinline__ unsigned int permuted(unsigned int first, unsigned int second, unsigned int selector) {
+  return __byte_perm(first, second, selector);
+}
+
+// Four numbers to INT8, to the nearest, ties to even, saturating; NaN to 0.
+__device__ __forceinline__ unsigned int packed_int8(float first, float second, float third, float fourth) {
+  unsigned int all;
+  asm("{\n"
+      ".reg .s32 a, b, c, d, high;\n"
+      "cvt.rni.s32.f32 a, %1;\n"
+      "cvt.rni.s32.f32 b, %2;\n"
+      "cvt.rni.s32.f32 c, %3;\n"
+      "cvt.rni.s32.f32 d, %4;\n"
+      "cvt.pack.sat.s8.s32.b32 high, d, c, 0;\n"
+      "cvt.pack.sat.s8.s32.b32 %0, b, a, high;\n"
+      "}"
+      : "=r"(all)
+      : "f"(first), "f"(second), "f"(third), "f"(fourth));
+  return all;
+}
+
+// Of two pairs of sixteen bits; NaN if either is.
+__device__ __forceinline__ unsigned int greater_of_both(unsigned int one, unsigned int other) {
+  unsigned int value;
+#ifdef BFLOAT16
+  asm("max.NaN.bf16x2 %0, %1, %2;" : "=r"(value) : "r"(one), "r"(other));
+#else
+  asm("max.NaN.f16x2 %0, %1, %2;" : "=r"(value) : "r"(one), "r"(other));
+#endif
+  return value;
+}
+
+__device__ __forceinline__ unsigned int smaller_of_both(unsigned int one, unsigned int other) {
+  unsigned int value;
+#ifdef BFLOAT16
+  asm("min.NaN.bf16x2 %0, %1, %2;" : "=r"(value) : "r"(one), "r"(other));
+#else
+  asm("min.NaN.f16x2 %0, %1, %2;" : "=r"(value) : "r"(one), "r"(other));
+#endif
+  return value;
+}

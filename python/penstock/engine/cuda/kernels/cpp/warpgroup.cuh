@@ -39,6 +39,38 @@ __device__ __forceinline__ void tile_load_to(unsigned short blocks, Address to, 
       : "memory");
 }
 
+// Of a picture [images, high, wide, channels], pixels in a row of those a window's corner goes to, from one corner on:
+// from the end of a row to the next one's beginning, and on to the next picture; `tap_...` further down and to the right.
+__device__ __forceinline__ void window_load(Address to, const TensorMap& map, unsigned int channel, int wide, int high,
+                                            int image, unsigned int tap_wide, unsigned int tap_high, Address barrier) {
+  asm volatile(
+      "cp.async.bulk.tensor.4d.shared::cluster.global.im2col.mbarrier::complete_tx::bytes [%0], [%1, {%3, %4, %5, %6}], "
+      "[%2], {%7, %8};" ::"r"(to),
+      "l"(&map), "r"(barrier), "r"(channel), "r"(wide), "r"(high), "r"(image),
+      "h"(static_cast<unsigned short>(tap_wide)), "h"(static_cast<unsigned short>(tap_high))
+      : "memory");
+}
+
+// Of the same, a rectangle of pixels.
+__device__ __forceinline__ void pixels_load(Address to, const TensorMap& map, unsigned int channel, int wide, int high,
+                                            int image, Address barrier) {
+  asm volatile(
+      "cp.async.bulk.tensor.4d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%3, %4, %5, %6}], [%2];" ::"r"(
+          to),
+      "l"(&map), "r"(barrier), "r"(channel), "r"(wide), "r"(high), "r"(image)
+      : "memory");
+}
+
+__device__ __forceinline__ void pixels_store(const TensorMap& map, unsigned int channel, int wide, int high, int image,
+                                             Address from) {
+  asm volatile("cp.async.bulk.tensor.4d.global.shared::cta.bulk_group [%0, {%2, %3, %4, %5}], [%1];" ::"l"(&map),
+               "r"(from), "r"(channel), "r"(wide), "r"(high), "r"(image)
+               : "memory");
+}
+
+// Those of `pixels_store` since the last time count as one store.
+__device__ __forceinline__ void stores_are_one() { asm volatile("cp.async.bulk.commit_group;" ::: "memory"); }
+
 // To the second cache only.
 __device__ __forceinline__ void tile_fetch(const TensorMap& map, unsigned int column, unsigned int row) {
   asm volatile("cp.async.bulk.prefetch.tensor.2d.L2.global [%0, {%1, %2}];" ::"l"(&map), "r"(column), "r"(row) : "memory");
@@ -58,8 +90,6 @@ __device__ __forceinline__ void stores_have_read() {
   asm volatile("cp.async.bulk.wait_group.read %0;" ::"n"(BUT) : "memory");
 }
 
-__device__ __forceinline__ void stores_are_done() { asm volatile("cp.async.bulk.wait_group 0;" ::: "memory"); }
-
 // What this thread wrote to shared memory is seen by stores of tiles from here on.
 __device__ __forceinline__ void show_to_stores() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
 
@@ -69,9 +99,16 @@ __device__ __forceinline__ void barrier_arrive(Address barrier) {
   asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(barrier) : "memory");
 }
 
-// One of `address_in_block`.
+// One of `address_in_block`. It says that this warp has read what was copied, and nothing that it wrote is to be seen there:
+// released to the whole cluster it would wait each time till the device has seen all its writes.
 __device__ __forceinline__ void barrier_arrive_there(Address barrier) {
-  asm volatile("mbarrier.arrive.release.cluster.shared::cluster.b64 _, [%0];" ::"r"(barrier) : "memory");
+  asm volatile("mbarrier.arrive.shared::cluster.b64 _, [%0];" ::"r"(barrier) : "memory");
+}
+
+// All threads of the cluster: no more is known of the others than that they are there, and have made their barriers.
+__device__ __forceinline__ void cluster_meet() {
+  asm volatile("barrier.cluster.arrive.relaxed.aligned;" ::: "memory");
+  asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory");
 }
 
 __device__ __forceinline__ void warp_sync() { __syncwarp(); }
@@ -108,13 +145,25 @@ __device__ __forceinline__ void shared_store_short(Address to, unsigned short va
 
 // ---- numbers ----
 
-__device__ __forceinline__ unsigned int bits_of(float number) { return __float_as_uint(number); }
-
 // Two of e4m3, the largest where there is none so large.
 __device__ __forceinline__ unsigned short narrow_to_e4m3(float low, float high) {
   unsigned short both;
   asm("cvt.rn.satfinite.e4m3x2.f32 %0, %1, %2;" : "=h"(both) : "f"(high), "f"(low));
   return both;
+}
+
+// Two of INT8, to the nearest, ties to even, saturating; 0 of what is no number.
+__device__ __forceinline__ unsigned short narrow_to_int8(float low, float high) {
+  unsigned int both;
+  asm("{\n"
+      ".reg .s32 low, high;\n"
+      "cvt.rni.s32.f32 low, %1;\n"
+      "cvt.rni.s32.f32 high, %2;\n"
+      "cvt.pack.sat.s8.s32.b32 %0, high, low, 0;\n"
+      "}"
+      : "=r"(both)
+      : "f"(low), "f"(high));
+  return static_cast<unsigned short>(both);
 }
 
 __device__ __forceinline__ Two wide_of_e4m3(unsigned short both) {
@@ -132,21 +181,6 @@ __device__ __forceinline__ Two wide_of_e4m3(unsigned short both) {
   return value;
 }
 
-__device__ __forceinline__ float number_of(unsigned int bits) { return __uint_as_float(bits); }
-
-// NaN if either is.
-__device__ __forceinline__ float greater(float one, float other) {
-  float value;
-  asm("max.NaN.f32 %0, %1, %2;" : "=f"(value) : "f"(one), "f"(other));
-  return value;
-}
-
-__device__ __forceinline__ float smaller(float one, float other) {
-  float value;
-  asm("min.NaN.f32 %0, %1, %2;" : "=f"(value) : "f"(one), "f"(other));
-  return value;
-}
-
 // ---- products of four warps ----
 
 #if KIND == 1
@@ -157,12 +191,16 @@ using Sum = float;
 #define LETTER(sum) "+f"(sum)
 #endif
 
-// Where a matrix lies in shared memory: the lower word of what describes it. The upper one is the same for all, 1024 bytes
-// from eight rows to the next eight, and pieces exchanged within 128 bytes.
+// Where a matrix lies in shared memory: the lower word of what describes it. The upper one is the same for all: how far it is
+// from eight rows to the next eight, and that pieces are exchanged within a row of DEPTH_BYTES, 128 if it is not given.
 using Matrix = unsigned int;
+#if defined(DEPTH_BYTES) && DEPTH_BYTES == 64
+#define UPPER_WORD "0x80000020"
+#else
 #define UPPER_WORD "0x40000040"
+#endif
 
-// Rows of 128 bytes below each other, from an address that is a multiple of 1024; 32 bytes further in the depth are
+// Rows below each other, from an address that is a multiple of eight of them; 32 bytes further in the depth are
 // `MATRIX_STEP` more.
 __device__ __forceinline__ Matrix matrix_at(Address address) { return (address & 0x3ffff) >> 4 | 1u << 16; }
 constexpr Matrix MATRIX_STEP = 2;
@@ -199,6 +237,8 @@ __device__ __forceinline__ void hold(Sum (&sum)[SIZE]) {
 #define EIGHT(sum, at)                                                                                          \
   LETTER(sum[at]), LETTER(sum[at + 1]), LETTER(sum[at + 2]), LETTER(sum[at + 3]), LETTER(sum[at + 4]), LETTER(sum[at + 5]), \
       LETTER(sum[at + 6]), LETTER(sum[at + 7])
+
+#define FOUR(sum, at) LETTER(sum[at]), LETTER(sum[at + 1]), LETTER(sum[at + 2]), LETTER(sum[at + 3])
 
 // sum [64, columns] (+)= a [64, 32 bytes] times b [columns, 32 bytes] transposed; where `add` is 0 what the sum was does not matter.
 // Warp w has the rows from 16 w on: lane l of each eight columns the numbers 2 (l % 4) and 2 (l % 4) + 1 of row l / 4,
@@ -245,6 +285,31 @@ __device__ __forceinline__ void multiply_rows(Sum (&sum)[64], Matrix a, Matrix b
         EIGHT(sum, 32), EIGHT(sum, 40), EIGHT(sum, 48), EIGHT(sum, 56)
       : "r"(a), "r"(b), "r"(add));
 }
+
+#if KIND != 1  // units for INT8 know no such width
+__device__ __forceinline__ void multiply_rows(Sum (&sum)[52], Matrix a, Matrix b, unsigned int add) {
+  asm volatile(
+      "{\n"
+      ".reg .pred adds;\n"
+      ".reg .b64 a, b;\n"
+      "setp.ne.b32 adds, %54, 0;\n"
+      "mov.b64 a, {%52, " UPPER_WORD "};\n"
+      "mov.b64 b, {%53, " UPPER_WORD "};\n"
+      "wgmma.mma_async.sync.aligned.m64n104" TYPES " "
+      "{%0, %1, %2, %3, %4, %5, %6, %7, "
+      "%8, %9, %10, %11, %12, %13, %14, %15, "
+      "%16, %17, %18, %19, %20, %21, %22, %23, "
+      "%24, %25, %26, %27, %28, %29, %30, %31, "
+      "%32, %33, %34, %35, %36, %37, %38, %39, "
+      "%40, %41, %42, %43, %44, %45, %46, %47, "
+      "%48, %49, %50, %51}, "
+      "a, b, adds" FLAGS ";\n"
+      "}\n"
+      : EIGHT(sum, 0), EIGHT(sum, 8), EIGHT(sum, 16), EIGHT(sum, 24),
+        EIGHT(sum, 32), EIGHT(sum, 40), FOUR(sum, 48)
+      : "r"(a), "r"(b), "r"(add));
+}
+#endif
 
 __device__ __forceinline__ void multiply_rows(Sum (&sum)[96], Matrix a, Matrix b, unsigned int add) {
   asm volatile(
@@ -310,6 +375,7 @@ __device__ __forceinline__ void multiply_rows(Sum (&sum)[128], Matrix a, Matrix 
 }
 
 #undef EIGHT
+#undef FOUR
 #undef TYPES
 #undef UPPER_WORD
 #undef FLAGS
