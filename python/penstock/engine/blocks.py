@@ -212,7 +212,7 @@ class _Blocks:
         if math.prod(out[:3]) < self._fewest_pixels or first.taps == 1 or first.channels % _WHOLE or out[3] % _WHOLE:
             return False
         shortcut = step.operand("shortcut")
-        if self._integers and shortcut is None:
+        if self._integers and shortcut is None:  # three kernels are as fast
             return False
         widest = _WIDEST_SOURCE_INTEGERS if self._integers else _WIDEST_SOURCE
         if not self._is_ours(step) or (shortcut and not self._fits(self._graph.shape(shortcut)[1], widest)):

@@ -15,7 +15,6 @@ from penstock.engine.cuda.kernels.bottleneck import BottleneckTile, Steps, Width
 from penstock.engine.cuda.kernels.epilogue import Scratch, fold
 from penstock.engine.cuda.kernels.implicit_gemm import conv2d_nhwc_launch
 from penstock.engine.cuda.kernels.launching import Launch
-from penstock.engine.cuda.kernels.resident import ResidentTile, resident_conv_launch, resident_tiles
 from penstock.engine.cuda.kernels.tiles import Product, Tile
 from penstock.engine.cuda.kernels.window_conv import window_conv_launch, window_product
 from penstock.engine.cuda.sites import Site
@@ -34,7 +33,6 @@ from penstock.engine.cuda.ways import (
 )
 
 _TILE: Final = 7  # numbers of a product's cut
-_RESIDENT: Final = 5  # and of one whose blocks keep their weights
 _WINDOWS: Final = 5  # cuts of a window that are timed
 _FEW_PIXELS: Final = 2048
 
@@ -245,11 +243,6 @@ def _suits_bottleneck(site: Site) -> bool:
 # ---- a bottleneck in a row of kernels ----
 
 
-def _suits_row(site: Site) -> bool:
-    """Integers of a shortcut are worth others than those they are added to."""
-    return _suits_bottleneck(site) and not (_integers(site) and site.step.operand("shortcut") is not None)
-
-
 def _row(ready: Ready, operands: Tensors, outputs: Tensors, scratch: Scratch | None) -> list[Launch]:
     site, constants = ready.site, ready.constants
     wide, source = outputs[0], site.index("source")
@@ -258,7 +251,7 @@ def _row(ready: Ready, operands: Tensors, outputs: Tensors, scratch: Scratch | N
     second = constants["second"][:, None, None, :]
     launches = [
         conv2d_nhwc_launch(
-            operands[0], ready.weight, out=middle, config=tiles[0], bias=ready.bias, scale=ready.scale,
+            operands[0], ready.weight, out=middle, config=tiles[0], bias=ready.bias,
             epilogue=ready.activation("inner_"), stride=_pair(site, "strides"), padding=_pair(site, "pads"),
             dilation=_pair(site, "dilations"), scratch=scratch, pdl=site.early,
         )
@@ -267,8 +260,7 @@ def _row(ready: Ready, operands: Tensors, outputs: Tensors, scratch: Scratch | N
         launches.append(
             conv2d_nhwc_launch(
                 middle, second, out=wide, config=tiles[1], bias=constants.get("second_bias"),
-                scale=constants.get("second_scale"), residual=ready.residual(operands), epilogue=ready.epilogue,
-                scratch=scratch, pdl=site.early,
+                residual=ready.residual(operands), epilogue=ready.epilogue, scratch=scratch, pdl=site.early,
             )
         )  # fmt: skip
     else:
@@ -283,66 +275,20 @@ def _row(ready: Ready, operands: Tensors, outputs: Tensors, scratch: Scratch | N
         launches.append(
             conv2d_nhwc_launch(
                 wide, constants["third"][:, None, None, :], out=outputs[1], config=tiles[2],
-                bias=constants.get("third_bias"), scale=constants.get("third_scale"),
-                epilogue=ready.activation("outer_"), scratch=scratch, pdl=site.early,
+                bias=constants.get("third_bias"), epilogue=ready.activation("outer_"), scratch=scratch, pdl=site.early,
             )
         )  # fmt: skip
     return launches
-
-
-# ---- the same of integers, 1 x 1 layers by blocks that keep their weights ----
-
-
-def _resident_row(ready: Ready, operands: Tensors, outputs: Tensors, scratch: Scratch | None) -> list[Launch]:
-    del scratch
-    site, constants, wide = ready.site, ready.constants, outputs[0]
-    middle = torch.empty((*wide.shape[:3], ready.weight.shape[0]), dtype=wide.dtype, device=wide.device)
-    first = conv2d_nhwc_launch(
-        operands[0], ready.weight, out=middle, config=Tile(*ready.config[:_TILE]), bias=ready.bias, scale=ready.scale,
-        epilogue=ready.activation("inner_"), stride=_pair(site, "strides"), padding=_pair(site, "pads"),
-        dilation=_pair(site, "dilations"), pdl=site.early,
-    )  # fmt: skip
-    launches = [first]
-    layers = (("second", middle, wide, ready.epilogue), ("third", wide, outputs[-1], ready.activation("outer_")))
-    for number, (role, x, out, epilogue) in enumerate(layers[: len(outputs)]):
-        at = _TILE + number * _RESIDENT
-        launches.append(
-            resident_conv_launch(
-                x, constants[role][:, None, None, :], out=out, config=ResidentTile(*ready.config[at : at + _RESIDENT]),
-                bias=constants.get(f"{role}_bias"), scale=constants.get(f"{role}_scale"), epilogue=epilogue,
-                residual=ready.residual(operands) if role == "second" else None,
-                multiprocessors=multiprocessors_of(site.device), pdl=site.early,
-            )
-        )  # fmt: skip
-    return launches
-
-
-def _resident_row_tiles(site: Site) -> list[Config]:
-    first, *others = _products(site)
-    multiprocessors = multiprocessors_of(site.device)
-    found: list[Sequence[Config]] = [[each for each in tiles_of(first, multiprocessors) if Tile(*each).split_k == 1]]
-    for number, product in enumerate(others):
-        residual = number == 0 and site.step.operand("residual") is not None
-        found.append([astuple(tile) for tile in resident_tiles(product, residual, multiprocessors)])
-    if not all(found):
-        return []
-    length = max(map(len, found))
-    return [tuple(number for each in found for number in each[min(at, len(each) - 1)]) for at in range(length)]
-
-
-def _suits_resident_row(site: Site) -> bool:
-    return _integers(site) and _suits_row(site)
 
 
 def _products(site: Site) -> list[Product]:
     middle, _, _, channels = site.shape("weight")
-    wide, rows, itemsize = site.out_shape()[3], _rows(site), dtype_of(site, 0).itemsize
-    second = Product(rows, wide, middle, itemsize=itemsize)
+    wide, rows = site.out_shape()[3], _rows(site)
+    second = Product(rows, wide, middle)
     if site.step.operand("shortcut") is not None:
         second = window_product(rows, wide, middle, 1, site.shape("shortcut")[1])
-    last = site.shape("third")[0] if site.step.operand("third") is not None else 0
-    third = [Product(rows, last, wide, itemsize=itemsize)] if last else []
-    return [Product(rows, middle, channels, _taps(site), itemsize=itemsize), second, *third]
+    third = [Product(rows, site.shape("third")[0], wide)] if site.step.operand("third") is not None else []
+    return [Product(rows, middle, channels, _taps(site)), second, *third]
 
 
 def _row_tiles(site: Site) -> list[Config]:
@@ -351,9 +297,7 @@ def _row_tiles(site: Site) -> list[Config]:
     for number, product in enumerate(_products(site)):
         tiles = tiles_of(product, multiprocessors_of(site.device))
         whole = number == 1 and site.step.operand("shortcut") is not None
-        fitting = [each for each in tiles if not whole or product.channels % Tile(*each).block_k == 0]
-        # Sums of integers that blocks share come as floats, of which scales and biases are others.
-        found.append([each for each in fitting if Tile(*each).split_k == 1] if _integers(site) else fitting)
+        found.append([each for each in tiles if not whole or product.channels % Tile(*each).block_k == 0])
     length = max(map(len, found))
     return [tuple(number for each in found for number in each[min(at, len(each) - 1)]) for at in range(length)]
 
@@ -385,22 +329,7 @@ BLOCKS: Final[dict[tuple[str, str], Way]] = {
                     folded=_folded,
                 ),
             ),
-            (
-                "triton_row",
-                Way(_row, _row_tiles, _row_scratch, _FORMS, _suits_row, _types, scales=True, folded=_folded),
-            ),
-            (
-                "triton_resident_row",
-                Way(
-                    _resident_row,
-                    _resident_row_tiles,
-                    forms=_FORMS,
-                    suits=_suits_resident_row,
-                    types=_types,
-                    scales=True,
-                    folded=_folded,
-                ),
-            ),
+            ("triton_row", Way(_row, _row_tiles, _row_scratch, _FORMS, _suits_bottleneck)),
         )
     },
 }
