@@ -49,3 +49,7 @@ def test_layers_joined_are_guessed_to_take_libraries_longer_than_one() -> None:
     x = {"x": normal(1, 8)}
     guesses = [sum(worth.guess(site) for site in Executor(*lowered(each, x)).sites) for each in (one, two)]
     assert guesses[0] < guesses[1]
+
+
+def test_the_first_idea_may_come_after_a_later_one() -> None:
+    assert worth.of_ours(20.0, FLOOR, 0, 1.1, first=False) == worth.of_ours(20.0, FLOOR, 1, 1.1, first=False)

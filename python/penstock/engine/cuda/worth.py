@@ -49,7 +49,7 @@ def of_ours(spent: float, floor: float, rank: int, behind: float | None, *, firs
     """
     room = max(0.0, spent - floor)
     if behind is not None:
-        return _VARIANT * room / (rank * behind**3)
+        return _VARIANT * room / (max(rank, 1) * behind**3)  # the first may come late, behind one chosen before
     return (_FIRST_OF_OURS if first else _OTHER_KIND) * room / (rank + 1) ** 2
 
 
