@@ -32,6 +32,7 @@ _AGREES: Final = {
     torch.int8: 0.02,
     torch.float8_e4m3fn: 0.02,
 }
+_LONG: Final = 50.0  # microseconds, of which launching a graph of a few is little
 _CLEARLY: Final = 1.3  # times the best: a glance is enough to pass over what is as slow as that
 _WINS_ELSEWHERE: Final = 2.0  # times the worth of a cut that is the best of another step
 
@@ -200,7 +201,9 @@ class Trials:
             row.reference = run(row.operands)
 
     def _timed(self, candidate: Candidate, call: Call) -> float:
-        """A library's first time is a glance's; it is timed again when it turns out to matter."""
+        """A library's first time is a glance's, unless the step is short: a glance is off by a microsecond. It is timed
+        again when it turns out to matter.
+        """
         row, choice = candidate.row, candidate.choice
         if not self.glances:
             return self.timer(call)
@@ -209,7 +212,7 @@ class Trials:
             row.rough.remove(choice)
         elif row.times and rough > _CLEARLY * row.microseconds:
             return rough
-        elif not row.times and not candidate.ours:
+        elif not row.times and not candidate.ours and rough > _LONG:
             row.rough.add(choice)
             return rough
         return timers.refined(call, rough)
