@@ -39,7 +39,7 @@ using Element = signed char;
 using Piece = Pair;  // eight numbers
 using Sum = int;
 __device__ __forceinline__ void multiply(Sum (&sum)[4], const Piece& upper, const Piece& lower, const Piece& w) {
-  multiply_add_int8(sum, Quad{upper.x, lower.x, upper.y, lower.y}, w.x, w.y);
+  multiply_add(sum, Quad{upper.x, lower.x, upper.y, lower.y}, w.x, w.y);
 }
 #else
 using Element = unsigned short;
