@@ -95,9 +95,11 @@ def main() -> None:
         except Exception:  # a kernel's module that wants more of torch than its names
             program = [sys.executable, "-c", _PROGRAM, sys.argv[1], _WITH_TORCH]
             os.execv(sys.executable, program)  # noqa: S606  (itself)
+    from penstock.engine.cuda.kernels import nvrtc
     from penstock.engine.cuda.precompile import serve
 
     import_compiler()
+    nvrtc.available()  # loaded once for all
     # Whatever else writes to standard output must not end up where the builder's does.
     os.dup2(2, 1)
     os.nice(_NICE)

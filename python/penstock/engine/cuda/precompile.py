@@ -1,9 +1,12 @@
-"""Kernels compiled before they are launched: Triton's in other processes, into the cache where this one looks them up.
+"""Kernels compiled before they are launched, in other processes: Triton's into the cache where this one looks them up.
 
 A kernel takes up to seconds to compile and a tuner wants hundreds; the processes know neither the model nor the GPU,
-only what a launch is made of: a line of JSON in, a line of JSON out. Called by the tuner; needs Triton.
+only what a launch is made of: a line of JSON in, a line of JSON out. NVRTC compiles one kernel after the other within
+a process, so kernels in C++ go the same way and their machine code comes back in the line. Called by the tuner; needs
+Triton.
 """
 
+import base64
 import importlib
 import json
 import math
@@ -15,17 +18,19 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import astuple, dataclass
 from types import TracebackType
-from typing import IO, Self
+from typing import IO, Any, Final, Self
 
 import torch
 
 from penstock.engine.cuda.kernels import written
-from penstock.engine.cuda.kernels.cpp_launching import CppLaunch
+from penstock.engine.cuda.kernels.cpp_launching import CppLaunch, compiled
 from penstock.engine.cuda.kernels.driver import HOPPER
 from penstock.engine.cuda.kernels.launching import Argument, Launch, Tiled
+from penstock.engine.cuda.kernels.nvrtc import Compiled, CompilerError
 from penstock.engine.cuda.nursery import Process, import_compiler, taken
 
-_ALIGNMENT = 16  # of an address that Triton makes use of
+_ALIGNMENT: Final = 16  # of an address that Triton makes use of
+_MOST_SAID: Final = 200  # of a compiler's complaint
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,17 +97,36 @@ def _build(launch: Callable[[], Launch | CppLaunch], capability: int) -> str:
     try:
         launch().build(capability)
     except Exception as error:  # whatever the compiler raises
-        return f"{type(error).__name__}: {error}"[:200]
+        return f"{type(error).__name__}: {error}"[:_MOST_SAID]
     return ""
 
 
 def serve(questions: IO[str], answers: IO[str]) -> None:
     """What a process does until its input ends."""
     for line in questions:
-        capability, (module, kernel, arguments, constants, *options) = json.loads(line)
-        pairs = tuple((name, value) for name, value in constants)
-        recipe = Recipe(module, kernel, tuple(arguments), pairs, *options)
-        print(json.dumps(_build(recipe.launch, capability)), file=answers, flush=True)
+        capability, asked = json.loads(line)
+        made = _cpp(capability, **asked) if isinstance(asked, dict) else _triton(capability, *asked)
+        print(json.dumps(made), file=answers, flush=True)
+
+
+def _triton(capability: int, module: str, kernel: str, arguments: list[Any], constants: list[Any], *rest: Any) -> str:
+    recipe = Recipe(module, kernel, tuple(arguments), tuple((name, value) for name, value in constants), *rest)
+    return _build(recipe.launch, capability)
+
+
+def _cpp(capability: int, source: str, options: list[str]) -> str | tuple[str, int, int]:
+    """Why it does not compile, or its machine code and what it takes."""
+    try:
+        made = compiled(source, tuple(options), capability)
+    except CompilerError as error:
+        return f"{type(error).__name__}: {error}"[:_MOST_SAID]
+    return base64.b64encode(made.cubin).decode(), made.registers, made.spilled_bytes
+
+
+def _done() -> Future[str]:
+    done: Future[str] = Future()
+    done.set_result("")
+    return done
 
 
 class Compilers:
@@ -131,22 +155,32 @@ class Compilers:
 
     def submit(self, launch: Launch | CppLaunch, until: float = math.inf) -> Future[str]:
         """The answer says why it does not compile; empty if it does. `until`: on the monotonic clock, to begin by."""
-        if isinstance(launch, CppLaunch):  # its compiler is a library that lets other threads run
-            return self._threads.submit(_build, lambda: launch, self._capability)
+        if isinstance(launch, CppLaunch):
+            if launch.is_compiled(self._capability):
+                return _done()
+            self.start()
+            return self._threads.submit(self._build_cpp, launch, until)
         recipe = Recipe.of(launch)
         if recipe is None:
-            done: Future[str] = Future()
-            done.set_result("")
-            return done
+            return _done()
         self.start()
-        return self._threads.submit(self._ask, recipe, until)
+        return self._threads.submit(lambda: str(self._ask(astuple(recipe), until)))
 
-    def _ask(self, recipe: Recipe, until: float) -> str:
+    def _build_cpp(self, launch: CppLaunch, until: float) -> str:
+        answer = self._ask({"source": launch.source, "options": launch.options}, until)
+        if isinstance(answer, str):
+            return answer
+        code, registers, spilled = answer
+        launch.remember(Compiled(base64.b64decode(code), registers, spilled), self._capability)
+        return ""
+
+    def _ask(self, what: object, until: float) -> Any:
+        """A process's answer; a text if there is none."""
         if time.monotonic() > until:
             return "there was no time"
         process = self._idle.get()
         try:
-            process.questions.write(json.dumps([self._capability, astuple(recipe)]) + "\n")
+            process.questions.write(json.dumps([self._capability, what]) + "\n")
             process.questions.flush()
             answer = process.answers.readline()
         except OSError:
@@ -156,7 +190,7 @@ class Compilers:
             self._more(1)  # there are as many as threads that ask, always
             return "the compiler's process ended"
         self._idle.put(process)
-        return str(json.loads(answer))
+        return json.loads(answer)
 
     def build(self, launches: Sequence[Launch | CppLaunch], seconds: float) -> None:
         """All of them, as far as the time goes."""

@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 
 pytest.importorskip("torch")
-triton = pytest.importorskip("triton")
+pytest.importorskip("triton")
+
+from penstock.engine.cuda.kernels import nvrtc
 
 pytestmark = [pytest.mark.torch, pytest.mark.slow]
 
@@ -163,3 +165,43 @@ def test_every_kernel_compiles_for_hopper_without_spilling(tmp_path: Path) -> No
         assert int(registers) <= 255, name
         assert int(shared) <= 227 * 1024, name
         assert bool(int(wgmma)) == (name in MATRIX), name
+
+
+# As the one above; kernels in C++ by NVRTC, which compiles one after the other within a process.
+IN_CPP = """
+import time
+import torch
+from penstock.engine.cuda.kernels.cpp_launching import CppLaunch, _known
+from penstock.engine.cuda.kernels.nvrtc import compile_cpp
+from penstock.engine.cuda.precompile import Compilers
+from penstock.engine.cuda.kernels.stem_pool import StemCut, stem_pool_launch
+
+def t(*shape, dtype=torch.float16):
+    return torch.empty(shape, dtype=dtype, device="meta")
+
+def stem(*cut):
+    picture = torch.as_strided(t(64, 229, 230, 4), (64, 229, 112, 32), (229 * 230 * 4, 230 * 4, 8, 1))
+    return stem_pool_launch(
+        picture, t(64, 7, 1, 32), t(64, dtype=torch.float32), out=t(64, 56, 56, 64), config=StemCut(*cut))
+
+wanted = [stem(14, 2), stem(7, 3)]
+with Compilers(2) as compilers:
+    futures = [compilers.submit(each) for each in wanted]
+    assert [future.result() for future in futures] == ["", ""], [future.result() for future in futures]
+    assert len(_known) == 2
+    elsewhere = [each.compile() for each in wanted]
+    assert compilers.submit(wanted[0]).done(), "it is there already"
+    broken = CppLaunch(wanted[0].source, "stem", (1, 1, 1), 32, (), {"ROWS": -1})
+    said = compilers.submit(broken).result()
+    assert said.startswith("CompilerError"), said
+_known.clear()
+assert [each.compile() for each in wanted] == elsewhere, "the same machine code as here"
+"""
+
+
+@pytest.mark.skipif(not nvrtc.available(), reason="NVRTC comes with torch for CUDA")
+def test_kernels_in_cpp_are_compiled_by_other_processes_and_come_back(tmp_path: Path) -> None:
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    environment |= {"TRITON_CACHE_DIR": str(tmp_path), "PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run([sys.executable, "-c", IN_CPP], env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]

@@ -50,8 +50,19 @@ class CppLaunch:
             _loaded(self.seal(10 * major + minor), stream.device.index).launch(self.bound(), stream.cuda_stream)
 
     def compile(self, capability: int = HOPPER) -> Compiled:
-        """Raises CompilerError; the same launch is compiled once in a process."""
-        return _compiled(self.source, tuple(f"-D{name}={value}" for name, value in self.constants.items()), capability)
+        """Raises CompilerError; the same launch is compiled once in a process, or in another one that it asked."""
+        return compiled(self.source, self.options, capability)
+
+    @property
+    def options(self) -> tuple[str, ...]:
+        return tuple(f"-D{name}={value}" for name, value in self.constants.items())
+
+    def is_compiled(self, capability: int) -> bool:
+        return (self.source, self.options, capability) in _known
+
+    def remember(self, made: Compiled, capability: int) -> None:
+        """As another process compiled it."""
+        _known.setdefault((self.source, self.options, capability), made)
 
     def build(self, capability: int = HOPPER) -> None:
         self.compile(capability)
@@ -74,11 +85,18 @@ def text(name: str) -> str:
     return (_FOLDER / name).read_text()
 
 
-@cache
-def _compiled(source: str, options: tuple[str, ...], capability: int) -> Compiled:
-    # What Hopper alone has, Hopper's own architecture has.
-    architecture = f"sm_{capability}a" if capability == HOPPER else f"sm_{capability}"
-    return compile_cpp(text(source), [(name, text(name)) for name in _HEADERS], options, architecture)
+_known: Final[dict[tuple[str, tuple[str, ...], int], Compiled]] = {}
+
+
+def compiled(source: str, options: tuple[str, ...], capability: int) -> Compiled:
+    """Of a file in `cpp/`. Raises CompilerError."""
+    found = _known.get((source, options, capability))
+    if found is None:
+        # What Hopper alone has, Hopper's own architecture has.
+        architecture = f"sm_{capability}a" if capability == HOPPER else f"sm_{capability}"
+        found = compile_cpp(text(source), [(name, text(name)) for name in _HEADERS], options, architecture)
+        _known[source, options, capability] = found
+    return found
 
 
 @cache
