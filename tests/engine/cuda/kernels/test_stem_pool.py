@@ -111,6 +111,18 @@ def test_every_lane_of_the_source_does_its_part(stem: Stem, tmp_path: Path) -> N
         assert float(off.norm() / right.norm()) < (4e-3 if stem.out == BF16 else 5e-4)
 
 
+@pytest.mark.skipif(shutil.which("g++") is None, reason="there is no g++")
+def test_what_is_not_a_number_is_none_behind_the_pool(tmp_path: Path) -> None:
+    stem = next(each for each in STEMS if each.out == torch.float16 and each.activation == "relu")
+    given = tensors(stem)
+    given.x[0, given.x.shape[1] // 2, given.x.shape[2] // 2] = float("nan")
+    launch = given.launch(stem)
+    compiled_for_the_cpu(launch, tmp_path).run((ctypes.c_void_p * len(launch.bound()))(*map(int, launch.bound())))
+    right = expected(given, stem)
+    assert right.isnan().any()
+    assert torch.equal(given.out.isnan(), right.isnan())
+
+
 @pytest.mark.skipif(not nvrtc.available(), reason="there is no NVRTC")
 @pytest.mark.parametrize("types", [(torch.float16, torch.float16), (INT8, INT8), (BF16, BF16)])
 @pytest.mark.parametrize("resident", [2, 3])
@@ -119,7 +131,7 @@ def test_it_compiles_without_a_gpu_and_keeps_everything_in_registers(
 ) -> None:
     stem = Stem(1, 56, 56, 64, StemCut(14, resident), *types)
     found = tensors(stem).launch(stem).compile()
-    assert found.spilled_bytes <= (0 if resident == 2 else 200)  # read once for each step, of thousands of products
+    assert found.spilled_bytes <= (0 if resident == 2 else 220)  # read once for each step, of thousands of products
     assert found.registers * 128 * resident <= 65536
 
 

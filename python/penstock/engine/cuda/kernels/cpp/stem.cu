@@ -45,7 +45,8 @@ constexpr unsigned int HALF = 16 * (8 * TILES + 2);  // even units, then odd one
 constexpr unsigned int SLOT = 2 * HALF;
 #endif
 
-__device__ __forceinline__ Sum larger(Sum one, Sum other) { return one > other ? one : other; }
+__device__ __forceinline__ int larger(int one, int other) { return one > other ? one : other; }
+__device__ __forceinline__ float larger(float one, float other) { return greater(one, other); }  // NaN if either is
 
 __device__ __forceinline__ Address place(Address memory, unsigned int row, unsigned int unit) {
 #if BYTES
