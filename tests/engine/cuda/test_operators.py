@@ -131,6 +131,11 @@ CASES = [
         {"w": ints(3)},
     ),
     Case(
+        "i = Cast <to=2> (x) y = Cast <to=1> (i)",
+        {"x": ints(300, 5, -1, 256)},
+        (4,),
+    ),
+    Case(
         "i = Cast <to=7> (x) y = Div(i, w)",
         {"x": np.linspace(-9, 9, 20, dtype=np.float32)},
         (20,),

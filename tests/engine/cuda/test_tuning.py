@@ -159,6 +159,18 @@ def test_not_a_number_is_no_agreement() -> None:
     assert disagreement([right], [right]) == ""
     assert "differs" in disagreement([torch.full((4,), float("nan"))], [right])
     assert "expected" in disagreement([right.half()], [right])
+    gaps = torch.tensor([float("nan"), 2.0, 3.0])
+    assert disagreement([torch.tensor([7.0, 2.0, 3.0])], [gaps]) == ""  # nobody says what is right there
+    assert "differs" in disagreement([torch.tensor([7.0, 2.0, 4.0])], [gaps])
+
+
+def test_whole_numbers_and_truths_agree_but_for_ties() -> None:
+    right = torch.arange(4096)
+    assert disagreement([right], [right]) == ""
+    assert disagreement([right + (right == 7)], [right]) == ""  # a rounding that fell to the other side
+    assert "whole numbers" in disagreement([right + (right < 70)], [right])
+    assert disagreement([right + (right < 70)], [right], exact=False) == ""
+    assert "truths" in disagreement([right < 0], [right > 5])
 
 
 def test_a_choice_that_nothing_here_executes_is_refused(small: tuple[LoweredGraph, Weights]) -> None:

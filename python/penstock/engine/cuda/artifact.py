@@ -133,29 +133,35 @@ def _kernel(data: Mapping[str, Any], codes: list[bytes]) -> SealedKernel:
     width, height, depth = (_number(each, _MOST_BLOCKS) for each in data["grid"])
     parameters = str(data["parameters"])
     maps = tuple(_map(each) for each in data["maps"])
+    if not min(width, height, depth) or width % max(1, int(data["cluster"])):
+        raise ValueError(f"a grid of {width} x {height} x {depth} blocks in clusters of {data['cluster']!r:.60}")
     if set(parameters) - {"p", "f", "m", "t"} or sum(map(parameters.count, "mt")) != len(maps):
         raise ValueError(f"parameters {parameters!r:.60} with {len(maps)} maps")
     return SealedKernel(
         codes[_number(data["code"], len(codes) - 1)],
         str(data["symbol"]),
         (width, height, depth),
-        _number(data["threads"], _MOST_THREADS),
+        _number(data["threads"], _MOST_THREADS, least=1),
         _number(data["shared_bytes"], _MOST_SHARED),
         parameters,
         data["early"] is True,
-        _number(data["cluster"], _MOST_BLOCKS_IN_A_CLUSTER),
+        _number(data["cluster"], _MOST_BLOCKS_IN_A_CLUSTER, least=1),
         maps,
     )
 
 
+_ITEM_SIZES: Final = (1, 2, 4)
 _MAPS: Final = {len(fields(kind)): kind for kind in (TensorMap, PixelsMap, WindowMap)}
 
 
 def _map(data: Sequence[object]) -> AnyMap:
-    return _MAPS[len(data)](*(_number(size, _MOST_BLOCKS) for size in data))
+    found = _MAPS[len(data)](*(_number(size, _MOST_BLOCKS) for size in data))
+    if found.itemsize not in _ITEM_SIZES:
+        raise ValueError(f"a map of elements of {found.itemsize} bytes")
+    return found
 
 
-def _number(value: object, most: int) -> int:
-    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= most:
-        raise ValueError(f"expected a number up to {most}, got {value!r:.60}")
+def _number(value: object, most: int, least: int = 0) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
+        raise ValueError(f"expected a number from {least} to {most}, got {value!r:.60}")
     return value

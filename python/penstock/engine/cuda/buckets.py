@@ -13,7 +13,7 @@ from penstock.engine.cuda.contexts import Context, GraphContext, HostContext, In
 from penstock.engine.cuda.executor import PRECISIONS, Executor, placed
 from penstock.engine.cuda.form import Form, Prepared
 from penstock.engine.cuda.implementations import OURS, add_triton
-from penstock.engine.cuda.kernels.replay import Player, Recorder
+from penstock.engine.cuda.kernels.replay import Recorder
 from penstock.engine.cuda.sites import DTYPES, launches_early
 from penstock.engine.cuda.turns import Turns, fills
 from penstock.engine.lowered import Step
@@ -90,10 +90,7 @@ class Bucket:
         """Whose inputs lie in this memory, on a stream of this priority; the CPU has none."""
         if self.executor.device.type != "cuda":
             return HostContext(self.executor, memory)
-        # cuDNN's search of algorithms takes seconds and gives all of ResNet-50 two percent: plain steps are what is
-        # there at once, and a program that is opened again is to answer at once.
-        search = bool(self._choices) and not isinstance(self.executor.launcher, Player)
-        made = GraphContext(self.executor, memory, priority, self.turns(priority), search=search)
+        made = GraphContext(self.executor, memory, priority, self.turns(priority))
         self.context_bytes = made.device_bytes
         return made
 

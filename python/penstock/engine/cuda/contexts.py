@@ -82,10 +82,7 @@ class GraphContext:
         memory: InputMemory,
         priority: int = 0,
         turns: Turns | None = None,
-        *,
-        search: bool = True,
     ) -> None:
-        """`search`: cuDNN tries its algorithms, which takes up to seconds where it has many steps."""
         graph = executor.graph
         self._given = memory.tensors(executor)
         answers = pinned_outputs(executor)
@@ -95,7 +92,7 @@ class GraphContext:
         self._name = f"penstock {executor.precision} {shapes}"
         with named(f"{self._name} capture"):
             whole = round_trip(executor, read, written) if turns is None else None
-            self._captured = executor.capture(whole, search=search, priority=priority)
+            self._captured = executor.capture(whole, priority=priority)
         self._start = self._captured.replay
         if turns is not None:
             self._start = InTurns(self._captured, self._given, answers, turns).start

@@ -136,7 +136,7 @@ class Executor:
                 slots.pop(slot, None)
         return tuple(slots[self._slots[each.value]].reshape(each.shape) for each in self.graph.outputs)
 
-    def capture(self, compute: Compute | None = None, *, search: bool = True, priority: int = 0) -> "Captured":
+    def capture(self, compute: Compute | None = None, *, search: bool = False, priority: int = 0) -> "Captured":
         """One CUDA graph of everything; `search` lets cuDNN try its algorithms first, once in a process for each shape.
         `priority`: as CUDA counts, negative ones go first.
 

@@ -9,6 +9,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import IO, Final
@@ -25,6 +26,7 @@ _NICE: Final = 5  # whoever launches, times or runs a reference meanwhile comes 
 Started = tuple["subprocess.Popen[bytes]", "list[Process]"]
 
 _early: "list[Started]" = []
+_starting: Final = threading.Lock()
 
 
 def count() -> int:
@@ -34,14 +36,16 @@ def count() -> int:
 
 def start() -> None:
     """So many now, for whoever takes them."""
-    if not _early:
-        _early.append(_started(count()))
+    with _starting:
+        if not _early:
+            _early.append(_started(count()))
 
 
 def taken(wanted: int) -> Started:
     """The ones that were started if they are as many, else new ones."""
-    if _early and len(_early[0][1]) == wanted:
-        return _early.pop()
+    with _starting:
+        if _early and len(_early[0][1]) == wanted:
+            return _early.pop()
     return _started(wanted)
 
 
@@ -70,7 +74,7 @@ def _started(wanted: int) -> Started:
     # Threads of libraries would not survive the fork, and each process has one thing to do.
     one_thread = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
     nursery = subprocess.Popen(  # noqa: S603  (our own interpreter and program)
-        [sys.executable, "-c", _PROGRAM, json.dumps(theirs)],
+        [sys.executable, "-P", "-c", _PROGRAM, json.dumps(theirs)],
         stdin=subprocess.DEVNULL,
         pass_fds=handles,
         env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))} | one_thread,
@@ -93,7 +97,7 @@ def main() -> None:
         try:
             without_torch.import_kernels()
         except Exception:  # a kernel's module that wants more of torch than its names
-            program = [sys.executable, "-c", _PROGRAM, sys.argv[1], _WITH_TORCH]
+            program = [sys.executable, "-P", "-c", _PROGRAM, sys.argv[1], _WITH_TORCH]
             os.execv(sys.executable, program)  # noqa: S606  (itself)
     from penstock.engine.cuda.kernels import nvrtc
     from penstock.engine.cuda.precompile import serve

@@ -26,10 +26,11 @@ from penstock.engine.cuda.kernels import written
 from penstock.engine.cuda.kernels.cpp_launching import CppLaunch, compiled
 from penstock.engine.cuda.kernels.driver import HOPPER
 from penstock.engine.cuda.kernels.launching import Argument, Launch, Tiled
-from penstock.engine.cuda.kernels.nvrtc import Compiled, CompilerError
+from penstock.engine.cuda.kernels.nvrtc import Compiled
 from penstock.engine.cuda.nursery import Process, import_compiler, taken
 
 _ALIGNMENT: Final = 16  # of an address that Triton makes use of
+_LAST_SECONDS: Final = 20.0  # for what is being compiled when nobody wants it any more
 _MOST_SAID: Final = 200  # of a compiler's complaint
 
 
@@ -118,7 +119,7 @@ def _cpp(capability: int, source: str, options: list[str]) -> str | tuple[str, i
     """Why it does not compile, or its machine code and what it takes."""
     try:
         made = compiled(source, tuple(options), capability)
-    except CompilerError as error:
+    except Exception as error:  # as above
         return f"{type(error).__name__}: {error}"[:_MOST_SAID]
     return base64.b64encode(made.cubin).decode(), made.registers, made.spilled_bytes
 
@@ -183,14 +184,21 @@ class Compilers:
             process.questions.write(json.dumps([self._capability, what]) + "\n")
             process.questions.flush()
             answer = process.answers.readline()
-        except OSError:
+        except (OSError, ValueError):  # a closed pipe is the latter
             answer = ""
-        if not answer:
+        if not answer.endswith("\n"):
             process.close()
-            self._more(1)  # there are as many as threads that ask, always
+            self._replace(process)
             return "the compiler's process ended"
         self._idle.put(process)
         return json.loads(answer)
+
+    def _replace(self, process: Process) -> None:
+        """There are as many as threads that ask, always: where none can be started, the closed one says so again."""
+        try:
+            self._more(1)
+        except OSError:
+            self._idle.put(process)
 
     def build(self, launches: Sequence[Launch | CppLaunch], seconds: float) -> None:
         """All of them, as far as the time goes."""
@@ -212,4 +220,7 @@ class Compilers:
         while not self._idle.empty():
             self._idle.get_nowait().close()
         for nursery in self._nurseries:
-            nursery.wait()
+            try:
+                nursery.wait(timeout=_LAST_SECONDS)
+            except subprocess.TimeoutExpired:  # a compiler that hangs ends with whoever asked
+                nursery.kill()

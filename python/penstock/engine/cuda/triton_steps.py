@@ -392,7 +392,7 @@ def _fitting(name: str, way: Way) -> Callable[[Site], bool]:
             return False
         try:
             return way.suits(site) and accepted(site)
-        except (ValueError, RuntimeError, IndexError):
+        except (ValueError, RuntimeError, LookupError):  # the last one: a role that is not there
             return False
         except (TypeError, ArithmeticError):
             return bool(site.config)  # numbers that are none of this kernel's: binding says so

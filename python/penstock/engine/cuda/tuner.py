@@ -33,7 +33,6 @@ LIMIT: Final = 10
 """Configurations of one implementation that are timed."""
 
 _MOST_GRACE: Final = 2.0  # seconds
-_SEARCHING: Final = 10.0  # seconds from which on cuDNN tries its algorithms, which takes some two of them
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +70,7 @@ def tune(
     rows = _distinct(executor)
     chosen = timer or timer_for(executor.device)
     race = Trials(list(rows.values()), chosen, glances, clock, started + seconds, grace, limit, hints or {})
-    with torch.no_grad(), executor.arithmetic(search=seconds >= _SEARCHING):
+    with torch.no_grad(), executor.arithmetic():
         race.begin(compilers)
         _observe(executor, rows, inputs if inputs is not None else random_inputs(executor))
         untimed = race.run(compilers)

@@ -185,6 +185,8 @@ class _Fusing:
         if len(uses) != 1 or follower.inputs[uses[0]].view is not None or not same:
             return None
         before, after = (self._graph.values[each.outputs[0]].datatype for each in (step, follower))
+        if step.program and step.program[-1].name == "to_int" and before != "INT64":
+            return None  # what is stored is cut to its type
         floats = before == after or step.kind == "pointwise"
         return (readers[0], follower, uses[0]) if floats and before != "BOOL" else None
 

@@ -169,10 +169,12 @@ def test_every_kernel_compiles_for_hopper_without_spilling(tmp_path: Path) -> No
 
 # As the one above; kernels in C++ by NVRTC, which compiles one after the other within a process.
 IN_CPP = """
-import time
+import os
+import signal
+from pathlib import Path
+
 import torch
 from penstock.engine.cuda.kernels.cpp_launching import CppLaunch, _known
-from penstock.engine.cuda.kernels.nvrtc import compile_cpp
 from penstock.engine.cuda.precompile import Compilers
 from penstock.engine.cuda.kernels.stem_pool import StemCut, stem_pool_launch
 
@@ -196,6 +198,16 @@ with Compilers(2) as compilers:
     assert said.startswith("CompilerError"), said
 _known.clear()
 assert [each.compile() for each in wanted] == elsewhere, "the same machine code as here"
+
+with Compilers(1) as compilers:  # one that ends is lost with what it was asked, and another one is there
+    _known.clear()
+    assert compilers.submit(wanted[0]).result() == ""
+    nursery = compilers._nurseries[0].pid
+    (child,) = Path(f"/proc/{nursery}/task/{nursery}/children").read_text().split()
+    os.kill(int(child), signal.SIGKILL)
+    _known.clear()
+    assert "ended" in compilers.submit(wanted[0]).result()
+    assert compilers.submit(wanted[0]).result() == ""
 """
 
 

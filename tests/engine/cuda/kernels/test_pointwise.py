@@ -89,6 +89,11 @@ def test_powers(exponent: float, device: str) -> None:
     assert_close(launched(lines, views, torch.float32), right(lines, views))
 
 
+def test_ties_go_to_the_even_one_however_large(device: str) -> None:
+    x = torch.tensor([0.5, 1.5, -2.5, 4194304.5, 4194305.5, -8388607.5, 8388608.0, 3e9, -0.4], device=device)
+    assert launched(program(("round", ("i0",))), [x], torch.float32).tolist() == x.double().round().tolist()
+
+
 def test_what_is_not_a_number_stays_so_and_infinity_does_not_reach_sixteen_bits(device: str) -> None:
     x = torch.tensor([float("nan"), float("inf"), -float("inf"), 1e9, 2.0], device=device)
     for name in ("relu", "relu6", "sigmoid", "silu", "tanh", "abs", "softplus", "sign", "neg"):
@@ -112,6 +117,9 @@ def test_truths_and_whole_numbers(device: str) -> None:
     assert_close(launched(lines[:3], [x, n], torch.bool), right(lines[:3], [x, n]))
     whole = program(("mul", ("i0", 3)), ("add", ("t0", "i0")), ("max", ("t1", 100)), ("neg", ("t2",)))
     assert_close(launched(whole, [n], torch.int64), right(whole, [n]))
+    assert_close(launched(program(("clip", ("i0", 7, 90))), [n], torch.int64), n.clamp(7, 90))
+    chosen = program(("greater", ("i0", 0.0)), ("less", ("i1", 70)), ("not", ("t1",)), ("where", ("t0", "t1", "t2")))
+    assert_close(launched(chosen, [x, n], torch.bool), right(chosen, [x, n]))
     assert_close(launched(program(("to_int", ("i0",))), [x], torch.int64), x.long())
     assert_close(launched(program(("is_nan", ("i0",))), [x], torch.bool), x.isnan())
     assert_close(launched(program(("where", ("i0", 1.0, 0.0))), [x > 0], torch.float32), (x > 0).double())
@@ -201,6 +209,7 @@ def test_programs_at_random(device: str) -> None:
     [
         (("div", ("i1", 2)), torch.int64),  # which way it rounds is torch's affair
         (("pow", ("i1", 2)), torch.int64),
+        (("clip", ("i1", 0.5, 2)), torch.int64),
         (("add", ("i2", "i2")), torch.bool),
         (("add", ("i3", 1)), torch.uint8),
         (("add", ("i0", 1.0)), torch.int64),
@@ -245,7 +254,7 @@ SILU = ("silu", "i0"), ("mul", "t0", "i1")
 silu, again, relu = launch(*SILU), launch(*SILU), launch(("relu", "i0"), ("add", "t0", "i1"))
 assert silu.kernel is again.kernel and silu.kernel is not relu.kernel
 across = launch(("add", "i0", "i1"), strides=(56 * 192, 1, 56))
-power = launch(("pow", "i0", 1.7))
+power = launch(("pow", "i0", 1.7), ("pow", 2, "t0"))
 with Compilers(2) as compilers:
     for each in [compilers.submit(one) for one in (silu, relu, across, power)]:
         assert each.result() == "", each.result()

@@ -91,7 +91,7 @@ def stored_as(x, inverse_scale, TYPE: tl.constexpr):
         return round_to_int8(x * inverse_scale)
     if tl.float8e4nv == TYPE:
         # Beyond the largest there is only NaN.
-        return tl.minimum(tl.maximum(x * inverse_scale, -448.0), 448.0).to(TYPE)
+        return clamp(x * inverse_scale, -448.0, 448.0).to(TYPE)
     return x.to(TYPE)
 
 

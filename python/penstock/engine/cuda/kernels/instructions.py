@@ -94,9 +94,9 @@ def _logical(name: str, arguments: Sequence[Known], kinds: str) -> Known | None:
     if name in _COMPARED and (set(kinds) <= _NUMBERS or kinds == "bb"):
         texts = _alike(arguments)
         return Known(f"{texts[0]} {_COMPARED[name]} {texts[1]}", "b")
-    if name == "where" and kinds[0] == "b" and set(kinds[1:]) <= _NUMBERS:
-        texts = _alike(arguments[1:])
-        return Known(f"tl.where({arguments[0].text}, {texts[0]}, {texts[1]})", _widest(arguments[1:]))
+    if name == "where" and kinds[0] == "b" and (set(kinds[1:]) <= _NUMBERS or kinds == "bbb"):
+        texts, kind = _alike(arguments[1:]), "b" if kinds == "bbb" else _widest(arguments[1:])
+        return Known(f"tl.where({arguments[0].text}, {texts[0]}, {texts[1]})", kind)
     return None
 
 
@@ -105,9 +105,12 @@ def _number(name: str, arguments: Sequence[Known], kinds: str) -> Known | None:
     kind, texts = _widest(arguments), _alike(arguments)
     if not set(kinds) <= _NUMBERS:
         return None
-    if kinds[0] == "f" and name in ("pow", *_WITH_NUMBERS):
-        text = _power(texts[0], arguments[1]) if name == "pow" else _WITH_NUMBERS[name].format(*texts)
-        return Known(text, "f")
+    if name == "pow" and kind == "f":
+        number = arguments[0].kind in "nw"
+        return Known(_power(f"{float(texts[0])!r}" if number else texts[0], arguments[1]), "f")
+    if name in _WITH_NUMBERS and (kinds[0] == "f" or (name == "clip" and kinds == "iww")):
+        text = _WITH_NUMBERS[name] if kinds[0] == "f" else "tl.minimum(tl.maximum({0}, {1}), {2})"
+        return Known(text.format(*texts), kinds[0])
     if name in _ARITHMETIC:
         return Known(f"{texts[0]} {_ARITHMETIC[name]} {texts[1]}", kind)
     if name in _EXTREMES and kinds not in ("in", "ni"):
@@ -157,8 +160,9 @@ def tanh(x):
 
 @triton.jit
 def rounded(x):
-    """To the nearest, ties to even: 1.5 x 2**23 leaves no bits for a fraction."""
-    return tl.where(tl.abs(x) < 4194304.0, (x + 12582912.0) - 12582912.0, x)
+    """To the nearest, ties to even: 2**23 leaves no bits for a fraction, and beyond there is none."""
+    magic = tl.where(x < 0.0, -8388608.0, 8388608.0)
+    return tl.where(tl.abs(x) < 8388608.0, (x + magic) - magic, x)
 
 
 @triton.jit

@@ -34,6 +34,7 @@ _IDLE: Final = 3  # one of so many has a tile, at least
 _LARGEST_PAD: Final = 127
 _LARGEST_WINDOW: Final = 128
 _LARGEST_STRIDE: Final = 8
+_LARGEST_BOX: Final = 256  # of a rectangle, with the pixels that it leaves out
 _SQUARES: Final = 2  # of `together`
 _SPARED: Final = 0.8  # of the pixels of squares that are some of the picture's, at least
 
@@ -183,10 +184,15 @@ class WindowTile:
             and self.columns % (_SIDE * self.cluster) == 0
             and (not self.pingpong or self.groups == min(_SUMS))
             and (not self.together or (window.high > 1 and self.cluster == 1 and not window.others))
-            and (not self.strip or window.strips)
+            and (not self.strip or (window.strips and self._fits_rectangle(window)))
             and (not self.resident or (window.filters <= self.columns and self.cluster == 1))
             and self.shared_bytes(window, residual, out_itemsize) <= SHARED
         )
+
+    def _fits_rectangle(self, window: Window) -> bool:
+        """Whether the unit that copies takes a strip's pixels at once."""
+        step = window.stride[0]
+        return step <= _LARGEST_STRIDE and (_SIDE + self.taps(window) - 2) * step + 1 <= _LARGEST_BOX
 
     def clocks(self, window: Window, residual: bool, out_itemsize: int) -> float:
         """Roughly, for telling cuts apart."""
@@ -368,6 +374,8 @@ def _windows(x: torch.Tensor, name: str, window: Window, config: WindowTile, pad
             raise ValueError(f"{what} of {name}: expected {least} to {most}, got {tuple(numbers)}")
     # An edge that no window reaches is no part of the picture.
     seen = [size + min(0, end) for size, end in zip(sizes, below, strict=True)]
+    if min(seen) < 1:
+        raise ValueError(f"{name}: expected a window that sees more than padding")
     return WindowMap(
         *_picture(x[:, : seen[0], : seen[1]], name), window.line // x.itemsize, config.block_rows, spans[0], spans[1],
         padding[0], padding[1], max(0, below[0]), max(0, below[1]), window.stride[0], window.stride[1],
