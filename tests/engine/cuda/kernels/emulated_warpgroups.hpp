@@ -213,7 +213,8 @@ inline Sum of_matrix(Matrix matrix, unsigned int row, unsigned int depth) {
 #endif
 }
 
-inline void products_begin() {}
+// The instructions behind it are those of whole warps: nobody begins before all of its lanes have passed what they waited for.
+inline void products_begin() { my_warp().meet.arrive_and_wait(); }
 inline void products_commit() {}
 template <int BUT>
 void products_are_done() {
