@@ -26,7 +26,7 @@ from penstock.engine.cuda.kernels import written
 from penstock.engine.cuda.kernels.cpp_launching import CppLaunch, compiled
 from penstock.engine.cuda.kernels.driver import HOPPER
 from penstock.engine.cuda.kernels.launching import Argument, Launch, Tiled
-from penstock.engine.cuda.kernels.nvrtc import Compiled
+from penstock.engine.cuda.kernels.nvrtc import Compiled, CompilerError
 from penstock.engine.cuda.nursery import Process, import_compiler, taken
 
 _ALIGNMENT: Final = 16  # of an address that Triton makes use of
@@ -170,7 +170,8 @@ class Compilers:
     def _build_cpp(self, launch: CppLaunch, until: float) -> str:
         answer = self._ask({"source": launch.source, "options": launch.options}, until)
         if isinstance(answer, str):
-            return answer
+            # What loads beside torch may not load without it, so a complaint is heard here once more.
+            return _build(lambda: launch, self._capability) if answer.startswith(CompilerError.__name__) else answer
         code, registers, spilled = answer
         launch.remember(Compiled(base64.b64decode(code), registers, spilled), self._capability)
         return ""
