@@ -98,8 +98,12 @@ def _build(launch: Callable[[], Launch | CppLaunch], capability: int) -> str:
     try:
         launch().build(capability)
     except Exception as error:  # whatever the compiler raises
-        return f"{type(error).__name__}: {error}"[:_MOST_SAID]
+        return _said(error)
     return ""
+
+
+def _said(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}"[:_MOST_SAID]
 
 
 def serve(questions: IO[str], answers: IO[str]) -> None:
@@ -120,7 +124,7 @@ def _cpp(capability: int, source: str, options: list[str]) -> str | tuple[str, i
     try:
         made = compiled(source, tuple(options), capability)
     except Exception as error:  # as above
-        return f"{type(error).__name__}: {error}"[:_MOST_SAID]
+        return _said(error)
     return base64.b64encode(made.cubin).decode(), made.registers, made.spilled_bytes
 
 

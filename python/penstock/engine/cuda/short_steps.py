@@ -29,24 +29,11 @@ from penstock.engine.cuda.ways import (
     count,
     dtype_of,
     integers_or_narrow,
+    multiplying,
     multiprocessors_of,
 )
 
-
-def _multiply(ready: Ready, operands: Tensors, outputs: Tensors, scratch: Scratch | None) -> Launched:
-    del scratch
-    weight = ready.weight
-    return short_product_launch(
-        operands[0],
-        weight.view(weight.shape[0], weight.shape[-1]),
-        out=outputs[0],
-        config=ShortTile(*ready.config),
-        bias=ready.bias,
-        residual=ready.residual(operands),
-        scale=ready.scale,
-        epilogue=ready.epilogue,
-        pdl=ready.site.early,
-    )
+_multiply: Final = multiplying(short_product_launch, ShortTile)
 
 
 def _convolve(ready: Ready, operands: Tensors, outputs: Tensors, scratch: Scratch | None) -> Launched:

@@ -6,12 +6,9 @@ import torch
 
 from penstock.engine.cuda.kernels.epilogue import Scratch
 from penstock.engine.cuda.kernels.launching import Launch
-from penstock.engine.cuda.kernels.pointwise import Read, block_sizes, pointwise_launch
+from penstock.engine.cuda.kernels.pointwise import COPY, Read, block_sizes, pointwise_launch
 from penstock.engine.cuda.sites import Site
 from penstock.engine.cuda.ways import Config, Ready, Tensors, Way, always, count
-from penstock.engine.lowered import Instruction
-
-_COPY: Final = (Instruction("identity", ("i0",)),)
 
 
 def _pointwise(ready: Ready, operands: Tensors, outputs: Tensors, scratch: Scratch | None) -> Launch:
@@ -28,7 +25,7 @@ def _pointwise(ready: Ready, operands: Tensors, outputs: Tensors, scratch: Scrat
         pointer = list(tensors).index(operand.value)
         reads.append(Read(pointer, begin, seen.expand(shape).stride(), site.scale(index)))
     return pointwise_launch(
-        site.step.program or _COPY,
+        site.step.program or COPY,
         list(tensors.values()),
         reads,
         shape=shape,

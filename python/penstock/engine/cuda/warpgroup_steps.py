@@ -34,24 +34,11 @@ from penstock.engine.cuda.ways import (
     count,
     dtype_of,
     eight_or_narrow,
+    multiplying,
     multiprocessors_of,
 )
 
-
-def _multiply(ready: Ready, operands: Tensors, outputs: Tensors, scratch: Scratch | None) -> Launched:
-    del scratch
-    weight = ready.weight
-    return warpgroup_gemm_launch(
-        operands[0],
-        weight.view(weight.shape[0], weight.shape[-1]),
-        out=outputs[0],
-        config=WarpgroupTile(*ready.config),
-        bias=ready.bias,
-        residual=ready.residual(operands),
-        scale=ready.scale,
-        epilogue=ready.epilogue,
-        pdl=ready.site.early,
-    )
+_multiply: Final = multiplying(warpgroup_gemm_launch, WarpgroupTile)
 
 
 def _tiles(site: Site) -> list[Config]:

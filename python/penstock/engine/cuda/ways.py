@@ -169,6 +169,30 @@ class Way:
 
 # ---- shared by those that multiply matrices ----
 
+
+def multiplying(
+    launch: Callable[..., Launched], tile: Callable[..., object]
+) -> Callable[[Ready, Tensors, Tensors, Scratch | None], Launched]:
+    """A gemm, or a convolution of single pixels, as one product of a kernel that takes rows of any shape."""
+
+    def build(ready: Ready, operands: Tensors, outputs: Tensors, scratch: Scratch | None) -> Launched:
+        del scratch
+        weight = ready.weight
+        return launch(
+            operands[0],
+            weight.view(weight.shape[0], weight.shape[-1]),
+            out=outputs[0],
+            config=tile(*ready.config),
+            bias=ready.bias,
+            residual=ready.residual(operands),
+            scale=ready.scale,
+            epilogue=ready.epilogue,
+            pdl=ready.site.early,
+        )
+
+    return build
+
+
 _PLAIN: Final = 7  # numbers of a cut without a ceiling, which none here has: steps of two products have two such runs
 
 

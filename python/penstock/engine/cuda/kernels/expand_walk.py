@@ -14,7 +14,7 @@ import torch
 from .cpp_launching import CppLaunch
 from .depthwise_walk import ACTIVATIONS, BEYOND_BOUNDS, Layer, WalkTile, bits, bounds, high_matters
 from .epilogue import Epilogue
-from .rows import expect_contiguous, expect_shape, pitch
+from .rows import expect_aligned, expect_contiguous, expect_shape, pitch
 from .short_product import pair_of
 from .tiles import H200_MULTIPROCESSORS
 
@@ -169,8 +169,7 @@ def expand_walk_launch(
     if narrow > WIDEST or narrow % _PIECE or channels % config.chunk or pitch(x, "x") % _PIECE:
         raise ValueError(f"expected pieces of {_PIECE} channels and chunks of {config.chunk}, got {narrow}, {channels}")
     for name, each in (("x", x), ("first", first), ("out", out)):
-        if each.data_ptr() % 16 or each.storage_offset() * each.itemsize % 16:
-            raise ValueError(f"{name}: expected an address that is a multiple of 16")
+        expect_aligned(each, name)
     constants = _constants(layer, config, (height, width), padding, outer)
     low, high = bounds(inner)
     constants |= {

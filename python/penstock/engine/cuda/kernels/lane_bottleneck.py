@@ -15,7 +15,7 @@ import torch
 from .bottleneck import Steps
 from .cpp_launching import CppLaunch
 from .epilogue import Epilogue, folds
-from .rows import expect_shape, pitch
+from .rows import expect_aligned, expect_shape, pitch
 
 NARROWEST_CAPABILITY: Final = 90
 DEPTH: Final = 64
@@ -103,9 +103,9 @@ def lane_bottleneck_launch(
         raise ValueError(f"x: expected INT8 or 16 bits, got {x.dtype}")
     if any(each is not None and (each.dtype != x.dtype or not each.is_contiguous()) for each in maps):
         raise ValueError(f"x: expected {x.dtype} and dense tensors throughout")
-    for each in (x, wide, residual, source, out):
-        if each is not None and (each.data_ptr() % 16 or each.storage_offset() * each.itemsize % 16):
-            raise ValueError("expected addresses that are multiples of 16")
+    for name, each in (("x", x), ("wide", wide), ("residual", residual), ("source", source), ("out", out)):
+        if each is not None:
+            expect_aligned(each, name)
     pitch(wide, "wide")  # whose offsets have 32 bits
     endings = (inner, epilogue, outer or Epilogue())
     eight = x.dtype == torch.int8

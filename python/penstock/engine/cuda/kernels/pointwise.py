@@ -26,6 +26,9 @@ from .launching import TYPES, Launch
 from .rows import INDEX_LIMIT, power_of_two
 from .written import FLAG, function, named
 
+COPY: Final = (Instruction("identity", ("i0",)),)
+"""The program that computes nothing."""
+
 MOST_READS: Final = 128
 _MOST_POINTERS: Final = 32
 SEEN: Final[Mapping[str, object]] = {
@@ -142,11 +145,6 @@ def block_sizes(elements: int) -> tuple[int, ...]:
     return tuple(_SIZES[place] for place in (at, at - 1, at + 1) if 0 <= place < len(_SIZES))
 
 
-def copies(program: Sequence[Instruction]) -> bool:
-    """Whether nothing is computed."""
-    return tuple(program) == (Instruction("identity", ("i0",)),)
-
-
 # ---- axes ----
 
 
@@ -216,7 +214,7 @@ class _Writer:
         self.lines += [f"if {FLAG}:", "    gdc_wait()", "    gdc_launch_dependents()"]
         known: dict[str, Known] = {}
         last = Known("", "f")
-        if copies(program) and self.types[0] == out and self.reads[0].scale == out_scale:
+        if tuple(program) == COPY and self.types[0] == out and self.reads[0].scale == out_scale:
             program, last = (), self._read(0, plain=True)
         for number, line in enumerate(program):
             arguments = [self._argument(each, known) for each in line.arguments]

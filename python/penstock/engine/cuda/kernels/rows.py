@@ -57,6 +57,12 @@ def expect_contiguous(tensor: torch.Tensor, name: str, what: str = "a contiguous
         raise ValueError(f"{name}: expected {what}, got strides {tensor.stride()}")
 
 
+def expect_aligned(tensor: torch.Tensor, name: str, size: int = 16) -> None:
+    """Its first element at a multiple of so many bytes; without memory, as far as its offset says."""
+    if tensor.data_ptr() % size or tensor.storage_offset() * tensor.itemsize % size:
+        raise ValueError(f"{name}: expected an address that is a multiple of {size}")
+
+
 def power_of_two(size: int, at_least: int = 1) -> int:
     """The smallest power of two that is not below `size` and `at_least`."""
     return 1 << (max(size, at_least) - 1).bit_length()

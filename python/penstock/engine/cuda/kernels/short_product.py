@@ -17,7 +17,7 @@ import torch
 from .cpp_launching import CppLaunch
 from .depthwise_walk import ACTIVATIONS, BEYOND_BOUNDS, bits, bounds, high_matters
 from .epilogue import Epilogue
-from .rows import expect_contiguous, expect_shape, picture_strides, pitch
+from .rows import expect_aligned, expect_contiguous, expect_shape, picture_strides, pitch
 from .tiles import H200_MULTIPROCESSORS, Product
 
 _PIECE: Final = 8  # numbers that a lane reads or writes at once
@@ -169,9 +169,7 @@ def _launch(
         worth /= epilogue.out_scale
     pieces = [each for name, each in steps.items() if name.endswith(("PITCH", "DEPTH"))]
     for name, each in (("x", x), ("w", w), ("out", out), ("residual", out if residual is None else residual)):
-        piece = _PIECE * each.itemsize
-        if each.data_ptr() % piece or each.storage_offset() * each.itemsize % piece:
-            raise ValueError(f"{name}: expected an address that is a multiple of {piece}")
+        expect_aligned(each, name, _PIECE * each.itemsize)
     if n % (2 * config.tiles) or k % _PIECE or any(each % _PIECE for each in pieces):
         raise ValueError(f"expected pieces of {_PIECE} numbers, got {n} columns of {k}, and steps of {pieces}")
     if epilogue.activation not in ACTIVATIONS:

@@ -14,7 +14,7 @@ import torch
 
 from .cpp_launching import CppLaunch
 from .epilogue import Epilogue, folds
-from .rows import expect_shape, pitch
+from .rows import expect_aligned, expect_shape, pitch
 
 NARROWEST_CAPABILITY: Final = 90
 WINDOW: Final = 32
@@ -93,8 +93,7 @@ def stem_pool_launch(
         if each is not None:
             expect_shape(each, name, filters)
     for name, each in (("x", x), ("out", out)):
-        if each.data_ptr() % 16 or each.storage_offset() * each.itemsize % 16:
-            raise ValueError(f"{name}: expected an address that is a multiple of 16")
+        expect_aligned(each, name)
     pitch(out, "out")  # whose offsets have 32 bits
     tiles = ceil(pool_wide / 8)
     constants = {

@@ -19,7 +19,7 @@ from .activations import ACTIVATIONS, expect_activation
 from .cpp_launching import CppLaunch
 from .driver import TensorMap
 from .epilogue import Epilogue
-from .rows import expect_shape, pitch
+from .rows import expect_aligned, expect_shape, pitch
 from .tiles import Product
 
 LINE: Final = 128  # bytes of a row of a tile in shared memory
@@ -212,8 +212,7 @@ def expect_operands(
             raise ValueError(f"{name}: expected sixteen or eight bits, and one type of operands, got {each.dtype}")
         if each.shape[-1] * each.itemsize % ALIGNED:
             raise ValueError(f"{name}: expected rows of multiples of 16 bytes, got {list(each.shape)}")
-        if each.data_ptr() % ALIGNED or each.storage_offset() * each.itemsize % ALIGNED:
-            raise ValueError(f"{name}: expected an address that is a multiple of 16")
+        expect_aligned(each, name, ALIGNED)
     if len({each.dtype for each in (x, out) if each.itemsize == _SIXTEEN_BITS}) > 1:
         raise ValueError(f"out: expected {x.dtype} like x or eight bits, got {out.dtype}")
     for name, row in (("bias", bias), ("scale", scale)):
