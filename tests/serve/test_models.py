@@ -10,6 +10,7 @@ import pytest
 
 import penstock as ps
 from penstock.errors import PenstockError
+from penstock.repository import Repository
 from tests.serve.calls import Array, Client, at_once, eventually, infer, serving
 from tests.servers.onnx_files import write_scale
 
@@ -87,6 +88,49 @@ def test_polling_follows_the_files(repository: Path) -> None:
         assert factor(server, "second") == 1, "a broken file must leave the old model serving"
         put(repository, "second", 4)
         eventually("the mended model serves", lambda: factor(server, "second") == 4)
+
+
+def test_a_model_that_goes_while_the_repository_is_looked_at_is_gone(
+    repository: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Listed, and removed before its files are read: the next look must still know that it was in service."""
+    put(repository, "new", 3)
+    names, going = Repository.names, threading.Event()
+
+    def listed(self: Repository) -> list[str]:
+        found = names(self)
+        if going.is_set() and "new" in found:
+            remove(repository, "new")
+        return found
+
+    monkeypatch.setattr(Repository, "names", listed)
+    with serving(model_repository=repository, model_control_mode="poll", repository_poll_seconds=POLL) as server:
+        assert factor(server, "new") == 3
+        going.set()
+        eventually("the removed model is gone", lambda: factor(server, "new") == 0)
+        assert infer(server, "new", x=X).status == 404
+        assert factor(server, "first") == 2
+
+
+def test_a_model_that_comes_to_lie_in_two_repositories_serves_until_it_is_in_none(
+    repository: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    other = tmp_path / "others"
+    other.mkdir()
+    with serving(
+        model_repository=[repository, other], model_control_mode="poll", repository_poll_seconds=POLL
+    ) as server:
+        put(other, "first", 5)
+        eventually("the doubt is told", lambda: "'first' is in 2 repositories" in caplog.text)
+        assert factor(server, "first") == 2
+        remove(repository, "first")
+        eventually("the one that is left serves", lambda: factor(server, "first") == 5)
+        caplog.clear()
+        put(repository, "first", 7)
+        eventually("the doubt is told", lambda: "'first' is in 2 repositories" in caplog.text)
+        (other / "first").rename(tmp_path / "gone")
+        (repository / "first").rename(tmp_path / "gone too")
+        eventually("the removed model is gone", lambda: factor(server, "first") == 0)
 
 
 def test_a_broken_model_that_appears_makes_a_strict_server_unready_until_it_is_mended_or_gone(repository: Path) -> None:

@@ -36,7 +36,7 @@ class _Entry:
     added: bool = False
     """By the program: a model of that name in the repository is refused."""
     fingerprint: str | None = None
-    """Of the files as they were loaded; for polling."""
+    """Of the files when they were last loaded, or tried; for polling. None: nothing of it came from the repository."""
 
 
 class Catalogue:
@@ -118,6 +118,8 @@ class Catalogue:
             if _fingerprint(repository, name) != known.get(name):
                 try:
                     self.load(name)
+                except NotFound:
+                    log.info("model %r went while it was looked at", name)  # the next look finds it gone
                 except PenstockError as error:
                     log.error("%s", error)
 
@@ -227,8 +229,9 @@ def _retire_all(replaced: list[Hosted]) -> None:
         hosted.retire()
 
 
-def _fingerprint(repository: Repository, name: str) -> str | None:
+def _fingerprint(repository: Repository, name: str) -> str:
+    """Also of what can't be read: it differs from every fingerprint of files, and changes with the reason."""
     try:
         return repository.fingerprint(name)
-    except PenstockError:
-        return None
+    except PenstockError as error:
+        return str(error)
