@@ -8,7 +8,7 @@ import pytest
 
 from penstock.errors import InvalidArgument
 from penstock.graph import load, optimize
-from penstock.quantize import SCHEMES, Calibration, Recipe, improve, layers, pick, recipes
+from penstock.quantize import SCHEMES, Calibration, Recipe, improve, layers, pick, polish, recipes
 from penstock.quantize.observe import runner
 from tests.quantize.networks import Builder, answers, cosine, pictures, residual
 
@@ -48,7 +48,9 @@ def test_variations_are_named_after_what_was_changed() -> None:
     model, data = residual(), pictures(6)
     base = next(recipes(model, data, methods=["mse"]))
     made: list[Recipe] = list(improve(base, model, data))
-    assert [each.name for each in made] == ["int8-mse-equalized", "int8-mse-smoothed", "int8-mse-corrected"]
+    made += polish(base, data)
+    suffixes = ("equalized", "smoothed", "corrected", "rounded", "rounded-corrected")
+    assert [each.name for each in made] == [f"int8-mse-{suffix}" for suffix in suffixes]
     for each in made:
         assert cosine(answers(model, data), answers(each.model, data)) > 0.99
 

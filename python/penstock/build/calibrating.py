@@ -42,11 +42,19 @@ def picked(
     made = quantize.recipes(model, learned, schemes=schemes)
     best = quantize.pick(_until(deadline, made), unseen, reference)
     cosines = dict(best.cosines)
-    if best.cosine < _CLOSE and time.monotonic() < deadline:
-        progress.stage("correct", f"{best.recipe.name}, cosine {best.cosine:.4f}")
-        better = quantize.improve(best.recipe, model, learned)
-        best = quantize.pick(itertools.chain([best.recipe], _until(deadline, better)), unseen, reference)
-        cosines |= best.cosines
+
+    def improved(recipe: Recipe) -> Iterator[Recipe]:
+        return quantize.improve(recipe, model, learned)
+
+    def polished(recipe: Recipe) -> Iterator[Recipe]:
+        return quantize.polish(recipe, learned, deadline=deadline)
+
+    for stage, better in (("improve", improved), ("polish", polished)):
+        if best.cosine < _CLOSE and time.monotonic() < deadline:
+            progress.stage(stage, f"{best.recipe.name}, cosine {best.cosine:.4f}")
+            made = itertools.chain([best.recipe], _until(deadline, better(best.recipe)))
+            best = quantize.pick(made, unseen, reference)
+            cosines |= best.cosines
     return best.recipe, cosines
 
 

@@ -458,10 +458,7 @@ class Build:
     def _repair(self, recipe: Recipe, tactic: Tactic) -> None:
         """Leave as few layers in float as the gate asks for, and race that."""
         assert self._unseen is not None
-        names = [
-            each.layer
-            for each in quantize.rank_by_noise(recipe.base, recipe.ranges, self._unseen, scheme=recipe.scheme)
-        ]
+        names = recipe.noisiest(self._unseen)
         self._progress.stage("sensitivity", f"{len(names)} layers")
         found = quantize.search(
             names,

@@ -1,6 +1,6 @@
 """Narrower forms of a float model: calibration data, statistics, ranges, placement of Q/DQ, and what to leave wide.
 
-    data.load -> recipes (observe, ranges, quantize) -> pick -> improve;   where the gate refuses: search
+    data.load -> recipes (observe, ranges, quantize) -> pick -> improve -> polish;   where the gate refuses: search
 
 Everything works on `onnx_ir.Model`s and answers standard ONNX. Called by build; imports graph and engine.
 """
@@ -11,7 +11,7 @@ from penstock.quantize.data import Calibration, load
 from penstock.quantize.observe import Statistics, TensorStatistics, cached, collect
 from penstock.quantize.place import layers, quantize, watched
 from penstock.quantize.progress import Progress
-from penstock.quantize.recipe import Picked, Recipe, improve, pick, recipes
+from penstock.quantize.recipe import Picked, Recipe, improve, pick, polish, recipes
 from penstock.quantize.scheme import GPU, SCHEMES, Range, Scheme, suited
 from penstock.quantize.sensitivity import Kept, Noise, rank_by_noise, search
 from penstock.quantize.wide import convolutions, keeping, search_run
@@ -38,6 +38,7 @@ __all__ = [
     "layers",
     "load",
     "pick",
+    "polish",
     "quantize",
     "ranges",
     "rank_by_noise",

@@ -16,6 +16,7 @@ from penstock.graph.editing import Edit, constant, input_of, number
 from penstock.quantize.branches import Branches
 from penstock.quantize.data import Calibration
 from penstock.quantize.observe import runner
+from penstock.quantize.place import NEAREST, Narrow
 from penstock.quantize.probes import by_channel, reduced
 from penstock.quantize.scheme import Range, Scheme
 
@@ -25,10 +26,16 @@ _SAMPLES: Final = 16
 
 
 def bias_errors(
-    model: ir.Model, ranges: Mapping[str, Range], data: Calibration, *, scheme: Scheme, samples: int = _SAMPLES
+    model: ir.Model,
+    ranges: Mapping[str, Range],
+    data: Calibration,
+    *,
+    scheme: Scheme,
+    weights: Mapping[str, Narrow] = NEAREST,
+    samples: int = _SAMPLES,
 ) -> dict[str, Vector]:
     """Mean of (quantized - float) by output channel, for every layer that has a range."""
-    graph = Branches(model, ranges, scheme)
+    graph = Branches(model, ranges, scheme, weights)
     probes: dict[str, str] = {}
     for name, branch in graph.branches.items():
         weight = constant(branch.layer.weight)

@@ -14,7 +14,7 @@ import onnx_ir as ir
 from penstock.graph.editing import Edit, constant
 from penstock.quantize.layers import Layer, plan
 from penstock.quantize.opset import raised
-from penstock.quantize.place import quantize_weight
+from penstock.quantize.place import NEAREST, Narrow, quantize_weight
 from penstock.quantize.probes import probe
 from penstock.quantize.scheme import Range, Scheme
 
@@ -32,11 +32,18 @@ class Branch:
 class Branches:
     """A copy of the model with a branch for every layer whose input has a range."""
 
-    def __init__(self, model: ir.Model, ranges: Mapping[str, Range], scheme: Scheme) -> None:
+    def __init__(
+        self,
+        model: ir.Model,
+        ranges: Mapping[str, Range],
+        scheme: Scheme,
+        weights: Mapping[str, Narrow] = NEAREST,
+    ) -> None:
         self.model = raised(model)
         self.edit = Edit(self.model)
         self._ranges = ranges
         self._scheme = scheme
+        self._weights = weights
         self.branches: dict[str, Branch] = {}
         for layer in plan(self.model, scheme).layers:
             if layer.activation.name in ranges and layer.weight is not None:
@@ -57,7 +64,8 @@ class Branches:
         array = constant(weight)
         rounded = weight
         if array is not None:
-            values, scales = quantize_weight(array, layer.axis, bits=self._scheme.weight_bits)
+            nearest = quantize_weight(array, layer.axis, bits=self._scheme.weight_bits)
+            values, scales = self._weights.get(node.name or "", nearest)
             shape = [1] * array.ndim
             shape[layer.axis] = -1
             rounded = self.edit.constant(f"{node.name}_rounded", values * scales.reshape(shape))

@@ -8,7 +8,8 @@ Called by recipe, sensitivity and build.
 """
 
 from collections.abc import Collection, Iterable, Mapping
-from typing import Any, Final
+from types import MappingProxyType
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 import onnx_ir as ir
@@ -26,6 +27,17 @@ DEFAULT: Final = SCHEMES["inputs"]
 _BIAS_LIMIT: Final = 2**30
 
 
+class Narrow(NamedTuple):
+    """Weights in eight bits."""
+
+    values: NDArray[np.int8]
+    scales: NDArray[np.float32]
+    """One for each output channel."""
+
+
+NEAREST: Final[Mapping[str, Narrow]] = MappingProxyType({})
+
+
 def layers(model: ir.Model, scheme: Scheme = DEFAULT) -> tuple[str, ...]:
     """Names of the nodes that would be computed in integers, in the order of the graph."""
     return tuple(layer.node.name or "" for layer in plan(model, scheme).layers)
@@ -41,19 +53,25 @@ def watched(model: ir.Model, schemes: Iterable[Scheme] = SCHEMES.values()) -> tu
 
 
 def quantize(
-    model: ir.Model, ranges: Mapping[str, Range], *, keep: Collection[str] = (), scheme: Scheme = DEFAULT
+    model: ir.Model,
+    ranges: Mapping[str, Range],
+    *,
+    keep: Collection[str] = (),
+    scheme: Scheme = DEFAULT,
+    weights: Mapping[str, Narrow] = NEAREST,
 ) -> ir.Model:
     """A quantized copy.
 
-    ranges  what each tensor of `watched` is clipped to; layers whose input has none stay float
-    keep    names of nodes, of this model or of its source, that stay float with all they read
+    ranges   what each tensor of `watched` is clipped to; layers whose input has none stay float
+    keep     names of nodes, of this model or of its source, that stay float with all they read
+    weights  by name of the layer: weights that are rounded already; the others are rounded to the nearest
 
     Raises InvalidArgument for a name in `keep` that the model does not have, Unsupported for operator sets that can't
     be converted.
     """
     copy = raised(model)
     _check_names(copy, keep)
-    placement = _Placement(copy, ranges, scheme, plan(copy, scheme, keep))
+    placement = _Placement(copy, ranges, scheme, plan(copy, scheme, keep), weights)
     placement.write()
     return copy
 
@@ -72,8 +90,16 @@ def _check_names(model: ir.Model, keep: Collection[str]) -> None:
 
 
 class _Placement:
-    def __init__(self, model: ir.Model, ranges: Mapping[str, Range], scheme: Scheme, found: Plan) -> None:
+    def __init__(
+        self,
+        model: ir.Model,
+        ranges: Mapping[str, Range],
+        scheme: Scheme,
+        found: Plan,
+        rounded: Mapping[str, Narrow],
+    ) -> None:
         self.edit = Edit(model)
+        self.rounded = rounded
         self.scheme = scheme
         self.found = found
         self.grids: dict[ir.Value, Grid] = {}
@@ -175,6 +201,10 @@ class _Placement:
         activation_scale = self.grids[layer.activation].scale
         least = np.abs(bias) / (activation_scale * _BIAS_LIMIT) if as_int32 and bias is not None else None
         narrow, scales = quantize_weight(array, layer.axis, bits=self.scheme.weight_bits, least_scale=least)
+        given = self.rounded.get(layer.node.name or "")
+        # A bias may ask for larger steps than the weights were rounded in.
+        if given is not None and np.array_equal(given.scales, scales):
+            narrow = given.values
         if layer.node.op_type == "Conv" and self.needs_bias(layer.node, bias):
             self.edit.set_input(layer.node, 2, self.edit.constant(f"{layer.node.name}_bias", _no_bias(len(scales))))
             as_int32 = False
@@ -223,7 +253,7 @@ def _no_bias(channels: int) -> NDArray[np.float32]:
 
 def quantize_weight(
     weight: NDArray[Any], axis: int, *, bits: int = 8, least_scale: NDArray[np.float64] | None = None
-) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
+) -> Narrow:
     """int8 values, and a scale for each index of `axis`: symmetric, the largest weight of a channel is the last step.
 
     least_scale  per channel; what a bias needs to fit 32 bits
@@ -241,7 +271,7 @@ def quantize_weight(
     shape = [1] * weight.ndim
     shape[axis] = -1
     narrow = np.clip(np.rint(weight / scales.reshape(shape).astype(np.float64)), -top, top).astype(np.int8)
-    return narrow, scales
+    return Narrow(narrow, scales)
 
 
 def _is_origin(value: ir.Value, group: list[ir.Value]) -> bool:

@@ -1,13 +1,14 @@
 """From a model and calibration data to the quantized forms that are raced, and the choice among them.
 
-`recipes` makes one form for each scheme and calibration method, `improve` variations on one of them. `pick` compares
-forms with the float model on samples that took no part in calibration. The gate of build has the last word; this only
+`recipes` makes one form for each scheme and calibration method, `improve` makes the same of models that compute alike
+and may be easier to quantize, `polish` makes up for what roundings did. `pick` compares forms with the float model on
+samples that took no part in calibration. The gate of build has the last word; this only
 keeps it from being asked about forms that another one beats. Called by build.
 """
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final
 
@@ -21,9 +22,11 @@ from penstock.quantize.clipping import clipped, thresholds
 from penstock.quantize.data import Array, Arrays, Calibration
 from penstock.quantize.equalization import equalize
 from penstock.quantize.observe import SAMPLES, Statistics, cached, runner
-from penstock.quantize.place import quantize, watched
+from penstock.quantize.place import Narrow, quantize, watched
 from penstock.quantize.progress import Progress, quiet
+from penstock.quantize.rounding import rounded
 from penstock.quantize.scheme import SCHEMES, Range, Scheme
+from penstock.quantize.sensitivity import rank_by_noise
 from penstock.quantize.smoothing import smooth
 
 _PLAIN: Final = "inputs"  # the scheme that names leave out
@@ -44,11 +47,22 @@ class Recipe:
     ranges: Mapping[str, Range]
     candidates: int
     """Thresholds examined, over all tensors."""
+    weights: Mapping[str, Narrow] = field(default_factory=dict)
+    """By layer, where they are not rounded to the nearest."""
 
     def keeping(self, layers: Iterable[str]) -> "Recipe":
         """The same with these layers left in float."""
         kept = tuple(layers)
-        return replace(self, model=quantize(self.base, self.ranges, keep=kept, scheme=self.scheme))
+        return replace(self, model=self.placed(self.base, kept))
+
+    def placed(self, base: ir.Model, keep: Collection[str] = ()) -> ir.Model:
+        """The quantized form of a float model with the same layers."""
+        return quantize(base, self.ranges, keep=keep, scheme=self.scheme, weights=self.weights)
+
+    def noisiest(self, data: Calibration) -> list[str]:
+        """Names of the layers, by how much noise quantizing each alone makes; the worst first."""
+        ranked = rank_by_noise(self.base, self.ranges, data, scheme=self.scheme, weights=self.weights)
+        return [each.layer for each in ranked]
 
 
 def recipes(
@@ -103,17 +117,36 @@ def _named(name: str, scheme: Scheme) -> str:
 def improve(
     recipe: Recipe, model: ir.Model, data: Calibration, *, samples: int = SAMPLES, progress: Progress = quiet
 ) -> Iterator[Recipe]:
-    """Variations: weights equalised, activations smoothed, biases corrected; each only where it changes something."""
+    """Variations: weights equalised, activations smoothed; each only where it changes something."""
     for suffix, changed in (("equalized", equalize(model)), ("smoothed", smooth(model, data))):
         if changed is None:
             continue
         statistics = observed(changed, data, (recipe.scheme,), samples=samples, progress=progress)
         made = _make(recipe.name, changed, statistics, recipe.method, recipe.scheme)
         yield replace(made, name=f"{recipe.name}-{suffix}")
-    shifted = correct_bias(recipe.base, bias_errors(recipe.base, recipe.ranges, data, scheme=recipe.scheme))
+
+
+def polish(
+    recipe: Recipe, data: Calibration, *, deadline: float = math.inf, progress: Progress = quiet
+) -> Iterator[Recipe]:
+    """Variations: biases corrected, weights rounded together, and both; each only where it changes something.
+
+    deadline  on the monotonic clock, after which no further weights are rounded
+    """
+    yield from _corrected(recipe, data)
+    weights = rounded(recipe.base, recipe.ranges, data, scheme=recipe.scheme, deadline=deadline, progress=progress)
+    if weights:
+        together = replace(recipe, name=f"{recipe.name}-rounded", weights=weights)
+        together = replace(together, model=together.placed(together.base))
+        yield together
+        yield from _corrected(together, data)
+
+
+def _corrected(recipe: Recipe, data: Calibration) -> Iterator[Recipe]:
+    errors = bias_errors(recipe.base, recipe.ranges, data, scheme=recipe.scheme, weights=recipe.weights)
+    shifted = correct_bias(recipe.base, errors)
     if shifted is not None:
-        corrected = quantize(shifted, recipe.ranges, scheme=recipe.scheme)
-        yield replace(recipe, name=f"{recipe.name}-corrected", model=corrected, base=shifted)
+        yield replace(recipe, name=f"{recipe.name}-corrected", model=recipe.placed(shifted), base=shifted)
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,6 +17,7 @@ import onnx_ir as ir
 from penstock.quantize.branches import Branches
 from penstock.quantize.data import Calibration
 from penstock.quantize.observe import runner
+from penstock.quantize.place import NEAREST, Narrow
 from penstock.quantize.probes import probe
 from penstock.quantize.progress import Progress, quiet
 from penstock.quantize.scheme import Range, Scheme
@@ -173,10 +174,11 @@ def rank_by_noise(
     data: Calibration,
     *,
     scheme: Scheme,
+    weights: Mapping[str, Narrow] = NEAREST,
     samples: int = _NOISE_SAMPLES,
 ) -> tuple[Noise, ...]:
     """Layers by the noise they make, worst first; without those that lack a range, and those of two activations."""
-    graph = Branches(model, ranges, scheme)
+    graph = Branches(model, ranges, scheme, weights)
     probes: dict[str, tuple[str, str]] = {}
     for name, branch in graph.branches.items():
         signal = probe(graph.edit, "ReduceSumSquare", [branch.answer], {"keepdims": 0})
