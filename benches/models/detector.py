@@ -8,11 +8,12 @@ import onnx
 
 from benches.models.layers import activated, channel_statistics, convolution, filters, reshaped, transposed
 from benches.models.network import Attributes, Network, Value
-from benches.models.pictures import Side, crops
+from benches.models.pictures import PHOTOGRAPHS, Side, crops
 
 SIZE = 640
 _CLASSES = 80
-_PICTURES = 4  # at 20 x 20 positions or more each
+# All photographs: four, two of which are grey, gave norms to which a colourful picture was twenty deviations wide.
+_PICTURES = len(PHOTOGRAPHS)
 # Anchor boxes (width, height) in pixels by stride: the family's defaults for COCO.
 _ANCHORS = {
     8: ((10, 13), (16, 30), (33, 23)),

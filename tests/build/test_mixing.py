@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from penstock import graph
 from penstock.build import mixing
 from penstock.build.gate import Cosine, Metric, Verdict
-from penstock.build.judging import judges, of_trials
+from penstock.build.judging import judges, of_trials, well_inside
 from penstock.engine import runtimes
 from penstock.engine.plan import Tactic
 from penstock.tactics import Form, Measurement, candidates, compiled
@@ -65,7 +65,7 @@ def cosine(least: float, expected: float | None = None) -> Verdict:
     ],
 )
 def test_well_inside_leaves_a_part_of_what_is_allowed(verdict: Verdict, inside: bool) -> None:
-    assert mixing.well_inside(verdict) is inside
+    assert well_inside(verdict) is inside
 
 
 @pytest.mark.parametrize(

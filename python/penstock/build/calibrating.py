@@ -1,21 +1,25 @@
-"""The recipe for eight bits that comes closest to the float model: several are made, the best one is corrected; and
-whether it is fast enough to be judged.
+"""The recipe for eight bits that comes closest to the float model: several are made, the best one is corrected; whether
+it is fast enough to be judged, and what has to stay in float where it is judged wrong.
 
 Called by the driver, which gives the time and the judge.
 """
 
 import itertools
+import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Final
 
 import onnx_ir as ir
 from numpy.typing import NDArray
 
 from penstock import quantize
+from penstock.build.gate import Verdict
+from penstock.build.judging import margin, well_inside
 from penstock.build.progress import Progress
 from penstock.engine.plan import Tactic
-from penstock.quantize import Calibration, Recipe, Scheme
+from penstock.quantize import Calibration, Kept, Recipe, Scheme
 from penstock.tactics import Measurement
 
 Arrays = Mapping[str, NDArray[Any]]
@@ -56,6 +60,28 @@ def picked(
             best = quantize.pick(made, unseen, reference)
             cosines |= best.cosines
     return best.recipe, cosines
+
+
+def left_in_float(
+    recipe: Recipe, layers: Sequence[str], judged: Callable[[ir.Model], Verdict], *, budget_seconds: float
+) -> Kept:
+    """The fewest layers that bring a recipe well inside the gate when they are not quantized, or else inside.
+
+    layers  the most suspicious first.
+    judged  the verdict on a quantized model.
+    """
+    found: dict[frozenset[str], Verdict] = {}
+
+    def evaluate(kept: frozenset[str]) -> float:
+        found[kept] = judged(recipe.keeping(kept).model)
+        return math.inf if well_inside(found[kept]) else margin(found[kept])
+
+    ended = quantize.search(layers, evaluate, lambda score: score == math.inf, budget_seconds=budget_seconds)
+    passing = [kept for kept, verdict in found.items() if verdict.passed]
+    if not passing:
+        return ended
+    kept = ended.layers if ended.passed else min(passing, key=len)
+    return replace(ended, layers=kept, score=margin(found[kept]), passed=True)
 
 
 def worth_a_gate(form: str, timed: Sequence[Measurement]) -> Tactic | None:

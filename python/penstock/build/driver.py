@@ -22,11 +22,11 @@ from numpy.typing import NDArray
 from penstock import graph, quantize, tactics
 from penstock.build import budget, custom_ops, evidence, mixing
 from penstock.build.budget import Budget
-from penstock.build.calibrating import picked, worth_a_gate
+from penstock.build.calibrating import left_in_float, picked, worth_a_gate
 from penstock.build.evidence import CalibrationRecord, Evidence, SensitivityRecord
 from penstock.build.forms import BESIDE, add_fp8, add_int8, add_lowered, beside, prepare
 from penstock.build.gate import Metric, Verdict
-from penstock.build.judging import Run, calling, margin, reduction_microseconds
+from penstock.build.judging import Run, calling, reduction_microseconds, well_inside
 from penstock.build.on_gpu import STEPS_FP8, OnGpu, import_ahead, multiplies_rows, why_not
 from penstock.build.options import AUTO, BuildOptions, allowed, buckets, profiles
 from penstock.build.progress import Progress
@@ -359,7 +359,7 @@ class Build:
     def _add_mixed(self) -> None:
         """BF16 or FP16 with a few layers in FP32, where all in one type is fast and fails, or just passes."""
         tactic = mixing.candidate(self._race.at(_OPTIMUM))
-        if tactic is None or mixing.well_inside(self._verdicts.of(tactic)):
+        if tactic is None or well_inside(self._verdicts.of(tactic)):
             return
         self._progress.stage("mix", tactic.name)
         self._mix = mixing.search(
@@ -460,12 +460,10 @@ class Build:
         assert self._unseen is not None
         names = recipe.noisiest(self._unseen)
         self._progress.stage("sensitivity", f"{len(names)} layers")
-        found = quantize.search(
-            names,
-            lambda kept: margin(self._verdicts.tried(recipe.keeping(kept).model, tactic, self._add_trial)),
-            lambda margin: margin >= 0,
+        found = left_in_float(
+            recipe, names, lambda model: self._verdicts.tried(model, tactic, self._add_trial),
             budget_seconds=self._budget.share(budget.REPAIR),
-        )
+        )  # fmt: skip
         score = found.score if math.isfinite(found.score) else None
         form = self._race_eight_bits(f"{recipe.name}-mixed", recipe.keeping(found.layers).model) if found.passed else ""
         self._sensitivity = SensitivityRecord(tuple(sorted(found.layers)), len(names), score, found.evaluations, form)

@@ -25,6 +25,8 @@ Arrays = Mapping[str, Array]
 Run = Callable[[Arrays], Mapping[str, Array]]
 
 _REDUCTION_CALLS: Final = 5
+# Of what a cosine gate allows, what may be used by the best of several that the same inputs chose and judge.
+_USED: Final = 0.7
 # Too few for a bound on further inputs: only what is seen to fail fails.
 _FIRST: Final = 7
 
@@ -153,3 +155,10 @@ def margin(verdict: Verdict) -> float:
     else:
         distance = verdict.limit - (verdict.interval[1] if verdict.interval else verdict.measured)
     return max(0.0, distance) if verdict.passed else min(distance, -math.ulp(1.0))
+
+
+def well_inside(verdict: Verdict) -> bool:
+    """Whether it leaves some of what is allowed to spare; scores of metrics have bounds of their own."""
+    if not verdict.passed or not verdict.output:
+        return verdict.passed
+    return margin(verdict) >= (1 - _USED) * (1 - verdict.limit)

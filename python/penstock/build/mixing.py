@@ -16,7 +16,7 @@ from penstock import graph, quantize
 from penstock.build.evidence import SensitivityRecord
 from penstock.build.forms import BESIDE
 from penstock.build.gate import Verdict
-from penstock.build.judging import margin
+from penstock.build.judging import margin, well_inside
 from penstock.engine.plan import Tactic
 from penstock.tactics import Measurement
 from penstock.tactics.candidates import OPENVINO
@@ -25,8 +25,6 @@ FORM: Final = "mixed"
 _NARROW: Final = frozenset({"bf16", "fp16"})
 # What narrow types must win before some of it is given back.
 _WORTH: Final = 1.1
-# Of what a cosine gate allows, what a mix may use: it is the best of several, chosen on the same inputs that judge it.
-_USED: Final = 0.7
 # Beyond this share of the layers there is next to nothing left to win.
 _MOST: Final = 0.75
 # A mix that costs no more than this is taken in place of what passes without being well inside.
@@ -55,13 +53,6 @@ def candidate(timed: Sequence[Measurement]) -> Tactic | None:
     if not found or (wide and found[0].median_us * _WORTH > wide[0].median_us):
         return None
     return found[0].tactic
-
-
-def well_inside(verdict: Verdict) -> bool:
-    """Whether it leaves some of what is allowed to spare; scores of metrics have bounds of their own."""
-    if not verdict.passed or not verdict.output:
-        return verdict.passed
-    return margin(verdict) >= (1 - _USED) * (1 - verdict.limit)
 
 
 def search(
