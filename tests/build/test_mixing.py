@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from penstock import graph
 from penstock.build import mixing
 from penstock.build.gate import Cosine, Metric, Verdict
-from penstock.build.judging import judges, of_trials, well_inside
+from penstock.build.judging import Compared, judges, of_trials, well_inside
 from penstock.engine import runtimes
 from penstock.engine.plan import Tactic
 from penstock.tactics import Form, Measurement, candidates, compiled
@@ -183,39 +183,74 @@ def counted(answers: list[int]) -> Any:
     return run
 
 
+def wrong_at(number: int, asked: list[int]) -> Any:
+    """The other way round at one input."""
+
+    def run(sample: Mapping[str, Array]) -> Mapping[str, Array]:
+        answer = counted(asked)(sample)["y"]
+        return {"y": -answer if asked[-1] == number else answer}
+
+    return run
+
+
 def of(*numbers: int) -> Sequence[Mapping[str, Array]]:
     return [{"x": np.array([[number, 1]], np.float32)} for number in numbers]
 
 
-def test_what_learned_nothing_is_judged_on_what_calibration_saw_as_well() -> None:
+def test_what_learned_from_inputs_is_judged_on_others_first_and_on_more_of_them() -> None:
     asked: list[int] = []
-    found = judges(Cosine(), counted(asked), of(1, 2), of(3, 4, 5), ())
-    assert asked == [1, 2, 3, 4, 5]
-    for judge, expected in ((found.learned, [1, 2]), (found.plain, [1, 2, 3, 4, 5])):
+    found = judges(Cosine(), counted(asked), Compared(of(1, 2), of(3, 4, 5), of(6, 7)), ())
+    assert sorted(asked) == [1, 2, 3, 4, 5, 6, 7]
+    for judge, expected in ((found.learned, [1, 2, 3, 4, 5, 6, 7]), (found.plain, [1, 2, 3, 4, 5])):
         seen: list[int] = []
         assert judge(counted(seen)).passed
         assert seen == expected
-    assert (found.samples, found.plain_samples) == (2, 5)
+    assert (found.samples, found.plain_samples) == (7, 5)
+
+
+@pytest.mark.parametrize(("wrong", "calls"), [(2, 2), (5, 7), (7, 7)])
+def test_what_fails_on_an_input_that_it_learned_from_fails(wrong: int, calls: int) -> None:
+    found = judges(Cosine(), counted([]), Compared(of(1, 2), of(3, 4, 5), of(6, 7)), ())
+    asked: list[int] = []
+    verdict = found.learned(wrong_at(wrong, asked))
+    assert not verdict.passed
+    assert verdict.measured == pytest.approx(-1)
+    assert len(asked) == calls
+
+
+def test_of_two_verdicts_that_pass_the_worse_one_counts() -> None:
+    found = judges(Cosine(), counted([]), Compared(of(1), of(2)), ())
+
+    def turned(sample: Mapping[str, Array]) -> Mapping[str, Array]:
+        number = sample["x"][0, 0]
+        return {"y": sample["x"] + np.array([[0, 0.01 * number]], np.float32)}
+
+    one, both = found.learned(turned), found.plain(turned)
+    assert one.passed
+    assert one.measured == both.measured < 0.99999
+
+
+def test_more_inputs_are_not_taken_beyond_their_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("penstock.build.judging._MORE_SECONDS", -1.0)
+    asked: list[int] = []
+    found = judges(Cosine(), counted(asked), Compared(of(1, 2), of(3), of(4, 5, 6)), ())
+    assert asked == [1, 2, 3]
+    assert found.samples == 3
 
 
 def test_a_metric_has_its_own_data_and_is_asked_once() -> None:
     asked: list[int] = []
-    found = judges(Metric(lambda run: float(run(of(9)[0])["y"].sum()), 0.1), counted(asked), of(1), of(2), ())
+    found = judges(
+        Metric(lambda run: float(run(of(9)[0])["y"].sum()), 0.1), counted(asked), Compared(of(1), of(2), of(3)), ()
+    )
     assert asked == [9]
     assert found.learned is found.plain
 
 
 def test_a_trial_that_fails_on_the_first_inputs_is_not_run_on_the_others() -> None:
     unseen, learned = of(*range(1, 11)), of(*range(11, 21))
-    found = judges(Cosine(), counted([]), unseen, learned, ())
+    found = judges(Cosine(), counted([]), Compared(unseen, learned), ())
     trial = of_trials(found.first, found.plain)
-
-    def wrong_at(number: int, asked: list[int]) -> Any:
-        def run(sample: Mapping[str, Array]) -> Mapping[str, Array]:
-            answer = counted(asked)(sample)["y"]
-            return {"y": -answer if asked[-1] == number else answer}
-
-        return run
 
     for number, calls in ((3, 7), (9, 20), (0, 20)):
         asked: list[int] = []
@@ -224,6 +259,6 @@ def test_a_trial_that_fails_on_the_first_inputs_is_not_run_on_the_others() -> No
 
 
 def test_few_inputs_are_all_looked_at() -> None:
-    found = judges(Cosine(), counted([]), of(*range(1, 11)), of(), ())
+    found = judges(Cosine(), counted([]), Compared(of(*range(1, 11))), ())
     assert found.first is None
     assert of_trials(found.first, found.plain) is found.plain

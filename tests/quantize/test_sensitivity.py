@@ -39,6 +39,31 @@ def test_exactly_the_layers_that_do_harm_are_kept(costs: dict[str, float], expec
     assert found.score == pytest.approx(1.0)
 
 
+def test_of_layers_that_help_alike_the_cheap_ones_are_kept() -> None:
+    """Any four of the twelve would do."""
+    evaluate = harm(**dict.fromkeys(NAMES, 0.1))
+    costs = {name: 1.0 if index in (1, 4, 8, 11) else 50.0 for index, name in enumerate(NAMES)}
+    found = search(NAMES, evaluate, above(0.2), budget_seconds=60, costs=costs)
+    assert found.layers == {"layer1", "layer4", "layer8", "layer11"}
+    assert found.passed
+
+
+def test_a_dear_layer_is_kept_where_the_cheap_ones_do_not_help() -> None:
+    evaluate = harm(layer3=0.5, layer4=-0.1)
+    costs = {"layer3": 1000.0, "layer4": 0.001}
+    assert search(NAMES, evaluate, above(1.05), budget_seconds=60, costs=costs).layers == {"layer3"}
+
+
+def test_a_layer_alone_that_saves_a_broken_model_comes_first() -> None:
+    def broken(kept: frozenset[str]) -> float:
+        return 0.1 * len(kept) if "layer6" in kept else math.nan
+
+    found = search(NAMES, broken, above(0.2), budget_seconds=60, costs={"layer6": 1000.0})
+    assert "layer6" in found.layers
+    assert found.passed
+    assert len(found.layers) == 2
+
+
 def test_a_layer_that_alone_is_to_blame_ends_the_search_at_once() -> None:
     found = search(NAMES, harm(layer1=1.0), above(1.0), budget_seconds=60)
     assert found.evaluations == 3  # none, layer0, layer1

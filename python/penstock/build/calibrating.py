@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from penstock import quantize
 from penstock.build.gate import Verdict
-from penstock.build.judging import margin, well_inside
+from penstock.build.judging import USED_BY_EIGHT_BITS, margin, well_inside
 from penstock.build.progress import Progress
 from penstock.engine.plan import Tactic
 from penstock.quantize import Calibration, Kept, Recipe, Scheme
@@ -65,7 +65,7 @@ def picked(
 def left_in_float(
     recipe: Recipe, layers: Sequence[str], judged: Callable[[ir.Model], Verdict], *, budget_seconds: float
 ) -> Kept:
-    """The fewest layers that bring a recipe well inside the gate when they are not quantized, or else inside.
+    """Few and cheap layers that bring a recipe well inside the gate when they are not quantized, or else inside.
 
     layers  the most suspicious first.
     judged  the verdict on a quantized model.
@@ -74,13 +74,16 @@ def left_in_float(
 
     def evaluate(kept: frozenset[str]) -> float:
         found[kept] = judged(recipe.keeping(kept).model)
-        return math.inf if well_inside(found[kept]) else margin(found[kept])
+        return math.inf if well_inside(found[kept], USED_BY_EIGHT_BITS) else margin(found[kept])
 
-    ended = quantize.search(layers, evaluate, lambda score: score == math.inf, budget_seconds=budget_seconds)
+    costs = recipe.costs()
+    ended = quantize.search(
+        layers, evaluate, lambda score: score == math.inf, budget_seconds=budget_seconds, costs=costs
+    )
     passing = [kept for kept, verdict in found.items() if verdict.passed]
     if not passing:
         return ended
-    kept = ended.layers if ended.passed else min(passing, key=len)
+    kept = ended.layers if ended.passed else min(passing, key=lambda kept: sum(costs[layer] for layer in kept))
     return replace(ended, layers=kept, score=margin(found[kept]), passed=True)
 
 

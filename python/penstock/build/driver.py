@@ -26,7 +26,7 @@ from penstock.build.calibrating import left_in_float, picked, worth_a_gate
 from penstock.build.evidence import CalibrationRecord, Evidence, SensitivityRecord
 from penstock.build.forms import BESIDE, add_fp8, add_int8, add_lowered, beside, prepare
 from penstock.build.gate import Metric, Verdict
-from penstock.build.judging import Run, calling, reduction_microseconds, well_inside
+from penstock.build.judging import Compared, Run, calling, reduction_microseconds, well_inside
 from penstock.build.on_gpu import STEPS_FP8, OnGpu, import_ahead, multiplies_rows, why_not
 from penstock.build.options import AUTO, BuildOptions, allowed, buckets, profiles
 from penstock.build.progress import Progress
@@ -35,7 +35,7 @@ from penstock.build.sealing import Draft, Sealing
 from penstock.build.selection import Candidate, Selection, select
 from penstock.build.shapes import distinct
 from penstock.build.target import target
-from penstock.build.verdicts import Compared, Verdicts, judged_as
+from penstock.build.verdicts import Verdicts, judged_as
 from penstock.engine import Engine, fingerprint
 from penstock.engine.plan import CUDA, LOWERED, OPTIMIZED, Tactic
 from penstock.engine.routing import batched
@@ -291,9 +291,12 @@ class Build:
         count = _HELD_OUT_SAMPLES if self._samples.real else _NOISE_SAMPLES
         # A second input for the same bucket is for the last ones, which are small as a rule: the reference is slow.
         unseen = list(self._samples.held_out([*self._buckets, *reversed(self._buckets)], count))
-        learned = [dict(each) for each in self._learned.samples[: count - len(unseen)]] if self._learned else []
+        learned = [dict(each) for each in self._learned] if self._learned else []
         fitted = gpu.as_prepared if gpu is not None else dict
-        return [fitted(each) for each in unseen], [fitted(each) for each in learned]
+        some = max(0, count - len(unseen))
+        # On a GPU the reference is run beside everything else, and waited for.
+        more = learned[some:] if gpu is None else []
+        return Compared([fitted(each) for each in unseen], [fitted(each) for each in learned[:some]], more)
 
     def _accepted(self) -> Selection:
         """The fastest selection whose every tactic passes the gate; only what would be chosen is judged."""

@@ -7,7 +7,7 @@ Called by the driver.
 import math
 import statistics
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -25,8 +25,13 @@ Arrays = Mapping[str, Array]
 Run = Callable[[Arrays], Mapping[str, Array]]
 
 _REDUCTION_CALLS: Final = 5
+# What further inputs may cost the reference, and what its answers to them may take.
+_MORE_SECONDS: Final = 4.0
+_MORE_BYTES: Final = 256 * 2**20
 # Of what a cosine gate allows, what may be used by the best of several that the same inputs chose and judge.
 _USED: Final = 0.7
+# The same in eight bits. Seen: of 16 further inputs one lost twice as much as the worst of 96.
+USED_BY_EIGHT_BITS: Final = 0.4
 # Too few for a bound on further inputs: only what is seen to fail fails.
 _FIRST: Final = 7
 
@@ -84,11 +89,27 @@ def _text(shapes: Shapes) -> str:
 
 
 @dataclass(frozen=True, slots=True)
+class Compared:
+    """The inputs that candidates are compared on."""
+
+    unseen: Sequence[Arrays]
+    """By calibration."""
+
+    learned: Sequence[Arrays] = ()
+    """Some that it has seen, for all candidates."""
+
+    more: Sequence[Arrays] = ()
+    """Others that it has seen, for what it went into: rare inputs are among many."""
+
+
+@dataclass(frozen=True, slots=True)
 class Judges:
-    """Who judges what: calibration's own samples tell nothing of what was made from them, and much of the rest."""
+    """Who judges what. Of what was made from calibration's samples they say less than of the rest, but what fails
+    on them fails: it is never better on others.
+    """
 
     learned: Judge
-    """Of forms that calibration data went into."""
+    """Of forms that calibration data went into: by inputs that calibration has not seen, and then by those it has."""
 
     plain: Judge
     """Of all others."""
@@ -102,19 +123,39 @@ class Judges:
     plain_samples: int
 
 
-def judges(
-    gate: Gate, reference: Run, unseen: Sequence[Arrays], learned: Sequence[Arrays], specs: Sequence[TensorSpec]
-) -> Judges:
-    """Run the reference, once, on the inputs that calibration has not seen and on those that it has."""
+def judges(gate: Gate, reference: Run, inputs: Compared, specs: Sequence[TensorSpec]) -> Judges:
+    """Run the reference, once on each input."""
+    unseen, learned = inputs.unseen, inputs.learned
     if not isinstance(gate, Cosine):
         only = gate.against(reference, unseen, specs)
         return Judges(only, only, None, len(unseen), len(unseen))
     every = [*unseen, *learned]
     recalled = _once(reference)
     first = gate.against(recalled, unseen[:_FIRST], specs) if len(every) > 2 * _FIRST else None
-    return Judges(
-        gate.against(recalled, unseen, specs), gate.against(recalled, every, specs), first, len(unseen), len(every)
-    )
+    plain, strange = gate.against(recalled, every, specs), gate.against(recalled, unseen, specs)
+    familiar = [*learned, *_affordable(recalled, inputs.more)]
+    both = _worse(strange, gate.against(recalled, familiar, specs)) if familiar else strange
+    return Judges(both, plain, first, len(unseen) + len(familiar), len(every))
+
+
+def _affordable(run: Run, samples: Iterable[Arrays]) -> Iterator[Arrays]:
+    """As many as there are seconds and room for."""
+    began, size = time.monotonic(), 0
+    for sample in samples:
+        if time.monotonic() - began > _MORE_SECONDS or size > _MORE_BYTES:
+            return
+        size += sum(array.nbytes for array in run(sample).values())
+        yield sample
+
+
+def _worse(first: Judge, second: Judge) -> Judge:
+    """The worse of two verdicts; the second is asked where the first one passes."""
+
+    def judged(run: Run) -> Verdict:
+        verdict = first(run)
+        return min(verdict, second(run), key=margin) if verdict.passed else verdict
+
+    return judged
 
 
 def of_trials(first: Judge | None, judge: Judge) -> Judge:
@@ -157,8 +198,8 @@ def margin(verdict: Verdict) -> float:
     return max(0.0, distance) if verdict.passed else min(distance, -math.ulp(1.0))
 
 
-def well_inside(verdict: Verdict) -> bool:
-    """Whether it leaves some of what is allowed to spare; scores of metrics have bounds of their own."""
+def well_inside(verdict: Verdict, used: float = _USED) -> bool:
+    """Whether it uses no more than this of what is allowed; scores of metrics have bounds of their own."""
     if not verdict.passed or not verdict.output:
         return verdict.passed
-    return margin(verdict) >= (1 - _USED) * (1 - verdict.limit)
+    return margin(verdict) >= (1 - used) * (1 - verdict.limit)

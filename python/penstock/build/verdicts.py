@@ -1,13 +1,13 @@
 """Verdicts on tactics: each is run in a child process on the inputs that judge it, once, and its verdict is kept.
 
 A tactic is judged as its dynamic program: the same kernels, for inputs of any shape, as metrics want them. What was
-made from calibration data is judged on what that data left out, everything else on more. Called by the driver.
+made from calibration data is judged on what that data left out, and then on the data. Called by the driver.
 """
 
 import itertools
 import math
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import replace
@@ -20,14 +20,12 @@ from penstock import tactics
 from penstock.build.evidence import Refused
 from penstock.build.forms import BESIDE, Forms, beside
 from penstock.build.gate import Cosine, Gate, Judge, Verdict
-from penstock.build.judging import REFERENCE, Judges, Run, judges, of_trials, reducing, within
+from penstock.build.judging import REFERENCE, Compared, Judges, Run, judges, of_trials, reducing, within
 from penstock.build.on_gpu import OnGpu
 from penstock.build.progress import Progress
 from penstock.engine.plan import CUDA, SOURCE, Profile, Tactic
 
 Arrays = Mapping[str, NDArray[Any]]
-Compared = tuple[Sequence[Arrays], Sequence[Arrays]]
-"""Inputs that calibration has not seen, and those that it has."""
 
 
 def judged_as(tactic: Tactic) -> Tactic:
@@ -56,7 +54,7 @@ class Verdicts:
 
         def look() -> None:
             try:
-                found.set_result(self._of_reference(gate, profiles, *inputs()))
+                found.set_result(self._of_reference(gate, profiles, inputs()))
             except BaseException as error:  # whoever waits for it is told
                 found.set_exception(error)
 
@@ -66,12 +64,10 @@ class Verdicts:
             look()
             found.result()
 
-    def _of_reference(
-        self, gate: Gate, profiles: Iterable[Profile], unseen: Sequence[Arrays], learned: Sequence[Arrays]
-    ) -> Judges:
+    def _of_reference(self, gate: Gate, profiles: Iterable[Profile], inputs: Compared) -> Judges:
         with self.running(REFERENCE) as reference:
             run = within(profiles, reference)  # a metric brings inputs of its own: tell at once, not at the seal
-            return judges(gate, run, unseen, learned, self._forms.outputs)
+            return judges(gate, run, inputs, self._forms.outputs)
 
     @property
     def _judges(self) -> Judges:

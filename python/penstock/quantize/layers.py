@@ -9,6 +9,7 @@ much.
 Called by place and sensitivity.
 """
 
+import math
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from typing import Final
@@ -72,6 +73,16 @@ def plan(model: ir.Model, scheme: Scheme, keep: Collection[str] = ()) -> Plan:
             found.kept.append(node)
     _Tensors(model.graph, scheme, found, kept).decide()
     return found
+
+
+def products(layer: Layer) -> float:
+    """How many multiplications it makes, for one of every size that is not known: enough to compare layers."""
+    answer = layer.node.outputs[0].shape
+    sizes = [size for size in answer if isinstance(size, int)] if answer is not None else []
+    weight = constant(layer.weight)
+    if weight is None or not weight.size:
+        return float(math.prod(sizes)) or 1.0
+    return float(max(1.0, math.prod(sizes) / weight.shape[layer.axis])) * weight.size
 
 
 def as_layer(node: ir.Node, scheme: Scheme) -> Layer | None:

@@ -21,6 +21,7 @@ from penstock.quantize.calibrators import METHODS
 from penstock.quantize.clipping import clipped, thresholds
 from penstock.quantize.data import Array, Arrays, Calibration
 from penstock.quantize.equalization import equalize
+from penstock.quantize.layers import plan, products
 from penstock.quantize.observe import SAMPLES, Statistics, cached, runner
 from penstock.quantize.place import Narrow, quantize, watched
 from penstock.quantize.progress import Progress, quiet
@@ -58,6 +59,10 @@ class Recipe:
     def placed(self, base: ir.Model, keep: Collection[str] = ()) -> ir.Model:
         """The quantized form of a float model with the same layers."""
         return quantize(base, self.ranges, keep=keep, scheme=self.scheme, weights=self.weights)
+
+    def costs(self) -> dict[str, float]:
+        """By layer: what it takes to compute it."""
+        return {layer.node.name or "": products(layer) for layer in plan(self.base, self.scheme).layers}
 
     def noisiest(self, data: Calibration) -> list[str]:
         """Names of the layers, by how much noise quantizing each alone makes; the worst first."""

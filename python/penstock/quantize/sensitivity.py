@@ -10,6 +10,7 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Final
 
 import onnx_ir as ir
@@ -50,7 +51,9 @@ class _Search:
         passes: Callable[[float], bool],
         budget_seconds: float,
         progress: Progress,
+        costs: Mapping[str, float],
     ) -> None:
+        self.costs = costs
         self.layers = list(dict.fromkeys(layers))
         self.evaluate = evaluate
         self.passes = passes
@@ -99,10 +102,15 @@ class _Search:
         return self.shrink(found)
 
     def ranked(self) -> list[str]:
-        """Most helpful first; those that were not tried follow in the order they came in."""
+        """Those that help most for what they cost first; those that were not tried follow in the order they came in."""
         tried = [layer for layer in self.layers if frozenset({layer}) in self.scores]
         rest = [layer for layer in self.layers if frozenset({layer}) not in self.scores]
-        return sorted(tried, key=lambda layer: self.scores[frozenset({layer})], reverse=True) + rest
+        return sorted(tried, key=self.worth, reverse=True) + rest
+
+    def worth(self, layer: str) -> float:
+        help_ = self.scores[frozenset({layer})] - self.scores[frozenset()]
+        # What makes it worse is no better for being dear. NaN: of two scores that are both minus infinity.
+        return help_ / self.costs.get(layer, 1.0) if help_ > 0 else (-math.inf if math.isnan(help_) else help_)
 
     def grow(self, ranked: list[str]) -> list[str] | None:
         """The fewest of the front of the list that pass, by doubling and then halving; None when time ends first."""
@@ -145,18 +153,20 @@ def search(
     *,
     budget_seconds: float,
     progress: Progress = quiet,
+    costs: Mapping[str, float] = MappingProxyType({}),
 ) -> Kept:
     """Find a small set of layers which, left in float, lets the model pass.
 
     layers    most suspicious first, as `rank_by_noise` orders them
     evaluate  scores the model with these layers left in float; higher is better. Never asked twice the same
     passes    whether a score will do
+    costs     of a layer in float, above 0, in any unit; without any all are alike
 
-    Looks at no layer, then at each alone (half of the budget at most), then at the most helpful ones together, doubling
-    their number, and at last takes out what is not needed. The budget is checked before each evaluation but the first,
-    with the longest so far as an estimate; what was found by then is answered.
+    Looks at no layer, then at each alone (half of the budget at most), then at those together that help most for what
+    they cost, doubling their number, and at last takes out what is not needed. The budget is checked before each
+    evaluation but the first, with the longest so far as an estimate; what was found by then is answered.
     """
-    return _Search(layers, evaluate, passes, budget_seconds, progress).run()
+    return _Search(layers, evaluate, passes, budget_seconds, progress, costs).run()
 
 
 @dataclass(frozen=True, slots=True)
