@@ -5,6 +5,7 @@ from typing import Final
 
 # Of what is left when the stage begins.
 FLOAT: Final = 0.5
+FURTHER_INPUTS: Final = 0.04
 CALIBRATE: Final = 0.35
 INT8: Final = 0.5
 MIX: Final = 0.35

@@ -26,6 +26,8 @@ Arrays = Mapping[str, NDArray[Any]]
 
 # A quantized form this close to the float model is left as it is; corrections take calibration's time again.
 _CLOSE: Final = 0.999
+# Of all products; with fewer of them in eight bits there is nothing left to win.
+_LEAST_IN_EIGHT_BITS: Final = 0.1
 # A narrower tactic that fails the gate is worth repairing when it is at least this much faster than what passed.
 _WORTH_REPAIRING: Final = 1.05
 
@@ -80,10 +82,15 @@ def left_in_float(
     ended = quantize.search(
         layers, evaluate, lambda score: score == math.inf, budget_seconds=budget_seconds, costs=costs
     )
-    passing = [kept for kept, verdict in found.items() if verdict.passed]
+
+    def cost(kept: frozenset[str]) -> float:
+        return sum(costs[layer] for layer in kept)
+
+    most = (1 - _LEAST_IN_EIGHT_BITS) * cost(frozenset(layers))
+    passing = [kept for kept, verdict in found.items() if verdict.passed and cost(kept) <= most]
     if not passing:
-        return ended
-    kept = ended.layers if ended.passed else min(passing, key=lambda kept: sum(costs[layer] for layer in kept))
+        return replace(ended, score=margin(found[ended.layers]), passed=False)
+    kept = ended.layers if ended.layers in passing else min(passing, key=cost)
     return replace(ended, layers=kept, score=margin(found[kept]), passed=True)
 
 

@@ -296,7 +296,8 @@ class Build:
         some = max(0, count - len(unseen))
         # On a GPU the reference is run beside everything else, and waited for.
         more = learned[some:] if gpu is None else []
-        return Compared([fitted(each) for each in unseen], [fitted(each) for each in learned[:some]], more)
+        seconds = self._budget.share(budget.FURTHER_INPUTS)
+        return Compared([fitted(each) for each in unseen], [fitted(each) for each in learned[:some]], more, seconds)
 
     def _accepted(self) -> Selection:
         """The fastest selection whose every tactic passes the gate; only what would be chosen is judged."""

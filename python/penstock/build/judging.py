@@ -25,8 +25,7 @@ Arrays = Mapping[str, Array]
 Run = Callable[[Arrays], Mapping[str, Array]]
 
 _REDUCTION_CALLS: Final = 5
-# What further inputs may cost the reference, and what its answers to them may take.
-_MORE_SECONDS: Final = 4.0
+# What the reference's answers to further inputs may take.
 _MORE_BYTES: Final = 256 * 2**20
 # Of what a cosine gate allows, what may be used by the best of several that the same inputs chose and judge.
 _USED: Final = 0.7
@@ -96,10 +95,12 @@ class Compared:
     """By calibration."""
 
     learned: Sequence[Arrays] = ()
-    """Some that it has seen, for all candidates."""
+    """Some that it has seen."""
 
     more: Sequence[Arrays] = ()
-    """Others that it has seen, for what it went into: rare inputs are among many."""
+    """Others that it has seen, as far as `more_seconds` of the reference go: rare inputs are among many."""
+
+    more_seconds: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,9 +119,7 @@ class Judges:
     """On a few of the inputs of `learned`, for trials: what fails there fails. None where there are few anyway."""
 
     samples: int
-    """How many inputs `learned` compares outputs on."""
-
-    plain_samples: int
+    """How many inputs both compare outputs on."""
 
 
 def judges(gate: Gate, reference: Run, inputs: Compared, specs: Sequence[TensorSpec]) -> Judges:
@@ -128,21 +127,21 @@ def judges(gate: Gate, reference: Run, inputs: Compared, specs: Sequence[TensorS
     unseen, learned = inputs.unseen, inputs.learned
     if not isinstance(gate, Cosine):
         only = gate.against(reference, unseen, specs)
-        return Judges(only, only, None, len(unseen), len(unseen))
-    every = [*unseen, *learned]
+        return Judges(only, only, None, len(unseen))
     recalled = _once(reference)
+    strange = gate.against(recalled, unseen, specs)
+    familiar = [*learned, *_affordable(recalled, inputs.more, inputs.more_seconds)]
+    every = [*unseen, *familiar]
     first = gate.against(recalled, unseen[:_FIRST], specs) if len(every) > 2 * _FIRST else None
-    plain, strange = gate.against(recalled, every, specs), gate.against(recalled, unseen, specs)
-    familiar = [*learned, *_affordable(recalled, inputs.more)]
     both = _worse(strange, gate.against(recalled, familiar, specs)) if familiar else strange
-    return Judges(both, plain, first, len(unseen) + len(familiar), len(every))
+    return Judges(both, gate.against(recalled, every, specs), first, len(every))
 
 
-def _affordable(run: Run, samples: Iterable[Arrays]) -> Iterator[Arrays]:
-    """As many as there are seconds and room for."""
+def _affordable(run: Run, samples: Iterable[Arrays], seconds: float) -> Iterator[Arrays]:
+    """As many as there is time and room for."""
     began, size = time.monotonic(), 0
     for sample in samples:
-        if time.monotonic() - began > _MORE_SECONDS or size > _MORE_BYTES:
+        if time.monotonic() - began >= seconds or size > _MORE_BYTES:
             return
         size += sum(array.nbytes for array in run(sample).values())
         yield sample

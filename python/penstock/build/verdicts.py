@@ -112,7 +112,7 @@ class Verdicts:
         """Who judges what these compute together, and on how many inputs."""
         if any(tactic.precision in ("int8", "fp8") and tactic.form != SOURCE for tactic in wanted):
             return self._judges.learned, self._judges.samples
-        return self._judges.plain, self._judges.plain_samples
+        return self._judges.plain, self._judges.samples
 
     def overrule(self, tactic: Tactic, verdict: Verdict) -> None:
         """Another verdict than was found: of something that was learned since."""

@@ -2,8 +2,8 @@
 
 `recipes` makes one form for each scheme and calibration method, `improve` makes the same of models that compute alike
 and may be easier to quantize, `polish` makes up for what roundings did. `pick` compares forms with the float model on
-samples that took no part in calibration. The gate of build has the last word; this only
-keeps it from being asked about forms that another one beats. Called by build.
+samples that took no part in calibration. The gate of build has the last word; this only keeps it from being asked
+about forms that another one beats. Called by build.
 """
 
 import math

@@ -1,0 +1,94 @@
+"""What is left in float where INT8 fails the gate: on verdicts made by rule, of a real network's layers."""
+
+from collections.abc import Callable, Mapping
+
+import onnx_ir as ir
+import pytest
+
+from penstock.build.calibrating import left_in_float
+from penstock.build.gate import Verdict
+from penstock.graph import optimize
+from penstock.quantize import Recipe, layers, recipes
+from tests.quantize.networks import pictures, residual
+
+LIMIT = 0.999
+
+
+@pytest.fixture(scope="module")
+def recipe() -> Recipe:
+    return next(recipes(optimize(residual()).model, pictures(4), methods=["minmax"]))
+
+
+def quantized(model: ir.Model) -> frozenset[str]:
+    """Layers that read eight bits."""
+    return frozenset(
+        node.name or ""
+        for node in model.graph
+        if node.op_type in ("Conv", "Gemm", "MatMul")
+        and (made := node.inputs[1].producer() if node.inputs[1] is not None else None) is not None
+        and made.op_type == "DequantizeLinear"
+    )
+
+
+def losing(losses: Mapping[str, float], asked: list[frozenset[str]] | None = None) -> Callable[[ir.Model], Verdict]:
+    """1 less what each quantized layer loses."""
+
+    def judged(model: ir.Model) -> Verdict:
+        names = quantized(model)
+        if asked is not None:
+            asked.append(names)
+        cosine = 1 - sum(losses.get(name, 0.0) for name in names)
+        return Verdict(cosine >= LIMIT, cosine, LIMIT, output="y")
+
+    return judged
+
+
+def test_the_layer_that_does_the_harm_is_left(recipe: Recipe) -> None:
+    names = layers(recipe.base)
+    found = left_in_float(recipe, names, losing({names[3]: 0.01}), budget_seconds=60)
+    assert found.passed
+    assert found.layers == {names[3]}
+
+
+def test_as_many_are_left_as_bring_it_well_inside(recipe: Recipe) -> None:
+    """Without `first` it would pass, but use nine tenths of what is allowed."""
+    names = layers(recipe.base)
+    losses = {"first": 0.002, "second": 0.0006, "mixed": 0.0003}
+    assert losses.keys() <= set(names)
+    found = left_in_float(recipe, names, losing(losses), budget_seconds=60)
+    assert found.passed
+    assert {"first", "second"} <= found.layers < set(names)
+
+
+def test_what_passes_is_taken_where_nothing_is_well_inside(recipe: Recipe) -> None:
+    names = layers(recipe.base)
+    rest = dict.fromkeys(names, 0.0)
+
+    def judged(model: ir.Model) -> Verdict:
+        verdict = losing({**rest, "first": 0.01})(model)
+        return Verdict(verdict.passed, verdict.measured - 0.0007, LIMIT, output="y")
+
+    found = left_in_float(recipe, names, judged, budget_seconds=60)
+    assert found.passed
+    assert "first" in found.layers
+    assert found.score == pytest.approx(0.0003)
+
+
+def test_a_recipe_with_next_to_nothing_left_in_eight_bits_is_none(recipe: Recipe) -> None:
+    """The cheapest layer alone may be narrow: it is a hundredth of the products."""
+    names = layers(recipe.base)
+    costs = recipe.costs()
+    assert costs.keys() == set(names)
+    cheapest = min(names, key=lambda name: costs[name])
+    assert costs[cheapest] < 0.05 * sum(costs.values())
+    asked: list[frozenset[str]] = []
+    losses = {name: 0.01 for name in names if name != cheapest}
+    found = left_in_float(recipe, names, losing(losses, asked), budget_seconds=60)
+    assert not found.passed
+    assert frozenset({cheapest}) in asked
+
+
+def test_costs_are_multiplications(recipe: Recipe) -> None:
+    """64 x 64 x 3 in, a stem of 3 x 3 with stride 2: 32 x 32 places, 16 filters of 27."""
+    assert recipe.costs()["stem"] == 32 * 32 * 16 * 27
+    assert recipe.costs()["fc"] == 32 * 10
