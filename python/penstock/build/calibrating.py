@@ -5,10 +5,8 @@ Called by the driver, which gives the time and the judge.
 """
 
 import itertools
-import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
 from typing import Any, Final
 
 import onnx_ir as ir
@@ -16,7 +14,8 @@ from numpy.typing import NDArray
 
 from penstock import quantize
 from penstock.build.gate import Verdict
-from penstock.build.judging import USED_BY_EIGHT_BITS, margin, well_inside
+from penstock.build.judging import USED_BY_EIGHT_BITS
+from penstock.build.keeping import choose
 from penstock.build.progress import Progress
 from penstock.engine.plan import Tactic
 from penstock.quantize import Calibration, Kept, Recipe, Scheme
@@ -72,26 +71,17 @@ def left_in_float(
     layers  the most suspicious first.
     judged  the verdict on a quantized model.
     """
-    found: dict[frozenset[str], Verdict] = {}
-
-    def evaluate(kept: frozenset[str]) -> float:
-        found[kept] = judged(recipe.keeping(kept).model)
-        return math.inf if well_inside(found[kept], USED_BY_EIGHT_BITS) else margin(found[kept])
-
     costs = recipe.costs()
-    ended = quantize.search(
-        layers, evaluate, lambda score: score == math.inf, budget_seconds=budget_seconds, costs=costs
-    )
 
-    def cost(kept: frozenset[str]) -> float:
+    def cost(kept: Iterable[str]) -> float:
         return sum(costs[layer] for layer in kept)
 
-    most = (1 - _LEAST_IN_EIGHT_BITS) * cost(frozenset(layers))
-    passing = [kept for kept, verdict in found.items() if verdict.passed and cost(kept) <= most]
-    if not passing:
-        return replace(ended, score=margin(found[ended.layers]), passed=False)
-    kept = ended.layers if ended.layers in passing else min(passing, key=cost)
-    return replace(ended, layers=kept, score=margin(found[kept]), passed=True)
+    found, _ = choose(
+        lambda evaluate, passes: quantize.search(layers, evaluate, passes, budget_seconds=budget_seconds, costs=costs),
+        lambda kept: judged(recipe.keeping(kept).model), cost,
+        most=(1 - _LEAST_IN_EIGHT_BITS) * cost(layers), used=USED_BY_EIGHT_BITS,
+    )  # fmt: skip
+    return found
 
 
 def worth_a_gate(form: str, timed: Sequence[Measurement]) -> Tactic | None:

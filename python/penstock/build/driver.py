@@ -112,8 +112,7 @@ class Build:
             folder.mkdir()
             draft = sealing.draft(selection, folder, self._race.bytes_of)
             made = draft.seal(self._evidence(selection, self._verdicts.of(selection.tactics[0]), draft))
-            judge, _ = self._verdicts.judge(*selection.tactics)
-            verdict = judge(calling(made))
+            verdict = self._verdicts.judge(*selection.tactics)(calling(made))
             if verdict.passed:
                 return draft.sealed_again(made, self._evidence(selection, verdict, draft))
             made.close()
@@ -478,7 +477,7 @@ class Build:
         timings, lost, skipped = evidence.of_race(self._race)
         metric = isinstance(self._options.gate, Metric)
         kind = "metric" if metric else "calibration data" if self._samples.real else "noise"
-        samples = self._verdicts.judge(*selection.tactics)[1]
+        samples = self._verdicts.samples
         return Evidence(
             buckets=self._buckets,
             chosen=selection.tactics,

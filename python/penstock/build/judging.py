@@ -28,7 +28,7 @@ _REDUCTION_CALLS: Final = 5
 # What the reference's answers to further inputs may take.
 _MORE_BYTES: Final = 256 * 2**20
 # Of what a cosine gate allows, what may be used by the best of several that the same inputs chose and judge.
-_USED: Final = 0.7
+USED_BY_SIXTEEN_BITS: Final = 0.7
 # The same in eight bits. Seen: of 16 further inputs one lost twice as much as the worst of 96.
 USED_BY_EIGHT_BITS: Final = 0.4
 # Too few for a bound on further inputs: only what is seen to fail fails.
@@ -197,7 +197,7 @@ def margin(verdict: Verdict) -> float:
     return max(0.0, distance) if verdict.passed else min(distance, -math.ulp(1.0))
 
 
-def well_inside(verdict: Verdict, used: float = _USED) -> bool:
+def well_inside(verdict: Verdict, used: float = USED_BY_SIXTEEN_BITS) -> bool:
     """Whether it uses no more than this of what is allowed; scores of metrics have bounds of their own."""
     if not verdict.passed or not verdict.output:
         return verdict.passed

@@ -16,7 +16,8 @@ from penstock import graph, quantize
 from penstock.build.evidence import SensitivityRecord
 from penstock.build.forms import BESIDE
 from penstock.build.gate import Verdict
-from penstock.build.judging import margin, well_inside
+from penstock.build.judging import USED_BY_SIXTEEN_BITS, well_inside
+from penstock.build.keeping import choose
 from penstock.engine.plan import Tactic
 from penstock.tactics import Measurement
 from penstock.tactics.candidates import OPENVINO
@@ -66,23 +67,16 @@ def search(
     layers = quantize.convolutions(model)
     if not layers:
         return None
-    found: dict[frozenset[str], Verdict] = {}
-
-    def evaluate(kept: frozenset[str]) -> float:
-        found[kept] = judged(quantize.keeping(model, kept))
-        return margin(found[kept]) if not well_inside(found[kept]) else math.inf
-
-    ended = quantize.search_run(layers, evaluate, lambda score: score == math.inf, budget_seconds=budget_seconds)
-    few = [kept for kept, verdict in found.items() if verdict.passed and len(kept) <= _MOST * len(layers)]
-    kept = ended.layers if ended.layers in few or not few else min(few, key=len)
-    score = margin(found[kept])
-    names = tuple(_source(node) for node in model.graph if node.name in kept)
-    good = kept in few
-    record = SensitivityRecord(
-        names, len(layers), score if math.isfinite(score) else None, len(found), FORM if good else ""
-    )
+    found, verdict = choose(
+        lambda evaluate, passes: quantize.search_run(layers, evaluate, passes, budget_seconds=budget_seconds),
+        lambda kept: judged(quantize.keeping(model, kept)), len, most=_MOST * len(layers), used=USED_BY_SIXTEEN_BITS,
+    )  # fmt: skip
+    names = tuple(_source(node) for node in model.graph if node.name in found.layers)
+    score = found.score if math.isfinite(found.score) else None
+    record = SensitivityRecord(names, len(layers), score, found.evaluations, FORM if found.passed else "")
     precision: Literal["bf16", "fp16"] = "fp16" if tactic.precision == "fp16" else "bf16"
-    return Mix(record, quantize.keeping(model, kept) if good else None, precision, well_inside(found[kept]))
+    mixed = quantize.keeping(model, found.layers) if found.passed else None
+    return Mix(record, mixed, precision, well_inside(verdict))
 
 
 def _source(node: ir.Node) -> str:

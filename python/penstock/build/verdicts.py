@@ -88,7 +88,7 @@ class Verdicts:
         wanted = judged_as(tactic)
         if wanted not in self._found:
             self._progress.stage("gate", wanted.name)
-            self._found[wanted] = self._now(wanted, self.judge(wanted)[0])
+            self._found[wanted] = self._now(wanted, self.judge(wanted))
         return self._overruled.get(wanted, self._found[wanted])
 
     def tried(self, model: ir.Model, tactic: Tactic, add: Callable[[str, ir.Model], None] | None = None) -> Verdict:
@@ -104,15 +104,19 @@ class Verdicts:
             self._forms.add(name, model, precision="fp32")
         try:
             wanted = replace(judged_as(tactic), form=name)
-            return self._now(wanted, of_trials(self._judges.first, self.judge(wanted)[0]))
+            return self._now(wanted, of_trials(self._judges.first, self.judge(wanted)))
         finally:
             self._forms.files.pop(name).path.unlink(missing_ok=True)
 
-    def judge(self, *wanted: Tactic) -> tuple[Judge, int]:
-        """Who judges what these compute together, and on how many inputs."""
-        if any(tactic.precision in ("int8", "fp8") and tactic.form != SOURCE for tactic in wanted):
-            return self._judges.learned, self._judges.samples
-        return self._judges.plain, self._judges.samples
+    def judge(self, *wanted: Tactic) -> Judge:
+        """Who judges what these compute together."""
+        narrow = any(tactic.precision in ("int8", "fp8") and tactic.form != SOURCE for tactic in wanted)
+        return self._judges.learned if narrow else self._judges.plain
+
+    @property
+    def samples(self) -> int:
+        """How many inputs outputs are compared on."""
+        return self._judges.samples
 
     def overrule(self, tactic: Tactic, verdict: Verdict) -> None:
         """Another verdict than was found: of something that was learned since."""

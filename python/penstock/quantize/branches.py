@@ -64,8 +64,9 @@ class Branches:
         array = constant(weight)
         rounded = weight
         if array is not None:
-            nearest = quantize_weight(array, layer.axis, bits=self._scheme.weight_bits)
-            values, scales = self._weights.get(node.name or "", nearest)
+            values, scales = self._weights.get(node.name or "") or quantize_weight(
+                array, layer.axis, bits=self._scheme.weight_bits
+            )
             shape = [1] * array.ndim
             shape[layer.axis] = -1
             rounded = self.edit.constant(f"{node.name}_rounded", values * scales.reshape(shape))
