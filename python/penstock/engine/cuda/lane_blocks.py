@@ -11,7 +11,7 @@ import torch
 
 from penstock.engine.cuda.kernels import nvrtc
 from penstock.engine.cuda.kernels.bottleneck import Steps
-from penstock.engine.cuda.kernels.epilogue import Scratch, fold
+from penstock.engine.cuda.kernels.epilogue import Scratch, added, fold
 from penstock.engine.cuda.kernels.lane_bottleneck import (
     DEPTH,
     NARROWEST_CAPABILITY,
@@ -58,7 +58,7 @@ def _folded(site: Site, constants: dict[str, torch.Tensor]) -> Mapping[str, torc
     wide = site.out_scale() or 1.0
     biases = [constants[name] for name in ("second_bias", "shortcut_bias") if name in constants]
     found["scale"], found["bias"] = fold(constants["scale"], constants.get("bias"), site.number("inner_step"), 0)
-    both = sum(biases[1:], start=biases[0]) if biases else None
+    both = added(biases) if biases else None
     found["second_scale"], found["second_bias"] = fold(constants["second_scale"], both, wide, 0)
     if "shortcut" in constants:
         found["shortcut_scale"], _ = fold(constants["shortcut_scale"], None, wide, 0)
@@ -80,7 +80,7 @@ def _with_biases(constants: dict[str, torch.Tensor]) -> Mapping[str, torch.Tenso
             weight = constants[role]
             found[bias] = torch.zeros(weight.shape[0], dtype=torch.float32, device=weight.device)
     if "shortcut_bias" in constants and "scale" not in constants:
-        found["second_bias"] = found["second_bias"] + constants["shortcut_bias"]
+        found["second_bias"] = added([found["second_bias"], constants["shortcut_bias"]])
     return found
 
 

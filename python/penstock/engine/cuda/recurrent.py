@@ -11,7 +11,7 @@ from typing import Final
 import torch
 
 from penstock.engine.cuda.kernels import nvrtc
-from penstock.engine.cuda.kernels.epilogue import Scratch
+from penstock.engine.cuda.kernels.epilogue import Scratch, added
 from penstock.engine.cuda.kernels.implicit_gemm import gemm_launch
 from penstock.engine.cuda.kernels.lstm import NARROWEST_CAPABILITY, LstmCut, by_unit, lstm_cuts, lstm_launch, packed
 from penstock.engine.cuda.kernels.tiles import Product, Tile
@@ -110,7 +110,7 @@ def _wide_by_unit(bias: torch.Tensor) -> torch.Tensor:
 
 def _one_bias(constants: dict[str, torch.Tensor]) -> Mapping[str, torch.Tensor]:
     both = [constants.pop(role) for role in ("bias", "recurrence_bias") if role in constants]
-    return {**constants, "bias": both[0] + both[1]} if len(both) == 2 else constants
+    return {**constants, "bias": added(both)} if len(both) == 2 else constants
 
 
 RECURRENT: Final[dict[tuple[str, str], Way]] = {

@@ -15,7 +15,7 @@ import torch
 
 from penstock.engine.cuda.kernels import nvrtc
 from penstock.engine.cuda.kernels.driver import HOPPER
-from penstock.engine.cuda.kernels.epilogue import Scratch
+from penstock.engine.cuda.kernels.epilogue import Scratch, added
 from penstock.engine.cuda.kernels.tiles import Product
 from penstock.engine.cuda.kernels.warpgroup_conv import (
     Window,
@@ -112,7 +112,7 @@ def _one_bias(constants: dict[str, torch.Tensor]) -> Mapping[str, torch.Tensor]:
     """Of both products."""
     found = [constants[role] for role in ("bias", "shortcut_bias") if role in constants]
     rest = {role: each for role, each in constants.items() if role not in ("bias", "shortcut_bias")}
-    return rest | ({"bias": sum(found[1:], found[0])} if found else {})
+    return rest | ({"bias": added(found)} if found else {})
 
 
 def _pair(site: Site, name: str) -> tuple[int, int]:

@@ -13,7 +13,7 @@ from typing import Final
 import torch
 
 from .cpp_launching import CppLaunch
-from .epilogue import Epilogue
+from .epilogue import Epilogue, unfilled
 from .rows import expect_contiguous, expect_shape, pitch
 from .tiles import H200_MULTIPROCESSORS
 
@@ -115,6 +115,8 @@ def steady(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
     That is a power of two: no digit is lost of a weight that matters.
     """
+    if weight.is_meta:
+        return unfilled(weight, dtype=torch.float16), unfilled(weight, weight.shape[2:])
     size = weight.float().abs().sum((0, 1)).clamp(min=2.0**-40)
     factors = torch.exp2(torch.ceil(torch.log2(size)))
     return (weight.float() / factors).half().contiguous(), factors.contiguous()

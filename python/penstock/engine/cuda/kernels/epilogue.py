@@ -3,6 +3,7 @@
 # What Triton compiles has Triton's types, which are not Python's.
 # mypy: disable-error-code="no-untyped-def, untyped-decorator"
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -48,6 +49,20 @@ def folds(activation: str) -> bool:
     return activation in ("none", "relu")
 
 
+def unfilled(
+    like: torch.Tensor, shape: Sequence[int] | None = None, dtype: torch.dtype = torch.float32
+) -> torch.Tensor:
+    """What arithmetic would make, without its numbers. Arithmetic on the device `meta` imports torch's compiler, which
+    takes seconds: whoever asks only for shapes gets this instead.
+    """
+    return torch.empty(tuple(like.shape if shape is None else shape), dtype=dtype, device=like.device)
+
+
+def added(biases: Sequence[torch.Tensor]) -> torch.Tensor:
+    """The sum of one or more."""
+    return unfilled(biases[0]) if biases[0].is_meta else sum(biases[1:], start=biases[0])
+
+
 def fold(
     scale: torch.Tensor, bias: torch.Tensor | None, out_scale: float, largest: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -55,6 +70,8 @@ def fold(
 
     largest  that an INT32 sum may be; 0 where sums are floats. Up to 2**22 the bias takes away what makes them floats
     """
+    if scale.is_meta:
+        return unfilled(scale), unfilled(scale)
     factor = scale.double() / out_scale
     offset = torch.zeros_like(factor) if bias is None else bias.double() / out_scale
     factor = factor.float()
