@@ -9,7 +9,6 @@ time.
 
 import itertools
 import math
-import os
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from penstock.engine import cores
 from penstock.engine.cuda.executor import Compute, Executor
 from penstock.engine.cuda.ranges import named
 from penstock.engine.cuda.sites import DTYPES
@@ -30,7 +30,7 @@ Arrays = dict[str, Array]
 
 # Waiting in a loop answers some 30 us sooner and keeps a core: worth it for short calls, while cores are idle.
 _SPIN_BELOW_MS: Final = 0.5
-_SPINNERS: Final = threading.Semaphore(max(1, len(os.sched_getaffinity(0)) // 4))
+_SPINNERS: Final = threading.Semaphore(max(1, cores.available() // 4))
 _TIMED_REPLAYS: Final = 5
 
 

@@ -14,6 +14,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import IO, Final
 
+from penstock.engine import cores
 from penstock.engine.cuda import without_torch
 
 MOST: Final = 16
@@ -31,7 +32,7 @@ _starting: Final = threading.Lock()
 
 def count() -> int:
     """As many as there are cores but one."""
-    return min(MOST, max(1, len(os.sched_getaffinity(0)) - 1))
+    return min(MOST, max(1, cores.available() - 1))
 
 
 def start() -> None:
