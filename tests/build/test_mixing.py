@@ -205,7 +205,7 @@ def test_what_learned_from_inputs_is_judged_on_others_first_and_on_more_of_them(
         seen: list[int] = []
         assert judge(counted(seen)).passed
         assert seen == [1, 2, 3, 4, 5, 6, 7]
-    assert found.samples == 7
+    assert len(found.inputs) == 7
 
 
 @pytest.mark.parametrize(("wrong", "calls"), [(2, 2), (5, 7), (7, 7)])
@@ -234,7 +234,7 @@ def test_more_inputs_are_not_taken_beyond_their_time() -> None:
     asked: list[int] = []
     found = judges(Cosine(), counted(asked), Compared(of(1, 2), of(3), of(4, 5, 6), 0), ())
     assert asked == [1, 2, 3]
-    assert found.samples == 3
+    assert len(found.inputs) == 3
 
 
 def test_a_metric_has_its_own_data_and_is_asked_once() -> None:
