@@ -1,15 +1,19 @@
 """What is left in float where INT8 fails the gate: on verdicts made by rule, of a real network's layers."""
 
+import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any
 
 import onnx_ir as ir
 import pytest
 
-from penstock.build.calibrating import left_in_float
+from penstock.build.calibrating import left_in_float, picked
 from penstock.build.gate import Verdict
 from penstock.graph import optimize
-from penstock.quantize import Recipe, layers, recipes
-from tests.quantize.networks import pictures, residual
+from penstock.quantize import SCHEMES, Recipe, layers, recipes
+from penstock.quantize.observe import runner
+from tests.quantize.networks import pictures, recurrent, residual
 
 LIMIT = 0.999
 
@@ -41,6 +45,27 @@ def losing(losses: Mapping[str, float], asked: list[frozenset[str]] | None = Non
         return Verdict(cosine >= LIMIT, cosine, LIMIT, output="y")
 
     return judged
+
+
+def test_every_scheme_is_polished_before_one_is_picked() -> None:
+    """Which is closest before rounding may not be afterwards."""
+    model, (learned, unseen) = optimize(recurrent()).model, pictures(24).split()
+    schemes = [replace(each, weight_bits=7) for each in SCHEMES.values()]
+    heard: list[str] = []
+
+    class Heard:
+        def stage(self, name: str, detail: str = "") -> None:
+            heard.append(name)
+
+        def racing(self, event: Any) -> None:
+            raise AssertionError("nothing is raced here")
+
+    with runner(model, ["y"]) as run:
+        recipe, cosines = picked(model, learned, unseen, schemes, run, time.monotonic() + 60, Heard())
+    assert heard == ["improve", "polish"]
+    rounded = {name for name in cosines if name.endswith("-rounded")}
+    assert {"-both" in name for name in rounded} == {False, True}
+    assert cosines[recipe.name] == max(cosines.values())
 
 
 def test_the_layer_that_does_the_harm_is_left(recipe: Recipe) -> None:
