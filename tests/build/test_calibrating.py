@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import onnx_ir as ir
 import pytest
 
@@ -83,6 +84,24 @@ def test_as_many_are_left_as_bring_it_well_inside(recipe: Recipe) -> None:
     found = left_in_float(recipe, names, losing(losses), budget_seconds=60)
     assert found.passed
     assert {"first", "second"} <= found.layers < set(names)
+
+
+def test_layers_are_ranked_by_what_is_usually_lost_and_not_by_the_worst_input(recipe: Recipe) -> None:
+    """The worst of a few inputs is another one with every set of layers."""
+    names = layers(recipe.base)
+    losses = {"first": 0.003, "second": 0.002}
+    luck = dict(zip(sorted(names), np.random.default_rng(1).random(len(names)), strict=True))
+
+    def judged(model: ir.Model) -> Verdict:
+        narrow = quantized(model)
+        usual = sum(losses.get(name, 0.0) for name in narrow)
+        worst = 1 - usual - (0.02 * sum(luck[name] for name in narrow) if usual else 0)
+        return Verdict(not usual, worst, LIMIT, usual=usual, output="y")
+
+    found = left_in_float(recipe, names, judged, budget_seconds=60)
+    assert found.passed
+    assert found.layers == losses.keys()
+    assert found.evaluations == 1 + len(names) + 1  # none, each alone, and the best two
 
 
 def test_what_passes_is_taken_where_nothing_is_well_inside(recipe: Recipe) -> None:

@@ -257,6 +257,23 @@ def test_a_trial_that_fails_on_the_first_inputs_is_not_run_on_the_others() -> No
         assert asked == list(range(1, calls + 1))
 
 
+def test_what_is_usually_lost_is_of_the_first_inputs_whether_they_pass_or_not() -> None:
+    """So that trials that went on and trials that did not can be compared."""
+    found = judges(Cosine(0.5), counted([]), Compared(of(*range(1, 11)), of(*range(11, 21))), ())
+    trial = of_trials(found.first, found.plain)
+
+    def turned(sample: Mapping[str, Array]) -> Mapping[str, Array]:
+        """Less and less right."""
+        number = sample["x"][0, 0]
+        return {"y": sample["x"] + np.array([[0, 0.2 * number]], np.float32)}
+
+    first = found.first
+    assert first is not None
+    few, every = first(turned), found.plain(turned)
+    assert few.usual != every.usual
+    assert trial(turned) == replace(every, usual=few.usual)
+
+
 def test_few_inputs_are_all_looked_at() -> None:
     found = judges(Cosine(), counted([]), Compared(of(*range(1, 11))), ())
     assert found.first is None

@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 
 from penstock import quantize
 from penstock.build.gate import Verdict
-from penstock.build.judging import USED_BY_EIGHT_BITS
 from penstock.build.keeping import choose
 from penstock.build.progress import Progress
 from penstock.engine.plan import Tactic
@@ -25,7 +24,7 @@ Arrays = Mapping[str, NDArray[Any]]
 
 # A quantized form this close to the float model is left as it is, well inside the usual gate of 0.999; corrections take
 # calibration's time again.
-_CLOSE: Final = 1 - USED_BY_EIGHT_BITS * 0.001
+_CLOSE: Final = 0.9996
 # Of all products; with fewer of them in eight bits there is nothing left to win.
 _LEAST_IN_EIGHT_BITS: Final = 0.1
 # A narrower tactic that fails the gate is worth repairing when it is at least this much faster than what passed.
@@ -83,7 +82,7 @@ def left_in_float(
     found, _ = choose(
         lambda evaluate, passes: quantize.search(layers, evaluate, passes, budget_seconds=budget_seconds, costs=costs),
         lambda kept: judged(recipe.keeping(kept).model), cost,
-        most=(1 - _LEAST_IN_EIGHT_BITS) * cost(layers), used=USED_BY_EIGHT_BITS,
+        most=(1 - _LEAST_IN_EIGHT_BITS) * cost(layers),
     )  # fmt: skip
     return found
 

@@ -8,7 +8,7 @@ import math
 import statistics
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from numpy.typing import NDArray
@@ -32,9 +32,7 @@ _REDUCTION_CALLS: Final = 5
 # What the reference's answers to further inputs may take.
 _MORE_BYTES: Final = 256 * 2**20
 # Of what a cosine gate allows, what may be used by the best of several that the same inputs chose and judge.
-USED_BY_SIXTEEN_BITS: Final = 0.7
-# The same in eight bits. Seen: of 16 further inputs one lost twice as much as the worst of 96.
-USED_BY_EIGHT_BITS: Final = 0.4
+USED: Final = 0.7
 # Kernels that round differently differ by less.
 _MUCH_NEARER: Final = 0.5
 # Too few for a bound on further inputs: only what is seen to fail fails.
@@ -200,7 +198,10 @@ def in_steps(
         return verdict, verdict
     once = _once(run, _FIRST)
     verdict = first(once)
-    return verdict, judge(once) if verdict.passed and worth(verdict) else verdict
+    if not verdict.passed or not worth(verdict):
+        return verdict, verdict
+    # Of the same inputs whether it failed or not, so that candidates can be compared.
+    return verdict, replace(judge(once), usual=verdict.usual)
 
 
 def _once(run: Run, most: float = math.inf) -> Run:
@@ -245,8 +246,8 @@ def _lost(verdict: Verdict) -> float:
     return 1 - verdict.measured if verdict.output else max(0.0, verdict.measured)
 
 
-def well_inside(verdict: Verdict, used: float = USED_BY_SIXTEEN_BITS) -> bool:
-    """Whether it uses no more than this of what is allowed; scores of metrics have bounds of their own."""
+def well_inside(verdict: Verdict) -> bool:
+    """Whether a part of what is allowed is left; scores of metrics have bounds of their own."""
     if not verdict.passed or not verdict.output:
         return verdict.passed
-    return margin(verdict) >= (1 - used) * (1 - verdict.limit)
+    return margin(verdict) >= (1 - USED) * (1 - verdict.limit)
