@@ -1,15 +1,20 @@
 """What is left in float where INT8 fails the gate: on verdicts made by rule, of a real network's layers."""
 
+import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any
 
+import numpy as np
 import onnx_ir as ir
 import pytest
 
-from penstock.build.calibrating import left_in_float
+from penstock.build.calibrating import left_in_float, picked
 from penstock.build.gate import Verdict
 from penstock.graph import optimize
-from penstock.quantize import Recipe, layers, recipes
-from tests.quantize.networks import pictures, residual
+from penstock.quantize import SCHEMES, Recipe, layers, recipes
+from penstock.quantize.observe import runner
+from tests.quantize.networks import pictures, recurrent, residual
 
 LIMIT = 0.999
 
@@ -43,6 +48,27 @@ def losing(losses: Mapping[str, float], asked: list[frozenset[str]] | None = Non
     return judged
 
 
+def test_every_scheme_is_polished_before_one_is_picked() -> None:
+    """Which is closest before rounding may not be afterwards."""
+    model, (learned, unseen) = optimize(recurrent()).model, pictures(24).split()
+    schemes = [replace(each, weight_bits=7) for each in SCHEMES.values()]
+    heard: list[str] = []
+
+    class Heard:
+        def stage(self, name: str, detail: str = "") -> None:
+            heard.append(name)
+
+        def racing(self, event: Any) -> None:
+            raise AssertionError("nothing is raced here")
+
+    with runner(model, ["y"]) as run:
+        recipe, cosines = picked(model, learned, unseen, schemes, run, time.monotonic() + 60, Heard())
+    assert heard == ["improve", "polish"]
+    rounded = {name for name in cosines if name.endswith("-rounded")}
+    assert {"-both" in name for name in rounded} == {False, True}
+    assert cosines[recipe.name] == max(cosines.values())
+
+
 def test_the_layer_that_does_the_harm_is_left(recipe: Recipe) -> None:
     names = layers(recipe.base)
     found = left_in_float(recipe, names, losing({names[3]: 0.01}), budget_seconds=60)
@@ -58,6 +84,24 @@ def test_as_many_are_left_as_bring_it_well_inside(recipe: Recipe) -> None:
     found = left_in_float(recipe, names, losing(losses), budget_seconds=60)
     assert found.passed
     assert {"first", "second"} <= found.layers < set(names)
+
+
+def test_layers_are_ranked_by_what_is_usually_lost_and_not_by_the_worst_input(recipe: Recipe) -> None:
+    """The worst of a few inputs is another one with every set of layers."""
+    names = layers(recipe.base)
+    losses = {"first": 0.003, "second": 0.002}
+    luck = dict(zip(sorted(names), np.random.default_rng(1).random(len(names)), strict=True))
+
+    def judged(model: ir.Model) -> Verdict:
+        narrow = quantized(model)
+        usual = sum(losses.get(name, 0.0) for name in narrow)
+        worst = 1 - usual - (0.02 * sum(luck[name] for name in narrow) if usual else 0)
+        return Verdict(not usual, worst, LIMIT, usual=usual, output="y")
+
+    found = left_in_float(recipe, names, judged, budget_seconds=60)
+    assert found.passed
+    assert found.layers == losses.keys()
+    assert found.evaluations == 1 + len(names) + 1  # none, each alone, and the best two
 
 
 def test_what_passes_is_taken_where_nothing_is_well_inside(recipe: Recipe) -> None:

@@ -2,7 +2,7 @@
 
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 import penstock as ps
 from penstock import graph
+from penstock.build.evidence import from_json
 from penstock.engine import check
 from penstock.engine.plan import Tactic
 from penstock.errors import AccuracyError, InvalidArgument, ModelLoadError, NotFound, Unsupported
@@ -153,6 +154,24 @@ def test_many_threads_with_many_shapes(built: Built, model: Path) -> None:
     for thread in threads:
         thread.join()
     assert wrong == []
+
+
+def test_what_a_library_computes_wrongly_is_sealed_at_no_shape(tmp_path: Path) -> None:
+    """OpenVINO in eight bits with a free batch; what it computes rightly, for one shape, has a verdict of its own."""
+    path = tmp_path / "recurrent.onnx"
+    graph.save(networks.recurrent(), path)
+    calibration = list(networks.pictures(40, size=64))
+    settings = {"shapes": SHAPES, "calibration": calibration, "accuracy": "cosine>=0.998", "budget_seconds": 30}
+    with closing_build(path, **settings) as engine:
+        for rows in (1, 2, 4, 5, 8, 11):
+            x = np.concatenate([each["x"] for each in networks.pictures(rows, size=64, seed=70 + rows)])
+            (found,) = engine(x=x).values()
+            assert min(cosine(a, b) for a, b in zip(found, reference(path, x), strict=True)) > 0.997
+        told = from_json(engine.evidence)
+        refused = {each.tactic for each in told.refused}
+        own = {(each.tactic, each.bucket) for each in told.alone if each.passed}
+        for bucket, tactic in enumerate(told.chosen):
+            assert (tactic, bucket) in own or replace(tactic, shapes="dynamic") not in refused
 
 
 def test_without_calibration_there_is_no_int8(model: Path) -> None:

@@ -7,7 +7,16 @@ from dataclasses import replace
 import pytest
 
 from penstock.build import evidence
-from penstock.build.evidence import Accuracy, CalibrationRecord, Environment, Evidence, Left, Refused, SensitivityRecord
+from penstock.build.evidence import (
+    Accuracy,
+    Alone,
+    CalibrationRecord,
+    Environment,
+    Evidence,
+    Left,
+    Refused,
+    SensitivityRecord,
+)
 from penstock.build.evidence import Timing as T
 from penstock.build.gate import Cosine, Verdict
 from penstock.build.metrics import OutputError
@@ -58,6 +67,7 @@ FOUND = Evidence(
     calibration=CalibrationRecord("abc", 100, ("int8-minmax", "int8-kl"), "kl"),
     sensitivity=SensitivityRecord(("conv1",), 20, 0.99, 7),
     mixed=SensitivityRecord(("conv1", "conv2"), 20, 0.0002, 5, "mixed"),
+    alone=(Alone(FASTER, 0, False, None, "NaN in 2 of 4 values"),),
     notes=("the budget ran out",),
 )
 
@@ -83,6 +93,30 @@ def test_evidence_from_before_there_were_mixes_is_read() -> None:
 )
 def test_what_stays_wide_is_told_by_name(kept: int, text: str) -> None:
     assert evidence.kept_wide(SensitivityRecord(tuple(f"conv{at}" for at in range(kept)), 20, 0.1, 3)) == text
+
+
+def test_evidence_from_before_programs_were_judged_alone_is_read() -> None:
+    written = FOUND.to_json()
+    del written["alone"]
+    assert evidence.from_json(written) == replace(FOUND, alone=())
+
+
+def test_what_was_judged_alone_is_no_worse_for_its_dynamic_sibling() -> None:
+    """At the bucket of its verdict; elsewhere it is refused as before."""
+    timings = (*FOUND.timings, T(FASTER, 0, 50.0, 2.0, 20))
+    own = Alone(FASTER, 1, True, 0.9997, "fine")
+    found = replace(FOUND, timings=timings, alone=(own,))
+    assert {row.tactic: row.verdict for row in evidence.rows(found)}[FASTER] == "left out at 8x3"
+    first, second = evidence.reasons(found)
+    assert "faster and refused by the gate: openvino int8 int8-kl static" in first
+    assert "faster, and left out, is openvino int8 int8-kl static" in second
+    assert "refused" not in second
+    failed = replace(found, alone=(replace(own, passed=False, reason="cosine 0.9; do this"),))
+    assert {row.tactic: row.verdict for row in evidence.rows(failed)}[FASTER] == "inaccurate: cosine 0.9"
+    assert "refused by the gate: openvino int8 int8-kl static" in evidence.reasons(failed)[1]
+    chosen = replace(found, chosen=(PLAIN, FASTER))
+    assert {row.tactic: row.verdict for row in evidence.rows(chosen)}[FASTER] == "chosen at 8x3"
+    assert evidence.from_json(json.loads(json.dumps(chosen.to_json()))) == chosen
 
 
 def test_what_json_has_no_word_for_is_null() -> None:

@@ -11,6 +11,7 @@ import numpy.typing as npt
 import pytest
 
 from penstock.build.gate import Cosine, Metric, Run, Verdict, parse
+from penstock.build.metrics import OutputError
 from penstock.build.paired import drop_of, further_cosine, t_quantile
 from penstock.errors import ExecutionError, InvalidArgument
 
@@ -49,6 +50,17 @@ def test_a_failure_says_which_output_how_far_and_what_to_do() -> None:
     assert verdict.output == "y"
     for word in ("output 'y'", "cosine 0.984808", "at least 0.999", "--precision", "--accuracy"):
         assert word in verdict.message
+
+
+def test_what_is_usually_lost_is_the_mean_over_inputs_of_the_worst_output() -> None:
+    def errors(*cosines: float | None) -> list[OutputError]:
+        return [OutputError(f"y{at}", each, agreement=1.0) for at, each in enumerate(cosines)]
+
+    gate = Cosine(0.999)
+    assert gate.verdict([errors(0.99, 0.9), errors(0.97, 1.0)]).usual == pytest.approx((0.1 + 0.03) / 2)
+    assert gate.verdict([errors(0.99, None)]).usual == pytest.approx(0.01)
+    assert gate.verdict([errors(None)]).usual is None
+    assert gate.verdict([[OutputError("y", fault="NaN in 1 of 4 values")]]).usual is None
 
 
 def test_one_bad_row_of_one_sample_is_enough() -> None:

@@ -205,7 +205,7 @@ def test_what_learned_from_inputs_is_judged_on_others_first_and_on_more_of_them(
         seen: list[int] = []
         assert judge(counted(seen)).passed
         assert seen == [1, 2, 3, 4, 5, 6, 7]
-    assert found.samples == 7
+    assert len(found.inputs) == 7
 
 
 @pytest.mark.parametrize(("wrong", "calls"), [(2, 2), (5, 7), (7, 7)])
@@ -234,7 +234,7 @@ def test_more_inputs_are_not_taken_beyond_their_time() -> None:
     asked: list[int] = []
     found = judges(Cosine(), counted(asked), Compared(of(1, 2), of(3), of(4, 5, 6), 0), ())
     assert asked == [1, 2, 3]
-    assert found.samples == 3
+    assert len(found.inputs) == 3
 
 
 def test_a_metric_has_its_own_data_and_is_asked_once() -> None:
@@ -255,6 +255,23 @@ def test_a_trial_that_fails_on_the_first_inputs_is_not_run_on_the_others() -> No
         asked: list[int] = []
         assert trial(wrong_at(number, asked)).passed is (number == 0)
         assert asked == list(range(1, calls + 1))
+
+
+def test_what_is_usually_lost_is_of_the_first_inputs_whether_they_pass_or_not() -> None:
+    """So that trials that went on and trials that did not can be compared."""
+    found = judges(Cosine(0.5), counted([]), Compared(of(*range(1, 11)), of(*range(11, 21))), ())
+    trial = of_trials(found.first, found.plain)
+
+    def turned(sample: Mapping[str, Array]) -> Mapping[str, Array]:
+        """Less and less right."""
+        number = sample["x"][0, 0]
+        return {"y": sample["x"] + np.array([[0, 0.2 * number]], np.float32)}
+
+    first = found.first
+    assert first is not None
+    few, every = first(turned), found.plain(turned)
+    assert few.usual != every.usual
+    assert trial(turned) == replace(every, usual=few.usual)
 
 
 def test_few_inputs_are_all_looked_at() -> None:

@@ -103,6 +103,26 @@ def transformer() -> ir.Model:
     return b.model(["n", 12, 32], b.node("Add", [narrow, "x"], "y"), ["n", 12, 32])
 
 
+def recurrent() -> ir.Model:
+    """Three convolutions over a picture, columns to an LSTM without a state of its own at the start: [n, 4, 16].
+
+    With a free batch OpenVINO 2026.4.1 computes it wrongly in eight bits, bound it does not.
+    """
+    b = Builder()
+    stem = b.relu(b.conv("x", (3, 16), "stem", stride=2))
+    pool = b.node("MaxPool", [stem], "pool", kernel_shape=[2, 2], strides=[2, 2])
+    second = b.relu(b.conv(pool, (16, 32), "second", stride=2))
+    third = b.relu(b.conv(second, (32, 32), "third", stride=2))
+    row = b.node("MaxPool", [third], "row", kernel_shape=[4, 1], strides=[4, 1])
+    flat = b.node("Squeeze", [row, b.weight("two", np.array([2]))], "flat")
+    columns = b.node("Transpose", [flat], "columns", perm=[2, 0, 1])
+    sizes = {"W": (1, 64, 32), "R": (1, 64, 16), "B": (1, 128)}
+    weights = [b.weight(name, (b.rng.standard_normal(size) * 0.2).astype(np.float32)) for name, size in sizes.items()]
+    lstm = b.node("LSTM", [columns, *weights], "lstm", hidden_size=16)
+    answers = b.node("Squeeze", [lstm, b.weight("one", np.array([1]))], "answers")
+    return b.model(["n", 3, 64, 64], b.node("Transpose", [answers], "y", perm=[1, 0, 2]), ["n", 4, 16])
+
+
 def pictures(count: int, size: int = 64, seed: int = 0) -> Calibration:
     """Sums of a few soft blobs and a gradient, a little noise on top: smooth as photographs are."""
     rng = np.random.default_rng(seed)

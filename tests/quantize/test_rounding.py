@@ -193,6 +193,24 @@ def test_after_the_deadline_nothing_is_rounded() -> None:
     assert [each.name for each in polish(plain, data, deadline=time.monotonic() - 1)] == ["int8-minmax-corrected"]
 
 
+def test_recipes_of_one_model_share_their_rounded_weights() -> None:
+    model, data = optimize(residual()).model, pictures(4)
+    schemes = [SCHEMES["inputs"], SCHEMES["both"], replace(SCHEMES["both"], name="seven", weight_bits=7)]
+    first, *others = recipes(model, data, schemes=schemes, methods=["minmax"])
+    asked: list[int] = []
+    made = {
+        each.name: each
+        for each in polish(first, data, others=others, progress=lambda _what, done, _all: asked.append(done))
+    }
+    names = [
+        f"int8-minmax{scheme}-rounded{suffix}" for scheme in ("", "-both", "-seven") for suffix in ("", "-corrected")
+    ]
+    assert list(made) == ["int8-minmax-corrected", *names]
+    assert made["int8-minmax-both-rounded"].weights is made["int8-minmax-rounded"].weights
+    assert made["int8-minmax-both-rounded"].scheme == SCHEMES["both"]
+    assert asked.count(1) == 2  # seven bits are rounded apart
+
+
 def test_the_same_data_give_the_same_weights() -> None:
     model, data = optimize(residual()).model, pictures(4)
     plain = next(recipes(model, data, methods=["minmax"]))

@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 
 from penstock import quantize
 from penstock.build.gate import Verdict
-from penstock.build.judging import USED_BY_EIGHT_BITS
 from penstock.build.keeping import choose
 from penstock.build.progress import Progress
 from penstock.engine.plan import Tactic
@@ -23,8 +22,9 @@ from penstock.tactics import Measurement
 
 Arrays = Mapping[str, NDArray[Any]]
 
-# A quantized form this close to the float model is left as it is; corrections take calibration's time again.
-_CLOSE: Final = 0.999
+# A quantized form this close to the float model is left as it is, well inside the usual gate of 0.999; corrections take
+# calibration's time again.
+_CLOSE: Final = 0.9996
 # Of all products; with fewer of them in eight bits there is nothing left to win.
 _LEAST_IN_EIGHT_BITS: Final = 0.1
 # A narrower tactic that fails the gate is worth repairing when it is at least this much faster than what passed.
@@ -46,13 +46,15 @@ def picked(
     """
     made = quantize.recipes(model, learned, schemes=schemes)
     best = quantize.pick(_until(deadline, made), unseen, reference)
-    cosines = dict(best.cosines)
+    cosines, of_schemes = dict(best.cosines), dict(best.of_schemes)
 
     def improved(recipe: Recipe) -> Iterator[Recipe]:
         return quantize.improve(recipe, model, learned)
 
     def polished(recipe: Recipe) -> Iterator[Recipe]:
-        return quantize.polish(recipe, learned, deadline=deadline)
+        # Which scheme is closest before says little of which is afterwards.
+        others = [each for each in of_schemes.values() if each.scheme != recipe.scheme]
+        return quantize.polish(recipe, learned, others=others, deadline=deadline)
 
     for stage, better in (("improve", improved), ("polish", polished)):
         if best.cosine < _CLOSE and time.monotonic() < deadline:
@@ -60,6 +62,7 @@ def picked(
             made = itertools.chain([best.recipe], _until(deadline, better(best.recipe)))
             best = quantize.pick(made, unseen, reference)
             cosines |= best.cosines
+            of_schemes |= best.of_schemes
     return best.recipe, cosines
 
 
@@ -79,7 +82,7 @@ def left_in_float(
     found, _ = choose(
         lambda evaluate, passes: quantize.search(layers, evaluate, passes, budget_seconds=budget_seconds, costs=costs),
         lambda kept: judged(recipe.keeping(kept).model), cost,
-        most=(1 - _LEAST_IN_EIGHT_BITS) * cost(layers), used=USED_BY_EIGHT_BITS,
+        most=(1 - _LEAST_IN_EIGHT_BITS) * cost(layers),
     )  # fmt: skip
     return found
 

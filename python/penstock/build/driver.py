@@ -26,7 +26,7 @@ from penstock.build.calibrating import left_in_float, picked, worth_a_gate
 from penstock.build.evidence import CalibrationRecord, Evidence, SensitivityRecord
 from penstock.build.forms import BESIDE, add_fp8, add_int8, add_lowered, beside, prepare
 from penstock.build.gate import Metric, Verdict
-from penstock.build.judging import Compared, Run, calling, reduction_microseconds, well_inside
+from penstock.build.judging import Run, calling, reduction_microseconds, to_compare, well_inside
 from penstock.build.on_gpu import STEPS_FP8, OnGpu, import_ahead, multiplies_rows, why_not
 from penstock.build.options import AUTO, BuildOptions, allowed, buckets, profiles
 from penstock.build.progress import Progress
@@ -49,9 +49,6 @@ _LOG = logging.getLogger(__name__)
 Arrays = Mapping[str, NDArray[Any]]
 Picking = Callable[[Sequence[Tactic]], list[Tactic]]
 
-# Inputs that outputs are compared on when the user gave none.
-_NOISE_SAMPLES: Final = 4
-_HELD_OUT_SAMPLES: Final = 32
 # Tactics of a bucket that are timed side by side at the end.
 _MOST_FINALISTS: Final = 4
 _OPTIMUM: Final = 0  # its place among the buckets
@@ -111,15 +108,15 @@ class Build:
             folder = self._folder / f"sealing-{attempt}"
             folder.mkdir()
             draft = sealing.draft(selection, folder, self._race.bytes_of)
-            made = draft.seal(self._evidence(selection, self._verdicts.of(selection.tactics[0]), draft))
-            verdict = self._verdicts.judge(*selection.tactics)(calling(made))
+            made = draft.seal(self._evidence(selection, self._verdicts.of(selection.tactics[0], 0), draft))
+            verdict = self._verdicts.of_engine(selection.tactics, calling(made))
             if verdict.passed:
                 return draft.sealed_again(made, self._evidence(selection, verdict, draft))
             made.close()
             # What passed alone and fails sealed was changed by sealing: it is not to be trusted.
             _LOG.warning("sealed engine refused: %s", verdict.message)
-            for tactic in selection.tactics:
-                self._verdicts.overrule(tactic, verdict)
+            for bucket, tactic in enumerate(selection.tactics):
+                self._verdicts.overrule(tactic, verdict, bucket)
         raise AssertionError("every attempt strikes out a tactic")
 
     # ---- preparation ----
@@ -264,7 +261,8 @@ class Build:
         near = OnGpu.finalist_ratio if self._on_gpu else tactics.FINALIST_RATIO
         for bucket in range(len(self._buckets)):
             seconds = max(1.0, self._budget.share(budget.CONFIRM) / (len(self._buckets) - bucket))
-            few = [each for each in tactics.finalists(self._race, bucket, near) if not self._verdicts.failed(each)]
+            found = tactics.finalists(self._race, bucket, near)
+            few = [each for each in found if not self._verdicts.failed(each, bucket, look=True)]
             few = mixing.with_mix(few[:_MOST_FINALISTS], self._race.at(bucket))
             if len(few) < 2:
                 continue
@@ -283,32 +281,27 @@ class Build:
         self._gated = True
         self._progress.stage("reference", self._options.gate.text)
         gpu = self._gpu if self._on_gpu else None
-        self._verdicts = Verdicts(self._forms, self._limits, gpu, self._progress)
-        self._verdicts.set_up(self._options.gate, self._profiles, lambda: self._compared_on(gpu))
-
-    def _compared_on(self, gpu: OnGpu | None) -> Compared:
-        count = _HELD_OUT_SAMPLES if self._samples.real else _NOISE_SAMPLES
-        # A second input for the same bucket is for the last ones, which are small as a rule: the reference is slow.
-        unseen = list(self._samples.held_out([*self._buckets, *reversed(self._buckets)], count))
-        learned = [dict(each) for each in self._learned] if self._learned else []
-        fitted = gpu.as_prepared if gpu is not None else dict
-        some = max(0, count - len(unseen))
+        self._verdicts = Verdicts(self._forms, self._buckets, self._limits, gpu, self._progress)
         # On a GPU the reference is run beside everything else, and waited for.
-        more = learned[some:] if gpu is None else []
-        seconds = self._budget.share(budget.FURTHER_INPUTS)
-        return Compared([fitted(each) for each in unseen], [fitted(each) for each in learned[:some]], more, seconds)
+        seconds = self._budget.share(budget.FURTHER_INPUTS) if gpu is None else 0.0
+        fitted = gpu.as_prepared if gpu is not None else None
+        self._verdicts.set_up(
+            self._options.gate, self._profiles,
+            lambda: to_compare(self._samples, self._buckets, self._learned or (), seconds, fitted),
+        )  # fmt: skip
 
     def _accepted(self) -> Selection:
         """The fastest selection whose every tactic passes the gate; only what would be chosen is judged."""
         while True:
             selection = self._selected()
-            wanted = dict.fromkeys([*selection.tactics, *([selection.rest] if selection.rest else [])])
-            if all(self._passes(tactic) for tactic in wanted):
+            programs: list[tuple[int | None, Tactic | None]] = [*enumerate(selection.tactics), (None, selection.rest)]
+            if all(tactic is None or self._passes(tactic, bucket) for bucket, tactic in programs):
                 return selection
 
-    def _passes(self, tactic: Tactic) -> bool:
-        verdict = self._verdicts.of(tactic)
-        if verdict.passed and self._mix is not None and self._mix.inside:
+    def _passes(self, tactic: Tactic, bucket: int | None) -> bool:
+        verdict = self._verdicts.of(tactic, bucket)
+        alone = self._verdicts.alone(tactic, bucket)
+        if verdict.passed and self._mix is not None and self._mix.inside and not alone:
             mixes = {each.tactic for each in self._race.measurements if mixing.is_mix(each.tactic)}
             of_mixes = [self._times(each) for each in mixes if self._verdicts.of(each).passed]
             found = self._verdicts.found
@@ -317,11 +310,11 @@ class Build:
         return verdict.passed
 
     def _selected(self) -> Selection:
-        known = dict.fromkeys(each.tactic for each in self._race.measurements)
         candidates = [
-            Candidate(tactic, self._times(tactic), self._race.bytes_of(tactic))
-            for tactic in known if not self._verdicts.failed(tactic)
-        ]  # fmt: skip
+            Candidate(tactic, times, self._race.bytes_of(tactic))
+            for tactic in dict.fromkeys(each.tactic for each in self._race.measurements)
+            if any(times := self._usable_times(tactic))
+        ]
         # On a GPU programs hold about the same, and what they hold is known when they are sealed.
         limit = self._options.workspace_bytes if not self._on_gpu else None
         selection = select(candidates, len(self._buckets), free_shapes=self._free_shapes, workspace_bytes=limit)
@@ -331,6 +324,10 @@ class Build:
             raise InvalidArgument(f"no set of programs fits into a workspace of {limit} bytes; allow more")
         worst = "; ".join(f"{tactic.name}: {each.message}" for tactic, each in self._verdicts.standing.items())
         raise AccuracyError(f"nothing that runs passes {self._options.gate.text}: {worst}")
+
+    def _usable_times(self, tactic: Tactic) -> tuple[float | None, ...]:
+        found = enumerate(self._times(tactic))
+        return tuple(None if self._verdicts.failed(tactic, bucket) else each for bucket, each in found)
 
     def _times(self, tactic: Tactic) -> tuple[float | None, ...]:
         found = [self._race.of(tactic, bucket) for bucket in range(len(self._buckets))]
@@ -395,8 +392,12 @@ class Build:
         tactic = worth_a_gate(form, self._race.at(_OPTIMUM))
         if tactic is None or self._verdicts.of(tactic).passed:
             return
+        static = replace(tactic, shapes="static")
+        if self._verdicts.of(static, _OPTIMUM).passed:
+            return
+        bucket = _OPTIMUM if self._verdicts.alone(static, _OPTIMUM) else None
         # With FP32 around INT8: what BF16 adds in noise is asked about afterwards, by the race and the gate.
-        self._repair(recipe, replace(tactic, options=()))
+        self._repair(recipe, replace(tactic, options=()), bucket)
 
     def _picked(self, reference: Run) -> Recipe:
         """The recipe closest to the float model on unseen samples; corrected where that brings it closer still."""
@@ -458,13 +459,13 @@ class Build:
         made[name] = self._forms.add(name, model, precision=precision)
         self._race = self._raced(made, share, self._race)
 
-    def _repair(self, recipe: Recipe, tactic: Tactic) -> None:
-        """Leave as few layers in float as the gate asks for, and race that."""
+    def _repair(self, recipe: Recipe, tactic: Tactic, bucket: int | None) -> None:
+        """Leave as few layers in float as the gate asks for, of a bucket's static program or of all; and race that."""
         assert self._unseen is not None
         names = recipe.noisiest(self._unseen)
         self._progress.stage("sensitivity", f"{len(names)} layers")
         found = left_in_float(
-            recipe, names, lambda model: self._verdicts.tried(model, tactic, self._add_trial),
+            recipe, names, lambda model: self._verdicts.tried(model, tactic, self._add_trial, bucket=bucket),
             budget_seconds=self._budget.share(budget.REPAIR),
         )  # fmt: skip
         score = found.score if math.isfinite(found.score) else None
@@ -489,6 +490,7 @@ class Build:
             lost=lost,
             skipped=skipped,
             refused=self._verdicts.refused,
+            alone=self._verdicts.judged_alone,
             passes=self._forms.passes,
             calibration=self._calibration,
             sensitivity=self._sensitivity,

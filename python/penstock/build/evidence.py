@@ -66,9 +66,24 @@ class Left:
 
 @dataclass(frozen=True, slots=True)
 class Refused:
-    """A candidate that ran, and failed the gate; with it everything that computes alike, for whatever shapes."""
+    """A candidate that ran, and failed the gate; with it everything that computes alike, for whatever shapes, but for
+    what `Evidence.alone` has.
+    """
 
     tactic: Tactic
+    measured: float | None
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Alone:
+    """A static program with a verdict of its own: the dynamic one of its tactic fails and answers otherwise."""
+
+    tactic: Tactic
+    bucket: int
+    """Place in `Evidence.buckets`."""
+
+    passed: bool
     measured: float | None
     reason: str
 
@@ -148,6 +163,9 @@ class Evidence:
     lost: tuple[Left, ...] = ()
     skipped: tuple[Left, ...] = ()
     refused: tuple[Refused, ...] = ()
+    alone: tuple[Alone, ...] = ()
+    """Exceptions to what was refused."""
+
     passes: tuple[PassRecord, ...] = ()
     calibration: CalibrationRecord | None = None
     """None: there was no data, and so no INT8."""
@@ -193,7 +211,7 @@ def _timing(measured: Measurement) -> Timing:
 
 def of_verdict(gate: Gate, verdict: Verdict, *, inputs: str, samples: int) -> Accuracy:
     return Accuracy(
-        gate.text, verdict.passed, _finite(verdict.measured), verdict.limit, verdict.message, inputs, samples,
+        gate.text, verdict.passed, finite(verdict.measured), verdict.limit, verdict.message, inputs, samples,
         verdict.interval, verdict.errors,
     )  # fmt: skip
 
@@ -201,7 +219,7 @@ def of_verdict(gate: Gate, verdict: Verdict, *, inputs: str, samples: int) -> Ac
 def of_verdicts(verdicts: Mapping[Tactic, Verdict]) -> tuple[Refused, ...]:
     """Those that failed."""
     return tuple(
-        Refused(tactic, _finite(each.measured), each.message) for tactic, each in verdicts.items() if not each.passed
+        Refused(tactic, finite(each.measured), each.message) for tactic, each in verdicts.items() if not each.passed
     )
 
 
@@ -258,7 +276,6 @@ def reasons(evidence: Evidence) -> tuple[str, ...]:
 
 def _reason(evidence: Evidence, table: Sequence[Row], bucket: int) -> str:
     winner = evidence.chosen[bucket]
-    refused = {_kernels(each.tactic) for each in evidence.refused}
     timed = sorted(
         ((time, row.tactic) for row in table if (time := row.microseconds[bucket]) is not None),
         key=lambda each: each[0],
@@ -268,12 +285,12 @@ def _reason(evidence: Evidence, table: Sequence[Row], bucket: int) -> str:
     if own is None:
         return f"{text}, not timed here: it runs what other buckets' programs leave"
     text += f", {milliseconds(own)} ms"
-    others = [(time, tactic) for time, tactic in timed if tactic != winner and _kernels(tactic) not in refused]
+    others = [(time, tactic) for time, tactic in timed if tactic != winner and not _refused(evidence, tactic, bucket)]
     if others:
         time, tactic = others[0]
         rank = "next" if time >= own else "as fast" if time >= _AS_FAST * own else "faster, and left out,"
         text += f"; {rank} is {tactic.name} with {milliseconds(time)} ms ({time / own:.2f} x)"
-    if faster := [tactic.name for time, tactic in timed if _kernels(tactic) in refused and time < own]:
+    if faster := [tactic.name for time, tactic in timed if time < own and _refused(evidence, tactic, bucket)]:
         text += f"; faster and refused by the gate: {', '.join(faster)}"
     return text
 
@@ -296,6 +313,14 @@ def _kernels(tactic: Tactic) -> Tactic:
     return replace(tactic, shapes="dynamic")
 
 
+def _refused(evidence: Evidence, tactic: Tactic, bucket: int) -> str:
+    """Why the gate does not let it run at a bucket; empty where it does, or was not asked."""
+    own = [each for each in evidence.alone if (each.tactic, each.bucket) == (tactic, bucket)]
+    if own:
+        return "" if own[0].passed else own[0].reason
+    return next((each.reason for each in evidence.refused if _kernels(each.tactic) == _kernels(tactic)), "")
+
+
 def _standing(row: Row, fastest: Sequence[float | None]) -> float:
     ratios = [time / best for time, best in zip(row.microseconds, fastest, strict=True) if time and best]
     return min(ratios, default=math.inf)
@@ -306,9 +331,10 @@ def _verdict(evidence: Evidence, tactic: Tactic, timed: Mapping[int, float]) -> 
     if won:
         everywhere = len(won) == len(evidence.chosen)
         return "chosen" if everywhere else "chosen at " + ", ".join(label(evidence.buckets[each]) for each in won)
-    for refused in evidence.refused:
-        if _kernels(refused.tactic) == _kernels(tactic):
-            return f"inaccurate: {refused.reason.partition(';')[0]}"  # without the advice, which is for errors
+    refused = [_refused(evidence, tactic, bucket) for bucket in timed or range(len(evidence.buckets))]
+    if all(refused):
+        return f"inaccurate: {refused[0].partition(';')[0]}"  # without the advice, which is for errors
+    timed = {bucket: time for bucket, time in timed.items() if not _refused(evidence, tactic, bucket)}
     lost = [each for each in evidence.lost if each.tactic == tactic]
     if lost and (not timed or lost[0].bucket is None):
         return f"lost: {lost[0].reason}"
@@ -347,7 +373,8 @@ def label(shapes: Mapping[str, Shape]) -> str:
 # ---- JSON ----
 
 
-def _finite(value: float | None) -> float | None:
+def finite(value: float | None) -> float | None:
+    """What JSON has a word for."""
     return value if value is not None and math.isfinite(value) else None
 
 
@@ -361,7 +388,7 @@ def _plain(value: Any) -> Any:
         return {str(key): _plain(item) for key, item in value.items()}
     if isinstance(value, (tuple, list)):
         return [_plain(item) for item in value]
-    return _finite(value) if isinstance(value, float) else value
+    return finite(value) if isinstance(value, float) else value
 
 
 def from_json(data: Mapping[str, Any]) -> Evidence:
@@ -400,6 +427,7 @@ def _evidence(data: Mapping[str, Any]) -> Evidence:
         lost=_left(data["lost"]),
         skipped=_left(data["skipped"]),
         refused=tuple(Refused(**{**each, **_tactics(each, "tactic")}) for each in data["refused"]),
+        alone=tuple(Alone(**{**each, **_tactics(each, "tactic")}) for each in data.get("alone", [])),
         passes=tuple(PassRecord(**each) for each in data["passes"]),
         calibration=CalibrationRecord(**{**calibration, "methods": tuple(calibration["methods"])})
         if calibration

@@ -51,6 +51,10 @@ class Verdict:
     expected: float | None = None
     """The cosine that 99 in 100 further inputs are expected to reach; None where it can't be told, and for metrics."""
 
+    usual: float | None = None
+    """The mean over inputs of what is lost, 1 less the cosine: of few inputs it says more than the least which of two
+    candidates is nearer. None for metrics, and where it can't be told."""
+
     output: str = ""
     """The output that decided; empty for metrics."""
 
@@ -142,8 +146,9 @@ class Cosine:
             limit = f"expected at least {self.minimum:.12g}"
             message = f"output {decisive.output!r}: {what} {_digits(measured)}, {limit}; {_ADVICE}"
         return Verdict(
-            passed, measured, self.minimum, None, further.get(doubtful), decisive.output, message, tuple(errors)
-        )
+            passed, measured, self.minimum, None, further.get(doubtful), _usual(samples), decisive.output, message,
+            tuple(errors),
+        )  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -223,6 +228,14 @@ class Metric:
             wide = interval is not None and drop <= self.drop
             message += "; " + ("give the metric more samples, or " + _ADVICE if wide else _ADVICE)
         return Verdict(passed, drop, self.drop, interval, message=message)
+
+
+def _usual(samples: Sequence[Sequence[OutputError]]) -> float | None:
+    """Of each sample the worst output."""
+    losses = [[1 - each.cosine for each in errors if each.cosine is not None] for errors in samples]
+    if not all(losses) or any(each.fault for errors in samples for each in errors):
+        return None
+    return sum(map(max, losses)) / len(losses)
 
 
 def _further(samples: Sequence[Sequence[OutputError]]) -> dict[str, float]:

@@ -8,12 +8,13 @@ import math
 import statistics
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from numpy.typing import NDArray
 
 from penstock.build.gate import Cosine, Gate, Judge, Verdict
+from penstock.build.samples import Samples
 from penstock.engine import Engine
 from penstock.engine.plan import SOURCE, Profile, Reduction, Shapes, Tactic
 from penstock.engine.reducing import reduced
@@ -24,13 +25,16 @@ Array = NDArray[Any]
 Arrays = Mapping[str, Array]
 Run = Callable[[Arrays], Mapping[str, Array]]
 
+# Inputs that outputs are compared on when the user gave none.
+_NOISE_SAMPLES: Final = 4
+_HELD_OUT_SAMPLES: Final = 32
 _REDUCTION_CALLS: Final = 5
 # What the reference's answers to further inputs may take.
 _MORE_BYTES: Final = 256 * 2**20
 # Of what a cosine gate allows, what may be used by the best of several that the same inputs chose and judge.
-USED_BY_SIXTEEN_BITS: Final = 0.7
-# The same in eight bits. Seen: of 16 further inputs one lost twice as much as the worst of 96.
-USED_BY_EIGHT_BITS: Final = 0.4
+USED: Final = 0.7
+# Kernels that round differently differ by less.
+_MUCH_NEARER: Final = 0.5
 # Too few for a bound on further inputs: only what is seen to fail fails.
 _FIRST: Final = 7
 
@@ -118,8 +122,31 @@ class Judges:
     first: Judge | None
     """On a few of the inputs of `learned`, for trials: what fails there fails. None where there are few anyway."""
 
-    samples: int
-    """How many inputs both compare outputs on."""
+    inputs: tuple[Arrays, ...]
+    """What both compare outputs on, in the order in which the first does."""
+
+
+def to_compare(
+    samples: Samples,
+    buckets: Sequence[Shapes],
+    learned: Iterable[Arrays],
+    more_seconds: float,
+    fitted: Callable[[Arrays], Arrays] | None = None,
+) -> Compared:
+    """What a build has: unseen inputs, and so many of those that calibration has seen as make up for their number.
+
+    more_seconds  of the reference, for the rest of them.
+    fitted        brings an input to what programs take; None: they take it as it is.
+    """
+    count = _HELD_OUT_SAMPLES if samples.real else _NOISE_SAMPLES
+    # A second input for the same bucket is for the last ones, which are small as a rule: the reference is slow.
+    unseen: list[Arrays] = list(samples.held_out([*buckets, *reversed(buckets)], count))
+    seen: list[Arrays] = [dict(each) for each in learned]
+    some = max(0, count - len(unseen))
+    chosen, more = seen[:some], seen[some:] if more_seconds > 0 else []
+    if fitted is not None:
+        unseen, chosen, more = ([fitted(each) for each in part] for part in (unseen, chosen, more))
+    return Compared(unseen, chosen, more, more_seconds)
 
 
 def judges(gate: Gate, reference: Run, inputs: Compared, specs: Sequence[TensorSpec]) -> Judges:
@@ -127,14 +154,14 @@ def judges(gate: Gate, reference: Run, inputs: Compared, specs: Sequence[TensorS
     unseen, learned = inputs.unseen, inputs.learned
     if not isinstance(gate, Cosine):
         only = gate.against(reference, unseen, specs)
-        return Judges(only, only, None, len(unseen))
+        return Judges(only, only, None, tuple(unseen))
     recalled = _once(reference)
     strange = gate.against(recalled, unseen, specs)
     familiar = [*learned, *_affordable(recalled, inputs.more, inputs.more_seconds)]
     every = [*unseen, *familiar]
     first = gate.against(recalled, unseen[:_FIRST], specs) if len(every) > 2 * _FIRST else None
     both = _worse(strange, gate.against(recalled, familiar, specs)) if familiar else strange
-    return Judges(both, gate.against(recalled, every, specs), first, len(every))
+    return Judges(both, gate.against(recalled, every, specs), first, tuple(every))
 
 
 def _affordable(run: Run, samples: Iterable[Arrays], seconds: float) -> Iterator[Arrays]:
@@ -159,25 +186,35 @@ def _worse(first: Judge, second: Judge) -> Judge:
 
 def of_trials(first: Judge | None, judge: Judge) -> Judge:
     """A judge that looks no further where the first few inputs fail already."""
+    return judge if first is None else lambda run: in_steps(first, judge, run)[1]
+
+
+def in_steps(
+    first: Judge | None, judge: Judge, run: Run, worth: Callable[[Verdict], bool] = lambda _: True
+) -> tuple[Verdict, Verdict]:
+    """The verdict on the first few inputs, and on all: the same where it fails, or is not worth asking for more."""
     if first is None:
-        return judge
+        verdict = judge(run)
+        return verdict, verdict
+    once = _once(run, _FIRST)
+    verdict = first(once)
+    if not verdict.passed or not worth(verdict):
+        return verdict, verdict
+    # Of the same inputs whether it failed or not, so that candidates can be compared.
+    return verdict, replace(judge(once), usual=verdict.usual)
 
-    def judged(run: Run) -> Verdict:
-        once = _once(run)
-        verdict = first(once)
-        return judge(once) if verdict.passed else verdict
 
-    return judged
-
-
-def _once(run: Run) -> Run:
-    """`run`, which computes the same arrays once; those who call it keep them."""
+def _once(run: Run, most: float = math.inf) -> Run:
+    """`run`, which computes the same arrays once, the first `most` of them; those who call it keep them."""
     known: dict[int, Mapping[str, Array]] = {}
 
     def recalled(sample: Arrays) -> Mapping[str, Array]:
-        if id(sample) not in known:
-            known[id(sample)] = run(sample)
-        return known[id(sample)]
+        if id(sample) in known:
+            return known[id(sample)]
+        answer = run(sample)
+        if len(known) < most:
+            known[id(sample)] = answer
+        return answer
 
     return recalled
 
@@ -197,8 +234,20 @@ def margin(verdict: Verdict) -> float:
     return max(0.0, distance) if verdict.passed else min(distance, -math.ulp(1.0))
 
 
-def well_inside(verdict: Verdict, used: float = USED_BY_SIXTEEN_BITS) -> bool:
-    """Whether it uses no more than this of what is allowed; scores of metrics have bounds of their own."""
+def much_nearer(verdict: Verdict, other: Verdict) -> bool:
+    """Whether, on the same inputs, it loses so much less that it can't have computed the same."""
+    lost, more = _lost(verdict), _lost(other)
+    return math.isfinite(lost) and (not math.isfinite(more) or lost < _MUCH_NEARER * more)
+
+
+def _lost(verdict: Verdict) -> float:
+    if math.isnan(verdict.measured):
+        return math.inf
+    return 1 - verdict.measured if verdict.output else max(0.0, verdict.measured)
+
+
+def well_inside(verdict: Verdict) -> bool:
+    """Whether a part of what is allowed is left; scores of metrics have bounds of their own."""
     if not verdict.passed or not verdict.output:
         return verdict.passed
-    return margin(verdict) >= (1 - used) * (1 - verdict.limit)
+    return margin(verdict) >= (1 - USED) * (1 - verdict.limit)

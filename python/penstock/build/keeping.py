@@ -18,20 +18,23 @@ Search = Callable[[Callable[[Layers], float], Callable[[float], bool]], Kept]
 
 
 def choose(
-    search: Search, judged: Callable[[Layers], Verdict], cost: Callable[[Layers], float], *, most: float, used: float
+    search: Search, judged: Callable[[Layers], Verdict], cost: Callable[[Layers], float], *, most: float
 ) -> tuple[Kept, Verdict]:
     """The set that a search ends with if it is good, else the cheapest good one that it came by; and its verdict.
 
     Good is what passes and costs no more than `most`. Without any, where the search ended, as not passed.
 
     judged  the verdict with these layers kept.
-    used    share of what the gate allows with which the search is content.
+
+    The search is told what is usually lost where the verdict says it, and not the worst: what layers lose adds up to
+    that, and it is known well from a few inputs.
     """
     found: dict[Layers, Verdict] = {}
 
     def evaluate(kept: Layers) -> float:
         found[kept] = judged(kept)
-        return math.inf if well_inside(found[kept], used) else margin(found[kept])
+        usual = found[kept].usual
+        return math.inf if well_inside(found[kept]) else margin(found[kept]) if usual is None else -usual
 
     ended = search(evaluate, lambda score: score == math.inf)
     good = [kept for kept, verdict in found.items() if verdict.passed and cost(kept) <= most]

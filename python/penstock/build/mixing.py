@@ -16,7 +16,7 @@ from penstock import graph, quantize
 from penstock.build.evidence import SensitivityRecord
 from penstock.build.forms import BESIDE
 from penstock.build.gate import Verdict
-from penstock.build.judging import USED_BY_SIXTEEN_BITS, well_inside
+from penstock.build.judging import well_inside
 from penstock.build.keeping import choose
 from penstock.engine.plan import Tactic
 from penstock.tactics import Measurement
@@ -69,7 +69,7 @@ def search(
         return None
     found, verdict = choose(
         lambda evaluate, passes: quantize.search_run(layers, evaluate, passes, budget_seconds=budget_seconds),
-        lambda kept: judged(quantize.keeping(model, kept)), len, most=_MOST * len(layers), used=USED_BY_SIXTEEN_BITS,
+        lambda kept: judged(quantize.keeping(model, kept)), len, most=_MOST * len(layers),
     )  # fmt: skip
     names = tuple(_source(node) for node in model.graph if node.name in found.layers)
     score = found.score if math.isfinite(found.score) else None

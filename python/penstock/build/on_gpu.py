@@ -197,7 +197,7 @@ class OnGpu:
             return True
         return self._batched and any(beyond_rows(bucket) == beyond_rows(shapes) for bucket in self._buckets)
 
-    def as_prepared(self, inputs: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+    def as_prepared(self, inputs: Arrays) -> Arrays:
         """A sample that some bucket takes: brought to the optimum's shapes where none does."""
         return inputs if self.takes(inputs) else fitted(inputs, self._buckets[0])
 

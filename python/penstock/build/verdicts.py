@@ -1,29 +1,48 @@
 """Verdicts on tactics: each is run in a child process on the inputs that judge it, once, and its verdict is kept.
 
-A tactic is judged as its dynamic program: the same kernels, for inputs of any shape, as metrics want them. What was
-made from calibration data is judged on what that data left out, and then on the data. Called by the driver.
+A tactic is judged as its dynamic program: the same kernels, for inputs of any shape, as metrics want them. Where that
+one fails, and a static program of the tactic answers much better on the same inputs, the library computes one of the
+two wrongly: the static one then has a verdict of its own, as it will run, in full batches. What was made from
+calibration data is judged on what that data left out, and then on the data. Called by the driver.
 """
 
 import itertools
+import logging
 import math
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 import onnx_ir as ir
 from numpy.typing import NDArray
 
 from penstock import tactics
-from penstock.build.evidence import Refused
+from penstock.build.evidence import Alone, Refused, finite, label
 from penstock.build.forms import BESIDE, Forms, beside
 from penstock.build.gate import Cosine, Gate, Judge, Verdict
-from penstock.build.judging import REFERENCE, Compared, Judges, Run, judges, of_trials, reducing, within
+from penstock.build.judging import (
+    REFERENCE,
+    Compared,
+    Judges,
+    Run,
+    in_steps,
+    judges,
+    margin,
+    much_nearer,
+    reducing,
+    within,
+)
 from penstock.build.on_gpu import OnGpu
+from penstock.build.one_shape import at_shapes, fits
 from penstock.build.progress import Progress
-from penstock.engine.plan import CUDA, SOURCE, Profile, Tactic
+from penstock.engine.plan import CUDA, SOURCE, Profile, Shapes, Tactic
+from penstock.engine.routing import batched
+from penstock.errors import InvalidArgument
+
+_LOG = logging.getLogger(__name__)
 
 Arrays = Mapping[str, NDArray[Any]]
 
@@ -36,13 +55,23 @@ def judged_as(tactic: Tactic) -> Tactic:
 class Verdicts:
     """Those of one build, by tactic."""
 
-    def __init__(self, forms: Forms, limits: tactics.Limits, gpu: OnGpu | None, progress: Progress) -> None:
+    def __init__(
+        self, forms: Forms, buckets: Sequence[Shapes], limits: tactics.Limits, gpu: OnGpu | None, progress: Progress
+    ) -> None:
         self._forms = forms
+        self._buckets = buckets
+        self._batched = batched(forms.inputs, forms.outputs)
         self._limits = limits
         self._gpu = gpu
         self._progress = progress
         self._found: dict[Tactic, Verdict] = {}
         self._overruled: dict[Tactic, Verdict] = {}
+        self._early: dict[Tactic, Verdict] = {}
+        """Those of the first few inputs."""
+        self._alone: dict[tuple[Tactic, int], Verdict] = {}
+        """Of static programs that compute otherwise than the dynamic ones, by bucket."""
+        self._alike: set[Tactic] = set()
+        """Static tactics that compute as the dynamic ones, or can't be told apart."""
         self._trials = itertools.count()
         self._judging: Future[Judges]
 
@@ -74,27 +103,72 @@ class Verdicts:
         return self._judging.result()
 
     @contextmanager
-    def running(self, tactic: Tactic) -> Iterator[Run]:
-        """A tactic in a child process, as a function of inputs, with what the engine would compute beside it."""
+    def running(self, tactic: Tactic, bucket: int | None = None) -> Iterator[Run]:
+        """A tactic in a child process, as a function of inputs, with what the engine would compute beside it.
+
+        bucket  of a static tactic: its program for this one, which splits and pads as the engine does.
+        """
         if tactic.runtime == CUDA and self._gpu is not None:
             with self._gpu.running(tactic, self._limits, self._forms.files[SOURCE]) as run:
                 yield run
             return
-        with tactics.compiled(tactic, self._forms.files[tactic.form], limits=self._limits) as child:
-            yield reducing(child.run, self._forms.reductions if beside(tactic.form) else ())
+        form, shapes = self._forms.files[tactic.form], self._buckets[bucket] if bucket is not None else None
+        with tactics.compiled(tactic, form, shapes, limits=self._limits) as child:
+            run = reducing(child.run, self._forms.reductions if beside(tactic.form) else ())
+            yield run if bucket is None else self._in_batches(run, bucket)
 
-    def of(self, tactic: Tactic) -> Verdict:
-        """The verdict on a tactic, now or as it was."""
+    def _in_batches(self, run: Run, bucket: int) -> Run:
+        return at_shapes(run, self._buckets[bucket], self._judges.inputs, batched=self._batched)
+
+    def of(self, tactic: Tactic, bucket: int | None = None) -> Verdict:
+        """The verdict on a tactic, now or as it was; with a bucket, on the program that runs there."""
         wanted = judged_as(tactic)
         if wanted not in self._found:
             self._progress.stage("gate", wanted.name)
-            self._found[wanted] = self._now(wanted, self.judge(wanted))
-        return self._overruled.get(wanted, self._found[wanted])
+            self._early[wanted], self._found[wanted] = self._now(wanted)
+        if bucket is not None and self._may_differ(tactic, bucket):
+            self._look_at(tactic, bucket)
+        return self._standing(tactic, bucket) or self._found[wanted]
 
-    def tried(self, model: ir.Model, tactic: Tactic, add: Callable[[str, ir.Model], None] | None = None) -> Verdict:
+    def alone(self, tactic: Tactic, bucket: int | None) -> bool:
+        """Whether its program at the bucket has a verdict of its own."""
+        return bucket is not None and (tactic, bucket) in self._alone
+
+    def _may_differ(self, tactic: Tactic, bucket: int) -> bool:
+        """Only what failed is looked at again: not what was overruled since, and a GPU's programs are all static."""
+        known = tactic in self._alike or self.alone(tactic, bucket)
+        able = tactic.shapes == "static" and tactic.runtime != CUDA
+        return able and not known and not self._found[judged_as(tactic)].passed
+
+    def _look_at(self, tactic: Tactic, bucket: int) -> None:
+        """Judge the static program of a tactic that failed; once it turns out to be alike, it is not asked again."""
+        before = self._early[judged_as(tactic)]
+        if fits(self._buckets[bucket], self._judges.inputs, batched=self._batched):
+            self._progress.stage("gate", f"{tactic.name} at {label(self._buckets[bucket])}")
+            try:
+                with self.running(tactic, bucket) as run:
+                    early, verdict = in_steps(
+                        self._judges.first, self.judge(tactic), run, lambda early: much_nearer(early, before)
+                    )
+                if much_nearer(early, before):
+                    self._alone[tactic, bucket] = verdict
+                    return
+            except (tactics.CandidateLost, InvalidArgument) as error:  # of a metric whose inputs have other shapes
+                _LOG.info("%s: %s", tactic.name, error)
+        self._alike.add(tactic)
+
+    def tried(
+        self,
+        model: ir.Model,
+        tactic: Tactic,
+        add: Callable[[str, ir.Model], None] | None = None,
+        *,
+        bucket: int | None = None,
+    ) -> Verdict:
         """The verdict on a graph that may become a form, run as the tactic says; not kept.
 
-        add  puts a graph among the forms under a name; None: as one in FP32.
+        add     puts a graph among the forms under a name; None: as one in FP32.
+        bucket  whose static program it is; None: the dynamic one.
         """
         # A process may live on and know what it compiled by name.
         name = f"trial-{next(self._trials)}" + (BESIDE if self._forms.reductions else "")
@@ -103,8 +177,8 @@ class Verdicts:
         else:
             self._forms.add(name, model, precision="fp32")
         try:
-            wanted = replace(judged_as(tactic), form=name)
-            return self._now(wanted, of_trials(self._judges.first, self.judge(wanted)))
+            shapes: Literal["static", "dynamic"] = "dynamic" if bucket is None else "static"
+            return self._now(replace(tactic, form=name, shapes=shapes), bucket)[1]
         finally:
             self._forms.files.pop(name).path.unlink(missing_ok=True)
 
@@ -113,19 +187,48 @@ class Verdicts:
         narrow = any(tactic.precision in ("int8", "fp8") and tactic.form != SOURCE for tactic in wanted)
         return self._judges.learned if narrow else self._judges.plain
 
+    def of_engine(self, chosen: Sequence[Tactic], run: Run) -> Verdict:
+        """The verdict on a sealed engine with these tactics at its buckets: on inputs as they are, then at the shapes
+        of every static program, on all inputs where that was judged by itself.
+        """
+        judge = self.judge(*chosen)
+        verdict = judge(run)
+        for bucket, tactic in enumerate(chosen):
+            able = tactic.shapes == "static" and tactic.runtime != CUDA
+            if not able or not fits(self._buckets[bucket], self._judges.inputs, batched=self._batched):
+                continue
+            alone = self.alone(tactic, bucket)
+            looked = judge if alone else self._judges.first
+            other = looked(self._in_batches(run, bucket)) if looked is not None and verdict.passed else verdict
+            if alone or not other.passed:
+                verdict = min(verdict, other, key=margin)
+        return verdict
+
     @property
     def samples(self) -> int:
         """How many inputs outputs are compared on."""
-        return self._judges.samples
+        return len(self._judges.inputs)
 
-    def overrule(self, tactic: Tactic, verdict: Verdict) -> None:
+    def overrule(self, tactic: Tactic, verdict: Verdict, bucket: int | None = None) -> None:
         """Another verdict than was found: of something that was learned since."""
-        self._overruled[judged_as(tactic)] = verdict
+        if bucket is not None and self.alone(tactic, bucket):
+            self._alone[tactic, bucket] = verdict
+        else:
+            self._overruled[judged_as(tactic)] = verdict
 
-    def failed(self, tactic: Tactic) -> bool:
-        """Known to fail; what was not judged yet has not."""
-        verdict = self.standing.get(judged_as(tactic))
-        return verdict is not None and not verdict.passed
+    def failed(self, tactic: Tactic, bucket: int, *, look: bool = False) -> bool:
+        """Known to fail at the bucket; what was not judged yet has not.
+
+        look  find out where a dynamic program failed and nobody has asked whether the static one computes otherwise.
+        """
+        verdict = self._standing(tactic, bucket)
+        if verdict is None or verdict.passed:
+            return False
+        return not self.of(tactic, bucket).passed if look else not self._may_differ(tactic, bucket)
+
+    def _standing(self, tactic: Tactic, bucket: int | None) -> Verdict | None:
+        own = self._alone.get((tactic, bucket)) if bucket is not None else None
+        return own or self.standing.get(judged_as(tactic))
 
     @property
     def found(self) -> Mapping[Tactic, Verdict]:
@@ -146,9 +249,19 @@ class Verdicts:
             if not each.passed
         )
 
-    def _now(self, tactic: Tactic, judge: Judge) -> Verdict:
+    @property
+    def judged_alone(self) -> tuple[Alone, ...]:
+        """Static programs with verdicts of their own, for evidence."""
+        return tuple(
+            Alone(tactic, bucket, each.passed, finite(each.measured), each.message)
+            for (tactic, bucket), each in self._alone.items()
+        )
+
+    def _now(self, tactic: Tactic, bucket: int | None = None) -> tuple[Verdict, Verdict]:
+        """On the first few inputs, and on all."""
         try:
-            with self.running(tactic) as run:
-                return judge(run)
+            with self.running(tactic, bucket) as run:
+                return in_steps(self._judges.first, self.judge(tactic), run)
         except tactics.CandidateLost as error:
-            return Verdict(False, math.nan, math.nan, message=error.lost.reason)
+            verdict = Verdict(False, math.nan, math.nan, message=error.lost.reason)
+            return verdict, verdict

@@ -132,19 +132,35 @@ def improve(
 
 
 def polish(
-    recipe: Recipe, data: Calibration, *, deadline: float = math.inf, progress: Progress = quiet
+    recipe: Recipe,
+    data: Calibration,
+    *,
+    others: Iterable[Recipe] = (),
+    deadline: float = math.inf,
+    progress: Progress = quiet,
 ) -> Iterator[Recipe]:
     """Variations: biases corrected, weights rounded together, and both; each only where it changes something.
 
+    others    polished afterwards. Those of the same float model take the same rounded weights, which hardly depend on
+              what else is quantized
     deadline  on the monotonic clock, after which no further weights are rounded
     """
     yield from _corrected(recipe, data)
-    weights = rounded(recipe.base, recipe.ranges, data, scheme=recipe.scheme, deadline=deadline, progress=progress)
-    if weights:
-        together = replace(recipe, name=f"{recipe.name}-rounded", weights=weights)
-        together = replace(together, model=together.placed(together.base))
-        yield together
-        yield from _corrected(together, data)
+    known: list[tuple[Recipe, Mapping[str, Narrow]]] = []
+    for each in (recipe, *others):
+        weights = next((found for other, found in known if _same_weights(each, other)), None)
+        if weights is None:
+            weights = rounded(each.base, each.ranges, data, scheme=each.scheme, deadline=deadline, progress=progress)
+            known.append((each, weights))
+        if weights:
+            together = replace(each, name=f"{each.name}-rounded", weights=weights)
+            together = replace(together, model=together.placed(together.base))
+            yield together
+            yield from _corrected(together, data)
+
+
+def _same_weights(one: Recipe, other: Recipe) -> bool:
+    return one.base is other.base and one.scheme.weight_bits == other.scheme.weight_bits
 
 
 def _corrected(recipe: Recipe, data: Calibration) -> Iterator[Recipe]:
@@ -163,6 +179,8 @@ class Picked:
     """Least over held-out samples and float outputs."""
     cosines: Mapping[str, float]
     """Of every recipe that was compared."""
+    of_schemes: Mapping[str, Recipe]
+    """The closest of each scheme, by its name."""
 
 
 def pick(forms: Iterable[Recipe], held_out: Calibration, reference: Callable[[Arrays], Arrays]) -> Picked:
@@ -172,18 +190,20 @@ def pick(forms: Iterable[Recipe], held_out: Calibration, reference: Callable[[Ar
     """
     expected = [dict(reference(sample)) for sample in held_out]
     cosines: dict[str, float] = {}
-    best: Recipe | None = None
+    closest: dict[str, Recipe] = {}
     for form in forms:
         names = [value.name or "" for value in form.model.graph.outputs]
         with runner(form.model, names) as run:
             cosines[form.name] = min(
                 agreement(wanted, run(sample)) for wanted, sample in zip(expected, held_out, strict=True)
             )
-        if best is None or cosines[form.name] > cosines[best.name]:
-            best = form
-    if best is None:
+        known = closest.get(form.scheme.name)
+        if known is None or cosines[form.name] > cosines[known.name]:
+            closest[form.scheme.name] = form
+    if not closest:
         raise InvalidArgument("no quantized form to pick from: the model has no layer that can be quantized")
-    return Picked(best, cosines[best.name], cosines)
+    best = max(closest.values(), key=lambda form: cosines[form.name])
+    return Picked(best, cosines[best.name], cosines, closest)
 
 
 def agreement(expected: Arrays, found: Arrays) -> float:
