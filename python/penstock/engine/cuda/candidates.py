@@ -3,7 +3,7 @@
 Called by the tuner: for its trials, and for what is compiled before they begin.
 """
 
-from collections.abc import Sequence, Set
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Final
 
@@ -66,8 +66,11 @@ class Candidate:
     floor: float
     guess: float
     launches: "tuple[Launched, ...]" = ()
-    kernels: frozenset[object] = frozenset()
-    """Of the launches, each once."""
+    kernels: tuple[int, ...] = ()
+    """Of the launches: one number is one kernel, whoever launches it."""
+
+    unasked: int = 0
+    """Kernels that nobody asked for yet."""
 
     left: int = 0
     """Kernels that are not compiled yet."""
@@ -101,9 +104,10 @@ class Candidate:
         behind = min(alike) / row.microseconds if alike else None
         return worth.of_ours(spent, self.floor, self.rank, behind, first=not row.has_ours)
 
-    def worth_a_second(self, compiled: Set[object]) -> float:
+    @property
+    def worth_a_second(self) -> float:
         """The same for its time, of which kernels that others wait for cost nothing."""
-        return self.worth / (_TIMING + _NEW_KERNEL * len(self.kernels - compiled))
+        return self.worth / (_TIMING + _NEW_KERNEL * self.unasked)
 
     def _alike(self) -> list[float]:
         name = self.choice.implementation
@@ -115,8 +119,10 @@ def promising(rows: Sequence[Tuned], limit: int) -> "list[Launched]":
     while nothing is timed.
     """
     ours = launching_candidates([each for row in rows for each in listed(row, limit, {}) if each.ours])
-    ours.sort(key=lambda each: -each.worth_a_second(frozenset()))
-    return list({kernel_key(launch): launch for each in ours for launch in each.launches}.values())
+    ours.sort(key=lambda each: -each.worth_a_second)
+    return list(
+        {number: launch for each in ours for number, launch in zip(each.kernels, each.launches, strict=True)}.values()
+    )
 
 
 def listed(row: Tuned, limit: int, hints: Choices) -> list[Candidate]:
@@ -142,6 +148,8 @@ def launching_candidates(candidates: Sequence[Candidate]) -> list[Candidate]:
     from penstock.engine.cuda.triton_steps import launch
 
     kept: list[Candidate] = []
+    # A key is long: it is made and compared here, and never again.
+    numbers: dict[object, int] = {}
     for each in candidates:
         row, choice = each.row, each.choice
         try:
@@ -149,7 +157,8 @@ def launching_candidates(candidates: Sequence[Candidate]) -> list[Candidate]:
         except (ValueError, RuntimeError) as error:
             row.failed[choice] = f"{type(error).__name__}: {error}"[:200]
             continue
-        each.kernels = frozenset(map(kernel_key, each.launches))
+        each.kernels = tuple(numbers.setdefault(kernel_key(launch), len(numbers)) for launch in each.launches)
+        each.unasked = len(set(each.kernels))
         kept.append(each)
     return kept
 
