@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final
 
 import torch
 
-from penstock.engine.cuda import worth
+from penstock.engine.cuda import compile_times, worth
 from penstock.engine.cuda.choices import Choice, Choices
 from penstock.engine.cuda.implementations import OURS, fitting
 from penstock.engine.cuda.sites import Site
@@ -19,8 +19,7 @@ if TYPE_CHECKING:
 
 _HOPELESS: Final = 2.0  # times the best: an implementation whose first ideas are no faster is given up
 _FIRST_IDEAS: Final = 2
-_NEW_KERNEL: Final = 0.5  # seconds of a process, about
-_TIMING: Final = 0.1  # of the same, for timing what is compiled
+_TIMING: Final = 0.1  # seconds of a process that timing what is compiled is worth, about
 
 
 @dataclass(slots=True)
@@ -69,8 +68,8 @@ class Candidate:
     kernels: tuple[int, ...] = ()
     """Of the launches: one number is one kernel, whoever launches it."""
 
-    unasked: int = 0
-    """Kernels that nobody asked for yet."""
+    seconds: float = 0.0
+    """Of a process, for the kernels that nobody asked for yet."""
 
     left: int = 0
     """Kernels that are not compiled yet."""
@@ -107,7 +106,7 @@ class Candidate:
     @property
     def worth_a_second(self) -> float:
         """The same for its time, of which kernels that others wait for cost nothing."""
-        return self.worth / (_TIMING + _NEW_KERNEL * self.unasked)
+        return self.worth / (_TIMING + self.seconds)
 
     def _alike(self) -> list[float]:
         name = self.choice.implementation
@@ -158,7 +157,7 @@ def launching_candidates(candidates: Sequence[Candidate]) -> list[Candidate]:
             row.failed[choice] = f"{type(error).__name__}: {error}"[:200]
             continue
         each.kernels = tuple(numbers.setdefault(kernel_key(launch), len(numbers)) for launch in each.launches)
-        each.unasked = len(set(each.kernels))
+        each.seconds = sum(map(compile_times.seconds, dict(zip(each.kernels, each.launches, strict=True)).values()))
         kept.append(each)
     return kept
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 
 import torch
 
-from penstock.engine.cuda import timers, worth
+from penstock.engine.cuda import compile_times, timers, worth
 from penstock.engine.cuda.candidates import Candidate, Tuned, launching_candidates, listed
 from penstock.engine.cuda.choices import Choice, Choices
 from penstock.engine.cuda.implementations import chosen
@@ -138,7 +138,7 @@ class Trials:
             if kernel not in self._asked:
                 self._asked[kernel] = compilers.submit(launch)
                 for each in self._users[kernel]:
-                    each.unasked -= 1
+                    each.seconds -= compile_times.seconds(launch)
             self._pending.setdefault(self._asked[kernel], []).append(candidate)
 
     def _worth_a_second(self, candidate: Candidate) -> float:
