@@ -27,6 +27,7 @@ from penstock.engine.lowered import LoweredGraph
 
 if TYPE_CHECKING:
     from penstock.engine.cuda.precompile import Compilers
+    from penstock.engine.cuda.tuning import Ahead
 
 _COMPILE_SECONDS: Final = 60.0
 
@@ -103,6 +104,18 @@ class Model:
         answers = self.executor().run(self.inputs(), watch)
         found.extend(~each.isfinite().all() for each in answers.values() if each.is_floating_point())
         return bool(torch.stack(found).any()) if found else False
+
+
+def compiling_ahead(model: Model, compilers: "Compilers | None", until: float) -> "Ahead | None":
+    """What tuning will ask for, compiled from now on, as a builder has it; None where nothing is compiled."""
+    if compilers is None:
+        return None
+    from penstock.engine.cuda.tuner import promising
+    from penstock.engine.cuda.tuning import Ahead
+
+    ahead = Ahead(compilers, promising([model.executor()]), until)
+    ahead.go_on()
+    return ahead
 
 
 def tuned(model: Model, seconds: float, others: Tensors, compilers: "Compilers | None") -> tuple[Choices, str]:

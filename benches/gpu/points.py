@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from penstock.engine.cuda.precompile import Compilers
 
 _LEAST_SECONDS: Final = 10.0  # to finish a way in, when the time is over meanwhile
+_AFTER_SECONDS: Final = 8.0  # of a point after tuning, where ours alone is measured
 
 
 class WorkError(Exception):
@@ -68,6 +69,11 @@ class Settings:
     def wants(self, way: str) -> bool:
         return not self.ways or any(way.startswith(each) for each in self.ways)
 
+    def tuning(self, left: float) -> float:
+        """Seconds of tuning, of those that are left: rivals want most of them."""
+        alone = bool(self.ways) and all(each.startswith(OURS) for each in self.ways)
+        return min(self.tune_seconds, max(1.0, left - _AFTER_SECONDS if alone else left / 3))
+
 
 def measure(
     subject: Subject, batch: int, settings: Settings, at_one: Point | None, compilers: "Compilers | None", until: float
@@ -80,6 +86,7 @@ def measure(
     others = weights.inputs(subject, batch, settings.seed + 1)
     wide = ours.Model(graph, tensors, given, settings.device)
     model = ours.Model(graph, tensors, given, settings.device, subject.eight, [others]) if subject.eight else wide
+    ahead = ours.compiling_ahead(model, compilers, until) if settings.wants(OURS) else None
     cost = floor.cost(model.graph)
     rival = rivals.of_module(subject, given, settings.device) if subject.source == "torch" else rivals.of_steps(wide)
     if not same_work(cost.flops, rival.flops):
@@ -91,7 +98,9 @@ def measure(
     choices, text, alone = None, "", ""
     if settings.wants(OURS):
         with making.row(OURS):
-            seconds = min(settings.tune_seconds, max(1.0, (until - time.monotonic()) / 3))
+            if ahead is not None:
+                ahead.pause()
+            seconds = settings.tuning(until - time.monotonic())
             choices, note = ours.tuned(model, seconds, others, compilers)
             text = ours.text_of(choices)
             making.ways.extend(ours.ways(model, choices, note, compilers))

@@ -290,3 +290,18 @@ def test_other_sources_are_another_engine(name: str, tmp_path: Path) -> None:
     assert digest(tmp_path) == before
     (tmp_path / name).write_text("a = 2\n")
     assert digest(tmp_path) != before
+
+
+# ---- tuning ----
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize(
+    ("ways", "left", "seconds"),
+    [((), 30.0, 10.0), ((OURS,), 30.0, 22.0), ((OURS, "eager"), 30.0, 10.0), ((OURS,), 100.0, 40.0), ((), 2.0, 1.0)],
+)
+def test_rivals_want_most_of_the_seconds_that_are_left(ways: tuple[str, ...], left: float, seconds: float) -> None:
+    pytest.importorskip("torch")
+    from benches.gpu.points import Settings
+
+    assert Settings(Path(), "cuda", 3, 40.0, 90.0, 7, search=False, kernels="", ways=ways).tuning(left) == seconds

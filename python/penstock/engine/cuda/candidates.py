@@ -3,13 +3,13 @@
 Called by the tuner: for its trials, and for what is compiled before they begin.
 """
 
-from collections.abc import Sequence, Set
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Final
 
 import torch
 
-from penstock.engine.cuda import worth
+from penstock.engine.cuda import compile_times, worth
 from penstock.engine.cuda.choices import Choice, Choices
 from penstock.engine.cuda.implementations import OURS, fitting
 from penstock.engine.cuda.sites import Site
@@ -19,8 +19,7 @@ if TYPE_CHECKING:
 
 _HOPELESS: Final = 2.0  # times the best: an implementation whose first ideas are no faster is given up
 _FIRST_IDEAS: Final = 2
-_NEW_KERNEL: Final = 0.5  # seconds of a process, about
-_TIMING: Final = 0.1  # of the same, for timing what is compiled
+_TIMING: Final = 0.1  # seconds of a process that timing what is compiled is worth, about
 
 
 @dataclass(slots=True)
@@ -66,8 +65,11 @@ class Candidate:
     floor: float
     guess: float
     launches: "tuple[Launched, ...]" = ()
-    kernels: frozenset[object] = frozenset()
-    """Of the launches, each once."""
+    kernels: tuple[int, ...] = ()
+    """Of the launches: one number is one kernel, whoever launches it."""
+
+    seconds: float = 0.0
+    """Of a process, for the kernels that nobody asked for yet."""
 
     left: int = 0
     """Kernels that are not compiled yet."""
@@ -101,9 +103,10 @@ class Candidate:
         behind = min(alike) / row.microseconds if alike else None
         return worth.of_ours(spent, self.floor, self.rank, behind, first=not row.has_ours)
 
-    def worth_a_second(self, compiled: Set[object]) -> float:
+    @property
+    def worth_a_second(self) -> float:
         """The same for its time, of which kernels that others wait for cost nothing."""
-        return self.worth / (_TIMING + _NEW_KERNEL * len(self.kernels - compiled))
+        return self.worth / (_TIMING + self.seconds)
 
     def _alike(self) -> list[float]:
         name = self.choice.implementation
@@ -115,8 +118,10 @@ def promising(rows: Sequence[Tuned], limit: int) -> "list[Launched]":
     while nothing is timed.
     """
     ours = launching_candidates([each for row in rows for each in listed(row, limit, {}) if each.ours])
-    ours.sort(key=lambda each: -each.worth_a_second(frozenset()))
-    return list({kernel_key(launch): launch for each in ours for launch in each.launches}.values())
+    ours.sort(key=lambda each: -each.worth_a_second)
+    return list(
+        {number: launch for each in ours for number, launch in zip(each.kernels, each.launches, strict=True)}.values()
+    )
 
 
 def listed(row: Tuned, limit: int, hints: Choices) -> list[Candidate]:
@@ -142,6 +147,8 @@ def launching_candidates(candidates: Sequence[Candidate]) -> list[Candidate]:
     from penstock.engine.cuda.triton_steps import launch
 
     kept: list[Candidate] = []
+    # A key is long: it is made and compared here, and never again.
+    numbers: dict[object, int] = {}
     for each in candidates:
         row, choice = each.row, each.choice
         try:
@@ -149,7 +156,8 @@ def launching_candidates(candidates: Sequence[Candidate]) -> list[Candidate]:
         except (ValueError, RuntimeError) as error:
             row.failed[choice] = f"{type(error).__name__}: {error}"[:200]
             continue
-        each.kernels = frozenset(map(kernel_key, each.launches))
+        each.kernels = tuple(numbers.setdefault(kernel_key(launch), len(numbers)) for launch in each.launches)
+        each.seconds = sum(map(compile_times.seconds, dict(zip(each.kernels, each.launches, strict=True)).values()))
         kept.append(each)
     return kept
 

@@ -5,6 +5,7 @@ meanwhile decides what is compiled next; the GPU times what is ready, and librar
 that fails to compile, to run, or to agree with the reference is lost, never fatal. Called by the tuner.
 """
 
+import heapq
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass, field, replace
@@ -12,8 +13,8 @@ from typing import TYPE_CHECKING, Final, Protocol
 
 import torch
 
-from penstock.engine.cuda import timers, worth
-from penstock.engine.cuda.candidates import Candidate, Tuned, kernel_key, launching_candidates, listed
+from penstock.engine.cuda import compile_times, timers, worth
+from penstock.engine.cuda.candidates import Candidate, Tuned, launching_candidates, listed
 from penstock.engine.cuda.choices import Choice, Choices
 from penstock.engine.cuda.implementations import chosen
 from penstock.engine.cuda.kernels.replay import Recorder, launching
@@ -67,7 +68,10 @@ class Trials:
     _waiting: list[Candidate] = field(default_factory=list)
     _ready: list[Candidate] = field(default_factory=list)
     _pending: dict[Future[str], list[Candidate]] = field(default_factory=dict)
-    _asked: dict[object, Future[str]] = field(default_factory=dict)
+    _asked: dict[int, Future[str]] = field(default_factory=dict)
+    _users: dict[int, list[Candidate]] = field(default_factory=dict)
+    """Of each kernel."""
+
     _winning: set[Choice] = field(default_factory=set)
     """What was the best of some step, at some time."""
 
@@ -79,6 +83,9 @@ class Trials:
             return
         self._ready = [each for each in found if not each.ours]
         self._waiting = launching_candidates([each for each in found if each.ours])
+        for each in self._waiting:
+            for kernel in set(each.kernels):
+                self._users.setdefault(kernel, []).append(each)
         self._submit(compilers)
 
     def run(self, compilers: Builds | None) -> int:
@@ -115,22 +122,28 @@ class Trials:
         """What is worth most for its time, as long as processes would have nothing to do."""
         most = compilers.processes + max(2, compilers.processes // 2)
         while self._waiting and len(self._pending) < most:
-            best = max(self._waiting, key=self._worth_a_second)
-            self._waiting.remove(best)
-            if best.is_hopeless:
-                continue
-            best.left = len(best.kernels)
-            for launch in best.launches:
-                key = kernel_key(launch)
-                if key not in self._asked:
-                    self._asked[key] = compilers.submit(launch)
-                candidates = self._pending.setdefault(self._asked[key], [])
-                if best not in candidates:
-                    candidates.append(best)
+            # Several at a time: looking at all that wait takes a while, and meanwhile nothing is timed.
+            for best in heapq.nlargest(most - len(self._pending), self._waiting, key=self._worth_a_second):
+                if len(self._pending) >= most:
+                    return
+                self._waiting.remove(best)
+                if not best.is_hopeless:
+                    self._ask(best, compilers)
+
+    def _ask(self, candidate: Candidate, compilers: Builds) -> None:
+        """For its kernels, as far as nobody has."""
+        kernels = dict(zip(candidate.kernels, candidate.launches, strict=True))
+        candidate.left = len(kernels)
+        for kernel, launch in kernels.items():
+            if kernel not in self._asked:
+                self._asked[kernel] = compilers.submit(launch)
+                for each in self._users[kernel]:
+                    each.seconds -= compile_times.seconds(launch)
+            self._pending.setdefault(self._asked[kernel], []).append(candidate)
 
     def _worth_a_second(self, candidate: Candidate) -> float:
         hope = _WINS_ELSEWHERE if candidate.choice in self._winning else 1.0
-        return hope * candidate.worth_a_second(self._asked.keys())
+        return hope * candidate.worth_a_second
 
     def _collect(self, done: Iterable[Future[str]]) -> None:
         """Candidates whose last kernel is compiled are ready."""

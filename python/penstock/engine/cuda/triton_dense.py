@@ -80,6 +80,8 @@ def _wide(weight: torch.Tensor) -> torch.Tensor:
 
 def _sums(weight: torch.Tensor) -> torch.Tensor:
     """Of the rounded weights, which are what a mean is multiplied with."""
+    if weight.is_meta:  # for which torch imports its tracer: seconds
+        return weight.new_empty(weight.shape[0], dtype=torch.float32)
     return weight.float().sum(1)
 
 

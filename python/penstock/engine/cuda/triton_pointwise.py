@@ -2,6 +2,7 @@
 
 from typing import Final
 
+import numpy as np
 import torch
 
 from penstock.engine.cuda.kernels.epilogue import Scratch
@@ -15,7 +16,7 @@ def _pointwise(ready: Ready, operands: Tensors, outputs: Tensors, scratch: Scrat
     """Views of one value are reads of one tensor."""
     del scratch
     site = ready.site
-    shape = torch.broadcast_shapes(*(each.shape for each in operands))
+    shape = np.broadcast_shapes(*(each.shape for each in operands))  # torch's imports its tracer: seconds
     tensors: dict[str, torch.Tensor] = {}
     reads: list[Read] = []
     for index, (operand, seen) in enumerate(zip(site.step.inputs, operands, strict=True)):

@@ -9,7 +9,8 @@ import pytest
 pytest.importorskip("torch")
 pytest.importorskip("triton")
 
-from penstock.engine.cuda.candidates import kernel_key
+from penstock.engine.cuda import candidates
+from penstock.engine.cuda.candidates import Candidate, kernel_key
 from penstock.engine.cuda.executor import Executor
 from penstock.engine.cuda.implementations import IMPLEMENTATIONS, fitting
 from penstock.engine.cuda.kernels.launching import Launch
@@ -79,6 +80,37 @@ def test_every_step_has_a_first_idea_compiled_before_any_has_a_third(device: str
     firsts, thirds = ([compilers.asked.index(each) for keys in ideas[at::2] for each in keys] for at in (0, 1))
     assert len(firsts) == 2
     assert max(firsts) < min(thirds)
+
+
+class Looks:
+    """Compilers with room for everything at once."""
+
+    processes = 1000
+
+    def submit(self, launch: Launch, /) -> Future[str]:
+        done: Future[str] = Future()
+        done.set_result("")
+        return done
+
+
+def test_many_are_asked_for_in_one_look_at_what_waits(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    looked, keys, worth_a_second = Counter[Candidate](), Counter[int](), Candidate.worth_a_second
+
+    def look(candidate: Candidate) -> float:
+        looked[candidate] += 1
+        return worth_a_second.__get__(candidate)
+
+    def key(made: Launch) -> object:
+        keys[id(made)] += 1
+        return kernel_key(made)
+
+    monkeypatch.setattr(Candidate, "worth_a_second", property(look))
+    monkeypatch.setattr(candidates, "kernel_key", key)
+    lowered_, weights = lowered(graph(MODELS["gemm"][0], MODELS["gemm"][1]), MODELS["gemm"][2])
+    tune(Executor(lowered_, weights, device, "fp16"), timer=lambda call: 1.0, compilers=Looks(), limit=4)
+    assert len(looked) > 4
+    assert set(looked.values()) == {1}
+    assert set(keys.values()) == {1}
 
 
 def test_the_tuner_times_ours_among_the_others(device: str) -> None:

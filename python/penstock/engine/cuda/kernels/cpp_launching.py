@@ -12,9 +12,10 @@ from typing import Final
 
 import torch
 
-from . import replay
+from . import nvrtc, replay
+from .cubins import Cubins, default_folder, key_of
 from .driver import HOPPER, AnyMap, LoadedKernel, LoadedModule, SealedKernel
-from .nvrtc import Compiled, compile_cpp
+from .nvrtc import Compiled
 
 _FOLDER: Final = Path(__file__).parent / "cpp"
 _HEADERS: Final = ("primitives.cuh", "walk.cuh", "warpgroup.cuh")
@@ -89,12 +90,18 @@ _known: Final[dict[tuple[str, tuple[str, ...], int], Compiled]] = {}
 
 
 def compiled(source: str, options: tuple[str, ...], capability: int) -> Compiled:
-    """Of a file in `cpp/`. Raises CompilerError."""
+    """Of a file in `cpp/`, now or by whoever compiled it here before. Raises CompilerError."""
     found = _known.get((source, options, capability))
     if found is None:
         # What Hopper alone has, Hopper's own architecture has.
         architecture = f"sm_{capability}a" if capability == HOPPER else f"sm_{capability}"
-        found = compile_cpp(text(source), [(name, text(name)) for name in _HEADERS], options, architecture)
+        body, headers = text(source), [(name, text(name)) for name in _HEADERS]
+        key = key_of([nvrtc.version(), architecture, *options, body, *(each for _, each in headers)])
+        cubins = Cubins(default_folder())
+        found = cubins.find(key)
+        if found is None:
+            found = nvrtc.compile_cpp(body, headers, options, architecture)
+            cubins.keep(key, found)
         _known[source, options, capability] = found
     return found
 

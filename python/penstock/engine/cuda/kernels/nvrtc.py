@@ -60,6 +60,14 @@ def available() -> bool:
     return True
 
 
+@cache
+def version() -> str:
+    """Raises CompilerError."""
+    major, minor = ctypes.c_int(), ctypes.c_int()
+    _call("nvrtcVersion", ctypes.byref(major), ctypes.byref(minor))
+    return f"{major.value}.{minor.value}"
+
+
 def compile_cpp(source: str, headers: Sequence[tuple[str, str]], options: Sequence[str], architecture: str) -> Compiled:
     """headers       name as the source includes it, and text.
     architecture  such as sm_90a.
