@@ -17,7 +17,9 @@ from penstock.engine.cuda.kernels.max_pool import max_pool2d_nhwc_launch
 from penstock.engine.cuda.kernels.resident import ResidentTile, resident_conv_launch, resident_tiles
 from penstock.engine.cuda.kernels.stem_pool import NARROWEST_CAPABILITY, StemCut, stem_cuts, stem_pool_launch
 from penstock.engine.cuda.kernels.tiles import Product, Tile
+from penstock.engine.cuda.kernels.warpgroup_stem import StemRows, stem_rows, warpgroup_stem_launch
 from penstock.engine.cuda.sites import Site
+from penstock.engine.cuda.warpgroup_steps import runs_warpgroups
 from penstock.engine.cuda.ways import (
     Config,
     Launched,
@@ -59,6 +61,30 @@ def _suits_one(site: Site) -> bool:
         return False
     major, minor = torch.cuda.get_device_capability(site.device)
     return bool(10 * major + minor >= NARROWEST_CAPABILITY)
+
+
+def _units(ready: Ready, operands: Tensors, outputs: Tensors, scratch: Scratch | None) -> Launched:
+    del scratch
+    bias = ready.bias
+    assert bias is not None
+    return warpgroup_stem_launch(
+        operands[0],
+        ready.weight,
+        bias,
+        out=outputs[0],
+        config=StemRows(*ready.config),
+        epilogue=ready.epilogue,
+        pdl=ready.site.early,
+    )
+
+
+def _unit_cuts(site: Site) -> list[Config]:
+    images, high, _, _ = site.out_shape()
+    return [astuple(cut) for cut in stem_rows(images, high, multiprocessors_of(site.device))]
+
+
+def _suits_units(site: Site) -> bool:
+    return _is_usual(site) and runs_warpgroups(site)
 
 
 def _is_usual(site: Site) -> bool:
@@ -166,6 +192,7 @@ def _suits_row(site: Site) -> bool:
 
 
 STEMS: Final[dict[tuple[str, str], Way]] = {
+    ("conv_pool", "cuda_units"): Way(_units, _unit_cuts, suits=_suits_units, combined=_with_bias),
     ("conv_pool", "cuda_stem"): Way(
         _one, _cuts, suits=_suits_one, types=integers_or_narrow, scales=True, folded=_folded, combined=_with_bias
     ),
