@@ -9,8 +9,13 @@
 //
 // Given by whoever compiles:
 //   TAPS                       of the window, downwards: 2 to 8
+//   PLANES                     0: x is a picture of pixels of four numbers with zeros around it, laid out before; else how
+//                              many planes x has, 1 to 4, and this kernel narrows them and lays them out
+//   HIGH WIDE TOP LEFT         of the planes, and where they begin in the picture with zeros around it
+//   PLANE_QUADS ROW_QUADS      sixteens of bytes from one to the next
+//   WIDE_NUMBERS               whether the planes are of FP32, else sixteen bits
 //   UNITS                      of eight numbers in a row of the picture, which is dense: results in a row and three
-//   IMAGE_UNITS                from one image to the next
+//   IMAGE_UNITS                sixteens of bytes from one image to the next
 //   POOL_HIGH POOL_WIDE        of the result; the map between has twice as many rows and columns
 //   COLUMNS                    of a product, at least those of the map: 64, 96, 112 or 128
 //   ROWS                       of the result, of one block
@@ -26,7 +31,16 @@ constexpr unsigned int SLOT = 16 * UNITS;
 constexpr unsigned int READ = TAPS + 2;  // rows of the picture for two of the map
 constexpr unsigned int BLOCKS_HIGH = (POOL_HIGH + ROWS - 1) / ROWS;
 constexpr unsigned int GROUPS = COLUMNS / 8;  // of columns: a lane has two of each
-constexpr unsigned int LOADS = (UNITS + THREADS - 1) / THREADS;
+#if PLANES
+constexpr unsigned int PIXELS = WIDE_NUMBERS ? 4 : 8;  // in sixteen bytes of a plane
+constexpr unsigned int PIECES = WIDE / PIXELS;         // of a row
+constexpr unsigned int EACH = (4 * PIECES + THREADS - 1) / THREADS;  // of four rows, for each thread
+constexpr unsigned int FIRST = ((READ + 2) * PIECES + THREADS - 1) / THREADS;
+constexpr unsigned int PIXELS_BEFORE = 16 * (SLOTS * UNITS + COLUMNS - 2 * POOL_WIDE);  // bytes of laid out rows
+static_assert(WIDE % PIXELS == 0 && LEFT + WIDE <= 2 * UNITS, "whole pieces");
+#else
+constexpr unsigned int LOADS = (UNITS + THREADS - 1) / THREADS;  // of each row, for each thread
+#endif
 constexpr float LEAST = -3.402823466e38f;
 static_assert(READ + 2 + 4 <= SLOTS && COLUMNS >= 2 * POOL_WIDE && COLUMNS % 16 == 0, "what a block keeps");
 
@@ -57,6 +71,119 @@ struct Stem {
     }
   }
 
+#if PLANES
+  struct Piece {
+    unsigned int row, at;  // of the picture with zeros around it; which sixteen bytes of a plane's row
+    const Quad* from;      // of the first plane
+    bool there;
+  };
+
+  __device__ __forceinline__ Piece piece(unsigned int first, unsigned int number) const {
+    Piece found;
+    found.row = first + number / PIECES, found.at = number % PIECES;
+    found.there = found.row - TOP < HIGH;  // what is above is a large number
+    found.from = image + (found.there ? (found.row - TOP) * ROW_QUADS : 0) + found.at;
+    return found;
+  }
+
+  static __device__ __forceinline__ unsigned int word(const Quad& quad, unsigned int which) {
+    return which == 0 ? quad.x : which == 1 ? quad.y : which == 2 ? quad.z : quad.w;
+  }
+
+  // Pixels of four numbers, of which those that there is no plane of are zero.
+  __device__ __forceinline__ void lay_out(const Piece& piece, const Quad (&planes)[PLANES]) {
+    const Address to = memory + piece.row % SLOTS * SLOT + 8 * (LEFT + PIXELS * piece.at);
+#pragma unroll
+    for (unsigned int pixel = 0; pixel < PIXELS; ++pixel) {
+      unsigned int words[2] = {0, 0};
+#pragma unroll
+      for (unsigned int half = 0; half < (PLANES + 1) / 2; ++half) {
+#if WIDE_NUMBERS
+        const float low = number_of(word(planes[2 * half], pixel));
+        words[half] = narrow(low, 2 * half + 1 < PLANES ? number_of(word(planes[2 * half + 1 < PLANES ? 2 * half + 1 : 0], pixel)) : 0.0f);
+#else
+        const unsigned int low = word(planes[2 * half], pixel / 2);
+        const unsigned int high = 2 * half + 1 < PLANES ? word(planes[2 * half + 1 < PLANES ? 2 * half + 1 : 0], pixel / 2) : 0;
+        words[half] = permuted(low, high, pixel % 2 == 0 ? 0x5410 : 0x7632);
+#endif
+      }
+      shared_store(to + 8 * pixel, Pair{words[0], words[1]});
+    }
+  }
+
+  __device__ __forceinline__ Address copied(unsigned int number, unsigned int plane) const {
+    return memory + PIXELS_BEFORE + 16 * (plane * 4 * PIECES + number);
+  }
+
+  // What is never one of the planes' pixels, for good.
+  __device__ __forceinline__ void begin() {
+    constexpr unsigned int AROUND = 2 * UNITS - WIDE;
+    for (unsigned int number = thread; number < SLOTS * AROUND; number += THREADS) {
+      const unsigned int at = number % AROUND;
+      shared_store(memory + number / AROUND * SLOT + 8 * (at < LEFT ? at : at + WIDE), Pair{0, 0});
+    }
+  }
+
+  __device__ __forceinline__ void load_first(unsigned int first, unsigned int behind) {
+    Quad found[FIRST][PLANES];
+#pragma unroll
+    for (unsigned int part = 0; part < FIRST; ++part) {
+      const unsigned int number = part * THREADS + thread;
+      const Piece one = piece(first, number);
+#pragma unroll
+      for (unsigned int plane = 0; plane < PLANES; ++plane) {
+        found[part][plane] = number < (behind - first) * PIECES && one.there ? load_fresh(one.from + plane * PLANE_QUADS) : Quad{};
+      }
+    }
+#pragma unroll
+    for (unsigned int part = 0; part < FIRST; ++part) {
+      const unsigned int number = part * THREADS + thread;
+      if (number < (behind - first) * PIECES) lay_out(piece(first, number), found[part]);
+    }
+  }
+
+  // Those rows that row y of the result reads and the one above does not.
+  __device__ __forceinline__ void copy_for(unsigned int y) {
+    if (y < until) {
+#pragma unroll
+      for (unsigned int part = 0; part < EACH; ++part) {
+        const unsigned int number = part * THREADS + thread;
+        const Piece one = piece(4 * y + READ - 4, number);
+        if (number < 4 * PIECES) {
+#pragma unroll
+          for (unsigned int plane = 0; plane < PLANES; ++plane) {
+            copy_ahead(copied(number, plane), one.from + plane * PLANE_QUADS, one.there);
+          }
+        }
+      }
+    }
+    copies_commit();
+  }
+
+  // What this thread has copied.
+  __device__ __forceinline__ void lay_out_for(unsigned int y) {
+    copies_are_done();
+    if (y < until) {
+#pragma unroll
+      for (unsigned int part = 0; part < EACH; ++part) {
+        const unsigned int number = part * THREADS + thread;
+        if (number < 4 * PIECES) {
+          Quad planes[PLANES];
+#pragma unroll
+          for (unsigned int plane = 0; plane < PLANES; ++plane) planes[plane] = shared_load_quad(copied(number, plane));
+          lay_out(piece(4 * y + READ - 4, number), planes);
+        }
+      }
+    }
+  }
+
+  __device__ __forceinline__ void meet() {
+    show_to_stores();
+    block_sync();
+  }
+#else
+  __device__ __forceinline__ void begin() {}
+
   __device__ __forceinline__ void copy(unsigned int row) {
 #pragma unroll
     for (unsigned int part = 0; part < LOADS; ++part) {
@@ -74,12 +201,18 @@ struct Stem {
     copies_commit();
   }
 
+  __device__ __forceinline__ void load_first(unsigned int first, unsigned int behind) {
+    for (unsigned int row = first; row < behind; ++row) copy(row);
+    copies_commit();
+  }
+
   // All that was asked for is there, and everybody has done with what was read before.
   __device__ __forceinline__ void meet() {
     copies_are_done();
     show_to_stores();
     block_sync();
   }
+#endif
 
   __device__ __forceinline__ void multiply(float (&sums)[COLUMNS / 2], unsigned int map_row) {
     products_begin();
@@ -158,12 +291,13 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2)
   for (unsigned int filter = 0; filter < 2; ++filter) {
     offsets[filter] = bias[16 * stem.warp + stem.lane / 8 * 4 + stem.lane / 4 % 2 + 2 * filter];
   }
+  stem.begin();
   wait_for_kernel_ahead();
   let_kernel_behind_start();
-
-  const unsigned int begin = first == 0 ? 0 : 4 * first - 2;
-  for (unsigned int row = begin; row < 4 * first + READ; ++row) stem.copy(row);
-  copies_commit();
+  stem.load_first(first == 0 ? 0 : 4 * first - 2, 4 * first + READ);
+#if PLANES
+  stem.copy_for(first + 1);
+#endif
 
   float even[COLUMNS / 2], odd[COLUMNS / 2];
   Largest above, both;
@@ -179,9 +313,15 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2)
 #pragma unroll 1
   for (unsigned int y = first; y < stem.until; ++y) {
     stem.meet();
+#if !PLANES
     stem.copy_for(y + 1);
+#endif
     stem.multiply(even, 2 * y);
     stem.multiply(odd, 2 * y + 1);
+#if PLANES
+    stem.lay_out_for(y + 1);
+    stem.copy_for(y + 2);
+#endif
     products_are_done<1>();
     hold(even);
     stem.across_and_down(both, even, above);
