@@ -102,7 +102,7 @@ def fills_pieces(site: Site) -> bool:
     """Whether a window's channels fill most of the pieces that they are loaded in; others waste the units."""
     channels, itemsize = site.shape("weight")[3], dtype_of(site, 0).itemsize
     whole = LINE // itemsize if channels * itemsize > LINE // 2 else LINE // 2 // itemsize
-    return channels * 4 >= -(-channels // whole) * whole * 3
+    return bool(channels * 4 >= -(-channels // whole) * whole * 3)
 
 
 def _suits_windows(site: Site) -> bool:

@@ -70,8 +70,8 @@ def picture_stem_launch(
     epilogue: Epilogue | None = None,
     pdl: bool = False,
 ) -> CppLaunch:
-    """Of a picture as it came, [N, planes, H, W] in FP32 or the weight's type, its rows without gaps; `corner`: where it
-    begins, down and across, in one with zeros around it that has 4 P + taps - 2 rows and whole windows.
+    """x       a picture as it came, [N, planes, H, W] in FP32 or the weight's type, rows of multiples of 16 bytes
+    corner  where it begins, down and across, in one with zeros around it: 4 P + taps - 2 rows of 2 Q + 3 units
     """
     images, planes, high, wide = x.shape
     pool_high, pool_wide = out.shape[1:3]
