@@ -1,4 +1,4 @@
-"""A picture, its stem and the pool as one step: computed as the model does, and what kernels of ours there are for it."""
+"""A picture, its stem and the pool as one step: computed as the model does, and which kernels of ours there are."""
 
 from dataclasses import replace
 

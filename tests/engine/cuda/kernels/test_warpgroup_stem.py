@@ -1,4 +1,4 @@
-"""A stem and its pool by warpgroups: the source compiled for the CPU against exact sums, and for a GPU that is not here."""
+"""A stem and its pool by warpgroups: the source compiled for the CPU against exact sums, and for a GPU not here."""
 
 import shutil
 from dataclasses import dataclass
