@@ -11,6 +11,7 @@ pytest.importorskip("triton")
 
 from penstock.engine.blocks import join_blocks  # noqa: E402
 from penstock.engine.cuda import triton_steps, warpgroup_blocks  # noqa: E402
+from penstock.engine.cuda.choices import Choice  # noqa: E402
 from penstock.engine.cuda.executor import Executor  # noqa: E402
 from penstock.engine.cuda.kernels.cpp_launching import CppLaunch  # noqa: E402
 from penstock.engine.cuda.sites import Site  # noqa: E402
@@ -41,15 +42,17 @@ WEIGHTS = {
 }  # fmt: skip
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture
 def _as_if_there_were_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is asked is whether the step suits the kernels, and what they compute: one multiprocessor is enough."""
     monkeypatch.setattr(warpgroup_blocks, "runs_warpgroups", lambda site: True)
     monkeypatch.setattr(warpgroup_blocks, "multiprocessors_of", lambda device: 1)
 
 
-def block(added: str, kind: str) -> tuple[Executor, Site, dict[str, "torch.Tensor"], "torch.Tensor"]:
-    """An executor on the CPU, the block's site, what the model reads and what it should answer."""
+def block(
+    added: str, kind: str, device: str = "cpu"
+) -> tuple[Executor, Site, dict[str, "torch.Tensor"], "torch.Tensor"]:
+    """An executor, the block's site, what the model reads and what it should answer."""
     stride = 2 if "other" in added else 1
     high = 5 * stride * stride
     body = BODY.format(
@@ -59,11 +62,12 @@ def block(added: str, kind: str) -> tuple[Executor, Site, dict[str, "torch.Tenso
     used = {key: each for key, each in WEIGHTS.items() if f" {key}," in body or f" {key})" in body}
     model, inputs = graph(body, used), {"i": normal(1, 64, high, 10)}
     found, weights = lowered(model, inputs)
-    executor = Executor(join_blocks(found, fewest_pixels=1), weights, "cpu", "fp16")
+    executor = Executor(join_blocks(found, fewest_pixels=1), weights, device, "fp16")
     (site,) = (each for each in executor.sites if each.step.kind == kind)
     return executor, site, {"i": torch.from_numpy(inputs["i"])}, torch.from_numpy(run(model, inputs)["y"])
 
 
+@pytest.mark.usefixtures("_as_if_there_were_a_gpu")
 @pytest.mark.skipif(shutil.which("g++") is None, reason="there is no g++")
 @pytest.mark.parametrize("kind", BEHIND)
 @pytest.mark.parametrize("added", ADDED)
@@ -90,6 +94,7 @@ def test_a_row_computes_what_the_block_does(added: str, kind: str, tmp_path: Pat
     assert error(executor.run(inputs)["y"].numpy(), right.numpy()) < 3e-3
 
 
+@pytest.mark.usefixtures("_as_if_there_were_a_gpu")
 @pytest.mark.parametrize("kind", BEHIND)
 @pytest.mark.parametrize("added", ADDED)
 def test_cuts_differ_in_one_layer_from_the_first(added: str, kind: str) -> None:
@@ -107,3 +112,20 @@ def test_blocks_of_other_types_are_left_to_others() -> None:
     wide = Executor(executor.graph, executor.weights, "cpu", "fp32")
     (site,) = (each for each in wide.sites if each.step.kind == "bottleneck")
     assert not triton_steps.WAYS["bottleneck", "cuda_row"].types(site)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(
+    not torch.cuda.is_available() or torch.cuda.get_device_capability() != (9, 0), reason="needs a Hopper GPU"
+)
+@pytest.mark.parametrize("kind", BEHIND)
+@pytest.mark.parametrize("added", ADDED)
+def test_every_row_that_would_be_timed_is_right_on_a_gpu(added: str, kind: str) -> None:
+    executor, site, inputs, right = block(added, kind, "cuda")
+    there = {name: each.to("cuda") for name, each in inputs.items()}
+    configs = warpgroup_blocks._configs(site)
+    assert configs
+    for config in configs:
+        choices = {site.step.name: Choice("cuda_row", config)}
+        row = Executor(executor.graph, executor.weights, "cuda", "fp16", choices=choices, early_launch=True)
+        assert error(row.run(there)["y"].cpu().numpy(), right.numpy()) < 3e-3

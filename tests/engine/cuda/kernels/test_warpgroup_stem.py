@@ -92,25 +92,25 @@ class Given:
     def laid_out(self, case: Picture) -> torch.Tensor:
         """Rows of pixels of four numbers, [N, rows, pixels, 4]."""
         rows, pixels = 4 * (case.high // 4) + case.taps - 2, 4 * (case.wide // 4) + 6
-        (top, left), narrow = case.corner, self.x.to(self.weight.dtype).double()
+        (top, left), narrow = case.corner, self.x.to(self.weight.dtype).double().cpu()
         around = (left, pixels - left - case.wide, top, rows - top - case.high, 0, 4 - case.planes)
         return functional.pad(narrow, around).permute(0, 2, 3, 1)
 
     def expected(self, case: Picture) -> torch.Tensor:
         picture = self.laid_out(case)
-        filters = self.weight.double().view(64, case.taps, 8, 4).permute(0, 3, 1, 2)
-        y = functional.conv2d(picture.permute(0, 3, 1, 2), filters, self.bias.double(), stride=2)
+        filters = self.weight.double().cpu().view(64, case.taps, 8, 4).permute(0, 3, 1, 2)
+        y = functional.conv2d(picture.permute(0, 3, 1, 2), filters, self.bias.double().cpu(), stride=2)
         return functional.max_pool2d(y, 3, 2, 1).permute(0, 2, 3, 1).clamp(min=0)
 
 
-def given_of(case: Picture) -> Given:
+def given_of(case: Picture, device: str = "cpu") -> Given:
     generator = torch.Generator().manual_seed(3)
     high, wide = case.high // 4, case.wide // 4
     return Given(
-        torch.randn(case.images, case.planes, case.high, case.wide, generator=generator).to(case.dtype),
-        torch.randn(64, case.taps, 1, 32, generator=generator).to(case.out),
-        20 * torch.randn(64, generator=generator),
-        torch.zeros(case.images, high, wide, 64, dtype=case.out),
+        torch.randn(case.images, case.planes, case.high, case.wide, generator=generator).to(device, case.dtype),
+        torch.randn(64, case.taps, 1, 32, generator=generator).to(device, case.out),
+        20 * torch.randn(64, generator=generator).to(device),
+        torch.zeros(case.images, high, wide, 64, dtype=case.out, device=device),
     )
 
 
@@ -168,3 +168,38 @@ def test_the_first_cut_leaves_no_multiprocessor_without_work() -> None:
         cuts = stem_rows(images, high)
         assert len(set(cuts)) == len(cuts) > 0
         assert images * -(-high // cuts[0].rows) >= min(images * high, 132) * 0.8
+
+
+ON_A_GPU = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(
+        not torch.cuda.is_available() or torch.cuda.get_device_capability() != (9, 0), reason="needs a Hopper GPU"
+    ),
+]
+LARGE = Picture(3, 3, 224, 224, FP32, FP16, 14)
+
+
+@pytest.mark.parametrize(
+    "case", [pytest.param(case, marks=ON_A_GPU) for case in (*PICTURES, LARGE, Picture(5, 3, 88, 256, FP16, FP16, 3))],
+    ids=str,
+)  # fmt: skip
+def test_a_gpu_lays_pictures_out_as_the_cpu_does(case: Picture) -> None:
+    given = given_of(case, "cuda")
+    launch, found = given.launch(case), []
+    for _ in range(2):
+        given.out.fill_(7)
+        launch.run()
+        found.append(given.out.clone())
+    assert torch.equal(*found)
+    right = given.expected(case)
+    assert float((given.out.double().cpu() - right).norm() / right.norm()) < (4e-3 if case.out == BF16 else 5e-4)
+
+
+@pytest.mark.parametrize(
+    "stem", [pytest.param(stem, marks=ON_A_GPU) for stem in (*STEMS, Stem(3, 56, 56, 64, StemCut(10, 2)))], ids=str
+)
+def test_a_gpu_multiplies_rows_that_overlap(stem: Stem) -> None:
+    given = narrow_stems.tensors(stem, "cuda")
+    launch_of(given, stem).run()
+    right = narrow_stems.expected(given, stem)
+    assert float((given.out.double().cpu() - right).norm() / right.norm()) < (4e-3 if stem.out == BF16 else 5e-4)
