@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import pytest
 
 from penstock.engine.lowered import LoweredGraph, Step, View, from_json, to_json
+from penstock.engine.stem_pools import apart
 from penstock.graph import boundary, optimize
 from penstock.graph.lowering import Weights, lower
 from tests.graph.small import graph, normal
@@ -149,3 +150,43 @@ def test_a_narrow_map_inside_a_network_is_read_as_it_is() -> None:
     model = graph(text, {"v": normal(4, 8, 3, 3), "w": normal(8, 4, 3, 3, seed=1)})
     found = lower(optimize(model, shapes={"x": (1, 8, 16, 16)}).model)[0]
     assert [step.kind for step in found.steps if step.kind != "copy"] == ["conv", "conv"]
+
+
+STEM = "a = Conv <strides=[2,2], pads=[3,3,3,3]> (x, w) r = Relu(a)"
+POOL = "MaxPool <kernel_shape=[3,3], strides=[2,2], pads=[1,1,1,1]>"
+POOLED = {
+    "the picture is read by the stem alone": (f"{STEM} y = {POOL} (r)", ["picture_pool"]),
+    "another stem reads the picture that is laid out": (
+        f"{STEM} p = {POOL} (r) b = Conv <strides=[2,2], pads=[3,3,3,3]> (x, v) q = {POOL} (b) y = Add(p, q)",
+        ["pad", "conv_pool", "conv_pool"],
+    ),
+    "another pool": (
+        f"{STEM} y = AveragePool <kernel_shape=[2,2], strides=[2,2]> (r)",
+        ["pad", "conv", "average_pool"],
+    ),
+}
+
+
+@pytest.mark.parametrize("why", POOLED)
+def test_a_stem_and_its_pool_take_the_picture_as_it_came(why: str) -> None:
+    body, kinds = POOLED[why]
+    weights = {name: normal(16, 3, 7, 7, seed=seed) / 12 for seed, name in enumerate("wv") if f" {name})" in body}
+    model = graph(f"(float[2,3,24,32] x) => (float[2,16,6,8] y) {{ {body} }}", weights)
+    found, _ = lower(optimize(model, shapes={"x": (2, 3, 24, 32)}).model)
+    assert [step.kind for step in found.steps if step.kind not in ("copy", "pointwise")] == kinds
+    assert from_json(to_json(found)) == found
+    if kinds == ["picture_pool"]:
+        step = found.steps[0]
+        assert step.inputs[0].view == View((2, 24, 32, 3), (3 * 24 * 32, 32, 1, 24 * 32))
+        assert step.attributes["begin"] == (0, 3, 3, 0)
+        split, pad, pool = apart(found, step)
+        assert split.shape(pool.inputs[0]) == (2, 29, 16, 32)
+        assert split.values[pad.outputs[0]].shape == (2, 29, 38, 4)
+
+
+def test_pictures_of_bytes_are_laid_out_before() -> None:
+    body = f"{STEM} y = {POOL} (r)"
+    model = graph(f"(float[2,3,24,32] x) => (float[2,16,6,8] y) {{ {body} }}", {"w": normal(16, 3, 7, 7)})
+    given = boundary.preprocess(model, "x:uint8,mean=1/2/3,std=4/5/6")
+    found, _ = lower(optimize(given, shapes={"x": (2, 3, 24, 32)}).model)
+    assert [step.kind for step in found.steps if step.kind != "copy"] == ["pad", "conv_pool"]

@@ -57,6 +57,8 @@ KINDS: Final[Mapping[str, tuple[str, ...]]] = {
     # A convolution, all of it, and the largest of each window of what it makes: `pool_kernel`, `pool_strides`,
     # `pool_pads`.
     "conv_pool": ("x", "weight"),
+    # What `pad` makes of x, and a conv_pool of rows of windows of it.
+    "picture_pool": ("x", "weight"),
     "matmul": ("a", "b"),
     # [B, H, T, D] each, mask [B, H, T, T]; scale; written as [B, T, H, D]. With `mask_factor` what is added is
     # (`mask_from` - mask) times that.
@@ -103,6 +105,7 @@ _FILTERS: Final = (
     "bottleneck",
     "bottleneck_next",
     "conv_pool",
+    "picture_pool",
 )
 NUMBERED: Final = "0123456789_"  # before a role that several operands play
 MAPS: Final = (*_FILTERS, "squeeze_excite", "max_pool", "average_pool", "resize", "fork")
@@ -203,6 +206,9 @@ _OUTER: Final = {"outer": _ACTIVATION, "outer_alpha": _NUMBER, "outer_beta": _NU
 _WINDOWS: Final = {"kernel": _PAIR, "strides": _PAIR, "pads": _SIDES, "dilations": _PAIR}
 _CONV: Final = {**_WINDOWS, "groups": _Rule("integer", least=1)}
 _POOL: Final = {**_WINDOWS, "count_pads": _Rule("flag")}
+_POOLED: Final = {**_CONV, "pool_kernel": _PAIR, "pool_strides": _PAIR, "pool_pads": _SIDES}
+_STEM: Final = {**_ENDING, "products": _Rule("integer", least=1)}
+_AROUND: Final = {"begin": _EDGES, "end": _EDGES, "value": _NUMBER}
 
 # Kind -> those that its steps must have, and those that they may.
 _NEEDED: Final[Mapping[str, Mapping[str, _Rule]]] = {
@@ -213,7 +219,8 @@ _NEEDED: Final[Mapping[str, Mapping[str, _Rule]]] = {
     "conv_shortcut": {**_CONV, "shortcut_strides": _PAIR},
     "bottleneck": _CONV,
     "bottleneck_next": _CONV,
-    "conv_pool": {**_CONV, "pool_kernel": _PAIR, "pool_strides": _PAIR, "pool_pads": _SIDES},
+    "conv_pool": _POOLED,
+    "picture_pool": {**_POOLED, **_AROUND},
     "attention": {"scale": _NUMBER},
     "layer_norm": {"axes": _Rule("integer", least=1), "epsilon": _NUMBER},
     "softmax": {"axis": _AXIS},
@@ -229,7 +236,7 @@ _NEEDED: Final[Mapping[str, Mapping[str, _Rule]]] = {
         "nearest": _Rule("text", words=("floor", "ceil", "round_prefer_floor", "round_prefer_ceil")),
         "scales": _Rule("number", 2),
     },
-    "pad": {"begin": _EDGES, "end": _EDGES, "value": _NUMBER},
+    "pad": _AROUND,
     "gather": {"axis": _AXIS},
     "concat": {"axis": _AXIS},
 }
@@ -248,7 +255,8 @@ _ALLOWED: Final[Mapping[str, Mapping[str, _Rule]]] = {
     "conv_shortcut": _ENDING,
     "bottleneck": {**_ENDING, **_INNER, "shortcut_strides": _PAIR, "inner_step": _NUMBER},
     "bottleneck_next": {**_ENDING, **_INNER, **_OUTER, "shortcut_strides": _PAIR, "inner_step": _NUMBER},
-    "conv_pool": {**_ENDING, "products": _Rule("integer", least=1)},
+    "conv_pool": _STEM,
+    "picture_pool": _STEM,
     "lstm": {"hidden": _Rule("integer", least=1)},
     "max_pool": _POOL,
 }

@@ -45,7 +45,7 @@ def flops(graph: LoweredGraph, step: Step) -> float:  # noqa: PLR0911  (one for 
         assert operand is not None, role
         return graph.shape(operand)
 
-    if step.kind in ("conv", "conv_gate", "conv_pool"):  # each result is a sum over the filter
+    if step.kind in ("conv", "conv_gate", "conv_pool", "picture_pool"):  # each result is a sum over the filter
         products = step.attributes.get("products")  # those with weights that only fill up are none
         each = products if isinstance(products, int) else math.prod(shape("weight")[1:])
         strides = step.attributes.get("pool_strides", (1, 1))

@@ -22,6 +22,7 @@ from penstock.engine.cuda import (
     layers,
     norms,
     patches,
+    pictures,
     shapes,
 )
 from penstock.engine.cuda.sites import Run, RunInto, Site
@@ -96,6 +97,7 @@ IMPLEMENTATIONS: Final[dict[str, dict[str, Implementation]]] = {
         for kind in ("bottleneck", "bottleneck_next")
     },
     "conv_pool": {"cudnn": Implementation(blocks.conv_pool)},
+    "picture_pool": {"cudnn": Implementation(pictures.picture_pool)},
     "top_1": {"torch": Implementation(joined.top_1)},
     "mlp": {"cublas": Implementation(joined.mlp)},
     "matmul": {"cublas": Implementation(layers.matmul)},

@@ -42,7 +42,7 @@ def _repeats(strides: tuple[int, ...]) -> bool:
     return len(strides) == 6 and (strides[2], strides[4]) == (0, 0)
 
 
-def _planes(ready: Ready, operands: Tensors, outputs: Tensors, scratch: Scratch | None) -> Launch:
+def planes(ready: Ready, operands: Tensors, outputs: Tensors, scratch: Scratch | None) -> Launch:
     """A map [N, H, W, C] that lies as [N, C, H, W], maybe with zeros around it."""
     del scratch
     padding = ready.site.step.kind == "pad"
@@ -96,7 +96,7 @@ def _suits_planes(site: Site) -> bool:
     return len(site.out_shape()) == 4 and site.graph.shape(site.step.inputs[0]) == site.out_shape()
 
 
-def _suits_padding(site: Site) -> bool:
+def suits_padding(site: Site) -> bool:
     """Zeros around the picture, and more channels behind."""
     begin, end = site.integers("begin"), site.integers("end")
     images = len(begin) == 4 and (begin[0], end[0], begin[3]) == (0, 0, 0)
@@ -137,8 +137,8 @@ def _suits_quantize(site: Site) -> bool:
 MOVES: Final[dict[tuple[str, str], Way]] = {
     ("pointwise", "triton_quantize"): Way(_quantize, suits=_suits_quantize, types=eight_or_narrow, scales=True),
     ("concat", "triton"): Way(_concat, suits=_suits_concat, types=_floats),
-    ("copy", "triton"): Way(_planes, suits=_suits_planes, types=_floats),
+    ("copy", "triton"): Way(planes, suits=_suits_planes, types=_floats),
     ("copy", "triton_patches"): Way(_cuts, suits=_suits_cuts, types=_floats),
-    ("pad", "triton"): Way(_planes, suits=_suits_padding, types=_floats_or_bytes, scales=True),
+    ("pad", "triton"): Way(planes, suits=suits_padding, types=_floats_or_bytes, scales=True),
 }
 """Kind and name -> kernel."""

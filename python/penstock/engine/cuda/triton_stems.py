@@ -1,10 +1,10 @@
-"""Our kernels for a stem and the max pool behind it: both in one, or in a row.
+"""Our kernels for a stem and the max pool behind it: both in one, or in a row; and for the picture before them.
 
 The one in CUDA C++ (`kernels/stem_pool.py`) needs compute capability 9.0 and is compiled by NVRTC when tuned.
 """
 
 from collections.abc import Mapping
-from dataclasses import astuple
+from dataclasses import astuple, replace
 from typing import Final
 
 import torch
@@ -17,7 +17,16 @@ from penstock.engine.cuda.kernels.max_pool import max_pool2d_nhwc_launch
 from penstock.engine.cuda.kernels.resident import ResidentTile, resident_conv_launch, resident_tiles
 from penstock.engine.cuda.kernels.stem_pool import NARROWEST_CAPABILITY, StemCut, stem_cuts, stem_pool_launch
 from penstock.engine.cuda.kernels.tiles import Product, Tile
-from penstock.engine.cuda.sites import Site
+from penstock.engine.cuda.kernels.warpgroup_stem import (
+    StemRows,
+    picture_stem_launch,
+    stem_rows,
+    warpgroup_stem_launch,
+)
+from penstock.engine.cuda.pictures import parts
+from penstock.engine.cuda.sites import Site, seen
+from penstock.engine.cuda.triton_moves import planes, suits_padding
+from penstock.engine.cuda.warpgroup_steps import runs_warpgroups
 from penstock.engine.cuda.ways import (
     Config,
     Launched,
@@ -28,6 +37,7 @@ from penstock.engine.cuda.ways import (
     dtype_of,
     integers_or_narrow,
     multiprocessors_of,
+    narrow_everywhere,
     tile_scratch,
     tiles_of,
 )
@@ -59,6 +69,30 @@ def _suits_one(site: Site) -> bool:
         return False
     major, minor = torch.cuda.get_device_capability(site.device)
     return bool(10 * major + minor >= NARROWEST_CAPABILITY)
+
+
+def _units(ready: Ready, operands: Tensors, outputs: Tensors, scratch: Scratch | None) -> Launched:
+    del scratch
+    bias = ready.bias
+    assert bias is not None
+    return warpgroup_stem_launch(
+        operands[0],
+        ready.weight,
+        bias,
+        out=outputs[0],
+        config=StemRows(*ready.config),
+        epilogue=ready.epilogue,
+        pdl=ready.site.early,
+    )
+
+
+def _unit_cuts(site: Site) -> list[Config]:
+    images, high, _, _ = site.out_shape()
+    return [astuple(cut) for cut in stem_rows(images, high, multiprocessors_of(site.device))]
+
+
+def _suits_units(site: Site) -> bool:
+    return _is_usual(site) and runs_warpgroups(site)
 
 
 def _is_usual(site: Site) -> bool:
@@ -165,15 +199,73 @@ def _suits_row(site: Site) -> bool:
     return site.integer("groups") == 1
 
 
-STEMS: Final[dict[tuple[str, str], Way]] = {
-    ("conv_pool", "cuda_stem"): Way(
+# ---- from the picture on ----
+
+
+def _picture(ready: Ready, operands: Tensors, outputs: Tensors, scratch: Scratch | None) -> Launched:
+    del scratch
+    site, bias = ready.site, ready.bias
+    assert bias is not None
+    top, left = site.integers("begin")[1:3]
+    return picture_stem_launch(
+        operands[site.index("x") or 0].permute(0, 3, 1, 2),
+        ready.weight,
+        bias,
+        out=outputs[0],
+        config=StemRows(*ready.config),
+        corner=(top, left),
+        epilogue=ready.epilogue,
+        pdl=site.early,
+    )
+
+
+def _suits_picture(site: Site) -> bool:
+    return suits_padding(parts(site)[0]) and _suits_units(parts(site)[1])
+
+
+def _behind_padding(way: Way) -> Way:
+    """What lays the picture out, and the step behind it as it would be by itself."""
+
+    def build(ready: Ready, operands: Tensors, outputs: Tensors, scratch: Scratch | None) -> list[Launched]:
+        first, second = parts(ready.site)
+        at = ready.site.index("x") or 0
+        laid_out = outputs[0].new_empty(first.out_shape())
+        before = planes(Ready(first, (), {}), [operands[at]], [laid_out], None)
+        windows = seen(laid_out, second.step.inputs[at])
+        rest = [windows if number == at else each for number, each in enumerate(operands)]
+        return [before, *way.launches(replace(ready, site=second), rest, outputs, scratch)]
+
+    return Way(
+        build,
+        lambda site: way.configs(parts(site)[1]),
+        lambda site, config: way.scratch(parts(site)[1], config),
+        way.forms,
+        lambda site: suits_padding(parts(site)[0]) and way.suits(parts(site)[1]),
+        lambda site: dtype_of(site, 0).is_floating_point and narrow_everywhere(parts(site)[1]),
+        combined=way.combined,
+    )
+
+
+_STEMS: Final[dict[str, Way]] = {
+    "cuda_units": Way(_units, _unit_cuts, suits=_suits_units, combined=_with_bias),
+    "cuda_stem": Way(
         _one, _cuts, suits=_suits_one, types=integers_or_narrow, scales=True, folded=_folded, combined=_with_bias
     ),
-    ("conv_pool", "triton_row"): Way(
-        _row, _row_tiles, _row_scratch, suits=_suits_row, types=integers_or_narrow, scales=True
-    ),
-    ("conv_pool", "triton_resident_row"): Way(
+    "triton_row": Way(_row, _row_tiles, _row_scratch, suits=_suits_row, types=integers_or_narrow, scales=True),
+    "triton_resident_row": Way(
         _resident_row, _resident_row_tiles, suits=_suits_row, types=integers_or_narrow, scales=True
     ),
+}
+
+STEMS: Final[dict[tuple[str, str], Way]] = {
+    ("picture_pool", "cuda_picture"): Way(
+        _picture,
+        lambda site: _unit_cuts(parts(site)[1]),
+        suits=_suits_picture,
+        types=lambda site: dtype_of(site, 0).is_floating_point and narrow_everywhere(parts(site)[1]),
+        combined=_with_bias,
+    ),
+    **{("conv_pool", name): way for name, way in _STEMS.items()},
+    **{("picture_pool", name): _behind_padding(way) for name, way in _STEMS.items()},
 }
 """Kind and name -> kernels."""

@@ -35,6 +35,7 @@ from penstock.engine.cuda.triton_pointwise import WRITTEN
 from penstock.engine.cuda.triton_pools import POOLS
 from penstock.engine.cuda.triton_stems import STEMS
 from penstock.engine.cuda.triton_tokens import TOKENS
+from penstock.engine.cuda.warpgroup_blocks import WARPGROUP_BLOCKS
 from penstock.engine.cuda.warpgroup_steps import PRODUCTS, WINDOWS
 from penstock.engine.cuda.ways import (
     Config,
@@ -277,6 +278,7 @@ def _suits_depthwise_and_gate(site: Site) -> bool:
 
 WAYS: Final[dict[tuple[str, str], Way]] = {
     **WINDOWS,
+    **WARPGROUP_BLOCKS,
     ("conv", "triton"): Way(_conv, _tiles, _tile_scratch, suits=_suits_conv, types=eight_or_narrow, scales=True),
     ("conv", "triton_depthwise"): Way(
         _depthwise,

@@ -49,7 +49,8 @@ def _tiles(site: Site) -> list[Config]:
     return [astuple(tile) for tile in found]
 
 
-def _suits(site: Site) -> bool:
+def runs_warpgroups(site: Site) -> bool:
+    """Whether the device has the units, and here is a compiler."""
     if site.device.type != "cuda" or not nvrtc.available():
         return False
     major, minor = torch.cuda.get_device_capability(site.device)
@@ -60,7 +61,7 @@ def _suits_conv(site: Site) -> bool:
     """One pixel in, one out."""
     plain = site.shape("weight")[1:3] == (1, 1) and set(site.integers("strides")) == {1}
     here = site.out_shape()[:3] == site.shape("x")[:3] and not any(site.integers("pads"))
-    return bool(plain and here and site.integer("groups") == 1 and _suits(site))
+    return bool(plain and here and site.integer("groups") == 1 and runs_warpgroups(site))
 
 
 def _slide(ready: Ready, operands: Tensors, outputs: Tensors, scratch: Scratch | None) -> Launched:
@@ -97,15 +98,17 @@ def _window_tiles(site: Site) -> list[Config]:
     return [astuple(tile) for tile in found]
 
 
-def _suits_windows(site: Site) -> bool:
-    """Windows that fill most of the pieces that their channels are loaded in; others waste the units. What is a product
-    as it lies there is one.
-    """
+def fills_pieces(site: Site) -> bool:
+    """Whether a window's channels fill most of the pieces that they are loaded in; others waste the units."""
     channels, itemsize = site.shape("weight")[3], dtype_of(site, 0).itemsize
     whole = LINE // itemsize if channels * itemsize > LINE // 2 else LINE // 2 // itemsize
-    filled = channels * 4 >= -(-channels // whole) * whole * 3
+    return bool(channels * 4 >= -(-channels // whole) * whole * 3)
+
+
+def _suits_windows(site: Site) -> bool:
+    """What is a product as it lies there is one."""
     product = site.step.kind == "conv" and _suits_conv(site)
-    return site.integer("groups") == 1 and filled and not product and _suits(site)
+    return site.integer("groups") == 1 and fills_pieces(site) and not product and runs_warpgroups(site)
 
 
 def _one_bias(constants: dict[str, torch.Tensor]) -> Mapping[str, torch.Tensor]:
@@ -135,7 +138,7 @@ WINDOWS: Final[dict[tuple[str, str], Way]] = {
 """The same, of what is tried before others: compiled in half a second, and where it fits mostly the fastest."""
 
 PRODUCTS: Final[dict[tuple[str, str], Way]] = {
-    ("gemm", "cuda_warpgroups"): Way(_multiply, _tiles, suits=_suits, types=eight_or_narrow, scales=True),
+    ("gemm", "cuda_warpgroups"): Way(_multiply, _tiles, suits=runs_warpgroups, types=eight_or_narrow, scales=True),
     ("conv", "cuda_warpgroups"): Way(_multiply, _tiles, suits=_suits_conv, types=eight_or_narrow, scales=True),
 }
 """Kind and name -> kernel."""

@@ -15,7 +15,7 @@ import onnx_ir as ir
 
 from penstock.engine.blocks import join_blocks
 from penstock.engine.lowered import LoweredGraph
-from penstock.engine.stem_pools import join_stem_pools
+from penstock.engine.stem_pools import join_pictures, join_stem_pools
 from penstock.errors import Unsupported
 from penstock.graph.editing import Array, is_operator
 from penstock.graph.lowering import attention, layers, moves, reductions
@@ -100,7 +100,7 @@ def lower(model: ir.Model, *, joined: bool = True) -> tuple[LoweredGraph, Weight
     steps = join_embeddings(join_gated_layers(join(join_blocks(folded))))
     steps, weights = cut_pictures(*unfold(steps, weights))
     lowered, weights = fold_norms(*join_siblings(steps, weights))
-    lowered = join_stem_pools(carry_sums(lowered))
+    lowered = join_pictures(join_stem_pools(carry_sums(lowered)))
     return lowered, {name: weights[name] for name in lowered.weights}
 
 

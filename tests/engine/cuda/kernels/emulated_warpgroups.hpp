@@ -240,3 +240,36 @@ void multiply_rows(Sum (&sum)[SIZE], Matrix a, Matrix b, unsigned int add) {
     }
   }
 }
+
+#if KIND == 0
+// Rows of b sixteen bytes apart.
+template <int SIZE>
+void multiply_windows(float (&sum)[SIZE], const unsigned int (&a)[4], Matrix b, unsigned int add) {
+  Warp& warp = my_warp();
+  warp.given[my_lane()] = Quad{a[0], a[1], a[2], a[3]};
+  warp.meet.arrive_and_wait();
+  float left[2][16];
+  for (unsigned int depth = 0; depth < 16; ++depth) {
+    const Quad& given = warp.given[my_lane() / 4 * 4 + depth % 8 / 2];
+    const unsigned int words[2] = {depth < 8 ? given.x : given.z, depth < 8 ? given.y : given.w};
+    for (unsigned int half = 0; half < 2; ++half) left[half][depth] = wide(static_cast<unsigned short>(words[half] >> 16 * (depth % 2)));
+  }
+  warp.meet.arrive_and_wait();
+  for (unsigned int column = 0; column < 2 * SIZE; ++column) {
+    if (column % 8 / 2 != my_lane() % 4) continue;
+    float right[16];
+    for (unsigned int depth = 0; depth < 16; ++depth) {
+      unsigned short bits;
+      const unsigned int offset = ((b & 0x3fff) << 4) + 16 * column + 2 * depth;
+      std::memcpy(&bits, at_address(my_rank << 24 | offset), 2);
+      right[depth] = wide(bits);
+    }
+    for (unsigned int half = 0; half < 2; ++half) {
+      float& one = sum[column / 8 * 4 + half * 2 + column % 2];
+      float found = add ? one : 0;
+      for (unsigned int depth = 0; depth < 16; ++depth) found += left[half][depth] * right[depth];
+      one = found;
+    }
+  }
+}
+#endif

@@ -67,34 +67,12 @@ def stem_pool_launch(
     out     [N, P, Q, K], where H is 4 P + taps - 2.
     ValueError for anything else, and activations other than none and relu.
     """
-    filters, taps, one, window = weight.shape
-    images, high, wide, columns = x.shape
-    pool_high, pool_wide = out.shape[1:3]
     epilogue = epilogue or Epilogue()
+    expect_stem(x, weight, bias, out, scale, epilogue)
+    filters, taps, _, _ = weight.shape
+    images, _, wide, _ = x.shape
+    pool_high, pool_wide = out.shape[1:3]
     eight, units = x.dtype == torch.int8, wide + WINDOW // STEP - 1
-    if (one, window, columns) != (1, WINDOW, WINDOW) or not 2 <= taps <= 8 or filters % 16 or filters > 256:
-        raise ValueError(f"weight: expected [16 n, 2 to 8, 1, {WINDOW}], got {tuple(weight.shape)}")
-    expect_shape(out, "out", images, pool_high, pool_wide, filters)
-    if pool_wide > _WIDEST:
-        raise ValueError(f"out: expected at most {_WIDEST} columns, which registers hold, got {pool_wide}")
-    if (wide, high) != (2 * pool_wide, 4 * pool_high + taps - 2):
-        raise ValueError(f"x: expected {4 * pool_high + taps - 2} x {2 * pool_wide} windows, got {high} x {wide}")
-    if x.stride(3) != 1 or x.stride(2) != STEP or x.stride(1) != units * STEP or x.stride(0) % STEP:
-        raise ValueError(f"x: expected dense rows of windows that are {STEP} apart, got strides {x.stride()}")
-    narrow = (torch.float16, torch.bfloat16)
-    if x.dtype not in (torch.int8, *narrow) or weight.dtype != x.dtype or not weight.is_contiguous():
-        raise ValueError(f"x, weight: expected both INT8 or 16 bits, got {x.dtype}, {weight.dtype}")
-    results = (torch.int8, *narrow) if eight else (x.dtype,)
-    if out.dtype not in results or not out.is_contiguous() or eight != (scale is not None):
-        raise ValueError(f"out: expected one of {results}, and a scale with INT8, got {out.dtype}")
-    if not folds(epilogue.activation) or (out.dtype == torch.int8 and not epilogue.folded):
-        raise ValueError(f"epilogue: expected none or relu, and folded where the result is INT8, got {epilogue}")
-    for name, each in (("bias", bias), ("scale", scale)):
-        if each is not None:
-            expect_shape(each, name, filters)
-    for name, each in (("x", x), ("out", out)):
-        expect_aligned(each, name)
-    pitch(out, "out")  # whose offsets have 32 bits
     tiles = ceil(pool_wide / 8)
     constants = {
         "TAPS": taps,
@@ -121,3 +99,41 @@ def stem_pool_launch(
         _SLOTS * (128 * tiles + 32 if eight else 32 * (8 * tiles + 2)),
         pdl=pdl,
     )
+
+
+def expect_stem(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor,
+    out: torch.Tensor,
+    scale: torch.Tensor | None,
+    epilogue: Epilogue,
+) -> None:
+    """ValueError for what is no stem, its pool and their operands."""
+    filters, taps, one, window = weight.shape
+    images, high, wide, columns = x.shape
+    pool_high, pool_wide = out.shape[1:3]
+    eight, units = x.dtype == torch.int8, wide + WINDOW // STEP - 1
+    if (one, window, columns) != (1, WINDOW, WINDOW) or not 2 <= taps <= 8 or filters % 16 or filters > 256:
+        raise ValueError(f"weight: expected [16 n, 2 to 8, 1, {WINDOW}], got {tuple(weight.shape)}")
+    expect_shape(out, "out", images, pool_high, pool_wide, filters)
+    if pool_wide > _WIDEST:
+        raise ValueError(f"out: expected at most {_WIDEST} columns, which registers hold, got {pool_wide}")
+    if (wide, high) != (2 * pool_wide, 4 * pool_high + taps - 2):
+        raise ValueError(f"x: expected {4 * pool_high + taps - 2} x {2 * pool_wide} windows, got {high} x {wide}")
+    if x.stride(3) != 1 or x.stride(2) != STEP or x.stride(1) != units * STEP or x.stride(0) % STEP:
+        raise ValueError(f"x: expected dense rows of windows that are {STEP} apart, got strides {x.stride()}")
+    narrow = (torch.float16, torch.bfloat16)
+    if x.dtype not in (torch.int8, *narrow) or weight.dtype != x.dtype or not weight.is_contiguous():
+        raise ValueError(f"x, weight: expected both INT8 or 16 bits, got {x.dtype}, {weight.dtype}")
+    results = (torch.int8, *narrow) if eight else (x.dtype,)
+    if out.dtype not in results or not out.is_contiguous() or eight != (scale is not None):
+        raise ValueError(f"out: expected one of {results}, and a scale with INT8, got {out.dtype}")
+    if not folds(epilogue.activation) or (out.dtype == torch.int8 and not epilogue.folded):
+        raise ValueError(f"epilogue: expected none or relu, and folded where the result is INT8, got {epilogue}")
+    for name, each in (("bias", bias), ("scale", scale)):
+        if each is not None:
+            expect_shape(each, name, filters)
+    for name, each in (("x", x), ("out", out)):
+        expect_aligned(each, name)
+    pitch(out, "out")  # whose offsets have 32 bits
