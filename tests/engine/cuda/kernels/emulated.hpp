@@ -268,6 +268,10 @@ inline void multiply_add(float (&sum)[4], const Quad& a, unsigned int b_low, uns
   }
 }
 
+inline void multiply_add_half(float (&sum)[4], unsigned int a_upper, unsigned int a_lower, unsigned int b) {
+  multiply_add(sum, Quad{a_upper, a_lower, 0, 0}, b, 0);
+}
+
 inline void multiply_add(int (&sum)[4], const Quad& a, unsigned int b_low, unsigned int b_high) {
   static thread_local signed char left[32][4][4], right[32][4][4];
   Warp& warp = my_warp();
