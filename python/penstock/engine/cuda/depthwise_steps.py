@@ -15,6 +15,8 @@ from penstock.engine.cuda.kernels.depthwise_diagonal import (
     DiagonalTile,
     depthwise_diagonal_launch,
     diagonal_tiles,
+    expand_diagonal_launch,
+    expand_diagonal_tiles,
 )
 from penstock.engine.cuda.kernels.depthwise_walk import (
     ACTIVATIONS,
@@ -185,6 +187,35 @@ def _expand(ready: Ready, operands: Tensors, outputs: Tensors, scratch: Scratch 
     )
 
 
+def _expand_by_diagonals(ready: Ready, operands: Tensors, outputs: Tensors, scratch: Scratch | None) -> Launched:
+    """Both in one kernel, and the wide map nowhere."""
+    del scratch
+    site, constants = ready.site, ready.constants
+    eight = operands[0].dtype == torch.int8
+    (high, wide), (top, left) = site.integers("strides"), site.integers("pads")[:2]
+    return expand_diagonal_launch(
+        operands[0],
+        constants["first"],
+        constants["steady"] if eight else ready.weight,
+        out=outputs[0],
+        config=DiagonalTile(*ready.config),
+        first_bias=constants.get("first_bias"),
+        first_scale=ready.scale,
+        bias=ready.bias,
+        factors=constants["factors"] if eight else None,
+        inner=_inner(ready),
+        outer=ready.epilogue,
+        stride=(high, wide),
+        padding=(top, left),
+        pdl=site.early,
+    )
+
+
+def _expand_diagonal_tiles(site: Site) -> list[Config]:
+    layer, narrow = _layer(site), site.shape("x")[3]
+    return [astuple(tile) for tile in expand_diagonal_tiles(layer, narrow, multiprocessors_of(site.device))]
+
+
 def _expand_tiles(site: Site) -> list[Config]:
     layer, narrow = _layer(site), site.shape("x")[3]
     return [astuple(tile) for tile in expand_walk_tiles(layer, narrow, multiprocessors_of(site.device))]
@@ -242,6 +273,10 @@ def _suits_expand(site: Site) -> bool:
     return suits_walks(site) and site.text("inner", "none") in BOUNDED and bool(_expand_tiles(site))
 
 
+def _suits_expand_by_diagonals(site: Site) -> bool:
+    return suits_walks(site) and site.text("inner", "none") in BOUNDED and bool(_expand_diagonal_tiles(site))
+
+
 def _suits_gate(site: Site) -> bool:
     return _suits_conv(site) and suits_gate_layers(site)
 
@@ -295,6 +330,15 @@ WALKS: Final[dict[tuple[str, str], Way]] = {
         _pairs,
         forms={"first": _flat, "weight": _taps_first},
         suits=_suits_pair,
+        types=types_of_two,
+        scales=True,
+        combined=with_steady,
+    ),
+    ("expand_depthwise", "cuda_diagonal"): Way(
+        _expand_by_diagonals,
+        _expand_diagonal_tiles,
+        forms={"first": _flat, "weight": _taps_first},
+        suits=_suits_expand_by_diagonals,
         types=types_of_two,
         scales=True,
         combined=with_steady,

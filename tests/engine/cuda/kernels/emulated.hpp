@@ -349,6 +349,13 @@ inline unsigned int halves_add(unsigned int one, unsigned int other) {
   return half_of_number(low_of_halves(one) + low_of_halves(other)) |
          half_of_number(high_of_halves(one) + high_of_halves(other)) << 16;
 }
+inline unsigned int halves_of_numbers(float low, float high) { return half_of_number(low) | half_of_number(high) << 16; }
+inline unsigned int greater_of_halves(unsigned int one, unsigned int other) {
+  return halves_of_numbers(std::fmax(low_of_halves(one), low_of_halves(other)), std::fmax(high_of_halves(one), high_of_halves(other)));
+}
+inline unsigned int smaller_of_halves(unsigned int one, unsigned int other) {
+  return halves_of_numbers(std::fmin(low_of_halves(one), low_of_halves(other)), std::fmin(high_of_halves(one), high_of_halves(other)));
+}
 inline unsigned int permuted(unsigned int first, unsigned int second, unsigned int selector) {
   const unsigned long long bytes = first | static_cast<unsigned long long>(second) << 32;
   unsigned int found = 0;

@@ -6,21 +6,24 @@ Weights and factors are those of `depthwise_walk`.
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from math import ceil
+from math import ceil, isfinite
 from typing import Final
 
 import torch
 
 from .cpp_launching import CppLaunch
-from .depthwise_walk import Layer, WalkTile, depthwise_walk_launch
+from .depthwise_walk import Layer, WalkTile, bounds, depthwise_walk_launch
 from .epilogue import Epilogue
+from .expand_walk import WIDEST, ExpandWalkTile, expand_walk_launch
 from .rows import pitch
+from .short_product import pair_of
 from .tiles import H200_MULTIPROCESSORS
 
 CHANNELS: Final = 16
 """Of a warp."""
 
 _COLUMNS: Final = 2
+_AMID: Final = 1536  # among the numbers between which FP16 has steps of one
 _STRIPS: Final = 8  # of a warp
 _WARP: Final = 32
 _WARPS: Final = 4
@@ -46,16 +49,21 @@ class DiagonalTile:
     """Rows that are loaded before they are wanted."""
     warps: int = _WARPS
 
-    def registers(self, layer: Layer) -> int:
+    def registers(self, layer: Layer, narrow: int = 0) -> int:
+        """Of a thread, roughly. `narrow`: channels of the map before, if another layer makes what this one reads."""
         words = layer.itemsize
         reach = (_COLUMNS - 1) * layer.stride[1] + layer.taps[1]
         kept = ceil(layer.taps[0] / layer.stride[0])
         taps = layer.taps[0] * layer.taps[1]
-        return 8 * kept + 2 * taps + 2 * reach + self.ahead * reach * words + (42 if words == 1 else 60)
+        more = 0
+        if narrow:
+            words = 2 * words * ceil(narrow / 32)
+            more = 2 * words + (14 if layer.itemsize == 1 else 26)
+        return 8 * kept + 2 * taps + 2 * reach + self.ahead * reach * words + more + (42 if words == 1 else 60)
 
-    def resident(self, layer: Layer) -> int:
+    def resident(self, layer: Layer, narrow: int = 0) -> int:
         """Blocks of a multiprocessor."""
-        return max(1, _MULTIPROCESSOR_REGISTERS // (ceil(self.registers(layer) / 8) * 8 * _WARP * self.warps))
+        return max(1, _MULTIPROCESSOR_REGISTERS // (ceil(self.registers(layer, narrow) / 8) * 8 * _WARP * self.warps))
 
     def units(self, layer: Layer) -> int:
         """Warps with something to do."""
@@ -117,5 +125,64 @@ def depthwise_diagonal_launch(
     n, high, wide, _ = out.shape
     layer = Layer((n, high, wide, channels), taps, stride, x.dtype.itemsize)
     blocks = ceil(config.units(layer) / config.warps)
-    constants = {**walk.constants, "BLOCKS": blocks, "WARPS": config.warps, "RESIDENT": config.resident(layer)}
+    constants = {
+        **walk.constants,
+        "BLOCKS": blocks,
+        "WARPS": config.warps,
+        "RESIDENT": config.resident(layer),
+        "NARROW": 0,
+    }
     return replace(walk, source="diagonal.cu", symbol="depthwise_diagonal", grid=(blocks, 1, 1), constants=constants)
+
+
+def expand_diagonal_launch(
+    x: torch.Tensor,
+    first: torch.Tensor,
+    w: torch.Tensor,
+    *,
+    out: torch.Tensor,
+    config: DiagonalTile,
+    first_bias: torch.Tensor | None = None,
+    first_scale: torch.Tensor | None = None,
+    bias: torch.Tensor | None = None,
+    factors: torch.Tensor | None = None,
+    inner: Epilogue,
+    outer: Epilogue,
+    stride: tuple[int, int] = (1, 1),
+    padding: tuple[int, int] = (0, 0),
+    pdl: bool = False,
+) -> CppLaunch:
+    """As `expand_walk_launch`: the 1 x 1 convolution before is computed where its result is wanted, and not written."""
+    walk = expand_walk_launch(
+        x, first, w, out=out, config=ExpandWalkTile(_COLUMNS, config.rows, CHANNELS, 1, 1), first_bias=first_bias,
+        first_scale=first_scale, bias=bias, factors=factors, inner=inner, outer=outer, stride=stride, padding=padding,
+        pdl=pdl,
+    )  # fmt: skip
+    layer = Layer(tuple(out.shape), (w.shape[0], w.shape[1]), stride, x.dtype.itemsize)
+    blocks = ceil(config.units(layer) / config.warps)
+    constants = {
+        **walk.constants,
+        "AHEAD": config.ahead,
+        "THREADS": _WARP * config.warps,
+        "BLOCKS": blocks,
+        "WARPS": config.warps,
+        "RESIDENT": config.resident(layer, x.shape[3]),
+    }
+    if x.dtype == torch.int8:  # as halves are where their steps are ones
+        low, high = (each / inner.out_scale for each in bounds(inner))
+        constants["INNER_LOW_PAIR"] = pair_of(_AMID + max(-128, round(low) if isfinite(low) else -128), torch.float16)
+        constants["INNER_HIGH_PAIR"] = pair_of(_AMID + min(127, round(high) if isfinite(high) else 127), torch.float16)
+    return replace(
+        walk, source="diagonal.cu", symbol="depthwise_diagonal", grid=(blocks, 1, 1), threads=_WARP * config.warps,
+        constants=constants, shared_bytes=0,
+    )  # fmt: skip
+
+
+def expand_diagonal_tiles(
+    layer: Layer, narrow: int, multiprocessors: int = H200_MULTIPROCESSORS, limit: int = 4
+) -> list[DiagonalTile]:
+    """The cuts worth timing, most promising first; none where the map is not narrow."""
+    if narrow > WIDEST or narrow % 8:
+        return []
+    fitting = [tile for tile in _sensible(layer) if tile.registers(layer, narrow) <= _REGISTERS]
+    return sorted(fitting, key=lambda tile: tile.clocks(layer, multiprocessors))[:limit]

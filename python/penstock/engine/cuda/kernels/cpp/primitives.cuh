@@ -347,6 +347,25 @@ __device__ __forceinline__ unsigned int halves_add(unsigned int one, unsigned in
   return value;
 }
 
+// To the nearest, ties to even.
+__device__ __forceinline__ unsigned int halves_of_numbers(float low, float high) {
+  unsigned int both;
+  asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(both) : "f"(high), "f"(low));
+  return both;
+}
+
+__device__ __forceinline__ unsigned int greater_of_halves(unsigned int one, unsigned int other) {
+  unsigned int value;
+  asm("max.f16x2 %0, %1, %2;" : "=r"(value) : "r"(one), "r"(other));
+  return value;
+}
+
+__device__ __forceinline__ unsigned int smaller_of_halves(unsigned int one, unsigned int other) {
+  unsigned int value;
+  asm("min.f16x2 %0, %1, %2;" : "=r"(value) : "r"(one), "r"(other));
+  return value;
+}
+
 __device__ __forceinline__ float low_of_halves(unsigned int both) {
   float value;
   asm("{\n.reg .b16 low, high;\nmov.b32 {low, high}, %1;\ncvt.f32.f16 %0, low;\n}" : "=f"(value) : "r"(both));
