@@ -14,13 +14,16 @@ import torch
 from .cpp_launching import CppLaunch
 from .depthwise_walk import Layer, WalkTile, bounds, depthwise_walk_launch
 from .epilogue import Epilogue
-from .expand_walk import WIDEST, ExpandWalkTile, expand_walk_launch
+from .expand_walk import ExpandWalkTile, expand_walk_launch
 from .rows import pitch
 from .short_product import pair_of
 from .tiles import H200_MULTIPROCESSORS
 
 CHANNELS: Final = 16
 """Of a warp."""
+
+WIDEST: Final = 128
+"""Channels of the map before."""
 
 _COLUMNS: Final = 2
 _AMID: Final = 1536  # among the numbers between which FP16 has steps of one
@@ -32,6 +35,7 @@ _AHEAD: Final = (1, 2)
 _SCHEDULERS: Final = 4
 _MULTIPROCESSOR_REGISTERS: Final = 65536
 _REGISTERS: Final = 232  # of a thread, beyond which the compiler spills
+_REGISTERS_OF_TWO: Final = 212  # the same, with a layer before
 # Clocks, roughly: of a product, of a pixel's load and conversion, of a store with what is done to four sums, of what
 # comes before the first row, and of a load from the second cache.
 _PRODUCT: Final = 6.6
@@ -156,7 +160,7 @@ def expand_diagonal_launch(
     walk = expand_walk_launch(
         x, first, w, out=out, config=ExpandWalkTile(_COLUMNS, config.rows, CHANNELS, 1, 1), first_bias=first_bias,
         first_scale=first_scale, bias=bias, factors=factors, inner=inner, outer=outer, stride=stride, padding=padding,
-        pdl=pdl,
+        widest=WIDEST, pdl=pdl,
     )  # fmt: skip
     layer = Layer(tuple(out.shape), (w.shape[0], w.shape[1]), stride, x.dtype.itemsize)
     blocks = ceil(config.units(layer) / config.warps)
@@ -184,5 +188,5 @@ def expand_diagonal_tiles(
     """The cuts worth timing, most promising first; none where the map is not narrow."""
     if narrow > WIDEST or narrow % 8:
         return []
-    fitting = [tile for tile in _sensible(layer) if tile.registers(layer, narrow) <= _REGISTERS]
+    fitting = [tile for tile in _sensible(layer) if tile.registers(layer, narrow) <= _REGISTERS_OF_TWO]
     return sorted(fitting, key=lambda tile: tile.clocks(layer, multiprocessors))[:limit]
