@@ -13,6 +13,7 @@ from tests.graph.small import graph, normal, run  # noqa: E402
 pytestmark = [pytest.mark.gpu, pytest.mark.torch]
 
 PREFERRED = ("cuda_pair", "cuda_walk", "cuda_short")
+DIAGONALS = ("cuda_pair_diagonal", "cuda_diagonal", *PREFERRED)
 WEIGHTS = {
     "e": normal(48, 16, 1, 1) / 4,
     "b": normal(48, seed=1),
@@ -24,6 +25,8 @@ WEIGHTS = {
     "six": np.array(6, np.float32),
 }
 BLOCKS = {
+    "cuda_diagonal": "k = Conv <group=48, pads=[1,1,1,1]> (h, d, b) c = Clip(k, zero, six)",
+    "cuda_pair_diagonal": "k = Conv <group=48, pads=[0,0,1,1], strides=[2,2]> (h, d, b) c = Clip(k, zero, six)",
     "cuda_walk": "k = Conv <group=48, pads=[1,1,1,1]> (h, d, b) c = Clip(k, zero, six)",
     "cuda_pair": "k = Conv <group=48, pads=[0,0,1,1], strides=[2,2]> (h, d, b) c = Clip(k, zero, six)",
     "cuda_walk gate": """k = Conv <group=48, pads=[1,1,1,1]> (h, d, b) a = GlobalAveragePool(k) q = Conv(a, r)
@@ -38,10 +41,11 @@ def test_a_block_agrees_with_onnx_runtime(name: str, precision: str, tolerance: 
     text = f"""(float[2,16,14,14] x) => (float[2,16,{side},{side}] y) {{ f = Conv(x, e, b) h = Clip(f, zero, six)
         {BLOCKS[name]} y = Conv(c, p) }}"""
     model, inputs = graph(text, WEIGHTS, 20), {"x": normal(2, 16, 14, 14, seed=7)}
-    executor = Executor(*lowered(model, inputs), DEVICE, precision, PREFERRED, early_launch=True)
+    preferred = DIAGONALS if "diagonal" in name else PREFERRED
+    executor = Executor(*lowered(model, inputs), DEVICE, precision, preferred, early_launch=True)
     found = {bound.implementation for bound in executor.program}
     assert name.split(maxsplit=1)[0] in found
-    assert found & {"cuda_short", "cuda_pair"}
+    assert found & {"cuda_short", "cuda_pair", "cuda_pair_diagonal"}
     captured = executor.capture()
     captured.inputs["x"].copy_(torch.from_numpy(inputs["x"]))
     torch.cuda.synchronize()

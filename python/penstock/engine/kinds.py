@@ -80,6 +80,7 @@ KINDS: Final[Mapping[str, tuple[str, ...]]] = {
     "gather": ("x", "indices"),  # axis
     "concat": (),  # axis; the last one of operands with more axes than the result, whose others are cut in two
     "copy": (),  # the operand's view, made dense
+    "pieces": (),  # a concatenation of what is computed; pieces: as `engine.pieces` writes them
     "pointwise": (),  # the step's program; operands may be seen with axes cut in two, as long as all are
 }
 
@@ -239,6 +240,7 @@ _NEEDED: Final[Mapping[str, Mapping[str, _Rule]]] = {
     "pad": _AROUND,
     "gather": {"axis": _AXIS},
     "concat": {"axis": _AXIS},
+    "pieces": {"pieces": _Rule("integer", _ANY, least=0)},
 }
 _ALLOWED: Final[Mapping[str, Mapping[str, _Rule]]] = {
     "conv": {**_EPILOGUE, "products": _Rule("integer", least=1)},

@@ -17,7 +17,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal
 
-from penstock.engine import kinds
+from penstock.engine import kinds, pieces
 from penstock.engine.plan import Shape
 from penstock.errors import InvalidArgument
 
@@ -314,6 +314,8 @@ def _check_shapes(graph: LoweredGraph, step: Step) -> None:
         raise InvalidArgument(f"step {step.name!r}: its result has shape {list(out)}, expected 4 axes")
     if step.kind == "gemm_norm":
         _check_moments(graph, step)
+    if step.kind == "pieces" and "pieces" in step.attributes:
+        _check_pieces(graph, step)
     if step.kind == "layer_norm" and any(graph.values[name].shape != out for name in step.outputs):
         raise InvalidArgument(f"step {step.name!r}: expected the sum and its norm to have one shape")
     operand = step.operand("x")
@@ -335,7 +337,7 @@ def _check_moments(graph: LoweredGraph, step: Step) -> None:
 
 
 def _check_program(step: Step) -> None:
-    if (step.kind == "pointwise") != bool(step.program) and (step.kind != "pad" or not step.program):
+    if (step.kind in _COMPUTING) != bool(step.program) and (step.kind != "pad" or not step.program):
         raise InvalidArgument(f"step {step.name!r} of kind {step.kind!r}: only pointwise steps and pads have programs")
     known = {f"i{number}" for number in range(len(step.inputs))}
     for number, line in enumerate(step.program):
@@ -351,6 +353,27 @@ def _check_program(step: Step) -> None:
         known.add(f"t{number}")
 
 
+def _check_pieces(graph: LoweredGraph, step: Step) -> None:
+    """Each has lines of its own, which compute with each other and with what is seen in its shape."""
+    try:
+        found = pieces.read(step.attributes["pieces"], math.prod(graph.values[step.outputs[0]].shape))
+    except ValueError as error:
+        raise InvalidArgument(f"step {step.name!r}: {error}") from None
+    if sum(each.lines for each in found) != len(step.program):
+        raise InvalidArgument(f"step {step.name!r}: its pieces have not {len(step.program)} lines together")
+    begin = 0
+    for each in found:
+        own = {f"t{number}" for number in range(begin, begin + each.lines)}
+        for line in step.program[begin : begin + each.lines]:
+            for name in line.arguments:
+                operand = isinstance(name, str) and name[0] == "i"
+                seen = graph.shape(step.inputs[int(str(name)[1:])]) if operand else each.shape
+                if seen != each.shape or (isinstance(name, str) and not operand and name not in own):
+                    raise InvalidArgument(f"step {step.name!r}: {name} is not of the piece that computes with it")
+        begin += each.lines
+
+
+_COMPUTING: Final = ("pointwise", "pieces")
 _OF_THE_FIRST: Final = ("leaky_relu", "elu", "where", "hard_sigmoid", "clip")
 
 

@@ -1,7 +1,7 @@
 """Launches played back in order: which are taken, which refused. The driver's part is left out, which needs a GPU."""
 
 import gc
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 
@@ -157,3 +157,29 @@ def test_machine_code_leaves_the_gpu_with_its_player(driver: Driver) -> None:
     del player
     gc.collect()
     assert sorted(driver.unloaded) == [b"conv for 89", b"pool for 89"]
+
+
+def test_a_step_says_which_of_its_launches_wait_for_the_kernel_ahead(driver: Driver) -> None:
+    recorder = Recorder(89)
+    with launching(recorder):
+        recorder.step(())
+        recorder.launch(Early("a"), 0)
+        recorder.step((1,))
+        recorder.launch(Early("b"), 0)
+        recorder.launch(Early("c"), 0)
+    assert [each.pdl for each in recorder.kernels] == [True, True, False]
+    recorder.relaunch((False, True, True))
+    assert [each.pdl for each in recorder.kernels] == [False, True, True]
+    with launching(recorder):
+        for symbol in "abc":
+            recorder.launch(Early(symbol), 0)
+    assert len(recorder.kernels) == 3
+    assert len(driver.loaded) == 3
+
+
+@dataclass(frozen=True)
+class Early(Launch):
+    """A launch that may begin before the kernel ahead has ended."""
+
+    def seal(self, capability: int) -> SealedKernel:
+        return replace(super().seal(capability), pdl=True)

@@ -18,6 +18,8 @@ MOST = 64  # numbers: steps of several products have a cut for each
 class Choice:
     implementation: str
     config: tuple[int, ...] = ()
+    apart: tuple[int, ...] = ()
+    """Which of its kernels are launched when the one ahead has ended, though they could be before: by their numbers."""
 
     def __str__(self) -> str:
         return " ".join((self.implementation, "x".join(map(str, self.config)))).strip()
@@ -28,7 +30,12 @@ Choices = Mapping[str, Choice]
 
 
 def to_json(choices: Choices) -> str:
-    return json.dumps({name: [each.implementation, list(each.config)] for name, each in choices.items()})
+    return json.dumps({name: _written(each) for name, each in choices.items()})
+
+
+def _written(choice: Choice) -> list[str | list[int]]:
+    apart = [list(choice.apart)] if choice.apart else []
+    return [choice.implementation, list(choice.config), *apart]
 
 
 def from_json(text: str | bytes) -> dict[str, Choice]:
@@ -39,10 +46,16 @@ def from_json(text: str | bytes) -> dict[str, Choice]:
         raise InvalidArgument(f"choices can't be read: {error}") from None
 
 
-def _choice(implementation: object, config: object) -> Choice:
-    if not isinstance(implementation, str) or not isinstance(config, list) or len(config) > MOST:
-        raise ValueError(f"expected an implementation and its numbers, got {implementation!r}, {config!r}")
-    for each in config:
+def _choice(implementation: object, config: object, apart: object = ()) -> Choice:
+    if not isinstance(implementation, str):
+        raise ValueError(f"expected an implementation, got {implementation!r}")
+    return Choice(implementation, _numbers(config), _numbers(apart))
+
+
+def _numbers(given: object) -> tuple[int, ...]:
+    if not isinstance(given, list | tuple) or len(given) > MOST:
+        raise ValueError(f"expected up to {MOST} numbers, got {given!r}")
+    for each in given:
         if not isinstance(each, int) or isinstance(each, bool) or not 0 <= each <= LARGEST:
             raise ValueError(f"expected a number up to {LARGEST}, got {each!r}")
-    return Choice(implementation, tuple(config))
+    return tuple(given)

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from penstock.engine.cuda.choices import Choices
 from penstock.engine.cuda.implementations import OURS, chosen
 from penstock.engine.cuda.kernels.driver import OwnStream, launch_graph
-from penstock.engine.cuda.kernels.replay import Launcher, Recorder, launching
+from penstock.engine.cuda.kernels.replay import Launcher, Recorder, current, launching
 from penstock.engine.cuda.ranges import named
 from penstock.engine.cuda.sites import DTYPES, Run, Site, capability, eight_bits, narrow, seen
 from penstock.engine.cuda.workspace import Needs, working_in
@@ -70,6 +70,9 @@ class Bound:
     writes: tuple[int, ...]
     frees: tuple[int, ...]
     """Slots that nothing reads after this step."""
+
+    apart: tuple[int, ...] = ()
+    """Of its launches those that wait for the kernel ahead to end."""
 
 
 class Executor:
@@ -124,10 +127,13 @@ class Executor:
         slots: dict[int, torch.Tensor] = dict(self._constant)
         for each, tensor in zip(self.graph.inputs, inputs, strict=True):
             slots[self._slots[each.name]] = tensor
+        launcher = current()
         for number, bound in enumerate(self.program):
             operands = [seen(slots[slot], operand) for slot, operand in bound.reads]
             if watch is not None:
                 watch(number, operands)
+            if launcher is not None:
+                launcher.step(bound.apart)
             with named(bound.name):
                 outputs = bound.run(operands)
             for slot, output in zip(bound.writes, outputs, strict=True):
@@ -136,13 +142,21 @@ class Executor:
                 slots.pop(slot, None)
         return tuple(slots[self._slots[each.value]].reshape(each.shape) for each in self.graph.outputs)
 
-    def capture(self, compute: Compute | None = None, *, search: bool = False, priority: int = 0) -> "Captured":
+    def capture(
+        self,
+        compute: Compute | None = None,
+        *,
+        search: bool = False,
+        priority: int = 0,
+        beside: "Captured | None" = None,
+    ) -> "Captured":
         """One CUDA graph of everything; `search` lets cuDNN try its algorithms first, once in a process for each shape.
-        `priority`: as CUDA counts, negative ones go first.
+        `priority`: as CUDA counts, negative ones go first. `beside`: whose memory it takes, so that one of them at a
+        time may be replayed, and this one no longer than that one is there.
 
         `compute`: the same function in another form (what torch.compile made of `module`).
         """
-        return Captured(self, compute or self.compute, search, priority)
+        return Captured(self, compute or self.compute, search, priority, beside)
 
     def module(self) -> torch.nn.Module:
         """The same function for torch.compile: forward(*inputs) -> tuple of outputs.
@@ -206,6 +220,7 @@ class Executor:
                     tuple((self._slots[operand.value], operand) for operand in step.inputs),
                     tuple(self._slots[each] for each in step.outputs),
                     tuple(slot for slot in dict.fromkeys(touched) if last[slot] == number and slot not in kept),
+                    choice.apart if choice else (),
                 )
             )
         return tuple(program)
@@ -227,14 +242,17 @@ class Executor:
 class Captured:
     """A captured graph: write into `inputs`, `replay`, read `outputs`. Used by one call at a time."""
 
-    def __init__(self, executor: Executor, compute: Compute, search: bool, priority: int) -> None:
+    def __init__(
+        self, executor: Executor, compute: Compute, search: bool, priority: int, beside: "Captured | None" = None
+    ) -> None:
         torch.cuda.set_device(executor.device)
         self._kept = executor, compute  # their tensors are read wherever the graph is replayed
         own = _stream(executor.device, priority)
         self.stream: torch.cuda.Stream = torch.cuda.ExternalStream(own.handle, executor.device)
         weakref.finalize(self, _given_back, own, executor.device, priority).atexit = False
-        self.inputs = executor.blank_inputs()
-        self._graph = torch.cuda.CUDAGraph()
+        self.inputs: Tensors = executor.blank_inputs() if beside is None else beside.inputs
+        self._pool = None if beside is None else beside._graph.pool()
+        self._graph: torch.cuda.CUDAGraph = torch.cuda.CUDAGraph()
         self._workspace = executor.needs.workspace(executor.device)  # this stream's alone, and as old as the graph
         self.stream.wait_stream(torch.cuda.current_stream(executor.device))
         answers = _CAPTURES.submit(self._record, executor, compute, search).result()
@@ -258,7 +276,7 @@ class Captured:
             self.stream.synchronize()
             with _without_collections(), launching(executor.launcher):
                 # Not torch.cuda.graph, which waits for the whole device and empties everyone's cache.
-                self._graph.capture_begin(capture_error_mode="thread_local")
+                self._graph.capture_begin(self._pool, capture_error_mode="thread_local")
                 try:
                     answers = compute(given)
                 except BaseException:

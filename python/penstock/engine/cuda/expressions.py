@@ -4,6 +4,7 @@ Programs are computed in FP32 whatever their operands are, as our own kernels do
 its largest when it is written, since infinity times zero in a mask is no number.
 """
 
+import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Final, TypeAlias
@@ -13,6 +14,7 @@ from torch.nn import functional
 
 from penstock.engine.cuda.sites import Run, Site, narrow
 from penstock.engine.lowered import Instruction, Number
+from penstock.engine.pieces import read
 from penstock.errors import Internal
 
 Argument: TypeAlias = "torch.Tensor | Number"
@@ -119,14 +121,20 @@ _MORE: Final[Mapping[str, Callable[..., Argument]]] = {
 
 def evaluate(program: Sequence[Instruction], operands: Sequence[torch.Tensor]) -> torch.Tensor:
     """The last instruction's result."""
+    return _tensor(_evaluated(program, operands)[-1])
+
+
+def _evaluated(program: Sequence[Instruction], operands: Sequence[torch.Tensor]) -> list[Argument]:
+    """Each instruction's result."""
     known: dict[str, Argument] = {f"i{number}": each for number, each in enumerate(operands)}
-    result: Argument = 0.0
+    found: list[Argument] = []
     for number, line in enumerate(program):
         arguments = [known[each] if isinstance(each, str) else each for each in line.arguments]
         one = _ONE.get(line.name)
         result = one(_tensor(arguments[0])) if one is not None else _MORE[line.name](*arguments)
         known[f"t{number}"] = result
-    return _tensor(result)
+        found.append(result)
+    return found
 
 
 def pointwise(site: Site) -> Run:
@@ -143,6 +151,23 @@ def computed(program: Sequence[Instruction], operands: Sequence[torch.Tensor], d
     """The program's result, computed in FP32 and then stored."""
     wide = [each.float() if narrow(each.dtype) else each for each in operands]
     return written(evaluate(program, wide), dtype)
+
+
+def pieces(site: Site) -> Run:
+    """Each computed in FP32, and written where it belongs."""
+    program, shape, dtype = site.step.program, site.out_shape(), site.out_dtype()
+    where = read(site.step.attributes["pieces"], math.prod(shape))
+    ends = list(itertools.accumulate(each.lines for each in where))
+
+    def run(operands: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
+        out = torch.empty(shape, dtype=dtype, device=site.device)
+        lines = _evaluated(program, [each.float() if narrow(each.dtype) else each for each in operands])
+        for each, end in zip(where, ends, strict=True):
+            part = torch.as_strided(out, each.shape, each.strides, each.offset)
+            part.copy_(written(_tensor(lines[end - 1]), dtype).expand(each.shape))
+        return (out,)
+
+    return run
 
 
 def pointwise_narrow(site: Site) -> Run:

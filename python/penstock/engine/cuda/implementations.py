@@ -107,6 +107,7 @@ IMPLEMENTATIONS: Final[dict[str, dict[str, Implementation]]] = {
         "torch": Implementation(expressions.pointwise),
         "torch_narrow": Implementation(expressions.pointwise_narrow),
     },
+    "pieces": {"torch": Implementation(expressions.pieces)},
     "layer_norm": {"torch": Implementation(shapes.layer_norm)},
     "max_pool": {"torch": Implementation(shapes.max_pool)},
     "average_pool": {"torch": Implementation(shapes.average_pool)},

@@ -41,6 +41,8 @@ TUNING: Final = ".tuning.json"
 _SECONDS: Final = 15.0  # of tuning one bucket where nobody says how long
 _LEAST_SECONDS: Final = 1.0  # libraries are timed in this, and nothing is compiled
 _AFTER_SECONDS: Final = 1.5  # to capture what was chosen, and to time it
+_LAUNCHING: Final = 0.15  # of a bucket's time, for choosing which kernels are launched early
+_MOST_LAUNCHING: Final = 3.0
 _COMPILE_SECONDS: Final = 60.0
 _WAIT_SECONDS: Final = 60.0  # for a form that is being written
 _TICK_SECONDS: Final = 0.02
@@ -96,9 +98,10 @@ class Tuning:
 
     def choices(self, model: "Model", prepared: Prepared, precision: str, *, search: bool) -> Choices:
         """Known ones, else found by time now and written down; none without `search`."""
+        from penstock.engine.cuda.early import LEAST_SECONDS, chosen_early
         from penstock.engine.cuda.executor import Executor
         from penstock.engine.cuda.sites import launches_early
-        from penstock.engine.cuda.tuner import tune
+        from penstock.engine.cuda.tuner import random_inputs, tune
 
         key = name(prepared.shapes, precision)
         if key in self._known:
@@ -114,8 +117,13 @@ class Tuning:
         seconds = self._share(sum(each not in self._known for each in others))
         # What won at other shapes is tried first.
         hints = next((chosen.from_json(json.dumps(self._known[each])) for each in others if each in self._known), {})
+        launching = min(_MOST_LAUNCHING, _LAUNCHING * seconds) if early else 0.0
         with compilers(model.device) as builds:
-            found = tune(executor, seconds=seconds, compilers=builds, hints=hints).choices
+            found = tune(executor, seconds=seconds - launching, compilers=builds, hints=hints).choices
+            if launching >= LEAST_SECONDS:
+                executor = Executor(prepared.graph, weights, model.device, precision, choices=found, early_launch=early)
+                build_early(executor)
+                found, _ = chosen_early(executor, found, random_inputs(executor), launching)
         # Another process may have tuned another bucket meanwhile, and may be reading now.
         self._known = {**self._read()[2], key: json.loads(chosen.to_json(found))}
         _written(self._path, {"seconds": self.seconds, "until": self.until, "choices": self._known})

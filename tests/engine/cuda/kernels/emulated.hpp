@@ -268,6 +268,10 @@ inline void multiply_add(float (&sum)[4], const Quad& a, unsigned int b_low, uns
   }
 }
 
+inline void multiply_add_half(float (&sum)[4], unsigned int a_upper, unsigned int a_lower, unsigned int b) {
+  multiply_add(sum, Quad{a_upper, a_lower, 0, 0}, b, 0);
+}
+
 inline void multiply_add(int (&sum)[4], const Quad& a, unsigned int b_low, unsigned int b_high) {
   static thread_local signed char left[32][4][4], right[32][4][4];
   Warp& warp = my_warp();
@@ -344,6 +348,13 @@ inline unsigned int halves_multiply_add(unsigned int one, unsigned int other, un
 inline unsigned int halves_add(unsigned int one, unsigned int other) {
   return half_of_number(low_of_halves(one) + low_of_halves(other)) |
          half_of_number(high_of_halves(one) + high_of_halves(other)) << 16;
+}
+inline unsigned int halves_of_numbers(float low, float high) { return half_of_number(low) | half_of_number(high) << 16; }
+inline unsigned int greater_of_halves(unsigned int one, unsigned int other) {
+  return halves_of_numbers(std::fmax(low_of_halves(one), low_of_halves(other)), std::fmax(high_of_halves(one), high_of_halves(other)));
+}
+inline unsigned int smaller_of_halves(unsigned int one, unsigned int other) {
+  return halves_of_numbers(std::fmin(low_of_halves(one), low_of_halves(other)), std::fmin(high_of_halves(one), high_of_halves(other)));
 }
 inline unsigned int permuted(unsigned int first, unsigned int second, unsigned int selector) {
   const unsigned long long bytes = first | static_cast<unsigned long long>(second) << 32;

@@ -30,7 +30,7 @@ COPY: Final = (Instruction("identity", ("i0",)),)
 """The program that computes nothing."""
 
 MOST_READS: Final = 128
-_MOST_POINTERS: Final = 32
+MOST_POINTERS: Final = 32
 SEEN: Final[Mapping[str, object]] = {
     "triton": triton,
     "tl": tl,
@@ -47,6 +47,7 @@ SEEN: Final[Mapping[str, object]] = {
 }
 """What the text of a kernel may name."""
 
+WAITING: Final = (f"if {FLAG}:", "    gdc_wait()", "    gdc_launch_dependents()")
 _FLOATS: Final = (torch.float16, torch.bfloat16, torch.float32)
 _INTEGERS: Final = (torch.int32, torch.int64)
 _EIGHT: Final = (torch.int8, torch.float8_e4m3fn)
@@ -79,7 +80,7 @@ class _Axis:
 
 
 @dataclass(frozen=True, slots=True)
-class _Cut:
+class Cut:
     """How a block's tile lies over the axes: rows and columns of a tile, and one entry of what is outside."""
 
     outer: tuple[_Axis, ...]
@@ -118,21 +119,21 @@ def pointwise_launch(
     shape    of the result as it is computed; `out` is dense and has as many elements, whatever its shape.
     block    numbers that a block makes.
     """
-    if not 1 <= len(tensors) <= _MOST_POINTERS or not 1 <= len(reads) <= MOST_READS:
-        raise ValueError(f"expected up to {_MOST_POINTERS} tensors and {MOST_READS} reads")
+    if not 1 <= len(tensors) <= MOST_POINTERS or not 1 <= len(reads) <= MOST_READS:
+        raise ValueError(f"expected up to {MOST_POINTERS} tensors and {MOST_READS} reads")
     if math.prod(shape) != out.numel() or not out.is_contiguous() or not out.numel():
         raise ValueError(f"out: expected {math.prod(shape)} elements, dense, got {tuple(out.shape)}")
-    axes = _merged(shape, reads)
+    axes = merged(shape, reads)
     for number, read in enumerate(reads):
         last = read.offset + sum((axis.size - 1) * axis.strides[number] for axis in axes)
         if last >= INDEX_LIMIT or read.offset < 0:
             raise ValueError(f"expected offsets of less than 2**31, got {last}")
     if out.numel() >= INDEX_LIMIT:
         raise ValueError(f"out: expected less than 2**31 elements, got {out.numel()}")
-    cut = _cut(axes, block)
+    cut = cut_of(axes, block)
     if unknown := {str(each.dtype) for each in (*tensors, out)} - set(map(str, TYPES)):
         raise ValueError(f"expected types that kernels know, got {', '.join(unknown)}")
-    writer = _Writer(cut, [tensors[each.pointer].dtype for each in reads], reads)
+    writer = Writer(cut, [tensors[each.pointer].dtype for each in reads], reads)
     body = writer.kernel(program, len(tensors), out.dtype, out_scale)
     kernel = function(__name__, named("pointwise", body))
     warps = 4 if block <= 2048 else 8
@@ -152,13 +153,15 @@ def _count(axes: Sequence[_Axis]) -> int:
     return math.prod(axis.size for axis in axes)
 
 
-def _merged(shape: Sequence[int], reads: Sequence[Read]) -> list[_Axis]:
-    """Without axes of one, and neighbours as one wherever everybody takes them in one go."""
+def merged(shape: Sequence[int], reads: Sequence[Read], strides_out: Sequence[int] | None = None) -> list[_Axis]:
+    """Without axes of one, and neighbours as one wherever everybody takes them in one go. `strides_out`: of the result,
+    which is dense otherwise.
+    """
     found: list[_Axis] = []
     behind = 1
     for place in reversed(range(len(shape))):
         size = shape[place]
-        strides = (*(read.strides[place] for read in reads), behind)
+        strides = (*(read.strides[place] for read in reads), behind if strides_out is None else strides_out[place])
         behind *= size
         if size == 1:
             continue
@@ -169,9 +172,9 @@ def _merged(shape: Sequence[int], reads: Sequence[Read]) -> list[_Axis]:
     return found
 
 
-def _cut(axes: Sequence[_Axis], block: int) -> _Cut:
+def cut_of(axes: Sequence[_Axis], block: int) -> Cut:
     if len(axes) <= 1:
-        return _Cut((), (), tuple(axes), 1, block)
+        return Cut((), (), tuple(axes), 1, block)
     *rest, last = axes
     across = [_runs(axis, last) for axis in rest]
     if max(across) > 0:
@@ -179,14 +182,14 @@ def _cut(axes: Sequence[_Axis], block: int) -> _Cut:
         columns = min(power_of_two(last.size), 32 if block <= 1024 else 64)
         rows = min(power_of_two(rest[place].size), block // columns)
         outer = (*rest[:place], *rest[place + 1 :])
-        return _Cut(outer, (rest[place],), (last,), rows, columns)
+        return Cut(outer, (rest[place],), (last,), rows, columns)
     if last.size < _SHORT and power_of_two(last.size) > _WASTE * last.size:
-        return _Cut((), tuple(axes), (), block, 1)
+        return Cut((), tuple(axes), (), block, 1)
     widths = [2**power for power in range(4, block.bit_length()) if 2**power <= power_of_two(last.size)] or [16]
     waste = {width: -(-last.size // width) * width / last.size for width in widths}
     good = [width for width in widths if waste[width] <= _WASTE]
     columns = max(good) if good else min(widths, key=lambda width: (waste[width], -width))
-    return _Cut((), tuple(rest), (last,), max(1, block // columns), columns)
+    return Cut((), tuple(rest), (last,), max(1, block // columns), columns)
 
 
 def _runs(axis: _Axis, last: _Axis) -> int:
@@ -199,19 +202,34 @@ def _runs(axis: _Axis, last: _Axis) -> int:
 
 
 @dataclass
-class _Writer:
+class Writer:
     """Writes one kernel."""
 
-    cut: _Cut
+    cut: Cut
     types: Sequence[torch.dtype]
     reads: Sequence[Read]
+    begin: int = 0
+    """Where the result begins in what it is written to."""
+
     lines: list[str] = field(default_factory=list)
     loaded: dict[int, Known] = field(default_factory=dict)
 
     def kernel(self, program: Sequence[Instruction], pointers: int, out: torch.dtype, out_scale: float | None) -> str:
         names = ", ".join(f"p{number}" for number in range(pointers))
+        self.lines.append("block = tl.program_id(0)")
         self._places()
-        self.lines += [f"if {FLAG}:", "    gdc_wait()", "    gdc_launch_dependents()"]
+        self.lines += WAITING
+        self.compute(program, out, out_scale)
+        body = "".join(f"    {line}\n" for line in self.lines)
+        return f"({names}, out, {FLAG}):\n{body}"
+
+    def piece(self, program: Sequence[Instruction], out: torch.dtype) -> list[str]:
+        """The lines of a kernel's part whose blocks are counted by `block`."""
+        self._places()
+        self.compute(program, out, None)
+        return self.lines
+
+    def compute(self, program: Sequence[Instruction], out: torch.dtype, out_scale: float | None) -> None:
         known: dict[str, Known] = {}
         last = Known("", "f")
         if tuple(program) == COPY and self.types[0] == out and self.reads[0].scale == out_scale:
@@ -222,8 +240,6 @@ class _Writer:
             self.lines.append(f"t{number} = {made.text}")
             last = known[f"t{number}"] = Known(f"t{number}", made.kind)
         self._store(last, out, out_scale)
-        body = "".join(f"    {line}\n" for line in self.lines)
-        return f"({names}, out, {FLAG}):\n{body}"
 
     def _argument(self, argument: str | Number, known: dict[str, Known]) -> Known:
         if isinstance(argument, str):
@@ -237,7 +253,6 @@ class _Writer:
 
     def _places(self) -> None:
         cut = self.cut
-        self.lines.append("block = tl.program_id(0)")
         if cut.column_blocks * cut.row_blocks > 1 or cut.outer:
             self.lines.append(f"column = block % {cut.column_blocks}")
             self.lines.append(f"row = block // {cut.column_blocks} % {cut.row_blocks}")
@@ -337,9 +352,9 @@ class _Writer:
             text = f"{text}.to(out.dtype.element_ty)"
         cut = self.cut
         shape = [size for size, axes in ((cut.block_rows, cut.rows), (cut.block_columns, cut.columns)) if axes]
-        offset, rows, columns = self._offset(-1, 0)
+        offset, rows, columns = self._offset(-1, self.begin)
         if not shape:  # one number
-            shape, offset, columns = [cut.block_columns], "columns", True
+            shape, offset, columns = [cut.block_columns], f"columns + {self.begin}", True
         mask = self._mask(rows, columns)
         self.lines.append(f"y = tl.broadcast_to({text}, {shape})")
         self.lines.append(f"tl.store(out + ({offset}), y{f', mask={mask}' if mask else ''})")

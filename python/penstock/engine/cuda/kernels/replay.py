@@ -11,6 +11,7 @@ import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
+from dataclasses import replace
 from typing import Protocol
 
 from .driver import DriverError, LoadedKernel, LoadedModule, SealedKernel
@@ -35,6 +36,10 @@ class Launcher(Protocol):
 
     def begin(self, at: int) -> None:
         """Another run begins, at this launch of all: 0 is the first step's."""
+        ...
+
+    def step(self, apart: Sequence[int]) -> None:
+        """Another step begins, of whose launches these, by their numbers, wait for the kernel ahead to end."""
         ...
 
     def launch(self, launch: Sealable, stream: int) -> bool:
@@ -68,6 +73,16 @@ class Player:
     def begin(self, at: int) -> None:
         self.next = at
 
+    def step(self, apart: Sequence[int]) -> None:
+        """What was sealed says so itself."""
+
+    def relaunch(self, early: Sequence[bool]) -> None:
+        """From now on these are launched before the kernel ahead has ended, where they were prepared for it."""
+        for number, (kernel, now) in enumerate(zip(self._kernels, early, strict=True)):
+            if kernel.sealed.pdl != now:
+                sealed = replace(kernel.sealed, pdl=now)
+                self._kernels[number] = LoadedKernel(sealed, self._modules[sealed.cubin])
+
     def launch(self, launch: Sealable, stream: int) -> bool:
         """Raises ValueError where it is not the launch that was taken down at this place."""
         if self.next == len(self._kernels):
@@ -98,10 +113,15 @@ class Recorder(Player):
     def __init__(self, capability: int) -> None:
         super().__init__(())
         self._capability = capability
+        self._apart: frozenset[int] = frozenset()
+
+    def step(self, apart: Sequence[int]) -> None:
+        self._apart = frozenset(self.next + number for number in apart)
 
     def launch(self, launch: Sealable, stream: int) -> bool:
         if self.next == len(self._kernels):
-            self._add(launch.seal(self._capability))
+            sealed = launch.seal(self._capability)
+            self._add(replace(sealed, pdl=False) if self.next in self._apart else sealed)
         return super().launch(launch, stream)
 
 

@@ -234,6 +234,17 @@ __device__ __forceinline__ void multiply_add(float (&sum)[4], const Quad& a, uns
       : "r"(a.x), "r"(a.y), "r"(a.z), "r"(a.w), "r"(b_low), "r"(b_high));
 }
 
+// sum [16, 8] += a [16, 8] times b [8, 8]
+__device__ __forceinline__ void multiply_add_half(float (&sum)[4], unsigned int a_upper, unsigned int a_lower, unsigned int b) {
+#ifdef BFLOAT16
+  asm("mma.sync.aligned.m16n8k8.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5}, {%6}, {%0, %1, %2, %3};"
+#else
+  asm("mma.sync.aligned.m16n8k8.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5}, {%6}, {%0, %1, %2, %3};"
+#endif
+      : "+f"(sum[0]), "+f"(sum[1]), "+f"(sum[2]), "+f"(sum[3])
+      : "r"(a_upper), "r"(a_lower), "r"(b));
+}
+
 // sum [16, 8] += a [16, 32] times b [32, 8], INT8: four numbers where the other has two.
 __device__ __forceinline__ void multiply_add(int (&sum)[4], const Quad& a, unsigned int b_low, unsigned int b_high) {
   asm("mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
@@ -333,6 +344,25 @@ __device__ __forceinline__ unsigned int halves_multiply_add(unsigned int one, un
 __device__ __forceinline__ unsigned int halves_add(unsigned int one, unsigned int other) {
   unsigned int value;
   asm("add.rn.f16x2 %0, %1, %2;" : "=r"(value) : "r"(one), "r"(other));
+  return value;
+}
+
+// To the nearest, ties to even.
+__device__ __forceinline__ unsigned int halves_of_numbers(float low, float high) {
+  unsigned int both;
+  asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(both) : "f"(high), "f"(low));
+  return both;
+}
+
+__device__ __forceinline__ unsigned int greater_of_halves(unsigned int one, unsigned int other) {
+  unsigned int value;
+  asm("max.f16x2 %0, %1, %2;" : "=r"(value) : "r"(one), "r"(other));
+  return value;
+}
+
+__device__ __forceinline__ unsigned int smaller_of_halves(unsigned int one, unsigned int other) {
+  unsigned int value;
+  asm("min.f16x2 %0, %1, %2;" : "=r"(value) : "r"(one), "r"(other));
   return value;
 }
 
