@@ -2,7 +2,7 @@
 
 Small graphs are bound by how long one kernel after the other takes, not by how much of the GPU they use. Steps that
 nobody waits for yet go to a lane of their own, a second stream of the capture, and are met again where what they made
-is read. A lane keeps the order of the steps. Called by the executor; `plan` promises the same answer for the same graph,
+is read. A lane keeps the order of the steps. Called by the executor; `plan` promises the same answer for one graph,
 since sealed kernels hold which of them were launched early.
 """
 
