@@ -11,6 +11,7 @@ pytest.importorskip("torch")
 
 from penstock.engine.cuda.lanes import Lanes, beside, plan
 from penstock.engine.lowered import LoweredGraph
+from penstock.errors import InvalidArgument
 from tests.engine.cuda.reference import lowered
 from tests.graph.small import graph, normal
 
@@ -88,6 +89,13 @@ def test_a_step_is_behind_the_one_of_its_lane_unless_it_waits() -> None:
 
 def test_the_same_graph_gets_the_same_lanes() -> None:
     assert plan(steps_of(PYRAMID)) == plan(steps_of(PYRAMID))
+
+
+def test_a_step_that_is_not_there_is_refused() -> None:
+    found = steps_of(CHAIN)
+    assert beside(found, frozenset()) == Lanes()
+    with pytest.raises(InvalidArgument, match="beside the others"):
+        beside(found, frozenset({len(found.steps)}))
 
 
 def test_a_chain_has_one_lane() -> None:

@@ -12,6 +12,7 @@ from typing import Final
 
 from penstock.engine.cuda.costs import BYTES, FLOPS, IN_16_BITS, flops, moved
 from penstock.engine.lowered import LoweredGraph
+from penstock.errors import InvalidArgument
 
 # Microseconds of one step, roughly: what it takes whatever it does, and a multiple of the least by arithmetic.
 _FIXED: Final = 3.0
@@ -73,7 +74,11 @@ def plan(graph: LoweredGraph) -> Lanes:
 
 
 def beside(graph: LoweredGraph, side: frozenset[int]) -> Lanes:
-    """These steps beside the others."""
+    """These steps beside the others. Raises InvalidArgument for steps that are not there."""
+    if not side:
+        return Lanes()
+    if max(side) >= len(graph.steps) or min(side) < 0:
+        raise InvalidArgument(f"step {max(side)} beside the others, of {len(graph.steps)}")
     return _lanes(_reads(graph), side)
 
 

@@ -72,7 +72,7 @@ class WalkCut:
         return 32 * (2 if self.wide == 1 else self.wide)
 
     def shared_bytes(self, deep: int) -> int:
-        chunks = triton.cdiv(deep, 32)
+        chunks = -(-deep // 32)
         return 2 * self.columns * 16 * ((4 * chunks + 3) // 8 * 8 + 4)
 
 
