@@ -74,6 +74,15 @@ def test_every_lane_of_the_source_does_its_part(case: Case, tmp_path: Path) -> N
 
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="there is no g++")
+def test_lanes_that_see_no_column_make_no_nan(tmp_path: Path) -> None:
+    case = Case(5, 65, 24, WalkCut(1, 1, 2, 2), bias=False)
+    x, w = torch.ones(5, 24).half(), torch.ones(65, 24).half()
+    index, score = walked(case, x, w, None, tmp_path)
+    assert index.tolist() == [0.0] * 5
+    assert float((score - 1 / 65).abs().max()) < 1e-5
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="there is no g++")
 def test_of_equals_it_finds_the_first_and_nan_is_seen(tmp_path: Path) -> None:
     case = CASES[2]
     x, w = torch.ones(5, 24).half(), torch.zeros(70, 24).half()
@@ -82,7 +91,8 @@ def test_of_equals_it_finds_the_first_and_nan_is_seen(tmp_path: Path) -> None:
     assert index.tolist() == [20.0] * 5
     assert float((score - 1 / 3).abs().max()) < 1e-4
     w[33, 3] = float("nan")
-    _, score = walked(case, x, w, None, tmp_path)
+    (tmp_path / "nan").mkdir()
+    _, score = walked(case, x, w, None, tmp_path / "nan")
     assert bool(score.isnan().all())
 
 

@@ -20,7 +20,9 @@ _ROWS: Final = 16
 _WARP: Final = 32
 _REGISTERS: Final = 65536  # of a multiprocessor
 _MOST_REGISTERS: Final = 250  # of a thread
+_SPILLED: Final = 72  # that wait in the first cache, which of wide rows costs less than another kernel
 _LARGEST_CLUSTER: Final = 8
+_HELD: Final = 6  # pieces of rows that a lane has, or is loading
 _MOST_STEPS: Final = 8  # of sixteen rows, beyond which other kernels multiply faster
 
 
@@ -37,7 +39,7 @@ class ClusterCut:
         """Of a thread, roughly."""
         part, pieces = hidden // self.cluster, ceil(wide / _WARP)
         firsts, seconds = part // 8 // self.warps, out // 8 // self.warps
-        rows = pieces * (12 if gated else 8)
+        rows = (pieces if pieces <= _HELD else _HELD) * (12 if gated else 8)
         return 4 * firsts * pieces + 2 * seconds * (part // 16) + rows + max(4 * firsts, 4 * seconds) + 2 * firsts + 50
 
 
@@ -52,9 +54,10 @@ def cluster_cuts(
             if hidden % (cluster * 8 * warps) or out % (16 * warps) or hidden % (16 * cluster) or out % (8 * cluster):
                 continue
             registers = ClusterCut(cluster, warps, 1).registers(wide, hidden, out, gated)
-            room = _REGISTERS // (_WARP * warps * (registers + 7) // 8 * 8)
-            if registers > _MOST_REGISTERS or not room:
+            most = min(_MOST_REGISTERS, _REGISTERS // (_WARP * warps))
+            if registers > most + (_SPILLED if wide > _HELD * _WARP else 0):
                 continue
+            room = max(1, _REGISTERS // (_WARP * warps * registers))
             fit = multiprocessors * min(room, 2) // cluster
             clusters = min(tiles, fit)
             steps = ceil(tiles / clusters)
@@ -148,7 +151,7 @@ def cluster_mlp_launch(
         _WARP * warps,
         (x, gate, first, first_bias, second, second_bias, residual, out),
         constants,
-        _ROWS * (2 * part + 16) + 2 * _ROWS * made * 4,
+        2 * _ROWS * (2 * part + 16) + 2 * _ROWS * made * 4,
         cluster,
         pdl,
     )

@@ -3,8 +3,8 @@
 // A cluster of CLUSTER blocks has sixteen rows at a time. Each block makes HIDDEN / CLUSTER of the values in between, and
 // multiplies them by its part of the second layer's depth; so each weight is kept by one block of the cluster, in
 // registers, from before the kernel ahead has ended to the last row. The sums of the parts go into the shared memory of
-// the block that has those columns, where a barrier counts the bytes. Two buffers take turns: who sends into one again
-// has had everybody's sums for the other, which were sent after this one had been read.
+// the block that has those columns, where a barrier counts the bytes. Two buffers take turns, of what is between and of
+// sums: who fills one again has met its block over the other, and who sends has had sums that were sent after that.
 //
 // Given by whoever compiles:
 //   ROWS WIDE HIDDEN OUT           rows, and numbers of each that are read, in between and made
@@ -24,6 +24,7 @@ constexpr unsigned int OWN = OUT / CLUSTER;
 constexpr unsigned int FIRSTS = PART / 8 / WARPS;   // tiles of eight columns, of a warp
 constexpr unsigned int SECONDS = OUT / 8 / WARPS;
 constexpr unsigned int PIECES = (WIDE + 31) / 32;   // of a row: what a lane reads of each is sixteen bytes
+constexpr unsigned int HELD = PIECES <= 6 ? PIECES : 3;  // at once: more would leave no registers for weights
 constexpr unsigned int DEPTHS = PART / 16;
 constexpr unsigned int PITCH = 2 * PART + 16;       // bytes, of a row in between
 constexpr unsigned int ITEMS = 2 * OWN;             // of eight numbers, made by a block
@@ -101,20 +102,20 @@ struct Weights {
   }
 };
 
-// Two rows of x, as a lane multiplies them.
+// Some pieces of two rows of x, as a lane multiplies them.
 struct Rows {
-  Quad pieces[PIECES][2];
+  Quad pieces[HELD][2];
 #if GATED
-  Quad gates[PIECES];
+  Quad gates[HELD];
 #endif
 
   __device__ __forceinline__ void load(const unsigned short* x, const unsigned short* gate, unsigned int tile,
-                                       unsigned int lane) {
+                                       unsigned int first, unsigned int lane) {
     const unsigned int row = tile * 16 + lane / 4, quarter = lane % 4;
 #pragma unroll
-    for (unsigned int piece = 0; piece < PIECES; ++piece) {
-      const unsigned int at = 32 * piece + 8 * quarter;
-      const bool there = WIDE % 32 == 0 || at < WIDE;
+    for (unsigned int piece = 0; piece < HELD; ++piece) {
+      const unsigned int at = 32 * (first + piece) + 8 * quarter;
+      const bool there = WIDE % (32 * HELD) == 0 || at < WIDE;
 #pragma unroll
       for (unsigned int half = 0; half < 2; ++half) {
         // Rows that are not there are the last one once more, and are not stored.
@@ -129,12 +130,24 @@ struct Rows {
     }
   }
 
-  __device__ __forceinline__ Quad piece(unsigned int number, unsigned int half) const {
+  __device__ __forceinline__ void multiply(float (&sums)[FIRSTS][4], const Weights& weights, unsigned int first) const {
+#pragma unroll
+    for (unsigned int piece = 0; piece < HELD; ++piece) {
+      if (first + piece < PIECES) {
 #if GATED
-    return times(pieces[number][half], gates[number]);
+        const Quad above = times(pieces[piece][0], gates[piece]), below = times(pieces[piece][1], gates[piece]);
 #else
-    return pieces[number][half];
+        const Quad above = pieces[piece][0], below = pieces[piece][1];
 #endif
+        const Quad even = Quad{above.x, below.x, above.y, below.y}, odd = Quad{above.z, below.z, above.w, below.w};
+#pragma unroll
+        for (unsigned int each = 0; each < FIRSTS; ++each) {
+          const Quad& weight = weights.first[each][first + piece];
+          multiply_add(sums[each], even, weight.x, weight.y);
+          multiply_add(sums[each], odd, weight.z, weight.w);
+        }
+      }
+    }
   }
 };
 
@@ -162,7 +175,7 @@ extern "C" __global__ void __cluster_dims__(CLUSTER, 1, 1) __launch_bounds__(THR
 #endif
   const unsigned int thread = thread_index(), lane = thread % 32, warp = thread / 32;
   const unsigned int rank = CLUSTER == 1 ? 0 : cluster_rank(), row = lane / 4, quarter = lane % 4;
-  const Address between = shared_address(memory), parts = between + 16 * PITCH;
+  const Address betweens = shared_address(memory), parts = betweens + 2 * 16 * PITCH;
   const Address barrier = shared_address(barriers);
   if (thread == 0) {
     barrier_init(barrier, 1);
@@ -187,10 +200,11 @@ extern "C" __global__ void __cluster_dims__(CLUSTER, 1, 1) __launch_bounds__(THR
 
   unsigned int tile = block_index() / CLUSTER;
   Rows rows;
-  rows.load(x, gate, tile, lane);
+  rows.load(x, gate, tile, 0, lane);
 #pragma unroll 1
   for (unsigned int step = 0; tile < TILES; tile += CLUSTERS, ++step) {
     const unsigned int buffer = step % 2;
+    const Address between = betweens + buffer * 16 * PITCH;
     if (thread == 0) barrier_expect(barrier + 8 * buffer, CLUSTER * SENT);
     Quad added[ROUNDS] = {};
 #if ADDED
@@ -218,17 +232,14 @@ extern "C" __global__ void __cluster_dims__(CLUSTER, 1, 1) __launch_bounds__(THR
       for (unsigned int number = 0; number < 4; ++number) sums[each][number] = offsets[each][number % 2];
     }
 #pragma unroll
-    for (unsigned int piece = 0; piece < PIECES; ++piece) {
-      const Quad above = rows.piece(piece, 0), below = rows.piece(piece, 1);
-      const Quad even = Quad{above.x, below.x, above.y, below.y}, odd = Quad{above.z, below.z, above.w, below.w};
-#pragma unroll
-      for (unsigned int each = 0; each < FIRSTS; ++each) {
-        const Quad& weight = weights.first[each][piece];
-        multiply_add(sums[each], even, weight.x, weight.y);
-        multiply_add(sums[each], odd, weight.z, weight.w);
-      }
+    for (unsigned int piece = 0; piece + HELD < PIECES; piece += HELD) {
+      Rows next;
+      next.load(x, gate, tile, piece + HELD, lane);
+      rows.multiply(sums, weights, piece);
+      rows = next;
     }
-    if (tile + CLUSTERS < TILES) rows.load(x, gate, tile + CLUSTERS, lane);
+    rows.multiply(sums, weights, (PIECES - 1) / HELD * HELD);
+    if (tile + CLUSTERS < TILES) rows.load(x, gate, tile + CLUSTERS, 0, lane);
 #pragma unroll
     for (unsigned int each = 0; each < FIRSTS; ++each) {
       const Address to = between + row * PITCH + ((warp * FIRSTS + each) * 8 + 2 * quarter) * 2;

@@ -147,7 +147,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
             own.place = static_cast<float>(column + found);
           }
           const float top = greater(own.largest, here), offset = top * -LOG2E;
-          float total = own.total * power_of_two(own.largest * LOG2E + offset);
+          float total = own.total * power_of_two((own.largest - top) * LOG2E);  // of equals 1, however large
 #pragma unroll
           for (unsigned int number = 0; number < 2 * GROUP; ++number) {
             total += power_of_two(sums[tile][number / 2][2 * half + number % 2] * LOG2E + offset);
