@@ -5,6 +5,7 @@ keeps its part in registers, read before the kernel ahead has ended, and sends i
 """
 
 from dataclasses import dataclass
+from itertools import product
 from math import ceil
 from typing import Final
 
@@ -23,7 +24,14 @@ _MOST_REGISTERS: Final = 250  # of a thread
 _SPILLED: Final = 72  # that wait in the first cache, which of wide rows costs less than another kernel
 _LARGEST_CLUSTER: Final = 8
 _HELD: Final = 6  # pieces of rows that a lane has, or is loading
-_MOST_STEPS: Final = 8  # of sixteen rows, beyond which other kernels multiply faster
+_MOST_STEPS: Final = 5  # beyond which other kernels multiply faster
+_WARPS: Final = 6  # of a block, if nothing else counts
+
+# Microseconds: of a step, of sixteen rows in it, of a weight that is loaded, and of one that sixteen rows meet.
+_STEP: Final = 1.2
+_TILE: Final = 0.2
+_LOADING: Final = 2e-5
+_MULTIPLYING: Final = 9e-6
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +40,8 @@ class ClusterCut:
     """Blocks that share the weights."""
     warps: int
     """Of a block."""
+    tall: int
+    """Times sixteen rows, at a time."""
     clusters: int
     """In the grid, which stay."""
 
@@ -40,33 +50,32 @@ class ClusterCut:
         part, pieces = hidden // self.cluster, ceil(wide / _WARP)
         firsts, seconds = part // 8 // self.warps, out // 8 // self.warps
         rows = (pieces if pieces <= _HELD else _HELD) * (12 if gated else 8)
-        return 4 * firsts * pieces + 2 * seconds * (part // 16) + rows + max(4 * firsts, 4 * seconds) + 2 * firsts + 50
+        sums = max(8 * firsts, 4 * seconds) + 2 * firsts + 2 * seconds
+        return 4 * firsts * pieces + 2 * seconds * (part // 16) + rows + sums + 44
 
 
 def cluster_cuts(
     rows: int, wide: int, hidden: int, out: int, gated: bool = False, multiprocessors: int = H200_MULTIPROCESSORS
 ) -> list[ClusterCut]:
     """The cuts worth timing, most promising first: many blocks, but no more than fit, and few rows for each."""
-    found: list[tuple[tuple[float, ...], ClusterCut]] = []
-    tiles = ceil(rows / _ROWS)
-    for cluster in (2, 3, 4, 6, 8):
-        for warps in (2, 3, 4, 6, 8, 12):
-            if hidden % (cluster * 8 * warps) or out % (16 * warps) or hidden % (16 * cluster) or out % (8 * cluster):
-                continue
-            registers = ClusterCut(cluster, warps, 1).registers(wide, hidden, out, gated)
-            most = min(_MOST_REGISTERS, _REGISTERS // (_WARP * warps))
-            if registers > most + (_SPILLED if wide > _HELD * _WARP else 0):
-                continue
-            room = max(1, _REGISTERS // (_WARP * warps * registers))
-            fit = multiprocessors * min(room, 2) // cluster
-            clusters = min(tiles, fit)
-            steps = ceil(tiles / clusters)
-            clusters = ceil(tiles / steps)
-            if steps <= _MOST_STEPS:
-                crowded = clusters * cluster > multiprocessors
-                work = (hidden // cluster) * (wide + out) * steps * (2 if crowded else 1)
-                found.append(((work, abs(warps - 6)), ClusterCut(cluster, warps, clusters)))
-    found.sort(key=lambda each: each[0])
+    found: list[tuple[float, ClusterCut]] = []
+    for cluster, warps, tall in product((2, 3, 4, 6, 8), (2, 3, 4, 6, 8, 12), (1, 2, 4)):
+        if hidden % (cluster * 8 * warps) or out % (16 * warps) or hidden % (16 * cluster) or out % (8 * cluster):
+            continue
+        registers = ClusterCut(cluster, warps, tall, 1).registers(wide, hidden, out, gated)
+        most = min(_MOST_REGISTERS, _REGISTERS // (_WARP * warps))
+        tiles = ceil(rows / (_ROWS * tall))
+        # Half a group of multiprocessors that have a cluster may be left over.
+        clusters = min(tiles, (multiprocessors - 12) // cluster)
+        if registers > most + (_SPILLED if wide > _HELD * _WARP else 0) or (tall > 1 and tiles < clusters):
+            continue
+        steps = ceil(tiles / clusters)
+        clusters = ceil(tiles / steps)
+        multiplied = (hidden // cluster) * (wide + out)
+        spent = _LOADING * multiplied + steps * (_STEP + tall * (_TILE + _MULTIPLYING * multiplied))
+        if steps <= _MOST_STEPS:
+            found.append((spent, ClusterCut(cluster, warps, tall, clusters)))
+    found.sort(key=lambda each: (each[0], abs(each[1].warps - _WARPS)))
     return [cut for _, cut in found[:8]]
 
 
@@ -132,6 +141,7 @@ def cluster_mlp_launch(
         "OUT": made,
         "CLUSTER": cluster,
         "WARPS": warps,
+        "TALL": config.tall,
         "CLUSTERS": config.clusters,
         "GATED": 0 if gate is None else rows,
         "ADDED": 1 if skip else 2 if residual is not None else 0,
@@ -151,7 +161,7 @@ def cluster_mlp_launch(
         _WARP * warps,
         (x, gate, first, first_bias, second, second_bias, residual, out),
         constants,
-        2 * _ROWS * (2 * part + 16) + 2 * _ROWS * made * 4,
+        2 * _ROWS * config.tall * (2 * part + 16 + 4 * made),
         cluster,
         pdl,
     )
