@@ -1,5 +1,6 @@
 """Captured graphs of a residual network: the same bits each time, side by side, and no output that nobody wrote."""
 
+import random
 from collections.abc import Sequence
 
 import numpy as np
@@ -11,6 +12,7 @@ pytest.importorskip("torch")
 import torch
 
 from penstock.engine.cuda.executor import Captured, Executor
+from penstock.engine.cuda.lanes import Lanes, beside
 from penstock.engine.lowered import LoweredGraph
 from penstock.graph.lowering import Weights
 from tests.engine.cuda.reference import Array, error, lowered
@@ -94,6 +96,23 @@ def test_two_captures_on_two_streams_are_right_while_both_run(
         assert torch.equal(captured.outputs["y"], before)
         right = run(network, {"x": picture(seed)})["y"]
         assert error(captured.outputs["y"].cpu().numpy(), right) < TOLERANCE
+
+
+@pytest.mark.parametrize("early_launch", [False, True])
+@pytest.mark.parametrize("seed", range(4))
+def test_two_lanes_answer_what_one_does(small: tuple[LoweredGraph, Weights], early_launch: bool, seed: int) -> None:
+    preferred = OURS if early_launch else FUSED
+    if early_launch:
+        pytest.importorskip("triton")
+    numbers = range(len(small[0].steps))
+    lanes = beside(small[0], frozenset(random.Random(seed).sample(numbers, len(numbers) // 2)))
+    answers = []
+    for each in (Lanes(), lanes):
+        executor = Executor(*small, DEVICE, "fp16", preferred, early_launch=early_launch, lanes=each)
+        captured = executor.capture()
+        give(captured, picture(6))
+        answers += [answer(captured) for _ in range(20)]
+    assert all(torch.equal(each, answers[0]) for each in answers)
 
 
 def test_what_torch_compile_made_of_the_module_can_be_captured(

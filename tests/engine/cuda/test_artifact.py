@@ -49,7 +49,7 @@ def lying(kernel: Mapping[str, object] | None = None, **changes: object) -> byte
         "early": False, "cluster": 1,
     }  # fmt: skip
     data = {
-        "format": 1, "shapes": {"x": [1]}, "precision": "fp16", "choices": {}, "early_launch": False,
+        "format": 2, "side": [3], "shapes": {"x": [1]}, "precision": "fp16", "choices": {}, "early_launch": False,
         "codes": [text(elf())], "kernels": [one | dict(kernel or {})],
     }  # fmt: skip
     return json.dumps(data | changes).encode()
@@ -80,7 +80,7 @@ LIES = {
     "nothing": b"",
     "a row": b"[]",
     "no text": b"\xff\xfe",
-    "another format": lying(format=2),
+    "another format": lying(format=1),
     "no base64": lying(codes=["!!"]),
     "code of other letters": lying(codes=["\u00e9"]),
     "code that is no text": lying(codes=[7]),
@@ -101,6 +101,8 @@ LIES = {
     "a map of three bytes": lying({"parameters": "m", "maps": [[3, 64, 64, 192, 64, 64, 1]]}),
     "a choice of texts": lying(choices={"a": ["triton", ["1"]]}),
     "a shape that is none": lying(shapes={"x": "1"}),
+    "a side of texts": lying(side=["1"]),
+    "a side that is a number": lying(side=7),
     "deep": b"[" * 100_000,
     "empty code": lying(codes=[""]),
     "zeros": lying(codes=["AAAA"]),

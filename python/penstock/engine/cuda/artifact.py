@@ -18,11 +18,12 @@ from penstock.engine.cuda.kernels.driver import AnyMap, PixelsMap, SealedKernel,
 from penstock.engine.plan import Shape, Shapes
 from penstock.errors import InvalidArgument, ModelLoadError
 
-FORMAT: Final = 1
+FORMAT: Final = 2
 _MOST_BLOCKS: Final = (1 << 31) - 1  # of a grid's first axis; the others allow less, and the driver says so
 _MOST_THREADS: Final = 1024
 _MOST_SHARED: Final = 1 << 20
 _MOST_BLOCKS_IN_A_CLUSTER: Final = 16
+_MOST_STEPS: Final = 1 << 20
 
 _ELF_64_LITTLE: Final = b"\x7fELF\x02\x01"
 _ELF_CUDA: Final = 190  # of the field `machine`
@@ -45,6 +46,9 @@ class Artifact:
     kernels: tuple[SealedKernel, ...]
     """In the order in which they are launched."""
 
+    side: tuple[int, ...] = ()
+    """Steps that run beside the others: kernels hold who of them is launched early."""
+
 
 def to_bytes(artifact: Artifact) -> bytes:
     codes = {kernel.cubin: None for kernel in artifact.kernels}
@@ -55,6 +59,7 @@ def to_bytes(artifact: Artifact) -> bytes:
         "precision": artifact.precision,
         "choices": json.loads(chosen.to_json(artifact.choices)),
         "early_launch": artifact.early_launch,
+        "side": list(artifact.side),
         "codes": [base64.b64encode(code).decode() for code in codes],
         "kernels": [
             {
@@ -87,6 +92,7 @@ def from_bytes(data: bytes | memoryview, name: str) -> Artifact:
             _choices(found["choices"]),
             found["early_launch"] is True,
             tuple(_kernel(each, codes) for each in found["kernels"]),
+            tuple(_number(each, _MOST_STEPS) for each in found["side"]),
         )
     except (LookupError, TypeError, ValueError, AttributeError, RecursionError, struct.error, InvalidArgument) as error:
         raise ModelLoadError(f"{name}: a program for a GPU can't be read ({error!s:.300}); build it again") from None

@@ -14,6 +14,7 @@ from penstock.engine.cuda.executor import PRECISIONS, Executor, placed
 from penstock.engine.cuda.form import Form, Prepared
 from penstock.engine.cuda.implementations import OURS, add_triton
 from penstock.engine.cuda.kernels.replay import Recorder
+from penstock.engine.cuda.lanes import Lanes
 from penstock.engine.cuda.sites import DTYPES, launches_early
 from penstock.engine.cuda.turns import Turns, fills
 from penstock.engine.lowered import Step
@@ -57,8 +58,16 @@ class Bucket:
     """The steps of one bucket, bound. Contexts of it replay side by side."""
 
     def __init__(
-        self, model: Model, prepared: Prepared, precision: str, choices: Choices, *, early_launch: bool
+        self,
+        model: Model,
+        prepared: Prepared,
+        precision: str,
+        choices: Choices,
+        *,
+        early_launch: bool,
+        lanes: Lanes | None = None,
     ) -> None:
+        """`lanes`: None: as it pays."""
         if precision not in PRECISIONS:
             raise Unsupported(f"the runtime cuda has no {precision}, expected one of {', '.join(PRECISIONS)}")
         self.shapes = {name: tuple(shape) for name, shape in prepared.shapes.items()}
@@ -79,7 +88,13 @@ class Bucket:
         self.weights = model.weights(prepared, precision)
         before = _taken(model.device)
         self.executor = Executor(
-            prepared.graph, self.weights, model.device, precision, choices=choices, early_launch=self._early_launch
+            prepared.graph,
+            self.weights,
+            model.device,
+            precision,
+            choices=choices,
+            early_launch=self._early_launch,
+            lanes=lanes,
         )
         self.prepared_bytes = max(0, _taken(model.device) - before)
         """Of device memory: weights in the order that kernels want, kept besides."""
@@ -105,7 +120,8 @@ class Bucket:
             raise ExecutionError("a program that was reopened is exported by copying its artifact")
         self.executor.run(self.executor.blank_inputs())
         kernels = recorder.kernels if recorder is not None else ()
-        return Artifact(self.shapes, self.executor.precision, self._choices, self._early_launch, kernels)
+        side = tuple(sorted(self.executor.lanes.side))
+        return Artifact(self.shapes, self.executor.precision, self._choices, self._early_launch, kernels, side)
 
     def regions(self, precision: str) -> tuple[Region, ...]:
         from penstock.engine.cuda.tuner import timed_steps

@@ -22,7 +22,9 @@ from penstock.engine.cuda.choices import Choices
 from penstock.engine.cuda.implementations import OURS, chosen
 from penstock.engine.cuda.kernels.driver import OwnStream, launch_graph
 from penstock.engine.cuda.kernels.replay import Launcher, Recorder, current, launching
+from penstock.engine.cuda.lanes import Lanes, plan
 from penstock.engine.cuda.ranges import named
+from penstock.engine.cuda.side import Side, beside, current_side
 from penstock.engine.cuda.sites import DTYPES, Run, Site, capability, eight_bits, narrow, seen
 from penstock.engine.cuda.workspace import Needs, working_in
 from penstock.engine.lowered import LoweredGraph, Operand
@@ -88,10 +90,12 @@ class Executor:
         choices: Choices | None = None,
         *,
         early_launch: bool = False,
+        lanes: Lanes | None = None,
     ) -> None:
         """`choices`: what executes the steps named there; else what the step names itself, else the first of
         `preferred` that fits, else the reference. `early_launch`: of two of our kernels in a row, the second is
-        launched while the first still runs, and waits for it on the device.
+        launched while the first still runs, and waits for it on the device. `lanes`: which steps captures run beside
+        the others; None: as it pays, where launches are early.
         """
         if precision not in PRECISIONS:
             raise InvalidArgument(f"no precision {precision!r}, expected one of {', '.join(PRECISIONS)}")
@@ -104,6 +108,9 @@ class Executor:
         self.sites: list[Site] = []
         """Of the steps, in order."""
         self.needs = Needs()
+        if lanes is None:
+            lanes = plan(self.graph) if early_launch and self.device.type == "cuda" else Lanes()
+        self.lanes = lanes
         with torch.no_grad():
             self.program = self._bind(tuple(preferred), choices or {}, early_launch)
         self._workspace = self.needs.workspace(self.device)
@@ -127,19 +134,20 @@ class Executor:
         slots: dict[int, torch.Tensor] = dict(self._constant)
         for each, tensor in zip(self.graph.inputs, inputs, strict=True):
             slots[self._slots[each.name]] = tensor
-        launcher = current()
+        launcher, side = current(), current_side()
         for number, bound in enumerate(self.program):
             operands = [seen(slots[slot], operand) for slot, operand in bound.reads]
             if watch is not None:
                 watch(number, operands)
             if launcher is not None:
                 launcher.step(bound.apart)
-            with named(bound.name):
+            with named(bound.name), side.lane(number):
                 outputs = bound.run(operands)
             for slot, output in zip(bound.writes, outputs, strict=True):
                 slots[slot] = output
             for slot in bound.frees:
-                slots.pop(slot, None)
+                side.drop(slots.pop(slot, None))
+        side.end()
         return tuple(slots[self._slots[each.value]].reshape(each.shape) for each in self.graph.outputs)
 
     def capture(
@@ -207,7 +215,8 @@ class Executor:
                 named = replace(step, implementation=choice.implementation)
                 site = replace(site, step=named, config=choice.config)
             name, implementation = chosen(site, preferred)
-            behind = bool(program) and program[-1].implementation.startswith(OURS)
+            ahead = self.lanes.behind(number)
+            behind = ahead is not None and program[ahead].implementation.startswith(OURS)
             site = replace(site, early=early_launch, behind=behind)
             self.sites.append(site)
             touched = [self._slots[each.value] for each in step.inputs] + [self._slots[each] for each in step.outputs]
@@ -254,6 +263,12 @@ class Captured:
         self._pool = None if beside is None else beside._graph.pool()
         self._graph: torch.cuda.CUDAGraph = torch.cuda.CUDAGraph()
         self._workspace = executor.needs.workspace(executor.device)  # this stream's alone, and as old as the graph
+        self._side = Side(executor.lanes)
+        if executor.lanes.side:
+            second = _stream(executor.device, priority)
+            weakref.finalize(self, _given_back, second, executor.device, priority).atexit = False
+            stream = torch.cuda.ExternalStream(second.handle, executor.device)
+            self._side = Side(executor.lanes, stream, executor.needs.workspace(executor.device))
         self.stream.wait_stream(torch.cuda.current_stream(executor.device))
         answers = _CAPTURES.submit(self._record, executor, compute, search).result()
         self.outputs: Tensors = dict(zip((each.name for each in executor.graph.outputs), answers, strict=True))
@@ -269,6 +284,7 @@ class Captured:
             torch.cuda.stream(self.stream),
             executor.arithmetic(search),
             working_in(self._workspace),
+            beside(self._side),
         ):
             for _ in range(_WARM_RUNS):
                 with launching(executor.launcher):
@@ -291,7 +307,8 @@ class Captured:
         pool = tuple(self._graph.pool())
         segments = torch.cuda.memory_snapshot()
         captured = sum(int(each["total_size"]) for each in segments if tuple(each.get("segment_pool_id", ())) == pool)
-        own = (*self.inputs.values(), self._workspace.partial_sums, self._workspace.counters)
+        spaces = [each for each in (self._workspace, self._side.workspace) if each is not None]
+        own = (*self.inputs.values(), *(one for each in spaces for one in (each.partial_sums, each.counters)))
         return captured + sum(int(tensor.nbytes) for tensor in own)
 
     def replay(self) -> None:

@@ -30,6 +30,7 @@ from penstock.engine.cuda.device_arrays import DeviceCall, DeviceContext, taken
 from penstock.engine.cuda.executor import PRECISIONS
 from penstock.engine.cuda.kernels.driver import OUT_OF_MEMORY
 from penstock.engine.cuda.kernels.replay import Player
+from penstock.engine.cuda.lanes import beside
 from penstock.engine.cuda.timeline import Span, timeline
 from penstock.engine.lowered import LoweredGraph
 from penstock.engine.plan import CUDA, PLAIN_STEPS, TUNED_STEPS, Region, Shapes, Tactic
@@ -136,7 +137,10 @@ class CudaRuntime:
                 shelf.kept[key] = Model(forms.read(shelf.form(tactic.form), name), where)
             model: Model = shelf.kept[key]
             (prepared,) = model.form.at(found.shapes)
-            bucket = Bucket(model, prepared, found.precision, found.choices, early_launch=found.early_launch)
+            lanes = beside(prepared.graph, frozenset(found.side))
+            bucket = Bucket(
+                model, prepared, found.precision, found.choices, early_launch=found.early_launch, lanes=lanes
+            )
             if found.kernels:
                 bucket.executor.launcher = Player(found.kernels)
             return cls(name, tactic, [bucket], output_names)

@@ -12,6 +12,7 @@ from typing import Final
 import torch
 
 from penstock.engine.cuda import workspace
+from penstock.engine.cuda.cluster_steps import JOINED_IN_CPP
 from penstock.engine.cuda.depthwise_steps import WALKS, types_of_two
 from penstock.engine.cuda.implementations import IMPLEMENTATIONS, Implementation, register, writing
 from penstock.engine.cuda.kernels.activations import ACTIVATIONS
@@ -324,6 +325,7 @@ WAYS: Final[dict[tuple[str, str], Way]] = {
     **PRODUCTS,
     **WRITTEN,
     **SHORT,
+    **JOINED_IN_CPP,
     **WALKS,
 }
 """Kind and name -> kernel."""

@@ -103,6 +103,12 @@ __device__ __forceinline__ Quad load_constant(const Quad* from) {
   return value;
 }
 
+__device__ __forceinline__ Pair load_constant(const Pair* from) {
+  Pair value;
+  asm volatile("ld.global.nc.v2.u32 {%0, %1}, [%2];" : "=r"(value.x), "=r"(value.y) : "l"(from));
+  return value;
+}
+
 // Of what the kernel ahead wrote, past the first cache: it may hold what was there before.
 __device__ __forceinline__ Pair load_fresh(const Pair* from) {
   Pair value;
