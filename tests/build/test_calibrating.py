@@ -9,8 +9,8 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from penstock.build.calibrating import left_in_float, picked
-from penstock.build.gate import Verdict
+from penstock.build.calibrating import left_in_float, out_of_reach, picked
+from penstock.build.gate import Cosine, Gate, Metric, Verdict
 from penstock.graph import optimize
 from penstock.quantize import SCHEMES, Recipe, layers, recipes
 from penstock.quantize.observe import runner
@@ -67,6 +67,20 @@ def test_every_scheme_is_polished_before_one_is_picked() -> None:
     rounded = {name for name in cosines if name.endswith("-rounded")}
     assert {"-both" in name for name in rounded} == {False, True}
     assert cosines[recipe.name] == max(cosines.values())
+
+
+@pytest.mark.parametrize(
+    ("cosine", "gate", "hopeless"),
+    [
+        (0.99, Cosine(0.999), False),
+        (0.98, Cosine(0.999), True),
+        (0.98, Cosine(0.99), False),
+        (-1.0, Cosine(0.999), True),
+        (0.5, Metric(lambda run: 1.0, 0.01), False),  # answers may turn far without a score falling
+    ],
+)
+def test_what_loses_many_times_what_is_allowed_is_not_raced(cosine: float, gate: Gate, hopeless: bool) -> None:
+    assert out_of_reach(cosine, gate) is hopeless
 
 
 def test_the_layer_that_does_the_harm_is_left(recipe: Recipe) -> None:

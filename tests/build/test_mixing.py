@@ -15,7 +15,7 @@ from penstock.build import mixing
 from penstock.build.gate import Cosine, Metric, Verdict
 from penstock.build.judging import Compared, judges, of_trials, well_inside
 from penstock.engine import runtimes
-from penstock.engine.plan import Tactic
+from penstock.engine.plan import WIDE_KEY, Tactic
 from penstock.tactics import Form, Measurement, candidates, compiled
 from tests.quantize import networks
 
@@ -44,7 +44,21 @@ def timed(*each: tuple[Tactic, float]) -> list[Measurement]:
     ],
 )
 def test_only_what_is_fast_in_sixteen_bits_is_worth_it(race: list[Measurement], expected: Tactic | None) -> None:
-    assert mixing.candidate(race) == expected
+    assert mixing.candidate(race, lambda _: False) == expected
+
+
+@pytest.mark.parametrize(
+    ("race", "passes", "expected"),
+    [
+        (timed((INT8, 40), (BF16, 50), (FP32, 100)), True, None),
+        (timed((INT8, 40), (BF16, 50), (FP32, 100)), False, BF16),
+        (timed((BF16, 50), (INT8, 60), (FP32, 100)), True, BF16),
+    ],
+)
+def test_where_eight_bits_pass_and_are_faster_nothing_is_mixed(
+    race: list[Measurement], passes: bool, expected: Tactic | None
+) -> None:
+    assert mixing.candidate(race, lambda _: passes) == expected
 
 
 def cosine(least: float, expected: float | None = None) -> Verdict:
@@ -66,6 +80,30 @@ def cosine(least: float, expected: float | None = None) -> Verdict:
 )
 def test_well_inside_leaves_a_part_of_what_is_allowed(verdict: Verdict, inside: bool) -> None:
     assert well_inside(verdict) is inside
+
+
+@pytest.mark.parametrize(
+    ("alone", "kept"),
+    [
+        (cosine(0.9986), 1),
+        (cosine(0.9995, 0.9986), 1),
+        (cosine(0.9976), 4),
+        (cosine(0.8), 4),
+        (Verdict(False, 0.2, 0.005, (0.1, 0.3)), 1),  # scores say nothing of how many
+        (Verdict(False, float("nan"), float("nan")), 1),
+    ],
+)
+def test_many_layers_are_tried_first_where_much_is_lost(alone: Verdict, kept: int) -> None:
+    first: list[int] = []
+
+    def judged(model: ir.Model) -> Verdict:
+        first.append(sum(WIDE_KEY in node.metadata_props for node in model.graph if node.op_type == "Conv"))
+        return cosine(0.99999)
+
+    model = graph.optimize(networks.residual()).model
+    assert len([node for node in model.graph if node.op_type == "Conv"]) == 8
+    mixing.search(model, BF16, alone, judged, budget_seconds=60)
+    assert first[0] == kept
 
 
 @pytest.mark.parametrize(
@@ -161,7 +199,7 @@ def test_a_gate_that_bf16_misses_is_passed_with_some_layers_in_fp32(tmp_path: Pa
     plain = judged_by(Cosine(0.5))(model)
     assert plain.expected is not None
     limit = 1 - (1 - plain.expected) * 0.8
-    found = mixing.search(model, BF16, judged_by(Cosine(limit)), budget_seconds=120)
+    found = mixing.search(model, BF16, plain, judged_by(Cosine(limit)), budget_seconds=120)
     assert found is not None
     assert found.model is not None
     assert found.precision == "bf16"

@@ -128,7 +128,7 @@ def test_nobody_looks_at_static_programs_of_what_passes(tmp_path: Path) -> None:
 
 def test_what_is_alike_is_looked_at_once_and_fails_as_the_dynamic_one(tmp_path: Path) -> None:
     heard = Silent()
-    found = verdicts(tmp_path, model(), model(wrong_below=99, wrong=0.9), rows(30), heard=heard)
+    found = verdicts(tmp_path, model(), model(wrong_below=99, wrong=0.5), rows(30), heard=heard)
     assert not found.failed(STATIC, 0)  # nobody has looked
     for bucket in (0, 1, 0):
         assert found.of(STATIC, bucket) == found.of(ODD)
@@ -145,6 +145,14 @@ def test_all_inputs_judge_it_and_not_those_alone_that_told_it_apart(tmp_path: Pa
     assert found.alone(STATIC, 0)
     assert found.failed(STATIC, 0)
     assert [each.passed for each in found.judged_alone] == [False]
+
+
+def test_what_fails_by_little_is_the_type_s_fault_and_not_looked_at(tmp_path: Path) -> None:
+    heard = Silent()
+    found = verdicts(tmp_path, model(), model(wrong_below=4, wrong=0.89), rows(30), heard=heard)
+    assert 0.997 < found.of(ODD).measured < 0.999
+    assert not found.of(STATIC, 0).passed
+    assert heard.stages == [f"gate {ODD.name}"]
 
 
 @pytest.mark.parametrize(("rows_wrong", "passed"), [(0, True), (2, True), (4, False)])

@@ -81,6 +81,22 @@ def test_a_run_that_has_what_is_needed_and_little_more(needed: tuple[int, int], 
     assert found.evaluations <= 12
 
 
+@pytest.mark.parametrize(
+    ("needed", "share", "asked"), [((0, 14), 1 / 16, 12), ((0, 14), 1 / 2, 10), ((0, 12), 1 / 2, 9)]
+)
+def test_a_good_first_guess_saves_trials(needed: tuple[int, int], share: float, asked: int) -> None:
+    tried: list[frozenset[str]] = []
+
+    def evaluate(kept: frozenset[str]) -> float:
+        tried.append(kept)
+        return containing(*needed)(kept)
+
+    found = search_run(NAMES, evaluate, lambda score: score >= 1, budget_seconds=60, first_share=share)
+    assert run(*needed) <= found.layers
+    assert tried[0] == run(0, max(1, int(24 * share)))
+    assert found.evaluations == asked
+
+
 def test_where_nothing_passes_all_were_tried() -> None:
     found = search_run(NAMES, lambda kept: len(kept) / 100, lambda score: score >= 1, budget_seconds=60)
     assert (found.passed, found.complete, found.layers) == (False, True, frozenset(NAMES))

@@ -13,7 +13,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from penstock import quantize
-from penstock.build.gate import Verdict
+from penstock.build.gate import Cosine, Gate, Verdict
 from penstock.build.keeping import choose
 from penstock.build.progress import Progress
 from penstock.engine.plan import Tactic
@@ -25,6 +25,8 @@ Arrays = Mapping[str, NDArray[Any]]
 # A quantized form this close to the float model is left as it is, well inside the usual gate of 0.999; corrections take
 # calibration's time again.
 _CLOSE: Final = 0.9996
+# Times what the gate allows. Losses add up over layers: to lose so much less, nearly all of them have to be in float.
+_OUT_OF_REACH: Final = 15.0
 # Of all products; with fewer of them in eight bits there is nothing left to win.
 _LEAST_IN_EIGHT_BITS: Final = 0.1
 # A narrower tactic that fails the gate is worth repairing when it is at least this much faster than what passed.
@@ -85,6 +87,11 @@ def left_in_float(
         most=(1 - _LEAST_IN_EIGHT_BITS) * cost(layers),
     )  # fmt: skip
     return found
+
+
+def out_of_reach(cosine: float, gate: Gate) -> bool:
+    """Whether layers left in float can't make up for what the best recipe loses on unseen samples."""
+    return isinstance(gate, Cosine) and 1 - cosine > _OUT_OF_REACH * (1 - gate.minimum)
 
 
 def worth_a_gate(form: str, timed: Sequence[Measurement]) -> Tactic | None:

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from penstock import graph, quantize, tactics
 from penstock.build import budget, custom_ops, evidence, mixing
 from penstock.build.budget import Budget
-from penstock.build.calibrating import left_in_float, picked, worth_a_gate
+from penstock.build.calibrating import left_in_float, out_of_reach, picked, worth_a_gate
 from penstock.build.evidence import CalibrationRecord, Evidence, SensitivityRecord
 from penstock.build.forms import BESIDE, add_fp8, add_int8, add_lowered, beside, prepare
 from penstock.build.gate import Metric, Verdict
@@ -92,10 +92,10 @@ class Build:
         self._set_up_gate()
         if self._on_gpu:
             self._widen()
-        if not self._on_gpu:
-            self._add_mixed()
         if self._quantizes and self._worth_quantizing():
             self._add_quantized()
+        if not self._on_gpu:
+            self._add_mixed()
         self._set_up_beside()
         self._confirm()
         sealing = Sealing(
@@ -145,10 +145,8 @@ class Build:
         )
         self._data = quantize.load(options.calibration, inputs) if options.calibration is not None else None
         # What calibration sees and what candidates are judged on have no sample in common.
-        self._learned: Calibration | None = None
-        self._unseen: Calibration | None = None
-        if self._data is not None:
-            self._learned, self._unseen = self._data.split()
+        none: tuple[Calibration | None, Calibration | None] = (None, None)
+        self._learned, self._unseen = self._data.split() if self._data is not None else none
         self._samples = Samples(inputs, list(self._unseen) if self._unseen is not None else None)
         self._forms = prepare(model, self._folder, reduce=options.reduce, profiles=self._profiles)
         if self._on_gpu:
@@ -326,8 +324,7 @@ class Build:
         raise AccuracyError(f"nothing that runs passes {self._options.gate.text}: {worst}")
 
     def _usable_times(self, tactic: Tactic) -> tuple[float | None, ...]:
-        found = enumerate(self._times(tactic))
-        return tuple(None if self._verdicts.failed(tactic, bucket) else each for bucket, each in found)
+        return tuple(None if self._verdicts.failed(tactic, at) else us for at, us in enumerate(self._times(tactic)))
 
     def _times(self, tactic: Tactic) -> tuple[float | None, ...]:
         found = [self._race.of(tactic, bucket) for bucket in range(len(self._buckets))]
@@ -342,9 +339,8 @@ class Build:
             return
         tactic = judged_as(timed[0])
         with tactics.compiled(tactic, self._forms.files[tactic.form], limits=self._limits) as child:
-            for bucket, shapes in enumerate(self._buckets):
-                outputs = child.run(self._samples.at(shapes))
-                self._beside_microseconds[bucket] = reduction_microseconds(outputs, self._forms.reductions)
+            outputs = [child.run(self._samples.at(shapes)) for shapes in self._buckets]
+        self._beside_microseconds = [reduction_microseconds(each, self._forms.reductions) for each in outputs]
 
     @property
     def _free_shapes(self) -> bool:
@@ -358,12 +354,12 @@ class Build:
 
     def _add_mixed(self) -> None:
         """BF16 or FP16 with a few layers in FP32, where all in one type is fast and fails, or just passes."""
-        tactic = mixing.candidate(self._race.at(_OPTIMUM))
-        if tactic is None or well_inside(self._verdicts.of(tactic)):
+        tactic = mixing.candidate(self._race.at(_OPTIMUM), lambda each: self._verdicts.of(each, _OPTIMUM).passed)
+        if tactic is None or well_inside(alone := self._verdicts.of(tactic)):
             return
         self._progress.stage("mix", tactic.name)
         self._mix = mixing.search(
-            self._forms.plain, tactic, lambda model: self._verdicts.tried(model, tactic),
+            self._forms.plain, tactic, alone, lambda model: self._verdicts.tried(model, tactic),
             budget_seconds=self._budget.share(budget.MIX),
         )  # fmt: skip
         if self._mix is not None and self._mix.model is not None:
@@ -388,6 +384,9 @@ class Build:
             self._race_steps(add_fp8(self._forms, STEPS_FP8, self._forms.optimized, recipe.ranges, self._buckets))
         if "int8" not in self._allowed:
             return
+        if not self._on_gpu and out_of_reach(self._closest, self._options.gate):
+            self._notes.append("INT8 loses too much for layers left in float to make up for it, so it was not timed")
+            return
         form = self._race_eight_bits(recipe.name, recipe.model)
         tactic = worth_a_gate(form, self._race.at(_OPTIMUM))
         if tactic is None or self._verdicts.of(tactic).passed:
@@ -411,6 +410,7 @@ class Build:
             self._forms.plain, self._learned, self._unseen, [quantize.GPU] if self._on_gpu else schemes, reference,
             deadline, self._progress,
         )  # fmt: skip
+        self._closest = cosines[recipe.name]
         self._calibration = CalibrationRecord(self._data.digest, len(self._learned), tuple(cosines), recipe.method)
         self._notes.append(
             "least cosine on unseen samples: "

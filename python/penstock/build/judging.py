@@ -35,6 +35,8 @@ _MORE_BYTES: Final = 256 * 2**20
 USED: Final = 0.7
 # Kernels that round differently differ by less.
 _MUCH_NEARER: Final = 0.5
+# Times what is allowed: mistakes of a library are no smaller. Seen: 4 in a small network, 110 and 260 in others.
+_GROSS: Final = 3.0
 # Too few for a bound on further inputs: only what is seen to fail fails.
 _FIRST: Final = 7
 
@@ -238,6 +240,12 @@ def much_nearer(verdict: Verdict, other: Verdict) -> bool:
     """Whether, on the same inputs, it loses so much less that it can't have computed the same."""
     lost, more = _lost(verdict), _lost(other)
     return math.isfinite(lost) and (not math.isfinite(more) or lost < _MUCH_NEARER * more)
+
+
+def grossly_wrong(verdict: Verdict) -> bool:
+    """Whether it fails by so much that the library may be at fault, and not the type."""
+    allowed = 1 - verdict.limit if verdict.output else verdict.limit
+    return not verdict.passed and not _lost(verdict) <= _GROSS * allowed
 
 
 def _lost(verdict: Verdict) -> float:

@@ -16,7 +16,7 @@ from penstock import graph, quantize
 from penstock.build.evidence import SensitivityRecord
 from penstock.build.forms import BESIDE
 from penstock.build.gate import Verdict
-from penstock.build.judging import well_inside
+from penstock.build.judging import USED, margin, well_inside
 from penstock.build.keeping import choose
 from penstock.engine.plan import Tactic
 from penstock.tactics import Measurement
@@ -30,6 +30,11 @@ _WORTH: Final = 1.1
 _MOST: Final = 0.75
 # A mix that costs no more than this is taken in place of what passes without being well inside.
 _SAFER: Final = 1.03
+
+# The share of the layers that is tried first, and what tells which: times what a mix may lose.
+_FEW: Final = 1 / 16
+_MANY: Final = 1 / 2
+_FAR: Final = 3.0
 
 Times = Sequence[float | None]
 
@@ -47,28 +52,34 @@ class Mix:
     """Well inside the gate, and not just inside."""
 
 
-def candidate(timed: Sequence[Measurement]) -> Tactic | None:
-    """The fastest tactic in sixteen bits of those timed, fastest first, where a part of its lead is worth having."""
+def candidate(timed: Sequence[Measurement], passes: Callable[[Tactic], bool]) -> Tactic | None:
+    """The fastest tactic in sixteen bits of those timed, fastest first, where a part of its lead is worth having: over
+    FP32, and over what passes in eight bits.
+    """
     found = [each for each in timed if _is_narrow(each.tactic)]
     wide = [each for each in timed if each.tactic.precision == "fp32"]
     if not found or (wide and found[0].median_us * _WORTH > wide[0].median_us):
         return None
-    return found[0].tactic
+    eight = [each.tactic for each in timed if each.tactic.precision == "int8" and each.median_us <= found[0].median_us]
+    return None if any(map(passes, eight)) else found[0].tactic
 
 
 def search(
-    model: ir.Model, tactic: Tactic, judged: Callable[[ir.Model], Verdict], *, budget_seconds: float
+    model: ir.Model, tactic: Tactic, alone: Verdict, judged: Callable[[ir.Model], Verdict], *, budget_seconds: float
 ) -> Mix | None:
     """Keep as few layers in FP32 as bring the model well inside the gate, or else inside; None without such layers.
 
     model   the graph to mark: norms folded, without reductions.
+    alone   the verdict without such layers.
     judged  the verdict on a marked graph, run as the tactic says.
     """
     layers = quantize.convolutions(model)
     if not layers:
         return None
     found, verdict = choose(
-        lambda evaluate, passes: quantize.search_run(layers, evaluate, passes, budget_seconds=budget_seconds),
+        lambda evaluate, passes: quantize.search_run(
+            layers, evaluate, passes, budget_seconds=budget_seconds, first_share=_first_share(alone)
+        ),
         lambda kept: judged(quantize.keeping(model, kept)), len, most=_MOST * len(layers),
     )  # fmt: skip
     names = tuple(_source(node) for node in model.graph if node.name in found.layers)
@@ -77,6 +88,12 @@ def search(
     precision: Literal["bf16", "fp16"] = "fp16" if tactic.precision == "fp16" else "bf16"
     mixed = quantize.keeping(model, found.layers) if found.passed else None
     return Mix(record, mixed, precision, well_inside(verdict))
+
+
+def _first_share(alone: Verdict) -> float:
+    """Few layers take away half of what is lost; where it is several times what may be, it takes many."""
+    over = (1 - alone.limit - margin(alone)) / (USED * (1 - alone.limit)) if alone.output and alone.limit < 1 else 0.0
+    return _MANY if over > _FAR else _FEW
 
 
 def _source(node: ir.Node) -> str:

@@ -28,6 +28,7 @@ from penstock.build.judging import (
     Compared,
     Judges,
     Run,
+    grossly_wrong,
     in_steps,
     judges,
     margin,
@@ -135,10 +136,10 @@ class Verdicts:
         return bucket is not None and (tactic, bucket) in self._alone
 
     def _may_differ(self, tactic: Tactic, bucket: int) -> bool:
-        """Only what failed is looked at again: not what was overruled since, and a GPU's programs are all static."""
+        """Only what failed by far is looked at again: not what was overruled since. A GPU's programs are all static."""
         known = tactic in self._alike or self.alone(tactic, bucket)
         able = tactic.shapes == "static" and tactic.runtime != CUDA
-        return able and not known and not self._found[judged_as(tactic)].passed
+        return able and not known and grossly_wrong(self._found[judged_as(tactic)])
 
     def _look_at(self, tactic: Tactic, bucket: int) -> None:
         """Judge the static program of a tactic that failed; once it turns out to be alike, it is not asked again."""

@@ -26,8 +26,8 @@ _IN_KERNEL: Final = (
 )
 # What has a type of its own, whatever stands around it.
 _LAYERS: Final = ("Conv", "ConvTranspose", "MatMul", "Gemm", "LSTM", "GRU", "RNN")
-# The first try is this share of the layers, and what is added or taken away at the end this share of those found.
-_FIRST_SHARE: Final = 16
+# The first try is this share of the layers, and what is added or taken away at the end one in so many of those found.
+_FIRST_SHARE: Final = 1 / 16
 _STEP_SHARE: Final = 8
 
 
@@ -70,23 +70,35 @@ def _feeds(node: ir.Node | None, reader: ir.Node) -> bool:
 
 
 def search_run(
-    layers: Sequence[str], evaluate: Evaluate, passes: Callable[[float], bool], *, budget_seconds: float
+    layers: Sequence[str],
+    evaluate: Evaluate,
+    passes: Callable[[float], bool],
+    *,
+    budget_seconds: float,
+    first_share: float = _FIRST_SHARE,
 ) -> Kept:
     """Find a short run of `layers` which, kept in FP32, lets the model pass.
 
-    layers    in the order of execution
-    evaluate  scores the model with these layers kept; higher is better. Never asked twice the same
-    passes    whether a score will do
+    layers       in the order of execution
+    evaluate     scores the model with these layers kept; higher is better. Never asked twice the same
+    passes       whether a score will do
+    first_share  of the layers: how many are tried first
 
     The budget is checked before each evaluation but the first, with the longest so far as an estimate.
     """
-    return _Run(layers, evaluate, passes, budget_seconds).search()
+    return _Run(layers, evaluate, passes, budget_seconds, first_share).search()
 
 
 class _Run:
     def __init__(
-        self, layers: Sequence[str], evaluate: Evaluate, passes: Callable[[float], bool], budget_seconds: float
+        self,
+        layers: Sequence[str],
+        evaluate: Evaluate,
+        passes: Callable[[float], bool],
+        budget_seconds: float,
+        first_share: float,
     ) -> None:
+        self.first_share = first_share
         self.layers = list(layers)
         self.evaluate = evaluate
         self.passes = passes
@@ -96,7 +108,7 @@ class _Run:
 
     def search(self) -> Kept:
         count = len(self.layers)
-        end = max(1, count // _FIRST_SHARE)
+        end = max(1, int(count * self.first_share))
         if not count:
             return Kept(frozenset(), -math.inf, False, 0, True)
         too_few = 0

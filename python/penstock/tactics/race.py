@@ -28,6 +28,9 @@ from penstock.tactics.timer import QUALIFYING, Contender, Effort, compare, warm
 
 _LOG = logging.getLogger(__name__)
 
+# Beyond this a call is its own mean over much: two rounds tell what four do.
+_SLOW_US: Final = 250_000.0
+_SLOW_ROUNDS: Final = 2
 # A first call that takes this many times the best one's, and the best's usual time, is not followed by a second ...
 _HOPELESS_FIRST: Final = 5.0
 # ... when it is also longer than this: small models take their time once, for buffers and code, and are fast then.
@@ -234,7 +237,8 @@ class _Race:
         except CandidateLost as error:
             _LOG.warning("timed before, and now: %s", error)
             return False
-        compared = compare([champion, contender], QUALIFYING, lambda: self._left(contender.tactic, bucket) > 0)
+        effort = replace(QUALIFYING, rounds=_SLOW_ROUNDS) if best.median_us > _SLOW_US else QUALIFYING
+        compared = compare([champion, contender], effort, lambda: self._left(contender.tactic, bucket) > 0)
         for failure in compared.lost:
             if failure.lost.tactic == contender.tactic:
                 raise failure
