@@ -242,9 +242,9 @@ void multiply_rows(Sum (&sum)[SIZE], Matrix a, Matrix b, unsigned int add) {
 }
 
 #if KIND == 0
-// Rows of b sixteen bytes apart.
-template <int SIZE>
-void multiply_windows(float (&sum)[SIZE], const unsigned int (&a)[4], Matrix b, unsigned int add) {
+// Of what all lanes of a warp hold of the left side, and the right side's numbers, by column and depth.
+template <int SIZE, class Right>
+void multiply_with(float (&sum)[SIZE], const unsigned int (&a)[4], unsigned int add, const Right& right_of) {
   Warp& warp = my_warp();
   warp.given[my_lane()] = Quad{a[0], a[1], a[2], a[3]};
   warp.meet.arrive_and_wait();
@@ -258,12 +258,7 @@ void multiply_windows(float (&sum)[SIZE], const unsigned int (&a)[4], Matrix b, 
   for (unsigned int column = 0; column < 2 * SIZE; ++column) {
     if (column % 8 / 2 != my_lane() % 4) continue;
     float right[16];
-    for (unsigned int depth = 0; depth < 16; ++depth) {
-      unsigned short bits;
-      const unsigned int offset = ((b & 0x3fff) << 4) + 16 * column + 2 * depth;
-      std::memcpy(&bits, at_address(my_rank << 24 | offset), 2);
-      right[depth] = wide(bits);
-    }
+    for (unsigned int depth = 0; depth < 16; ++depth) right[depth] = right_of(column, depth);
     for (unsigned int half = 0; half < 2; ++half) {
       float& one = sum[column / 8 * 4 + half * 2 + column % 2];
       float found = add ? one : 0;
@@ -271,5 +266,21 @@ void multiply_windows(float (&sum)[SIZE], const unsigned int (&a)[4], Matrix b, 
       one = found;
     }
   }
+}
+
+// Rows of b sixteen bytes apart.
+template <int SIZE>
+void multiply_windows(float (&sum)[SIZE], const unsigned int (&a)[4], Matrix b, unsigned int add) {
+  multiply_with(sum, a, add, [&](unsigned int column, unsigned int depth) {
+    unsigned short bits;
+    const unsigned int offset = ((b & 0x3fff) << 4) + 16 * column + 2 * depth;
+    std::memcpy(&bits, at_address(my_rank << 24 | offset), 2);
+    return wide(bits);
+  });
+}
+
+template <int SIZE>
+void multiply_held(float (&sum)[SIZE], const unsigned int (&a)[4], Matrix b, unsigned int add) {
+  multiply_with(sum, a, add, [&](unsigned int column, unsigned int depth) { return of_matrix(b, column, depth); });
 }
 #endif

@@ -42,6 +42,15 @@ WEIGHTS = {
 }  # fmt: skip
 
 
+WAYS = [
+    pytest.param(name, added, kind, id=f"{name}, {kind} of {added}")
+    for name in ("cuda_row", "cuda_pair")
+    for added in ADDED
+    for kind in BEHIND
+    if name == "cuda_row" or (kind == "bottleneck_next" and "other" not in added)
+]
+
+
 @pytest.fixture
 def _as_if_there_were_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is asked is whether the step suits the kernels, and what they compute: one multiprocessor is enough."""
@@ -50,15 +59,17 @@ def _as_if_there_were_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def block(
-    added: str, kind: str, device: str = "cpu"
+    added: str, kind: str, device: str = "cpu", name: str = "cuda_row"
 ) -> tuple[Executor, Site, dict[str, "torch.Tensor"], "torch.Tensor"]:
     """An executor, the block's site, what the model reads and what it should answer."""
     stride = 2 if "other" in added else 1
-    high = 5 * stride * stride
+    high = 7 * stride * stride
     body = BODY.format(
         high=high, wide=10 // stride, below=high // stride, stride=stride, added=ADDED[added], behind=BEHIND[kind],
         out=64 if kind == "bottleneck_next" else 128,
     )  # fmt: skip
+    if name == "cuda_pair":
+        body = body.replace("HardSigmoid <alpha=0.3>", "Relu")
     used = {key: each for key, each in WEIGHTS.items() if f" {key}," in body or f" {key})" in body}
     model, inputs = graph(body, used), {"i": normal(1, 64, high, 10)}
     found, weights = lowered(model, inputs)
@@ -69,11 +80,10 @@ def block(
 
 @pytest.mark.usefixtures("_as_if_there_were_a_gpu")
 @pytest.mark.skipif(shutil.which("g++") is None, reason="there is no g++")
-@pytest.mark.parametrize("kind", BEHIND)
-@pytest.mark.parametrize("added", ADDED)
-def test_a_row_computes_what_the_block_does(added: str, kind: str, tmp_path: Path) -> None:
-    executor, site, inputs, right = block(added, kind)
-    way = triton_steps.WAYS[kind, "cuda_row"]
+@pytest.mark.parametrize(("name", "added", "kind"), WAYS)
+def test_a_row_computes_what_the_block_does(name: str, added: str, kind: str, tmp_path: Path) -> None:
+    executor, site, inputs, right = block(added, kind, name=name)
+    way = triton_steps.WAYS[kind, name]
     assert way.types(site)
     assert way.suits(site)
     config = way.configs(site)[0]
@@ -118,14 +128,16 @@ def test_blocks_of_other_types_are_left_to_others() -> None:
 @pytest.mark.skipif(
     not torch.cuda.is_available() or torch.cuda.get_device_capability() != (9, 0), reason="needs a Hopper GPU"
 )
-@pytest.mark.parametrize("kind", BEHIND)
-@pytest.mark.parametrize("added", ADDED)
-def test_every_row_that_would_be_timed_is_right_on_a_gpu(added: str, kind: str) -> None:
-    executor, site, inputs, right = block(added, kind, "cuda")
-    there = {name: each.to("cuda") for name, each in inputs.items()}
-    configs = warpgroup_blocks._configs(site)
+@pytest.mark.parametrize(("name", "added", "kind"), WAYS)
+def test_every_row_that_would_be_timed_is_right_on_a_gpu(
+    name: str, added: str, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(warpgroup_blocks, "multiprocessors_of", lambda device: 1)
+    executor, site, inputs, right = block(added, kind, "cuda", name)
+    there = {key: each.to("cuda") for key, each in inputs.items()}
+    configs = triton_steps.WAYS[kind, name].configs(site)
     assert configs
     for config in configs:
-        choices = {site.step.name: Choice("cuda_row", config)}
+        choices = {site.step.name: Choice(name, config)}
         row = Executor(executor.graph, executor.weights, "cuda", "fp16", choices=choices, early_launch=True)
         assert error(row.run(there)["y"].cpu().numpy(), right.numpy()) < 3e-3

@@ -459,6 +459,46 @@ __device__ __forceinline__ void multiply_windows(float (&sum)[64], const unsigne
       : EIGHT(sum, 0), EIGHT(sum, 8), EIGHT(sum, 16), EIGHT(sum, 24), EIGHT(sum, 32), EIGHT(sum, 40), EIGHT(sum, 48), EIGHT(sum, 56)
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b), "r"(add));
 }
+// The same with b as in `multiply_rows`.
+__device__ __forceinline__ void multiply_held(float (&sum)[32], const unsigned int (&a)[4], Matrix b, unsigned int add) {
+  asm volatile(
+      "{\n"
+      ".reg .pred adds;\n"
+      ".reg .b64 b;\n"
+      "setp.ne.b32 adds, %37, 0;\n"
+      "mov.b64 b, {%36, " UPPER_WORD "};\n"
+      "wgmma.mma_async.sync.aligned.m64n64" TYPES " "
+      "{%0, %1, %2, %3, %4, %5, %6, %7, "
+      "%8, %9, %10, %11, %12, %13, %14, %15, "
+      "%16, %17, %18, %19, %20, %21, %22, %23, "
+      "%24, %25, %26, %27, %28, %29, %30, %31}, "
+      "{%32, %33, %34, %35}, b, adds" A_FLAGS ";\n"
+      "}\n"
+      : EIGHT(sum, 0), EIGHT(sum, 8), EIGHT(sum, 16), EIGHT(sum, 24)
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b), "r"(add));
+}
+
+__device__ __forceinline__ void multiply_held(float (&sum)[64], const unsigned int (&a)[4], Matrix b, unsigned int add) {
+  asm volatile(
+      "{\n"
+      ".reg .pred adds;\n"
+      ".reg .b64 b;\n"
+      "setp.ne.b32 adds, %69, 0;\n"
+      "mov.b64 b, {%68, " UPPER_WORD "};\n"
+      "wgmma.mma_async.sync.aligned.m64n128" TYPES " "
+      "{%0, %1, %2, %3, %4, %5, %6, %7, "
+      "%8, %9, %10, %11, %12, %13, %14, %15, "
+      "%16, %17, %18, %19, %20, %21, %22, %23, "
+      "%24, %25, %26, %27, %28, %29, %30, %31, "
+      "%32, %33, %34, %35, %36, %37, %38, %39, "
+      "%40, %41, %42, %43, %44, %45, %46, %47, "
+      "%48, %49, %50, %51, %52, %53, %54, %55, "
+      "%56, %57, %58, %59, %60, %61, %62, %63}, "
+      "{%64, %65, %66, %67}, b, adds" A_FLAGS ";\n"
+      "}\n"
+      : EIGHT(sum, 0), EIGHT(sum, 8), EIGHT(sum, 16), EIGHT(sum, 24), EIGHT(sum, 32), EIGHT(sum, 40), EIGHT(sum, 48), EIGHT(sum, 56)
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b), "r"(add));
+}
 #undef A_FLAGS
 #endif
 
