@@ -139,6 +139,7 @@ def depthwise_diagonal_launch(
         "WARPS": config.warps,
         "RESIDENT": config.resident(layer),
         "NARROW": 0,
+        **_bounds_in_halves(epilogue or Epilogue(), "OUT"),
     }
     return replace(walk, source="diagonal.cu", symbol="depthwise_diagonal", grid=(blocks, 1, 1), constants=constants)
 
@@ -162,9 +163,9 @@ def expand_diagonal_launch(
 ) -> CppLaunch:
     """As `expand_walk_launch`: the 1 x 1 convolution before is computed where its result is wanted, and not written."""
     walk = expand_walk_launch(
-        x, first, w, out=out, config=ExpandWalkTile(_COLUMNS, config.rows, CHANNELS * config.warps, 1, 1), first_bias=first_bias,
-        first_scale=first_scale, bias=bias, factors=factors, inner=inner, outer=outer, stride=stride, padding=padding,
-        widest=WIDEST, pdl=pdl,
+        x, first, w, out=out, config=ExpandWalkTile(_COLUMNS, config.rows, CHANNELS * config.warps, 1, 1),
+        first_bias=first_bias, first_scale=first_scale, bias=bias, factors=factors, inner=inner, outer=outer,
+        stride=stride, padding=padding, widest=WIDEST, pdl=pdl,
     )  # fmt: skip
     layer = Layer(tuple(out.shape), (w.shape[0], w.shape[1]), stride, x.dtype.itemsize)
     blocks = config.blocks(layer)
@@ -176,14 +177,23 @@ def expand_diagonal_launch(
         "WARPS": config.warps,
         "RESIDENT": config.resident(layer, x.shape[3]),
     }
-    if x.dtype == torch.int8:  # as halves are where their steps are ones
-        low, high = (each / inner.out_scale for each in bounds(inner))
-        constants["INNER_LOW_PAIR"] = pair_of(_AMID + max(-128, round(low) if isfinite(low) else -128), torch.float16)
-        constants["INNER_HIGH_PAIR"] = pair_of(_AMID + min(127, round(high) if isfinite(high) else 127), torch.float16)
+    constants |= _bounds_in_halves(outer, "OUT")
+    if x.dtype == torch.int8:
+        constants |= _bounds_in_halves(inner, "INNER")
     return replace(
         walk, source="diagonal.cu", symbol="depthwise_diagonal", grid=(blocks, 1, 1), threads=_WARP * config.warps,
         constants=constants, shared_bytes=0,
     )  # fmt: skip
+
+
+def _bounds_in_halves(epilogue: Epilogue, name: str) -> dict[str, int]:
+    """Of INT8, as halves are where their steps are ones."""
+    low, high = (each / epilogue.out_scale for each in bounds(epilogue))
+    least, most = max(-128, round(low) if isfinite(low) else -128), min(127, round(high) if isfinite(high) else 127)
+    return {
+        f"{name}_LOW_PAIR": pair_of(_AMID + least, torch.float16),
+        f"{name}_HIGH_PAIR": pair_of(_AMID + most, torch.float16),
+    }
 
 
 def expand_diagonal_tiles(

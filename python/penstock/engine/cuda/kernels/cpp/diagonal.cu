@@ -19,8 +19,9 @@
 //   NARROW    channels of the narrow map, a multiple of 8, whose pixels are X_PITCH apart; 0: there is none
 //   HAS_INNER_BIAS INNER_LOW_BITS INNER_HIGH_BITS INNER_LOW_PAIR INNER_HIGH_PAIR   of the first layer, where there is one
 //   INNER_INVERSE_BITS   how many steps of the wide map one is, where it is INT8
-// CHANNELS is a multiple of 16. INT8 of the wide map has its bounds in INNER_LOW_PAIR and INNER_HIGH_PAIR: FP16, twice,
-// in its steps, and 1536 more.
+//   OUT_LOW_PAIR OUT_HIGH_PAIR   bounds of an INT8 result
+// CHANNELS is a multiple of 16. INT8 has its bounds, and INT8 of the wide map in INNER_LOW_PAIR and INNER_HIGH_PAIR, as
+// FP16, twice, in its steps, and 1536 more.
 #include "primitives.cuh"
 
 #include "walk.cuh"
@@ -30,6 +31,10 @@ constexpr int PAIRS = (OUT_WIDTH + 1) / 2, CHUNKS = CHANNELS / 16;
 constexpr unsigned int STRIPS = IMAGES * PAIRS;
 constexpr int GAP = STRIDE_WIDE == 1 ? 2 : 1;  // from one tap to the other of a product: operands are neighbours then
 constexpr int LAST_LEFT = (PAIRS - 1) * 2 * STRIDE_WIDE - PAD_LEFT;  // of all strips' lefts
+
+constexpr float AMID_HALVES = 1536.0f;  // where FP16's steps are ones
+// Whether results are rounded and bounded two at a time.
+#define IN_HALVES (EIGHT_IN && EIGHT_OUT && ACTIVATION == 0)
 
 static_assert(CHANNELS % 16 == 0 && CHUNKS % WARPS == 0 && COLUMNS == 2, "how it is shared");
 static_assert(NARROW % 8 == 0 && X_PITCH % 4 == 0 && OUT_PITCH % 4 == 0, "how it is shared");
@@ -51,7 +56,6 @@ constexpr int NARROW_BYTES = NARROW * static_cast<int>(sizeof(Element)), PIECES 
 constexpr int PIECE = 16 / static_cast<int>(sizeof(Element));  // numbers
 constexpr float MAGIC = 12582912.0f;
 constexpr int MAGIC_BITS = 0x4b400000;
-constexpr float AMID_HALVES = 1536.0f;  // where FP16's steps are ones
 #else
 constexpr int PIECES = WORDS, PIECE = VECTOR;
 #endif
@@ -200,7 +204,11 @@ extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT) depthwise_diagon
 #define BIAS nullptr
 #endif
 #pragma unroll
-  for (int part = 0; part < WORDS; ++part) scales_of(factor[part], offset[part], FACTORS, BIAS, channel / VECTOR + part);
+  for (int part = 0; part < WORDS; ++part) {
+    scales_of(factor[part], offset[part], FACTORS, BIAS, channel / VECTOR + part);
+#pragma unroll
+    for (int at = 0; at < VECTOR; ++at) offset[part][at] += IN_HALVES ? AMID_HALVES : 0.0f;
+  }
 
 #if NARROW
   Inner inner;
@@ -324,9 +332,25 @@ extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT) depthwise_diagon
 #pragma unroll
               for (int at = 0; at < VECTOR; ++at) {
                 const int which = part * VECTOR + at;  // of four
-                y[at] = finished(sums[u][which / 2][2 * each + which % 2], factor[part][at], offset[part][at]);
+                const float sum = sums[u][which / 2][2 * each + which % 2];
+#if IN_HALVES
+                y[at] = sum * factor[part][at] + offset[part][at];
+#else
+                y[at] = finished(sum, factor[part][at], offset[part][at]);
+#endif
               }
+#if IN_HALVES
+              unsigned int pairs[2];
+#pragma unroll
+              for (int pair = 0; pair < 2; ++pair) {
+                const unsigned int whole = smaller_of_halves(halves_of_numbers(y[2 * pair], y[2 * pair + 1]), OUT_HIGH_PAIR);
+                pairs[pair] = greater_of_halves(whole, OUT_LOW_PAIR);
+              }
+              // The last byte of 1536 and a number is the number.
+              *reinterpret_cast<unsigned int*>(to + each * OUT_PITCH) = permuted(pairs[0], pairs[1], 0x6420u);
+#else
               store(to + each * OUT_PITCH + part * VECTOR, y);
+#endif
             }
           }
         }
