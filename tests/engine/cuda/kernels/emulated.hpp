@@ -291,6 +291,9 @@ inline void multiply_add(int (&sum)[4], const Quad& a, unsigned int b_low, unsig
     }
   }
 }
+inline void multiply_add_half(int (&sum)[4], unsigned int a_upper, unsigned int a_lower, unsigned int b) {
+  multiply_add(sum, Quad{a_upper, a_lower, 0, 0}, b, 0);
+}
 inline float whole_to_float(int number) {
   if (number >= 1 << 22 || number <= -(1 << 22)) std::exit(73);
   return static_cast<float>(number);
@@ -355,6 +358,9 @@ inline unsigned int greater_of_halves(unsigned int one, unsigned int other) {
 }
 inline unsigned int smaller_of_halves(unsigned int one, unsigned int other) {
   return halves_of_numbers(std::fmin(low_of_halves(one), low_of_halves(other)), std::fmin(high_of_halves(one), high_of_halves(other)));
+}
+inline unsigned int halves_add_bounded(unsigned int one, unsigned int other) {
+  return greater_of_halves(halves_add(one, other), 0);
 }
 inline unsigned int permuted(unsigned int first, unsigned int second, unsigned int selector) {
   const unsigned long long bytes = first | static_cast<unsigned long long>(second) << 32;

@@ -29,11 +29,12 @@ _COLUMNS: Final = 2
 _AMID: Final = 1536  # among the numbers between which FP16 has steps of one
 _STRIPS: Final = 8  # of a warp
 _WARP: Final = 32
-_WARPS: Final = 4
+_WARPS: Final = (4, 3, 2, 5, 7, 1)  # of a block, the likeliest first: they share the channels
 _ROWS: Final = (4, 7, 14, 28)
 _AHEAD: Final = (1, 2)
 _SCHEDULERS: Final = 4
 _MULTIPROCESSOR_REGISTERS: Final = 65536
+_SLACK: Final = 8  # registers that the compiler finds a way without
 _REGISTERS: Final = 232  # of a thread, beyond which the compiler spills
 _REGISTERS_OF_TWO: Final = 212  # the same, with a layer before
 # Clocks, roughly: of a product, of a pixel's load and conversion, of a store with what is done to four sums, of what
@@ -51,29 +52,31 @@ class DiagonalTile:
     """Below each other that a warp makes."""
     ahead: int
     """Rows that are loaded before they are wanted."""
-    warps: int = _WARPS
+    warps: int
+    """Of a block; groups of sixteen channels are a multiple of them."""
 
     def registers(self, layer: Layer, narrow: int = 0) -> int:
         """Of a thread, roughly. `narrow`: channels of the map before, if another layer makes what this one reads."""
-        words = layer.itemsize
+        pieces = ceil(narrow * layer.itemsize / 16) if narrow else layer.itemsize
         reach = (_COLUMNS - 1) * layer.stride[1] + layer.taps[1]
         kept = ceil(layer.taps[0] / layer.stride[0])
         taps = layer.taps[0] * layer.taps[1]
-        more = 0
-        if narrow:
-            words = 2 * words * ceil(narrow / 32)
-            more = 2 * words + (14 if layer.itemsize == 1 else 26)
-        return 8 * kept + 2 * taps + 2 * reach + self.ahead * reach * words + more + (42 if words == 1 else 60)
+        first = 2 * pieces + 18 if narrow else 0
+        return 8 * kept + 2 * taps + 2 * reach + self.ahead * reach * pieces + first + 46
 
     def resident(self, layer: Layer, narrow: int = 0) -> int:
-        """Blocks of a multiprocessor."""
-        return max(1, _MULTIPROCESSOR_REGISTERS // (ceil(self.registers(layer, narrow) / 8) * 8 * _WARP * self.warps))
+        """Blocks of a multiprocessor, each of which gets as many registers as if it were whole fours of warps."""
+        registers = 8 * ceil((self.registers(layer, narrow) - _SLACK) / 8)
+        return max(1, _MULTIPROCESSOR_REGISTERS // (registers * 4 * _WARP * ceil(self.warps / 4)))
 
     def units(self, layer: Layer) -> int:
         """Warps with something to do."""
         images, high, wide, channels = layer.out_shape
         strips = ceil(images * ceil(wide / _COLUMNS) / _STRIPS)
         return channels // CHANNELS * ceil(high / self.rows) * strips
+
+    def blocks(self, layer: Layer) -> int:
+        return self.units(layer) // self.warps
 
     def clocks(self, layer: Layer, multiprocessors: int) -> float:
         """Roughly, for telling cuts apart."""
@@ -96,9 +99,10 @@ def _sensible(layer: Layer) -> Iterator[DiagonalTile]:
     high, channels = layer.out_shape[1], layer.out_shape[3]
     if channels % CHANNELS or layer.taps[1] < 2:
         return
+    warps = next(each for each in _WARPS if channels // CHANNELS % each == 0)
     for rows in sorted({min(each, high) for each in _ROWS}):
         for ahead in _AHEAD:
-            tile = DiagonalTile(rows, ahead)
+            tile = DiagonalTile(rows, ahead, warps)
             if tile.registers(layer) <= _REGISTERS:
                 yield tile
 
@@ -120,7 +124,7 @@ def depthwise_diagonal_launch(
     """As `depthwise_walk_launch`, for channels in groups of sixteen. A number that is not finite spoils its group."""
     channels, taps = x.shape[3], (w.shape[0], w.shape[1])
     pitches = pitch(x, "x"), pitch(out, "out")
-    if channels % CHANNELS or any(each % 4 for each in pitches):
+    if channels % (CHANNELS * config.warps) or any(each % 4 for each in pitches):
         raise ValueError(f"x: expected groups of {CHANNELS} channels, got {channels} with pitches {pitches}")
     walk = depthwise_walk_launch(
         x, w, out=out, config=WalkTile(_COLUMNS, config.rows, config.ahead, _WARP * config.warps), factors=factors,
@@ -128,13 +132,14 @@ def depthwise_diagonal_launch(
     )  # fmt: skip
     n, high, wide, _ = out.shape
     layer = Layer((n, high, wide, channels), taps, stride, x.dtype.itemsize)
-    blocks = ceil(config.units(layer) / config.warps)
+    blocks = config.blocks(layer)
     constants = {
         **walk.constants,
         "BLOCKS": blocks,
         "WARPS": config.warps,
         "RESIDENT": config.resident(layer),
         "NARROW": 0,
+        **_bounds_in_halves(epilogue or Epilogue(), "OUT"),
     }
     return replace(walk, source="diagonal.cu", symbol="depthwise_diagonal", grid=(blocks, 1, 1), constants=constants)
 
@@ -158,28 +163,37 @@ def expand_diagonal_launch(
 ) -> CppLaunch:
     """As `expand_walk_launch`: the 1 x 1 convolution before is computed where its result is wanted, and not written."""
     walk = expand_walk_launch(
-        x, first, w, out=out, config=ExpandWalkTile(_COLUMNS, config.rows, CHANNELS, 1, 1), first_bias=first_bias,
-        first_scale=first_scale, bias=bias, factors=factors, inner=inner, outer=outer, stride=stride, padding=padding,
-        widest=WIDEST, pdl=pdl,
+        x, first, w, out=out, config=ExpandWalkTile(_COLUMNS, config.rows, CHANNELS * config.warps, 1, 1),
+        first_bias=first_bias, first_scale=first_scale, bias=bias, factors=factors, inner=inner, outer=outer,
+        stride=stride, padding=padding, widest=WIDEST, pdl=pdl,
     )  # fmt: skip
     layer = Layer(tuple(out.shape), (w.shape[0], w.shape[1]), stride, x.dtype.itemsize)
-    blocks = ceil(config.units(layer) / config.warps)
+    blocks = config.blocks(layer)
     constants = {
-        **walk.constants,
+        **{name: each for name, each in walk.constants.items() if name not in ("CHUNK", "BAND", "PARTS")},
         "AHEAD": config.ahead,
         "THREADS": _WARP * config.warps,
         "BLOCKS": blocks,
         "WARPS": config.warps,
         "RESIDENT": config.resident(layer, x.shape[3]),
     }
-    if x.dtype == torch.int8:  # as halves are where their steps are ones
-        low, high = (each / inner.out_scale for each in bounds(inner))
-        constants["INNER_LOW_PAIR"] = pair_of(_AMID + max(-128, round(low) if isfinite(low) else -128), torch.float16)
-        constants["INNER_HIGH_PAIR"] = pair_of(_AMID + min(127, round(high) if isfinite(high) else 127), torch.float16)
+    constants |= _bounds_in_halves(outer, "OUT")
+    if x.dtype == torch.int8:
+        constants |= _bounds_in_halves(inner, "INNER")
     return replace(
         walk, source="diagonal.cu", symbol="depthwise_diagonal", grid=(blocks, 1, 1), threads=_WARP * config.warps,
         constants=constants, shared_bytes=0,
     )  # fmt: skip
+
+
+def _bounds_in_halves(epilogue: Epilogue, name: str) -> dict[str, int]:
+    """Of INT8, as halves are where their steps are ones."""
+    low, high = (each / epilogue.out_scale for each in bounds(epilogue))
+    least, most = max(-128, round(low) if isfinite(low) else -128), min(127, round(high) if isfinite(high) else 127)
+    return {
+        f"{name}_LOW_PAIR": pair_of(_AMID + least, torch.float16),
+        f"{name}_HIGH_PAIR": pair_of(_AMID + most, torch.float16),
+    }
 
 
 def expand_diagonal_tiles(

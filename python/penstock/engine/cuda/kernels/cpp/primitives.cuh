@@ -258,6 +258,13 @@ __device__ __forceinline__ void multiply_add(int (&sum)[4], const Quad& a, unsig
       : "r"(a.x), "r"(a.y), "r"(a.z), "r"(a.w), "r"(b_low), "r"(b_high));
 }
 
+// sum [16, 8] += a [16, 16] times b [16, 8], INT8
+__device__ __forceinline__ void multiply_add_half(int (&sum)[4], unsigned int a_upper, unsigned int a_lower, unsigned int b) {
+  asm("mma.sync.aligned.m16n8k16.row.col.s32.s8.s8.s32 {%0, %1, %2, %3}, {%4, %5}, {%6}, {%0, %1, %2, %3};"
+      : "+r"(sum[0]), "+r"(sum[1]), "+r"(sum[2]), "+r"(sum[3])
+      : "r"(a_upper), "r"(a_lower), "r"(b));
+}
+
 // ---- numbers ----
 
 __device__ __forceinline__ unsigned int bits_of_float(float number) { return __float_as_uint(number); }
@@ -358,6 +365,13 @@ __device__ __forceinline__ unsigned int halves_of_numbers(float low, float high)
   unsigned int both;
   asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(both) : "f"(high), "f"(low));
   return both;
+}
+
+// 0 where the sum is less.
+__device__ __forceinline__ unsigned int halves_add_bounded(unsigned int one, unsigned int other) {
+  unsigned int value;
+  asm("fma.rn.relu.f16x2 %0, %1, %2, %3;" : "=r"(value) : "r"(one), "r"(0x3c003c00u), "r"(other));
+  return value;
 }
 
 __device__ __forceinline__ unsigned int greater_of_halves(unsigned int one, unsigned int other) {
