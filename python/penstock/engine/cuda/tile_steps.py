@@ -36,7 +36,8 @@ def _fork(ready: Ready, operands: Tensors, outputs: Tensors, scratch: Scratch | 
 
 def _fork_cuts(site: Site) -> Sequence[Config]:
     images, height, width, channels = site.shape("x")
-    found = fork_cuts(images, height, width, channels, site.shape("first")[0], site.shape("second")[0])
+    between, made = site.shape("first")[0], site.shape("second")[0]
+    found = fork_cuts(images, height, width, channels, between, made, multiprocessors_of(site.device))
     return [astuple(cut) for cut in found]
 
 

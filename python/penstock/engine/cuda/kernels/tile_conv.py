@@ -67,9 +67,8 @@ def conv_cuts(
             blocks = images * ceil(height / high) * ceil(width / wide)
             waves = ceil(blocks / (multiprocessors * resident))
             # What a wave takes: loading, and multiplying, which blocks of a multiprocessor share.
-            multiplied = (
-                window.high * window.wide * channels * filters * 16 * tall * ceil(tiles / (tall * warps)) * warps
-            )
+            pixels = 16 * tall * warps * ceil(tiles / (tall * warps))
+            multiplied = window.high * window.wide * channels * filters * pixels
             found.append((waves * (1.5 + resident * (multiplied / 1.2e6 + size / 1e5)), cut))
     found.sort(key=lambda each: each[0])
     return [cut for _, cut in found[:8]]
