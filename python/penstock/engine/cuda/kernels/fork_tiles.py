@@ -37,13 +37,13 @@ def fork_cuts(
     """The cuts worth timing, most promising first; none for maps with channels that are no groups of eight."""
     if channels % _GROUP or made % _GROUP or max(channels, between, made) > _WIDEST:
         return []
-    found: list[tuple[tuple[bool, float], ForkCut]] = []
+    found: list[tuple[tuple[int, float], ForkCut]] = []
     for high, wide, warps in ((8, 16, 4), (4, 16, 4), (6, 20, 4), (4, 32, 4), (8, 32, 8), (12, 16, 6)):
         cut = ForkCut(high, wide, warps)
         blocks = images * ceil(height / high) * ceil(width / wide)
         if cut.shared_bytes(channels, between) <= _BYTES:
             waste = blocks * high * wide / (images * height * width)
-            found.append(((blocks < multiprocessors, round(waste, 1)), cut))
+            found.append(((-min(blocks, multiprocessors), round(waste, 1)), cut))
     return [cut for _, cut in sorted(found, key=lambda each: each[0])]
 
 
