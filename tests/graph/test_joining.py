@@ -92,8 +92,16 @@ def test_few_rows_are_not_worth_a_kernel_that_reads_all_weights(shape: tuple[int
 
 @pytest.mark.parametrize(
     ("side", "channels", "hidden", "joined"),
-    [(26, 64, 2048, True), (26, 64, 2056, False), (6, 64, 2056, True), (6, 64, 8200, False), (6, 512, 16, True)]
-    + [(6, 520, 16, False), (6, 512, 504, False), (6, 512, 520, True)],
+    [
+        (26, 64, 2048, True),
+        (26, 64, 2056, False),
+        (6, 64, 2056, True),
+        (6, 64, 8200, False),
+        (6, 512, 16, True),
+        (6, 520, 16, False),
+        (6, 512, 504, False),
+        (6, 512, 520, True),
+    ],
 )
 def test_large_weights_stay_apart_but_of_few_rows(side: int, channels: int, hidden: int, joined: bool) -> None:
     weights = {"p": normal(hidden, channels, 1, 1), "q": normal(channels, hidden, 1, 1)}

@@ -76,7 +76,7 @@ def cluster_cuts(
         if steps <= _MOST_STEPS:
             found.append((spent, ClusterCut(cluster, warps, tall, clusters)))
     found.sort(key=lambda each: (each[0], abs(each[1].warps - _WARPS)))
-    return [cut for _, cut in found[:8]]
+    return [cut for _, cut in found[:5]]
 
 
 def cluster_mlp_launch(

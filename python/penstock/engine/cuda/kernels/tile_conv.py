@@ -71,7 +71,7 @@ def conv_cuts(
             multiplied = window.high * window.wide * channels * filters * pixels
             found.append((waves * (1.5 + resident * (multiplied / 1.2e6 + size / 1e5)), cut))
     found.sort(key=lambda each: each[0])
-    return [cut for _, cut in found[:8]]
+    return [cut for _, cut in found[:5]]
 
 
 def packed(weight: torch.Tensor) -> torch.Tensor:
