@@ -1,5 +1,6 @@
-"""Joined layers in CUDA C++: two layers of few rows (`kernels/cluster_mlp.py`), a fork (`kernels/fork_tiles.py`), and a
-product of which only the largest is asked for (`kernels/gemm_top_1.py`).
+"""Joined layers in CUDA C++: two layers of few rows, and a product of which only the largest is asked for.
+
+Their kernels are `kernels/cluster_mlp.py` and `kernels/gemm_top_1.py`.
 
 Compiled by NVRTC when tuned. Needs compute capability 9.0; elsewhere the other implementations stay.
 """
@@ -10,12 +11,8 @@ from typing import Final
 
 import torch
 
-from penstock.engine.cuda.kernels import nvrtc
 from penstock.engine.cuda.kernels.cluster_mlp import ACTIVATIONS, ClusterCut, cluster_cuts, cluster_mlp_launch
-from penstock.engine.cuda.kernels.driver import HOPPER
 from penstock.engine.cuda.kernels.epilogue import Scratch
-from penstock.engine.cuda.kernels.fork_tiles import ACTIVATIONS as FORK_ACTIVATIONS
-from penstock.engine.cuda.kernels.fork_tiles import ForkCut, fork_cuts, fork_tiles_launch, packed
 from penstock.engine.cuda.kernels.gemm_top_1 import WIDEST, WalkCut, walk_cuts, walk_top_1_launches
 from penstock.engine.cuda.sites import Site, narrow
 from penstock.engine.cuda.ways import (
@@ -24,6 +21,7 @@ from penstock.engine.cuda.ways import (
     Ready,
     Tensors,
     Way,
+    compiles_cpp,
     count,
     dtype_of,
     multiprocessors_of,
@@ -61,47 +59,11 @@ def _cuts(site: Site) -> Sequence[Config]:
     return [astuple(cut) for cut in found]
 
 
-def _compiles(site: Site) -> bool:
-    if site.device.type != "cuda" or not nvrtc.available():
-        return False
-    major, minor = torch.cuda.get_device_capability(site.device)
-    return bool(10 * major + minor >= HOPPER)
-
-
 def _suits(site: Site) -> bool:
     known = site.text("activation", "none") in ACTIVATIONS and site.text("inner", "none") in ACTIVATIONS
     images, *pixels, _ = site.shape("x")
     whole = images == 1 or site.index("gate") is None or count(pixels) % _TILE == 0
-    return bool(_compiles(site) and known and whole and _cuts(site))
-
-
-def _fork(ready: Ready, operands: Tensors, outputs: Tensors, scratch: Scratch | None) -> Launched:
-    del scratch
-    constants = ready.constants
-    return fork_tiles_launch(
-        operands[0],
-        constants["first"],
-        constants.get("first_bias"),
-        constants["second"],
-        constants.get("second_bias"),
-        between=ready.site.shape("first")[0],
-        out=outputs[0],
-        config=ForkCut(*ready.config),
-        inner=ready.activation("inner_"),
-        outer=ready.epilogue,
-        pdl=ready.site.early,
-    )
-
-
-def _fork_cuts(site: Site) -> Sequence[Config]:
-    images, height, width, channels = site.shape("x")
-    found = fork_cuts(images, height, width, channels, site.shape("first")[0], site.shape("second")[0])
-    return [astuple(cut) for cut in found]
-
-
-def _suits_fork(site: Site) -> bool:
-    names = site.text("activation", "none"), site.text("inner", "none")
-    return bool(_compiles(site) and all(name in FORK_ACTIVATIONS for name in names) and _fork_cuts(site))
+    return bool(compiles_cpp(site) and known and whole and _cuts(site))
 
 
 def _top_1(ready: Ready, operands: Tensors, outputs: Tensors, scratch: Scratch | None) -> Sequence[Launched]:
@@ -129,7 +91,7 @@ def _top_cuts(site: Site) -> Sequence[Config]:
 
 def _suits_top(site: Site) -> bool:
     deep = site.shape("weight")[1]
-    return _compiles(site) and deep % 8 == 0 and deep <= WIDEST
+    return compiles_cpp(site) and deep % 8 == 0 and deep <= WIDEST
 
 
 def _narrow_in(site: Site) -> bool:
@@ -140,9 +102,8 @@ def _plain(weight: torch.Tensor) -> torch.Tensor:
     return weight.contiguous()
 
 
-JOINED_IN_CPP: Final[dict[tuple[str, str], Way]] = {
+CLUSTERS: Final[dict[tuple[str, str], Way]] = {
     ("mlp", "cuda_cluster"): Way(_build, _cuts, forms={"first": _plain, "second": _plain}, suits=_suits),
-    ("fork", "cuda_tiles"): Way(_fork, _fork_cuts, forms={"first": packed, "second": packed}, suits=_suits_fork),
     ("gemm_top_1", "cuda_walk"): Way(_top_1, _top_cuts, forms={"weight": same}, suits=_suits_top, types=_narrow_in),
 }
 """Kind and name -> kernel."""

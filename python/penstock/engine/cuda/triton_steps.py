@@ -12,7 +12,7 @@ from typing import Final
 import torch
 
 from penstock.engine.cuda import workspace
-from penstock.engine.cuda.cluster_steps import JOINED_IN_CPP
+from penstock.engine.cuda.cluster_steps import CLUSTERS
 from penstock.engine.cuda.depthwise_steps import WALKS, types_of_two
 from penstock.engine.cuda.implementations import IMPLEMENTATIONS, Implementation, register, writing
 from penstock.engine.cuda.kernels.activations import ACTIVATIONS
@@ -28,6 +28,7 @@ from penstock.engine.cuda.lane_blocks import LANE_BLOCKS
 from penstock.engine.cuda.recurrent import RECURRENT
 from penstock.engine.cuda.short_steps import SHORT
 from penstock.engine.cuda.sites import RunInto, Site, seen
+from penstock.engine.cuda.tile_steps import TILED
 from penstock.engine.cuda.triton_blocks import BLOCKS
 from penstock.engine.cuda.triton_dense import DENSE
 from penstock.engine.cuda.triton_joined import JOINED, LAYERS, depthwise_and_gate, suits_gate_layers, sums_scratch
@@ -325,7 +326,8 @@ WAYS: Final[dict[tuple[str, str], Way]] = {
     **PRODUCTS,
     **WRITTEN,
     **SHORT,
-    **JOINED_IN_CPP,
+    **CLUSTERS,
+    **TILED,
     **WALKS,
 }
 """Kind and name -> kernel."""

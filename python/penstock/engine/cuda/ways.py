@@ -10,11 +10,13 @@ from typing import Final
 
 import torch
 
+from penstock.engine.cuda.kernels import nvrtc
 from penstock.engine.cuda.kernels.cpp_launching import CppLaunch
+from penstock.engine.cuda.kernels.driver import HOPPER
 from penstock.engine.cuda.kernels.epilogue import Epilogue, Scratch, folds
 from penstock.engine.cuda.kernels.launching import Launch
 from penstock.engine.cuda.kernels.tiles import H200_MULTIPROCESSORS, Product, Tile, tiles
-from penstock.engine.cuda.sites import DTYPES, Site, eight_bits, narrow
+from penstock.engine.cuda.sites import DTYPES, Site, capability, eight_bits, narrow
 
 Config = tuple[int, ...]
 Tensors = Sequence[torch.Tensor]
@@ -211,6 +213,11 @@ def count(shape: Sequence[int]) -> int:
     for size in shape:
         total *= size
     return total
+
+
+def compiles_cpp(site: Site) -> bool:
+    """Whether kernels in CUDA C++ can be made for the step's device, and have what Hopper has."""
+    return site.device.type == "cuda" and nvrtc.available() and capability(site.device) >= HOPPER
 
 
 def multiprocessors_of(device: torch.device) -> int:

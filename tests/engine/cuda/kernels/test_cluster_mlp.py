@@ -142,7 +142,7 @@ def test_it_compiles_without_a_gpu_and_keeps_everything_in_registers(shape: tupl
     cut = cluster_cuts(rows, wide, hidden, out, gated)[0]
     layers = Layers(1, rows, wide, hidden, out, cut, gated=gated, added="skip" if gated else "none")
     found = tensors(layers).launch(layers).compile()
-    assert found.spilled_bytes <= (300 if wide > 192 else 0)  # weights that wait in the first cache
+    assert found.spilled_bytes <= (520 if wide > 192 else 0)  # weights that wait in the first cache
     assert found.registers * cut.warps * 32 <= 65536
 
 

@@ -27,7 +27,9 @@ _HELD: Final = 6  # pieces of rows that a lane has, or is loading
 _MOST_STEPS: Final = 5  # beyond which other kernels multiply faster
 _WARPS: Final = 6  # of a block, if nothing else counts
 
-# Microseconds: of a step, of sixteen rows in it, of a weight that is loaded, and of one that sixteen rows meet.
+# Microseconds: of a block in a cluster, of a step, of sixteen rows in it, of a weight that is loaded, and of one that
+# sixteen rows meet.
+_LARGER: Final = 0.15
 _STEP: Final = 1.2
 _TILE: Final = 0.2
 _LOADING: Final = 2e-5
@@ -72,11 +74,11 @@ def cluster_cuts(
         steps = ceil(tiles / clusters)
         clusters = ceil(tiles / steps)
         multiplied = (hidden // cluster) * (wide + out)
-        spent = _LOADING * multiplied + steps * (_STEP + tall * (_TILE + _MULTIPLYING * multiplied))
+        spent = _LARGER * cluster + _LOADING * multiplied + steps * (_STEP + tall * (_TILE + _MULTIPLYING * multiplied))
         if steps <= _MOST_STEPS:
             found.append((spent, ClusterCut(cluster, warps, tall, clusters)))
     found.sort(key=lambda each: (each[0], abs(each[1].warps - _WARPS)))
-    return [cut for _, cut in found[:8]]
+    return [cut for _, cut in found[:5]]
 
 
 def cluster_mlp_launch(

@@ -31,19 +31,19 @@ class ForkCut:
         return seen * _row_bytes(channels) + middle * _row_bytes(between)
 
 
-def fork_cuts(images: int, height: int, width: int, channels: int, between: int, made: int) -> list[ForkCut]:
+def fork_cuts(
+    images: int, height: int, width: int, channels: int, between: int, made: int, multiprocessors: int = 132
+) -> list[ForkCut]:
     """The cuts worth timing, most promising first; none for maps with channels that are no groups of eight."""
     if channels % _GROUP or made % _GROUP or max(channels, between, made) > _WIDEST:
         return []
-    found = []
-    for high, wide, warps in ((8, 16, 4), (8, 32, 8), (4, 16, 4), (12, 16, 6), (6, 20, 4), (4, 32, 4), (16, 16, 8)):
+    found: list[tuple[tuple[int, float], ForkCut]] = []
+    for high, wide, warps in ((8, 16, 4), (4, 16, 4), (6, 20, 4), (4, 32, 4), (8, 32, 8), (12, 16, 6)):
         cut = ForkCut(high, wide, warps)
-        bytes_ = cut.shared_bytes(channels, between)
         blocks = images * ceil(height / high) * ceil(width / wide)
-        if bytes_ <= _BYTES:
+        if cut.shared_bytes(channels, between) <= _BYTES:
             waste = blocks * high * wide / (images * height * width)
-            again = (high + 1) * (wide + 1) / (high * wide)
-            found.append((waste * again * (2.0 if blocks < 132 else 1.0), cut))
+            found.append(((-min(blocks, multiprocessors), round(waste, 1)), cut))
     return [cut for _, cut in sorted(found, key=lambda each: each[0])]
 
 

@@ -94,7 +94,7 @@ def walk_cuts(rows: int, columns: int, multiprocessors: int = 132) -> list[WalkC
             if splits * wide <= _MOST_SPLITS and all(cut != other for _, other in found):
                 found.append((waste * (1 + 0.1 * (wide > 1)) + 0.3 / each, cut))
     found.sort(key=lambda one: one[0])
-    return [cut for _, cut in found[:8]]
+    return [cut for _, cut in found[:5]]
 
 
 def walk_top_1_launches(
