@@ -9,10 +9,10 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from penstock.build.calibrating import left_in_float, out_of_reach, picked
+from penstock.build.calibrating import enough, left_in_float, out_of_reach, picked
 from penstock.build.gate import Cosine, Gate, Metric, Verdict
 from penstock.graph import optimize
-from penstock.quantize import SCHEMES, Recipe, layers, recipes
+from penstock.quantize import SCHEMES, Calibration, Recipe, layers, recipes
 from penstock.quantize.observe import runner
 from tests.quantize.networks import pictures, recurrent, residual
 
@@ -81,6 +81,19 @@ def test_every_scheme_is_polished_before_one_is_picked() -> None:
 )
 def test_what_loses_many_times_what_is_allowed_is_not_raced(cosine: float, gate: Gate, hopeless: bool) -> None:
     assert out_of_reach(cosine, gate) is hopeless
+
+
+@pytest.mark.parametrize(
+    ("count", "size", "left"), [(40, 1_000_000, 16), (40, 10, 40), (40, 9_000_000, 8), (5, 9_000_000, 5)]
+)
+def test_of_large_samples_a_few_are_enough(count: int, size: int, left: int) -> None:
+    one = np.zeros(1, np.float32)
+    data = Calibration(tuple({"x": np.broadcast_to(one + number, (1, size))} for number in range(count)))
+    found = enough(data)
+    numbers = [int(each["x"][0, 0]) for each in found]
+    assert len(numbers) == left
+    assert numbers == sorted(set(numbers))
+    assert numbers[-1] >= count - -(-count // left)
 
 
 def test_the_layer_that_does_the_harm_is_left(recipe: Recipe) -> None:

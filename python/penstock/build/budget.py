@@ -4,7 +4,8 @@ import time
 from typing import Final
 
 # Of what is left when the stage begins.
-FLOAT: Final = 0.5
+FLOAT: Final = 0.35
+TUNE: Final = 0.5  # instead, where steps are tuned first
 FURTHER_INPUTS: Final = 0.04
 CALIBRATE: Final = 0.35
 INT8: Final = 0.5

@@ -25,6 +25,11 @@ Arrays = Mapping[str, NDArray[Any]]
 # A quantized form this close to the float model is left as it is, well inside the usual gate of 0.999; corrections take
 # calibration's time again.
 _CLOSE: Final = 0.9996
+# Of the time, for recipes; corrections of the best one have the rest.
+_SHARE: Final = 0.5
+# In all inputs together: a hundred pictures of 224 x 224, and never fewer samples than the other.
+_NUMBERS: Final = 16_000_000
+_FEWEST: Final = 8
 # Times what the gate allows. Losses add up over layers: to lose so much less, nearly all of them have to be in float.
 _OUT_OF_REACH: Final = 15.0
 # Of all products; with fewer of them in eight bits there is nothing left to win.
@@ -46,8 +51,9 @@ def picked(
 
     deadline  on the monotonic clock, after which no further one is made
     """
+    began, learned = time.monotonic(), enough(learned)
     made = quantize.recipes(model, learned, schemes=schemes)
-    best = quantize.pick(_until(deadline, made), unseen, reference)
+    best = quantize.pick(_until(began + _SHARE * (deadline - began), made), unseen, reference)
     cosines, of_schemes = dict(best.cosines), dict(best.of_schemes)
 
     def improved(recipe: Recipe) -> Iterator[Recipe]:
@@ -66,6 +72,16 @@ def picked(
             cosines |= best.cosines
             of_schemes |= best.of_schemes
     return best.recipe, cosines
+
+
+def enough(data: Calibration) -> Calibration:
+    """Some of the samples, taken evenly, where each has so many numbers that a few tell as much and take the time."""
+    size = sum(array.size for array in data.samples[0].values())
+    count = max(_FEWEST, _NUMBERS // max(1, size))
+    total = len(data)
+    if total <= count:
+        return data
+    return Calibration(tuple(data.samples[index * total // count] for index in range(count)))
 
 
 def left_in_float(

@@ -252,7 +252,7 @@ class Build:
 
     @property
     def _first_share(self) -> float:
-        return budget.FLOAT if self._quantizes else 1 - budget.CONFIRM
+        return (budget.TUNE if self._on_gpu else budget.FLOAT) if self._quantizes else 1 - budget.CONFIRM
 
     def _confirm(self) -> None:
         """Time the best few side by side, so that what is chosen is the best and not the luckiest."""
@@ -355,7 +355,7 @@ class Build:
     def _add_mixed(self) -> None:
         """BF16 or FP16 with a few layers in FP32, where all in one type is fast and fails, or just passes."""
         tactic = mixing.candidate(self._race.at(_OPTIMUM), lambda each: self._verdicts.of(each, _OPTIMUM).passed)
-        if tactic is None or well_inside(alone := self._verdicts.of(tactic)):
+        if tactic is None or not self._budget.left or well_inside(alone := self._verdicts.of(tactic)):
             return
         self._progress.stage("mix", tactic.name)
         self._mix = mixing.search(

@@ -176,8 +176,9 @@ def _x_log_x(x: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 METHODS: Final[Mapping[str, Calibrator]] = MappingProxyType(
-    {"minmax": minmax, "percentile": percentile, "mse": mse, "kl": kl}
+    {"mse": mse, "minmax": minmax, "percentile": percentile, "kl": kl}
 )
+"""The best guess first: there may be time for one."""
 
 
 def calibrator(name: str) -> Calibrator:
