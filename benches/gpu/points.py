@@ -89,6 +89,8 @@ def measure(
     ahead = ours.compiling_ahead(model, compilers, until) if settings.wants(OURS) else None
     cost = floor.cost(model.graph)
     rival = rivals.of_module(subject, given, settings.device) if subject.source == "torch" else rivals.of_steps(wide)
+    if ahead is not None:
+        ahead.pause()
     if not same_work(cost.flops, rival.flops):
         raise WorkError(
             f"{subject.name} at batch {batch}: ours does {cost.flops / 1e9:.3f} GFLOP, torch's module "
@@ -98,8 +100,6 @@ def measure(
     choices, text, alone = None, "", ""
     if settings.wants(OURS):
         with making.row(OURS):
-            if ahead is not None:
-                ahead.pause()
             seconds = settings.tuning(until - time.monotonic())
             choices, note = ours.tuned(model, seconds, others, compilers)
             text = ours.text_of(choices)

@@ -17,6 +17,7 @@ Timer = Callable[[Call], float]
 _SAMPLE_SECONDS: Final = 1.5e-3  # of the device in one measurement
 _LAUNCH: Final = 10.0  # microseconds of launching a graph, of which a few calls show more than many
 _FEW: Final = 8  # calls of a glance
+_MOST: Final = 16  # calls of a longer look: each takes the host a fifth of a millisecond to take down
 
 
 def timer_for(device: torch.device) -> Timer:
@@ -39,8 +40,8 @@ def refined(call: Call, rough: float) -> float:
     """As it will be run; as many calls as make a measurement, and no more."""
     from penstock.engine.cuda.kernels.tuning import microseconds
 
-    calls = max(3, min(50, int(_SAMPLE_SECONDS * 1e6 / max(rough, 1.0))))
-    return microseconds(call, calls=calls, replays=5)
+    calls = max(3, min(_MOST, int(_SAMPLE_SECONDS * 1e6 / max(rough, 1.0))))
+    return max(0.1, microseconds(call, calls=calls, replays=7) - _LAUNCH / calls)
 
 
 def _make_room() -> None:

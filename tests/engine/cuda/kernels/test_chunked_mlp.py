@@ -77,3 +77,8 @@ def test_channels_that_make_no_pieces_are_refused(device: str) -> None:
         chunked_mlp_launch(
             x, first, None, second, None, out=torch.empty_like(x), config=MlpTile(16, 32, 4, 2), activation="relu"
         )
+
+
+@pytest.mark.parametrize(("rows", "width"), [(7680, 96), (8464, 96), (33856, 48), (8464, 48)])
+def test_rows_for_a_whole_warpgroup_come_first(rows: int, width: int) -> None:
+    assert chunked_mlp_tiles(rows, width, 2 * width, width)[0].block_m >= 64

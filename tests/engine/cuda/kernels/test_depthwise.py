@@ -75,3 +75,8 @@ def test_every_cut_that_is_offered_gives_the_same_answer(device: str) -> None:
         depthwise_conv2d_nhwc(x, w, out=out, config=tile, padding=(1, 1))
         answers.append(out)
     assert all(torch.allclose(each, answers[0], atol=4e-3) for each in answers)
+
+
+@pytest.mark.parametrize("out_shape", [(8, 12, 80, 96), (8, 6, 80, 192), (1, 46, 46, 192), (1, 23, 23, 384)])
+def test_runs_of_two_come_first_where_an_h200_is_not_filled(out_shape: tuple[int, int, int, int]) -> None:
+    assert depthwise_tiles(out_shape, 3, 1)[0].columns == 2
