@@ -21,7 +21,7 @@ from penstock.engine.lowered import LoweredGraph
 Tensors = dict[str, torch.Tensor]
 
 _WORDS: Final = 30000
-_BLOCKS: Final = ("conv_shortcut", "bottleneck", "bottleneck_next", "conv_pool")
+_BLOCKS: Final = ("conv_shortcut", "bottleneck", "bottleneck_next", "conv_pool", "picture_pool")
 _MATRICES: Final = ("second", "third", "shortcut")
 _NOISE: Final = 0.02  # deviation of biases and positions
 

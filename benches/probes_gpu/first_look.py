@@ -99,7 +99,7 @@ def made_weights(graph: LoweredGraph, seed: int = 1) -> Arrays:
         elif role in ("weight", "recurrence"):
             fan = (
                 int(np.prod(weight.shape[1:]))
-                if kind in ("conv", "conv_pool", "gemm", "gemm_norm")
+                if kind in ("conv", "conv_pool", "picture_pool", "gemm", "gemm_norm")
                 else weight.shape[-1]
             )
             found[name] = random.normal(0, max(fan, 1) ** -0.5, weight.shape).astype(np.float16)

@@ -103,14 +103,14 @@ def test_a_stem_and_its_pool_in_floats_are_one_step(precision: str, tolerance: f
     text = f"(float[2,3,20,36] x) => (float[2,16,5,9] y) {{ {STEM} {POOL} y = Conv(p, after) }}"
     model, inputs = graph(text, weights, opset=20), {"x": normal(*PICTURE)}
     found, tensors = lowered(model, inputs)
-    assert kinds(found) == ("conv_pool", "conv")
+    assert kinds(found) == ("picture_pool", "conv")
     right = run(model, inputs)["y"]
     answer = execute(found, tensors, inputs, precision)["y"]
     assert float(((answer - right) ** 2).sum() ** 0.5) < tolerance * float((right**2).sum() ** 0.5)
     if precision == "fp32" or (precision == "bf16" and device == "cpu"):  # of which Triton's interpreter is no judge
         return
     add_triton()
-    step = next(step.name for step in found.steps if step.kind == "conv_pool")
+    step = next(step.name for step in found.steps if step.kind == "picture_pool")
     executor = Executor(found, tensors, device, precision, choices={step: Choice("triton_row")})
     ours = executor.run({"x": torch.from_numpy(inputs["x"]).to(device)})["y"].float().cpu().numpy()
     assert float(((ours - right) ** 2).sum() ** 0.5) < tolerance * float((right**2).sum() ** 0.5)
