@@ -122,7 +122,6 @@ class Tuning:
             found = tune(executor, seconds=seconds - launching, compilers=builds, hints=hints).choices
             if launching >= LEAST_SECONDS:
                 executor = Executor(prepared.graph, weights, model.device, precision, choices=found, early_launch=early)
-                build_early(executor)
                 found, _ = chosen_early(executor, found, random_inputs(executor), launching)
         # Another process may have tuned another bucket meanwhile, and may be reading now.
         self._known = {**self._read()[2], key: json.loads(chosen.to_json(found))}
