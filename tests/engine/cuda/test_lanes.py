@@ -9,7 +9,7 @@ import pytest
 
 pytest.importorskip("torch")
 
-from penstock.engine.cuda.lanes import Lanes, beside, plan
+from penstock.engine.cuda.lanes import Lanes, beside, handed_over, plan
 from penstock.engine.lowered import LoweredGraph
 from penstock.errors import InvalidArgument
 from tests.engine.cuda.reference import lowered
@@ -85,6 +85,14 @@ def test_a_step_is_behind_the_one_of_its_lane_unless_it_waits() -> None:
         elif ahead is not None:
             assert (ahead in lanes.side) == (number in lanes.side)
             assert not any((each in lanes.side) == (number in lanes.side) for each in range(ahead + 1, number))
+
+
+def test_what_one_lane_makes_and_the_other_reads_is_handed_over() -> None:
+    found = steps_of(CHAIN)
+    first, second = (each.outputs[0] for each in found.steps[:2])
+    assert handed_over(found, beside(found, frozenset({0}))) == {first}
+    assert handed_over(found, beside(found, frozenset({1}))) == {first, second}
+    assert handed_over(found, Lanes()) == set()
 
 
 def test_the_same_graph_gets_the_same_lanes() -> None:

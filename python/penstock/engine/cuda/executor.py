@@ -22,7 +22,7 @@ from penstock.engine.cuda.choices import Choices
 from penstock.engine.cuda.implementations import OURS, chosen
 from penstock.engine.cuda.kernels.driver import OwnStream, launch_graph
 from penstock.engine.cuda.kernels.replay import Launcher, Recorder, current, launching
-from penstock.engine.cuda.lanes import Lanes, plan
+from penstock.engine.cuda.lanes import Lanes, handed_over, plan
 from penstock.engine.cuda.ranges import named
 from penstock.engine.cuda.side import Side, beside, current_side
 from penstock.engine.cuda.sites import DTYPES, Run, Site, capability, eight_bits, narrow, seen
@@ -111,6 +111,7 @@ class Executor:
         if lanes is None:
             lanes = plan(self.graph) if early_launch and self.device.type == "cuda" else Lanes()
         self.lanes = lanes
+        self._handed_over = {self._slots[name] for name in handed_over(self.graph, lanes)}
         with torch.no_grad():
             self.program = self._bind(tuple(preferred), choices or {}, early_launch)
         self._workspace = self.needs.workspace(self.device)
@@ -146,7 +147,9 @@ class Executor:
             for slot, output in zip(bound.writes, outputs, strict=True):
                 slots[slot] = output
             for slot in bound.frees:
-                side.drop(slots.pop(slot, None))
+                tensor = slots.pop(slot, None)
+                if slot in self._handed_over:
+                    side.keep(tensor)
         side.end()
         return tuple(slots[self._slots[each.value]].reshape(each.shape) for each in self.graph.outputs)
 

@@ -53,6 +53,17 @@ class Lanes:
         return next((each for each in range(number - 1, -1, -1) if (each in self.side) == same), None)
 
 
+def handed_over(graph: LoweredGraph, lanes: Lanes) -> frozenset[str]:
+    """Values that one lane makes and the other one reads."""
+    makers = {name: number in lanes.side for number, step in enumerate(graph.steps) for name in step.outputs}
+    return frozenset(
+        each.value
+        for number, step in enumerate(graph.steps)
+        for each in step.inputs
+        if makers.get(each.value, number in lanes.side) != (number in lanes.side)
+    )
+
+
 def plan(graph: LoweredGraph) -> Lanes:
     """The lanes of a graph, all in one where that is as good."""
     cost = [_cost(graph, number) for number in range(len(graph.steps))]

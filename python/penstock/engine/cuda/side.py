@@ -2,7 +2,7 @@
 
 `Executor.compute` asks `current_side()` where each step runs; without one everything runs on the current stream. What
 the lanes hand each other stays in memory until the end: torch's allocator knows of one stream for each block, and would
-give it to the next step while the other lane still reads.
+give it to the next step of that one while the other lane still reads.
 """
 
 from collections.abc import Iterator
@@ -24,7 +24,7 @@ class Side:
     ) -> None:
         self._lanes, self._stream, self.workspace = lanes, stream, workspace
         self._marks: dict[int, torch.cuda.Event] = {}
-        self._dropped: list[torch.Tensor | None] = []
+        self._kept: list[torch.Tensor | None] = []
 
     def lane(self, number: int) -> AbstractContextManager[None]:
         """Where the step runs, behind what it waits for."""
@@ -51,16 +51,16 @@ class Side:
         self._marks[number] = torch.cuda.Event()
         self._marks[number].record(torch.cuda.current_stream())
 
-    def drop(self, tensor: torch.Tensor | None) -> None:
-        """Nothing reads it any more, but perhaps the other lane, which is not done."""
+    def keep(self, tensor: torch.Tensor | None) -> None:
+        """Until the lanes meet: no step behind reads it, but one of the other lane may not have begun."""
         if self._stream is not None:
-            self._dropped.append(tensor)
+            self._kept.append(tensor)
 
     def end(self) -> None:
         """The lanes meet."""
         if self._stream is not None and self._lanes.last is not None:
             torch.cuda.current_stream().wait_event(self._marks[self._lanes.last])
-            self._marks, self._dropped = {}, []
+            self._marks, self._kept = {}, []
 
 
 _NOWHERE: Final = Side(Lanes())
