@@ -91,7 +91,7 @@ def test_joined_layers_agree_with_onnx_runtime(number: int, precision: str, pref
 # Whose cases are in tests/engine/cuda/kernels, which run on a GPU where there is one.
 OF_KERNELS = frozenset({
     "bottleneck", "bottleneck_next", "conv_pool", "conv_shortcut", "expand_depthwise", "fork", "gated_layers",
-    "gemm_norm", "gemm_top_1", "picture_pool",
+    "gemm_norm", "gemm_top_1", "picture_pool", "pieces",
 })  # fmt: skip
 
 
