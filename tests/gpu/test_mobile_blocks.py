@@ -13,7 +13,6 @@ from tests.graph.small import graph, normal, run  # noqa: E402
 pytestmark = [pytest.mark.gpu, pytest.mark.torch]
 
 PREFERRED = ("cuda_pair", "cuda_walk", "cuda_short")
-DIAGONALS = ("cuda_pair_diagonal", "cuda_diagonal", *PREFERRED)
 WEIGHTS = {
     "e": normal(48, 16, 1, 1) / 4,
     "b": normal(48, seed=1),
@@ -25,8 +24,6 @@ WEIGHTS = {
     "six": np.array(6, np.float32),
 }
 BLOCKS = {
-    "cuda_diagonal": "k = Conv <group=48, pads=[1,1,1,1]> (h, d, b) c = Clip(k, zero, six)",
-    "cuda_pair_diagonal": "k = Conv <group=48, pads=[0,0,1,1], strides=[2,2]> (h, d, b) c = Clip(k, zero, six)",
     "cuda_walk": "k = Conv <group=48, pads=[1,1,1,1]> (h, d, b) c = Clip(k, zero, six)",
     "cuda_pair": "k = Conv <group=48, pads=[0,0,1,1], strides=[2,2]> (h, d, b) c = Clip(k, zero, six)",
     "cuda_walk gate": """k = Conv <group=48, pads=[1,1,1,1]> (h, d, b) a = GlobalAveragePool(k) q = Conv(a, r)
@@ -41,11 +38,10 @@ def test_a_block_agrees_with_onnx_runtime(name: str, precision: str, tolerance: 
     text = f"""(float[2,16,14,14] x) => (float[2,16,{side},{side}] y) {{ f = Conv(x, e, b) h = Clip(f, zero, six)
         {BLOCKS[name]} y = Conv(c, p) }}"""
     model, inputs = graph(text, WEIGHTS, 20), {"x": normal(2, 16, 14, 14, seed=7)}
-    preferred = DIAGONALS if "diagonal" in name else PREFERRED
-    executor = Executor(*lowered(model, inputs), DEVICE, precision, preferred, early_launch=True)
+    executor = Executor(*lowered(model, inputs), DEVICE, precision, PREFERRED, early_launch=True)
     found = {bound.implementation for bound in executor.program}
     assert name.split(maxsplit=1)[0] in found
-    assert found & {"cuda_short", "cuda_pair", "cuda_pair_diagonal"}
+    assert found & {"cuda_short", "cuda_pair"}
     captured = executor.capture()
     captured.inputs["x"].copy_(torch.from_numpy(inputs["x"]))
     torch.cuda.synchronize()

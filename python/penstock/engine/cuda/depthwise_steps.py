@@ -3,7 +3,7 @@
 Compiled by NVRTC when tuned. Needs compute capability 9.0; elsewhere Triton's kernels stay.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import astuple, fields, replace
 from functools import partial
 from typing import Final
@@ -11,13 +11,6 @@ from typing import Final
 import torch
 
 from penstock.engine.cuda.kernels import nvrtc
-from penstock.engine.cuda.kernels.depthwise_diagonal import (
-    DiagonalTile,
-    depthwise_diagonal_launch,
-    diagonal_tiles,
-    expand_diagonal_launch,
-    expand_diagonal_tiles,
-)
 from penstock.engine.cuda.kernels.depthwise_walk import (
     ACTIVATIONS,
     Layer,
@@ -28,6 +21,7 @@ from penstock.engine.cuda.kernels.depthwise_walk import (
 )
 from penstock.engine.cuda.kernels.driver import HOPPER
 from penstock.engine.cuda.kernels.epilogue import Epilogue, Scratch, folds
+from penstock.engine.cuda.kernels.expand_diagonal import DiagonalTile, expand_diagonal_launch, expand_diagonal_tiles
 from penstock.engine.cuda.kernels.expand_walk import BOUNDED, ExpandWalkTile, expand_walk_launch, expand_walk_tiles
 from penstock.engine.cuda.kernels.short_product import ShortTile, short_product_launch, short_tiles
 from penstock.engine.cuda.kernels.tiles import Product
@@ -75,38 +69,6 @@ def walked(
     )
 
 
-def _diagonal(ready: Ready, operands: Tensors, outputs: Tensors, scratch: Scratch | None) -> Launched:
-    del scratch
-    return _by_diagonals(ready, operands, outputs[0], None)
-
-
-def _by_diagonals(
-    ready: Ready, operands: Tensors, out: torch.Tensor, sums: torch.Tensor | None, scale: float | None = None
-) -> Launched:
-    """As `walked`, without sums."""
-    del sums
-    site, x = ready.site, operands[0]
-    eight = x.dtype == torch.int8
-    (high, wide), (top, left) = site.integers("strides"), site.integers("pads")[:2]
-    return depthwise_diagonal_launch(
-        x,
-        ready.constants["steady"] if eight else ready.weight,
-        out=out,
-        config=DiagonalTile(*ready.config),
-        factors=ready.constants["factors"] if eight else None,
-        bias=ready.bias,
-        epilogue=ready.epilogue,
-        stride=(high, wide),
-        padding=(top, left),
-        scale=scale or site.scale(0) or 1.0,
-        pdl=site.early,
-    )
-
-
-def _tiles_of_diagonals(site: Site) -> list[Config]:
-    return [astuple(tile) for tile in diagonal_tiles(_layer(site), multiprocessors_of(site.device))]
-
-
 def tiles_of_walks(site: Site) -> list[Config]:
     return [astuple(tile) for tile in walk_tiles(_layer(site), multiprocessors_of(site.device))]
 
@@ -121,12 +83,7 @@ def _layer(site: Site) -> Layer:
 _SHORT: Final = len(fields(ShortTile))  # numbers of a product's cut; a walk's follow
 
 
-Filter = Callable[[Ready, Tensors, torch.Tensor, torch.Tensor | None, float | None], Launched]
-
-
-def _pair(
-    ready: Ready, operands: Tensors, outputs: Tensors, scratch: Scratch | None, *, filtered: Filter = walked
-) -> list[Launched]:
+def _pair(ready: Ready, operands: Tensors, outputs: Tensors, scratch: Scratch | None) -> list[Launched]:
     """The wide map in memory: a product, and a walk."""
     del scratch
     site, x, first = ready.site, operands[0], ready.constants["first"]
@@ -143,7 +100,7 @@ def _pair(
     )
     behind = replace(ready, config=ready.config[_SHORT:])
     step = site.number("inner_step") if x.dtype == torch.int8 else None
-    return [product, filtered(behind, [expanded, *operands[1:]], outputs[0], None, step)]
+    return [product, walked(behind, [expanded, *operands[1:]], outputs[0], None, step)]
 
 
 def _inner(ready: Ready) -> Epilogue:
@@ -151,12 +108,12 @@ def _inner(ready: Ready) -> Epilogue:
     return replace(ready.activation("inner_"), out_scale=ready.site.number("inner_step", 1.0))
 
 
-def _pairs(site: Site, *, filters: Callable[[Site], list[Config]] = tiles_of_walks) -> list[Config]:
+def _pairs(site: Site) -> list[Config]:
     """The best of one with the best of the other, and so on."""
     expanded, channels = site.shape("first")[0], site.shape("x")[3]
     product = Product(count(site.shape("x")[:3]), expanded, channels, itemsize=dtype_of(site, 0).itemsize)
     ours = [astuple(tile) for tile in short_tiles(product, multiprocessors_of(site.device))]
-    others = filters(site)
+    others = tiles_of_walks(site)
     if not ours or not others:
         return []
     length = max(len(ours), len(others))
@@ -187,22 +144,28 @@ def _expand(ready: Ready, operands: Tensors, outputs: Tensors, scratch: Scratch 
     )
 
 
-def _expand_by_diagonals(ready: Ready, operands: Tensors, outputs: Tensors, scratch: Scratch | None) -> Launched:
+def _expand_tiles(site: Site) -> list[Config]:
+    layer, narrow = _layer(site), site.shape("x")[3]
+    return [astuple(tile) for tile in expand_walk_tiles(layer, narrow, multiprocessors_of(site.device))]
+
+
+def _by_diagonals(ready: Ready, operands: Tensors, outputs: Tensors, scratch: Scratch | None) -> Launched:
     """Both in one kernel, and the wide map nowhere."""
     del scratch
-    site, constants = ready.site, ready.constants
-    eight = operands[0].dtype == torch.int8
+    site, constants, worth = ready.site, ready.constants, ready.scale
+    if worth is None:
+        raise ValueError("x: expected INT8 with a scale")
     (high, wide), (top, left) = site.integers("strides"), site.integers("pads")[:2]
     return expand_diagonal_launch(
         operands[0],
         constants["first"],
-        constants["steady"] if eight else ready.weight,
+        constants["steady"],
         out=outputs[0],
         config=DiagonalTile(*ready.config),
+        first_scale=worth,
+        factors=constants["factors"],
         first_bias=constants.get("first_bias"),
-        first_scale=ready.scale,
         bias=ready.bias,
-        factors=constants["factors"] if eight else None,
         inner=_inner(ready),
         outer=ready.epilogue,
         stride=(high, wide),
@@ -211,14 +174,9 @@ def _expand_by_diagonals(ready: Ready, operands: Tensors, outputs: Tensors, scra
     )
 
 
-def _expand_diagonal_tiles(site: Site) -> list[Config]:
+def _diagonal_tiles(site: Site) -> list[Config]:
     layer, narrow = _layer(site), site.shape("x")[3]
     return [astuple(tile) for tile in expand_diagonal_tiles(layer, narrow, multiprocessors_of(site.device))]
-
-
-def _expand_tiles(site: Site) -> list[Config]:
-    layer, narrow = _layer(site), site.shape("x")[3]
-    return [astuple(tile) for tile in expand_walk_tiles(layer, narrow, multiprocessors_of(site.device))]
 
 
 def _flat(weight: torch.Tensor) -> torch.Tensor:
@@ -254,27 +212,16 @@ def _suits_conv(site: Site) -> bool:
     return suits_walks(site) and site.shape("x")[3] == site.out_shape()[3]
 
 
-def _suits_diagonal(site: Site) -> bool:
-    return _suits_conv(site) and bool(_tiles_of_diagonals(site))
-
-
 def _suits_pair(site: Site) -> bool:
     return suits_walks(site) and site.text("inner", "none") in ACTIVATIONS and bool(_pairs(site))
-
-
-_pairs_with_diagonals: Final = partial(_pairs, filters=_tiles_of_diagonals)
-
-
-def _suits_pair_with_diagonals(site: Site) -> bool:
-    return _suits_pair(site) and bool(_pairs_with_diagonals(site))
 
 
 def _suits_expand(site: Site) -> bool:
     return suits_walks(site) and site.text("inner", "none") in BOUNDED and bool(_expand_tiles(site))
 
 
-def _suits_expand_by_diagonals(site: Site) -> bool:
-    return suits_walks(site) and site.text("inner", "none") in BOUNDED and bool(_expand_diagonal_tiles(site))
+def _suits_diagonals(site: Site) -> bool:
+    return suits_walks(site) and site.text("inner", "none") in BOUNDED and bool(_diagonal_tiles(site))
 
 
 def _suits_gate(site: Site) -> bool:
@@ -299,15 +246,6 @@ WALKS: Final[dict[tuple[str, str], Way]] = {
         scales=True,
         combined=with_steady,
     ),
-    ("conv", "cuda_diagonal"): Way(
-        _diagonal,
-        _tiles_of_diagonals,
-        forms={"weight": _taps_first},
-        suits=_suits_diagonal,
-        types=float_weights,
-        scales=True,
-        combined=with_steady,
-    ),
     ("conv_gate", "cuda_walk"): Way(
         depthwise_and_gate(walked, _blocks),
         tiles_of_walks,
@@ -325,29 +263,20 @@ WALKS: Final[dict[tuple[str, str], Way]] = {
         scales=True,
         combined=with_steady,
     ),
+    ("expand_depthwise", "cuda_diagonal"): Way(
+        _by_diagonals,
+        _diagonal_tiles,
+        forms={"first": _flat, "weight": _taps_first},
+        suits=_suits_diagonals,
+        types=types_of_two,
+        scales=True,
+        combined=with_steady,
+    ),
     ("expand_depthwise", "cuda_pair"): Way(
         _pair,
         _pairs,
         forms={"first": _flat, "weight": _taps_first},
         suits=_suits_pair,
-        types=types_of_two,
-        scales=True,
-        combined=with_steady,
-    ),
-    ("expand_depthwise", "cuda_diagonal"): Way(
-        _expand_by_diagonals,
-        _expand_diagonal_tiles,
-        forms={"first": _flat, "weight": _taps_first},
-        suits=_suits_expand_by_diagonals,
-        types=types_of_two,
-        scales=True,
-        combined=with_steady,
-    ),
-    ("expand_depthwise", "cuda_pair_diagonal"): Way(
-        partial(_pair, filtered=_by_diagonals),
-        _pairs_with_diagonals,
-        forms={"first": _flat, "weight": _taps_first},
-        suits=_suits_pair_with_diagonals,
         types=types_of_two,
         scales=True,
         combined=with_steady,

@@ -137,7 +137,7 @@ def _measuring(
         for place, now in zip(places, mask, strict=True):
             early[place] = now
         recorder.relaunch(early)
-        captured = executor.capture(beside=kept[0] if kept else None)
+        captured = executor.capture(sharing=kept[0] if kept else None)
         if not kept:
             kept.append(captured)  # its memory is that of all
             captured.stream.wait_stream(torch.cuda.current_stream())

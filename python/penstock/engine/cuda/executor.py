@@ -159,15 +159,15 @@ class Executor:
         *,
         search: bool = False,
         priority: int = 0,
-        beside: "Captured | None" = None,
+        sharing: "Captured | None" = None,
     ) -> "Captured":
         """One CUDA graph of everything; `search` lets cuDNN try its algorithms first, once in a process for each shape.
-        `priority`: as CUDA counts, negative ones go first. `beside`: whose memory it takes, so that one of them at a
+        `priority`: as CUDA counts, negative ones go first. `sharing`: whose memory it takes, so that one of them at a
         time may be replayed, and this one no longer than that one is there.
 
         `compute`: the same function in another form (what torch.compile made of `module`).
         """
-        return Captured(self, compute or self.compute, search, priority, beside)
+        return Captured(self, compute or self.compute, search, priority, sharing)
 
     def module(self) -> torch.nn.Module:
         """The same function for torch.compile: forward(*inputs) -> tuple of outputs.
@@ -255,15 +255,15 @@ class Captured:
     """A captured graph: write into `inputs`, `replay`, read `outputs`. Used by one call at a time."""
 
     def __init__(
-        self, executor: Executor, compute: Compute, search: bool, priority: int, beside: "Captured | None" = None
+        self, executor: Executor, compute: Compute, search: bool, priority: int, sharing: "Captured | None" = None
     ) -> None:
         torch.cuda.set_device(executor.device)
         self._kept = executor, compute  # their tensors are read wherever the graph is replayed
         own = _stream(executor.device, priority)
         self.stream: torch.cuda.Stream = torch.cuda.ExternalStream(own.handle, executor.device)
         weakref.finalize(self, _given_back, own, executor.device, priority).atexit = False
-        self.inputs: Tensors = executor.blank_inputs() if beside is None else beside.inputs
-        self._pool = None if beside is None else beside._graph.pool()
+        self.inputs: Tensors = executor.blank_inputs() if sharing is None else sharing.inputs
+        self._pool = None if sharing is None else sharing._graph.pool()
         self._graph: torch.cuda.CUDAGraph = torch.cuda.CUDAGraph()
         self._workspace = executor.needs.workspace(executor.device)  # this stream's alone, and as old as the graph
         self._side = Side(executor.lanes)

@@ -136,7 +136,6 @@ def expand_walk_launch(
     outer: Epilogue,
     stride: tuple[int, int] = (1, 1),
     padding: tuple[int, int] = (0, 0),
-    widest: int = WIDEST,
     pdl: bool = False,
 ) -> CppLaunch:
     """x [N, H, W, C], first [E, C], w [R, S, E], out [N, P, Q, E], all of one type; padding is of the wide map.
@@ -167,7 +166,7 @@ def expand_walk_launch(
                 raise ValueError(f"{name}: expected a row in FP32, got {row.dtype}")
     if inner.activation not in BOUNDED or outer.activation not in ACTIVATIONS:
         raise ValueError(f"activation: expected other ones than {inner.activation}, {outer.activation}")
-    if narrow > widest or narrow % _PIECE or channels % config.chunk or pitch(x, "x") % _PIECE:
+    if narrow > WIDEST or narrow % _PIECE or channels % config.chunk or pitch(x, "x") % _PIECE:
         raise ValueError(f"expected pieces of {_PIECE} channels and chunks of {config.chunk}, got {narrow}, {channels}")
     for name, each in (("x", x), ("first", first), ("out", out)):
         expect_aligned(each, name)
