@@ -91,21 +91,11 @@ def test_few_rows_are_not_worth_a_kernel_that_reads_all_weights(shape: tuple[int
 
 
 @pytest.mark.parametrize(
-    ("side", "channels", "hidden", "joined"),
-    [
-        (26, 64, 2048, True),
-        (26, 64, 2056, False),
-        (6, 64, 2056, True),
-        (6, 64, 8200, False),
-        (6, 512, 16, True),
-        (6, 520, 16, False),
-        (6, 512, 504, False),
-        (6, 512, 520, True),
-    ],
+    ("channels", "hidden", "joined"), [(64, 2048, True), (64, 2056, False), (512, 16, True), (520, 16, False)]
 )
-def test_large_weights_stay_apart_but_of_few_rows(side: int, channels: int, hidden: int, joined: bool) -> None:
+def test_large_weights_stay_apart(channels: int, hidden: int, joined: bool) -> None:
     weights = {"p": normal(hidden, channels, 1, 1), "q": normal(channels, hidden, 1, 1)}
-    assert ("mlp" in kinds(lowered(f"{PAIR} y = Relu(c)", (1, channels, side, side), **weights))) is joined
+    assert ("mlp" in kinds(lowered(f"{PAIR} y = Relu(c)", (1, channels, 6, 6), **weights))) is joined
 
 
 def test_a_gated_map_that_others_read_too_is_made() -> None:

@@ -16,9 +16,6 @@ from penstock.engine.plan import Shape
 # Every block of a kernel reads all weights of both layers: half a megabyte in 16 bits takes one some 6 microseconds,
 # about what two more launches cost.
 _MOST_WEIGHTS: Final = 1 << 18
-# Of few rows, wider in between, the blocks of a cluster share them, and each keeps its part in registers.
-_MOST_SHARED_WEIGHTS: Final = 1 << 20
-_MOST_SHARING_ROWS: Final = 640
 # A gate's layers are read by one block for each image, and layers of their own are spread over many: measured on an
 # H200 at batch 1, 192 x 48 weights take one block 6 us and 384 x 96 take it 14, two layers and a mean about 8.
 _MOST_GATE_WEIGHTS: Final = 1 << 14
@@ -186,9 +183,7 @@ class _Joining:
     def _worth_joining(self, first: _Layer, second: _Layer) -> bool:
         rows = self._numbers(second.step.outputs[0]) // second.out
         same = rows == self._numbers(first.step.outputs[0]) // first.out
-        sharing = rows <= _MOST_SHARING_ROWS and first.out > max(first.wide, second.out)
-        most = _MOST_SHARED_WEIGHTS if sharing else _MOST_WEIGHTS
-        few = (first.wide + second.out) * first.out <= most and max(first.wide, second.out) <= _WIDEST
+        few = (first.wide + second.out) * first.out <= _MOST_WEIGHTS and max(first.wide, second.out) <= _WIDEST
         return same and few and first.out == second.wide and rows >= _FEWEST_ROWS
 
     def _pair(self, first: _Layer, second: _Layer) -> Step:

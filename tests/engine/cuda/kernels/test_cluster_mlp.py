@@ -38,21 +38,21 @@ class Layers:
     bias: bool = True
 
     def __str__(self) -> str:
-        cut = f"{self.cut.cluster}x{self.cut.warps}x{self.cut.tall}x{self.cut.clusters}"
+        cut = f"{self.cut.cluster}x{self.cut.warps}"
         return f"{self.images}x{self.rows}x{self.wide}x{self.hidden}x{self.out} {cut} {self.dtype} {self.added}"
 
 
 CASES = [
-    Layers(1, 50, 32, 64, 32, ClusterCut(2, 2, 1, 2), added="skip", gated=True),
-    Layers(3, 32, 96, 192, 96, ClusterCut(4, 6, 1, 1), added="skip", gated=True),
-    Layers(1, 90, 40, 96, 64, ClusterCut(2, 2, 1, 1), inner="relu", outer="silu", added="last"),
-    Layers(2, 21, 72, 96, 48, ClusterCut(2, 3, 1, 2), BF16, inner="silu", added="residual", gated=False),
-    Layers(1, 16, 64, 64, 96, ClusterCut(4, 2, 1, 1), bias=False),
-    Layers(2, 16, 64, 64, 64, ClusterCut(4, 2, 1, 1), BF16, gated=True, added="skip"),
-    Layers(1, 20, 256, 64, 256, ClusterCut(2, 4, 1, 1), gated=True, added="skip"),
-    Layers(1, 40, 232, 64, 32, ClusterCut(2, 2, 1, 2)),
-    Layers(3, 48, 32, 64, 32, ClusterCut(2, 2, 2, 2), added="skip", gated=True),
-    Layers(1, 150, 64, 64, 64, ClusterCut(2, 4, 4, 1), added="residual"),
+    Layers(1, 50, 32, 64, 32, ClusterCut(2, 2), added="skip", gated=True),
+    Layers(3, 32, 96, 192, 96, ClusterCut(4, 6), added="skip", gated=True),
+    Layers(1, 90, 40, 96, 64, ClusterCut(2, 2), inner="relu", outer="silu", added="last"),
+    Layers(2, 21, 72, 96, 48, ClusterCut(2, 3), BF16, inner="silu", added="residual", gated=False),
+    Layers(1, 16, 64, 64, 96, ClusterCut(4, 2), bias=False),
+    Layers(2, 16, 64, 64, 64, ClusterCut(4, 2), BF16, gated=True, added="skip"),
+    Layers(1, 20, 256, 64, 256, ClusterCut(2, 4), gated=True, added="skip"),
+    Layers(1, 40, 232, 64, 32, ClusterCut(2, 2)),
+    Layers(3, 48, 32, 64, 32, ClusterCut(2, 2), added="skip", gated=True),
+    Layers(1, 150, 64, 64, 64, ClusterCut(2, 4), added="residual"),
 ]
 
 
@@ -130,8 +130,7 @@ def test_every_lane_of_the_source_does_its_part(layers: Layers, tmp_path: Path) 
     assert float(off) < (5e-3 if layers.dtype == BF16 else 6e-4)
 
 
-SHAPES = [(480, 192, 384, 192), (480, 96, 192, 192), (960, 96, 192, 96), (240, 192, 384, 384), (2116, 192, 384, 192),
-          (3840, 192, 384, 192), (240, 384, 768, 384), (529, 384, 768, 384)]  # fmt: skip
+SHAPES = [(480, 192, 384, 192), (480, 96, 192, 192), (960, 96, 192, 96), (240, 192, 384, 384)]
 
 
 @pytest.mark.skipif(not nvrtc.available(), reason="there is no NVRTC")
@@ -142,7 +141,7 @@ def test_it_compiles_without_a_gpu_and_keeps_everything_in_registers(shape: tupl
     cut = cluster_cuts(rows, wide, hidden, out, gated)[0]
     layers = Layers(1, rows, wide, hidden, out, cut, gated=gated, added="skip" if gated else "none")
     found = tensors(layers).launch(layers).compile()
-    assert found.spilled_bytes <= (520 if wide > 192 else 0)  # weights that wait in the first cache
+    assert found.spilled_bytes == 0
     assert found.registers * cut.warps * 32 <= 65536
 
 
@@ -151,9 +150,8 @@ def test_cuts_share_the_rows_and_fit_a_gpu(shape: tuple[int, int, int, int]) -> 
     cuts = cluster_cuts(*shape)
     assert len(set(cuts)) == len(cuts) > 0
     for cut in cuts:
-        assert cut.clusters * cut.cluster <= 132
-        assert ceil(shape[0] / 16 / cut.tall / cut.clusters) <= 5
+        assert ceil(shape[0] / 16) * cut.cluster <= 132
 
 
-def test_rows_without_end_have_no_cut() -> None:
-    assert cluster_cuts(1 << 20, 192, 384, 192) == []
+def test_more_rows_than_fit_at_once_have_no_cut() -> None:
+    assert cluster_cuts(2116, 192, 384, 192) == []

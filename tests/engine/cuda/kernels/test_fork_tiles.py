@@ -131,5 +131,5 @@ def test_it_compiles_without_a_gpu_and_leaves_room_for_other_blocks(sizes: tuple
 
 def test_cuts_are_different_and_fit_the_memory_of_a_multiprocessor() -> None:
     cuts = fork_cuts(1, 368, 368, 24, 12, 24)
-    assert len(set(cuts)) == len(cuts) > 3
+    assert len(set(cuts)) == len(cuts) > 2
     assert fork_cuts(1, 368, 368, 20, 12, 24) == []

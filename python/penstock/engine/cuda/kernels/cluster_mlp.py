@@ -21,19 +21,10 @@ _ROWS: Final = 16
 _WARP: Final = 32
 _REGISTERS: Final = 65536  # of a multiprocessor
 _MOST_REGISTERS: Final = 250  # of a thread
-_SPILLED: Final = 72  # that wait in the first cache, which of wide rows costs less than another kernel
 _LARGEST_CLUSTER: Final = 8
-_HELD: Final = 6  # pieces of rows that a lane has, or is loading
-_MOST_STEPS: Final = 5  # beyond which other kernels multiply faster
+_LEFT_OVER: Final = 10
 _WARPS: Final = 6  # of a block, if nothing else counts
-
-# Microseconds: of a block in a cluster, of a step, of sixteen rows in it, of a weight that is loaded, and of one that
-# sixteen rows meet.
-_LARGER: Final = 0.15
-_STEP: Final = 1.2
-_TILE: Final = 0.2
-_LOADING: Final = 2e-5
-_MULTIPLYING: Final = 9e-6
+_LARGER: Final = 7500  # weights that are loaded in the time that one more block in a cluster costs
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,16 +33,12 @@ class ClusterCut:
     """Blocks that share the weights."""
     warps: int
     """Of a block."""
-    tall: int
-    """Times sixteen rows, at a time."""
-    clusters: int
-    """In the grid, which stay."""
 
     def registers(self, wide: int, hidden: int, out: int, gated: bool = False) -> int:
         """Of a thread, roughly."""
         part, pieces = hidden // self.cluster, ceil(wide / _WARP)
         firsts, seconds = part // 8 // self.warps, out // 8 // self.warps
-        rows = (pieces if pieces <= _HELD else _HELD) * (12 if gated else 8)
+        rows = pieces * (12 if gated else 8)
         sums = max(8 * firsts, 4 * seconds) + 2 * firsts + 2 * seconds
         return 4 * firsts * pieces + 2 * seconds * (part // 16) + rows + sums + 44
 
@@ -59,26 +46,21 @@ class ClusterCut:
 def cluster_cuts(
     rows: int, wide: int, hidden: int, out: int, gated: bool = False, multiprocessors: int = H200_MULTIPROCESSORS
 ) -> list[ClusterCut]:
-    """The cuts worth timing, most promising first: many blocks, but no more than fit, and few rows for each."""
+    """The cuts worth timing, most promising first; none where the rows take more clusters than fit at once: what blocks
+    send each other takes 1.8 microseconds for sixteen rows.
+    """
+    tiles = ceil(rows / _ROWS)
     found: list[tuple[float, ClusterCut]] = []
-    for cluster, warps, tall in product((2, 3, 4, 6, 8), (2, 3, 4, 6, 8, 12), (1, 2, 4)):
+    for cluster, warps in product((2, 3, 4, 6, 8), (2, 3, 4, 6, 8, 12)):
         if hidden % (cluster * 8 * warps) or out % (16 * warps) or hidden % (16 * cluster) or out % (8 * cluster):
             continue
-        registers = ClusterCut(cluster, warps, tall, 1).registers(wide, hidden, out, gated)
+        cut = ClusterCut(cluster, warps)
         most = min(_MOST_REGISTERS, _REGISTERS // (_WARP * warps))
-        tiles = ceil(rows / (_ROWS * tall))
-        # Half a group of multiprocessors that have a cluster may be left over.
-        clusters = min(tiles, (multiprocessors - 12) // cluster)
-        if registers > most + (_SPILLED if wide > _HELD * _WARP else 0) or (tall > 1 and tiles < clusters):
-            continue
-        steps = ceil(tiles / clusters)
-        clusters = ceil(tiles / steps)
-        multiplied = (hidden // cluster) * (wide + out)
-        spent = _LARGER * cluster + _LOADING * multiplied + steps * (_STEP + tall * (_TILE + _MULTIPLYING * multiplied))
-        if steps <= _MOST_STEPS:
-            found.append((spent, ClusterCut(cluster, warps, tall, clusters)))
+        # Some multiprocessors of a group that has no cluster left are not used.
+        if tiles * cluster <= multiprocessors - _LEFT_OVER and cut.registers(wide, hidden, out, gated) <= most:
+            found.append((_LARGER * cluster + (hidden // cluster) * (wide + out), cut))
     found.sort(key=lambda each: (each[0], abs(each[1].warps - _WARPS)))
-    return [cut for _, cut in found[:5]]
+    return [cut for _, cut in found[:3]]
 
 
 def cluster_mlp_launch(
@@ -143,8 +125,6 @@ def cluster_mlp_launch(
         "OUT": made,
         "CLUSTER": cluster,
         "WARPS": warps,
-        "TALL": config.tall,
-        "CLUSTERS": config.clusters,
         "GATED": 0 if gate is None else rows,
         "ADDED": 1 if skip else 2 if residual is not None else 0,
         "ADDED_LAST": int(epilogue.residual_last),
@@ -159,11 +139,11 @@ def cluster_mlp_launch(
     return CppLaunch(
         "cluster_mlp.cu",
         "cluster_mlp",
-        (config.clusters * cluster, 1, 1),
+        (ceil(images * rows / _ROWS) * cluster, 1, 1),
         _WARP * warps,
         (x, gate, first, first_bias, second, second_bias, residual, out),
         constants,
-        2 * _ROWS * config.tall * (2 * part + 16 + 4 * made),
+        _ROWS * (2 * part + 16 + 4 * made),
         cluster,
         pdl,
     )

@@ -38,7 +38,7 @@ def fork_cuts(
     if channels % _GROUP or made % _GROUP or max(channels, between, made) > _WIDEST:
         return []
     found: list[tuple[tuple[int, float], ForkCut]] = []
-    for high, wide, warps in ((8, 16, 4), (4, 16, 4), (6, 20, 4), (4, 32, 4), (8, 32, 8), (12, 16, 6)):
+    for high, wide, warps in ((8, 16, 4), (4, 16, 4), (6, 20, 4)):
         cut = ForkCut(high, wide, warps)
         blocks = images * ceil(height / high) * ceil(width / wide)
         if cut.shared_bytes(channels, between) <= _BYTES:

@@ -17,9 +17,8 @@ import triton
 import triton.language as tl
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-from .cpp_launching import CppLaunch
 from .launching import Launch
-from .rows import expect_aligned, expect_contiguous, expect_shape, pitch, power_of_two
+from .rows import expect_contiguous, expect_shape, pitch, power_of_two
 
 WIDEST: Final = 256
 """Numbers of a row of x: they are one piece of a product."""
@@ -53,102 +52,6 @@ def top_tiles(rows: int, columns: int, multiprocessors: int = 132) -> list[TopTi
     return found
 
 
-@dataclass(frozen=True, slots=True)
-class WalkCut:
-    """How the kernel in CUDA C++ (`top.cu`) is cut."""
-
-    tiles: int
-    """Times sixteen rows that a warp keeps."""
-    high: int
-    """Warps that share columns."""
-    wide: int
-    """Warps that share rows."""
-    splits: int
-    """Blocks that share rows."""
-
-    @property
-    def columns(self) -> int:
-        """Of a stage."""
-        return 32 * (2 if self.wide == 1 else self.wide)
-
-    def shared_bytes(self, deep: int) -> int:
-        chunks = -(-deep // 32)
-        return 2 * self.columns * 16 * ((4 * chunks + 3) // 8 * 8 + 4)
-
-
-_MOST_SPLITS: Final = 512  # parts that the second kernel reads of a row
-_ROW_TILE: Final = 16
-
-
-def walk_cuts(rows: int, columns: int, multiprocessors: int = 132) -> list[WalkCut]:
-    """The cuts worth timing, most promising first."""
-    found: list[tuple[float, WalkCut]] = []
-    tiles = triton.cdiv(rows, _ROW_TILE)
-    for each, high, wide in ((2, 4, 1), (2, 2, 2), (3, 1, 4), (1, 1, 4), (2, 1, 4), (2, 8, 1), (3, 4, 1)):
-        blocks = triton.cdiv(tiles, each * high)
-        waste = blocks * each * high / tiles
-        for resident in (2, 1):
-            cut = WalkCut(each, high, wide, 1)
-            splits = max(1, min(triton.cdiv(columns, cut.columns), resident * multiprocessors // blocks))
-            cut = WalkCut(each, high, wide, splits)
-            if splits * wide <= _MOST_SPLITS and all(cut != other for _, other in found):
-                found.append((waste * (1 + 0.1 * (wide > 1)) + 0.3 / each, cut))
-    found.sort(key=lambda one: one[0])
-    return [cut for _, cut in found[:5]]
-
-
-def walk_top_1_launches(
-    x: torch.Tensor,
-    w: torch.Tensor,
-    bias: torch.Tensor | None,
-    *,
-    index: torch.Tensor,
-    score: torch.Tensor,
-    parts: torch.Tensor,
-    config: WalkCut,
-    pdl: bool = False,
-) -> "tuple[CppLaunch, Launch]":
-    """As `gemm_top_1_launches`, by a kernel in CUDA C++; parts FP32 [3, M, splits times wide], bias FP32."""
-    (rows, deep), columns, made = x.shape, w.shape[0], config.splits * config.wide
-    expect_shape(w, "w", columns, deep)
-    expect_shape(parts, "parts", 3, rows, made)
-    if deep > WIDEST or deep % 8 or columns >= 1 << 24 or pitch(x, "x") % 8:
-        raise ValueError(f"x, w: expected rows of eights up to {WIDEST}, got {deep} in {pitch(x, 'x')}")
-    if x.dtype != w.dtype or x.dtype not in (torch.float16, torch.bfloat16):
-        raise ValueError(f"x, w: expected sixteen bits, got {x.dtype} and {w.dtype}")
-    for name, each in (("x", x), ("w", w)):
-        expect_aligned(each, name, 16)
-    expect_contiguous(w, "w", "contiguous weights")
-    if bias is not None:
-        expect_shape(bias, "bias", columns)
-        if bias.dtype != torch.float32:
-            raise ValueError(f"bias: expected FP32, got {bias.dtype}")
-    constants = {
-        "ROWS": rows,
-        "COLUMNS": columns,
-        "DEEP": deep,
-        "X_PITCH": pitch(x, "x"),
-        "TILES": config.tiles,
-        "HIGH": config.high,
-        "WIDE": config.wide,
-        "SPLITS": config.splits,
-        "HAS_BIAS": int(bias is not None),
-    }
-    if x.dtype == torch.bfloat16:
-        constants["BFLOAT16"] = 1
-    walk = CppLaunch(
-        "top.cu",
-        "walk_columns",
-        (triton.cdiv(rows, _ROW_TILE * config.tiles * config.high) * config.splits, 1, 1),
-        32 * config.high * config.wide,
-        (x, w, bias, parts),
-        constants,
-        config.shared_bytes(deep),
-        pdl=pdl,
-    )
-    return walk, _finish(parts, index, score, rows, made, pdl)
-
-
 def gemm_top_1_launches(
     x: torch.Tensor,
     w: torch.Tensor,
@@ -171,7 +74,11 @@ def gemm_top_1_launches(
         raise ValueError(
             f"x, w: expected rows of up to {WIDEST} and fewer than 2**24 columns, got {deep} and {columns}"
         )
-    expect_contiguous(w, "w", "contiguous weights")
+    for name, each in (("index", index), ("score", score)):
+        expect_shape(each, name, rows)
+        expect_contiguous(each, name, "contiguous numbers")
+    if index.dtype != torch.int64 or not score.dtype.is_floating_point or not w.is_contiguous():
+        raise ValueError(f"index, score: expected int64 and a float, got {index.dtype} and {score.dtype}")
     if bias is not None:
         expect_shape(bias, "bias", columns)
     walk = Launch(
@@ -193,30 +100,22 @@ def gemm_top_1_launches(
         config.num_stages,
         pdl,
     )
-    return walk, _finish(parts, index, score, rows, config.splits, pdl)
-
-
-def _finish(parts: torch.Tensor, index: torch.Tensor, score: torch.Tensor, rows: int, splits: int, pdl: bool) -> Launch:
-    for name, each in (("index", index), ("score", score)):
-        expect_shape(each, name, rows)
-        expect_contiguous(each, name, "contiguous numbers")
-    if index.dtype != torch.int64 or not score.dtype.is_floating_point:
-        raise ValueError(f"index, score: expected int64 and a float, got {index.dtype} and {score.dtype}")
     block_rows = 4
-    return Launch(
+    finish = Launch(
         finish_kernel,
         (triton.cdiv(rows, block_rows), 1, 1),
         (parts, index, score),
         {
             "ROWS": rows,
-            "SPLITS": splits,
+            "SPLITS": config.splits,
             "BLOCK_ROWS": block_rows,
-            "BLOCK_SPLITS": power_of_two(splits),
+            "BLOCK_SPLITS": power_of_two(config.splits),
             "PDL": pdl,
         },
         num_warps=4,
         pdl=pdl,
     )
+    return walk, finish
 
 
 @triton.jit

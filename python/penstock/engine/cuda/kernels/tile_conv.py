@@ -64,6 +64,8 @@ def conv_cuts(
             if size > _BYTES or warps > tiles or tall * filters // 2 > _SUMS:
                 continue
             resident = min(_BYTES // (size + 1024), 16 // warps)
+            if resident < 2:  # nobody multiplies while a block loads
+                continue
             blocks = images * ceil(height / high) * ceil(width / wide)
             waves = ceil(blocks / (multiprocessors * resident))
             # What a wave takes: loading, and multiplying, which blocks of a multiprocessor share.
@@ -71,7 +73,7 @@ def conv_cuts(
             multiplied = window.high * window.wide * channels * filters * pixels
             found.append((waves * (1.5 + resident * (multiplied / 1.2e6 + size / 1e5)), cut))
     found.sort(key=lambda each: each[0])
-    return [cut for _, cut in found[:5]]
+    return [cut for _, cut in found[:3]]
 
 
 def packed(weight: torch.Tensor) -> torch.Tensor:

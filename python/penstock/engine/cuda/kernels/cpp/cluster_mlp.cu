@@ -1,14 +1,13 @@
 // Two layers of few rows in one kernel: out = act(W2 act(W1 x + b1) + b2), with a gate on x and something added at the end.
 //
-// A cluster of CLUSTER blocks has 16 TALL rows at a time. Each block makes HIDDEN / CLUSTER of the values in between, and
-// multiplies them by its part of the second layer's depth; so each weight is kept by one block of the cluster, in
-// registers, from before the kernel ahead has ended to the last row. The sums of the parts go into the shared memory of
-// the block that has those columns, where a barrier counts the bytes. Two buffers take turns, of what is between and of
-// sums: who fills one again has met its block over the other, and who sends has had sums that were sent after that.
+// A cluster of CLUSTER blocks has sixteen rows. Each block makes HIDDEN / CLUSTER of the values in between, and multiplies
+// them by its part of the second layer's depth; so each weight is read by one block of the cluster, into registers,
+// before the kernel ahead has ended. The sums of the parts go into the shared memory of the block that has those columns,
+// where a barrier counts the bytes.
 //
 // Given by whoever compiles:
 //   ROWS WIDE HIDDEN OUT           rows, and numbers of each that are read, in between and made
-//   CLUSTER WARPS TALL CLUSTERS    how it is cut; CLUSTERS stay
+//   CLUSTER WARPS                  how it is cut
 //   GATED                          0, or the rows of an image, which has one gate
 //   ADDED                          0 nothing, 1 what was read (gated), 2 `residual`
 //   ADDED_LAST                     whether behind the activation
@@ -24,14 +23,11 @@ constexpr unsigned int OWN = OUT / CLUSTER;
 constexpr unsigned int FIRSTS = PART / 8 / WARPS;   // tiles of eight columns, of a warp
 constexpr unsigned int SECONDS = OUT / 8 / WARPS;
 constexpr unsigned int PIECES = (WIDE + 31) / 32;   // of a row: what a lane reads of each is sixteen bytes
-constexpr unsigned int HELD = PIECES <= 6 ? PIECES : 3;  // at once: more would leave no registers for weights
 constexpr unsigned int DEPTHS = PART / 16;
 constexpr unsigned int PITCH = 2 * PART + 16;       // bytes, of a row in between
-constexpr unsigned int ITEMS = 2 * OWN * TALL;      // of eight numbers, made by a block
+constexpr unsigned int ITEMS = 2 * OWN;             // of eight numbers, made by a block
 constexpr unsigned int ROUNDS = (ITEMS + THREADS - 1) / THREADS;
-constexpr unsigned int SENT = 16 * TALL * OWN * 4;  // bytes, from a block to another
-constexpr unsigned int UNROLLED = TALL <= 2 ? TALL : 1;
-constexpr unsigned int TILES = (ROWS + 16 * TALL - 1) / (16 * TALL);
+constexpr unsigned int SENT = 16 * OWN * 4;         // bytes, from a block to another
 static_assert(PART % (8 * WARPS) == 0 && OUT % (16 * WARPS) == 0 && PART % 16 == 0 && OWN % 8 == 0, "how it is cut");
 
 // How much of a normal distribution is below x, as `activations.normal_share`.
@@ -103,21 +99,20 @@ struct Weights {
   }
 };
 
-// Some pieces of two rows of x, as a lane multiplies them.
+// Two rows of x, as a lane multiplies them.
 struct Rows {
-  Quad pieces[HELD][2];
+  Quad pieces[PIECES][2];
 #if GATED
-  Quad gates[HELD];
+  Quad gates[PIECES];
 #endif
 
-  // `tile` is one of sixteen rows.
   __device__ __forceinline__ void load(const unsigned short* x, const unsigned short* gate, unsigned int tile,
-                                       unsigned int first, unsigned int lane) {
+                                       unsigned int lane) {
     const unsigned int row = tile * 16 + lane / 4, quarter = lane % 4;
 #pragma unroll
-    for (unsigned int piece = 0; piece < HELD; ++piece) {
-      const unsigned int at = 32 * (first + piece) + 8 * quarter;
-      const bool there = WIDE % (32 * HELD) == 0 || at < WIDE;
+    for (unsigned int piece = 0; piece < PIECES; ++piece) {
+      const unsigned int at = 32 * piece + 8 * quarter;
+      const bool there = WIDE % 32 == 0 || at < WIDE;
 #pragma unroll
       for (unsigned int half = 0; half < 2; ++half) {
         // Rows that are not there are the last one once more, and are not stored.
@@ -127,29 +122,26 @@ struct Rows {
       }
 #if GATED
       gates[piece] = Quad{0, 0, 0, 0};
-      const unsigned int image = (tile * 16 < ROWS ? tile * 16 : ROWS - 1) / GATED;
-      if (there) gates[piece] = load_fresh(reinterpret_cast<const Quad*>(gate + image * WIDE + at));
+      if (there) gates[piece] = load_fresh(reinterpret_cast<const Quad*>(gate + tile * 16 / GATED * WIDE + at));
 #endif
     }
   }
 
   // Two sums for each result, which don't wait for each other.
-  __device__ __forceinline__ void multiply(float (&sums)[2][FIRSTS][4], const Weights& weights, unsigned int first) const {
+  __device__ __forceinline__ void multiply(float (&sums)[2][FIRSTS][4], const Weights& weights) const {
 #pragma unroll
-    for (unsigned int piece = 0; piece < HELD; ++piece) {
-      if (first + piece < PIECES) {
+    for (unsigned int piece = 0; piece < PIECES; ++piece) {
 #if GATED
-        const Quad above = times(pieces[piece][0], gates[piece]), below = times(pieces[piece][1], gates[piece]);
+      const Quad above = times(pieces[piece][0], gates[piece]), below = times(pieces[piece][1], gates[piece]);
 #else
-        const Quad above = pieces[piece][0], below = pieces[piece][1];
+      const Quad above = pieces[piece][0], below = pieces[piece][1];
 #endif
-        const Quad even = Quad{above.x, below.x, above.y, below.y}, odd = Quad{above.z, below.z, above.w, below.w};
+      const Quad even = Quad{above.x, below.x, above.y, below.y}, odd = Quad{above.z, below.z, above.w, below.w};
 #pragma unroll
-        for (unsigned int each = 0; each < FIRSTS; ++each) {
-          const Quad& weight = weights.first[each][first + piece];
-          multiply_add(sums[0][each], even, weight.x, weight.y);
-          multiply_add(sums[1][each], odd, weight.z, weight.w);
-        }
+      for (unsigned int each = 0; each < FIRSTS; ++each) {
+        const Quad& weight = weights.first[each][piece];
+        multiply_add(sums[0][each], even, weight.x, weight.y);
+        multiply_add(sums[1][each], odd, weight.z, weight.w);
       }
     }
   }
@@ -178,13 +170,12 @@ extern "C" __global__ void __cluster_dims__(CLUSTER, 1, 1) __launch_bounds__(THR
   const unsigned short* gate = nullptr;
 #endif
   const unsigned int thread = thread_index(), lane = thread % 32, warp = thread / 32;
-  const unsigned int rank = CLUSTER == 1 ? 0 : cluster_rank(), row = lane / 4, quarter = lane % 4;
-  const Address betweens = shared_address(memory), parts = betweens + 2 * 16 * TALL * PITCH;
-  const Address barrier = shared_address(barriers);
+  const unsigned int rank = cluster_rank(), row = lane / 4, quarter = lane % 4, tile = block_index() / CLUSTER;
+  const Address between = shared_address(memory), parts = between + 16 * PITCH, barrier = shared_address(barriers);
   if (thread == 0) {
     barrier_init(barrier, 1);
-    barrier_init(barrier + 8, 1);
     barriers_initialised();
+    barrier_expect(barrier, CLUSTER * SENT);
   }
   cluster_arrive();
 
@@ -211,127 +202,104 @@ extern "C" __global__ void __cluster_dims__(CLUSTER, 1, 1) __launch_bounds__(THR
   wait_for_kernel_ahead();
   let_kernel_behind_start();
 
-  unsigned int tile = block_index() / CLUSTER;
   Rows rows;
-  rows.load(x, gate, tile * TALL, 0, lane);
-#pragma unroll 1
-  for (unsigned int step = 0; tile < TILES; tile += CLUSTERS, ++step) {
-    const unsigned int buffer = step % 2;
-    const Address between = betweens + buffer * 16 * TALL * PITCH;
-    if (thread == 0) barrier_expect(barrier + 8 * buffer, CLUSTER * SENT);
-    Quad added[ROUNDS] = {};
+  rows.load(x, gate, tile, lane);
+  Quad added[ROUNDS] = {};
 #if ADDED
 #pragma unroll
-    for (unsigned int round = 0; round < ROUNDS; ++round) {
-      const unsigned int item = round * THREADS + thread, at = tile * 16 * TALL + item / (OWN / 8);
-      const unsigned int column = rank * OWN + item % (OWN / 8) * 8;
-      if (item < ITEMS && at < ROWS) {
+  for (unsigned int round = 0; round < ROUNDS; ++round) {
+    const unsigned int item = round * THREADS + thread, at = tile * 16 + item / (OWN / 8);
+    const unsigned int column = rank * OWN + item % (OWN / 8) * 8;
+    if (item < ITEMS && at < ROWS) {
 #if ADDED == 1
-        added[round] = load_fresh(reinterpret_cast<const Quad*>(x + at * WIDE + column));
+      added[round] = load_fresh(reinterpret_cast<const Quad*>(x + at * WIDE + column));
 #if GATED
-        added[round] = times(added[round], load_fresh(reinterpret_cast<const Quad*>(gate + at / GATED * WIDE + column)));
+      added[round] = times(added[round], load_fresh(reinterpret_cast<const Quad*>(gate + at / GATED * WIDE + column)));
 #endif
 #else
-        added[round] = load_fresh(reinterpret_cast<const Quad*>(residual + at * OUT + column));
+      added[round] = load_fresh(reinterpret_cast<const Quad*>(residual + at * OUT + column));
 #endif
-      }
     }
+  }
 #endif
 
-#pragma unroll UNROLLED
-    for (unsigned int part = 0; part < TALL; ++part) {
-      float sums[2][FIRSTS][4];
+  float sums[2][FIRSTS][4];
 #pragma unroll
-      for (unsigned int each = 0; each < FIRSTS; ++each) {
+  for (unsigned int each = 0; each < FIRSTS; ++each) {
 #pragma unroll
-        for (unsigned int number = 0; number < 4; ++number) {
-          sums[0][each][number] = offsets[each][number % 2], sums[1][each][number] = 0.0f;
-        }
-      }
-#pragma unroll
-      for (unsigned int piece = 0; piece + HELD < PIECES; piece += HELD) {
-        Rows next;
-        next.load(x, gate, tile * TALL + part, piece + HELD, lane);
-        rows.multiply(sums, weights, piece);
-        rows = next;
-      }
-      rows.multiply(sums, weights, (PIECES - 1) / HELD * HELD);
-      const unsigned int next = part + 1 < TALL ? tile * TALL + part + 1 : (tile + CLUSTERS) * TALL;
-      if (next * 16 < ROWS) rows.load(x, gate, next, 0, lane);
-#pragma unroll
-      for (unsigned int each = 0; each < FIRSTS; ++each) {
-        const Address to = between + (16 * part + row) * PITCH + ((warp * FIRSTS + each) * 8 + 2 * quarter) * 2;
-        float made[4];
-#pragma unroll
-        for (unsigned int number = 0; number < 4; ++number) {
-          made[number] = activated<INNER>(sums[0][each][number] + sums[1][each][number]);
-        }
-        shared_store(to, narrow(made[0], made[1]));
-        shared_store(to + 8 * PITCH, narrow(made[2], made[3]));
-      }
+    for (unsigned int number = 0; number < 4; ++number) {
+      sums[0][each][number] = offsets[each][number % 2], sums[1][each][number] = 0.0f;
     }
-    block_sync();
+  }
+  rows.multiply(sums, weights);
+#pragma unroll
+  for (unsigned int each = 0; each < FIRSTS; ++each) {
+    const Address to = between + row * PITCH + ((warp * FIRSTS + each) * 8 + 2 * quarter) * 2;
+    float made[4];
+#pragma unroll
+    for (unsigned int number = 0; number < 4; ++number) {
+      made[number] = activated<INNER>(sums[0][each][number] + sums[1][each][number]);
+    }
+    shared_store(to, narrow(made[0], made[1]));
+    shared_store(to + 8 * PITCH, narrow(made[2], made[3]));
+  }
+  block_sync();
 
-#pragma unroll UNROLLED
-    for (unsigned int part = 0; part < TALL; ++part) {
-      float totals[SECONDS][4];
+  float totals[SECONDS][4];
 #pragma unroll
-      for (unsigned int each = 0; each < SECONDS; ++each) {
+  for (unsigned int each = 0; each < SECONDS; ++each) {
 #pragma unroll
-        for (unsigned int number = 0; number < 4; ++number) totals[each][number] = ends[each][number % 2];
-      }
+    for (unsigned int number = 0; number < 4; ++number) totals[each][number] = ends[each][number % 2];
+  }
 #pragma unroll
-      for (unsigned int depth = 0; depth < DEPTHS; ++depth) {
-        const Address from = between + (16 * part + row) * PITCH + 32 * depth + 8 * quarter;
-        const Pair above = shared_load(from), below = shared_load(from + 8 * PITCH);
-        const Quad left = Quad{above.x, below.x, above.y, below.y};
+  for (unsigned int depth = 0; depth < DEPTHS; ++depth) {
+    const Address from = between + row * PITCH + 32 * depth + 8 * quarter;
+    const Pair above = shared_load(from), below = shared_load(from + 8 * PITCH);
+    const Quad left = Quad{above.x, below.x, above.y, below.y};
 #pragma unroll
-        for (unsigned int each = 0; each < SECONDS; ++each) {
-          multiply_add(totals[each], left, weights.second[each][depth].x, weights.second[each][depth].y);
-        }
-      }
-      // To whom those columns belong.
-#pragma unroll
-      for (unsigned int each = 0; each < SECONDS; each += 2) {
-        const unsigned int column = (warp * SECONDS + each) * 8 + 4 * quarter, owner = column / OWN;
-        const Address place =
-            parts + (buffer * CLUSTER + rank) * SENT + ((16 * part + row) * OWN + column % OWN) * 4;
-        const Address there = address_in_block(place, owner), counted = address_in_block(barrier + 8 * buffer, owner);
-#pragma unroll
-        for (unsigned int half = 0; half < 2; ++half) {
-          const Quad sum = Quad{bits_of(totals[each][2 * half]), bits_of(totals[each][2 * half + 1]),
-                                bits_of(totals[each + 1][2 * half]), bits_of(totals[each + 1][2 * half + 1])};
-          store_async(there + half * 8 * OWN * 4, sum, counted);
-        }
-      }
+    for (unsigned int each = 0; each < SECONDS; ++each) {
+      multiply_add(totals[each], left, weights.second[each][depth].x, weights.second[each][depth].y);
     }
-    barrier_wait(barrier + 8 * buffer, step / 2 % 2);
+  }
+  // To whom those columns belong.
 #pragma unroll
-    for (unsigned int round = 0; round < ROUNDS; ++round) {
-      const unsigned int item = round * THREADS + thread, at = tile * 16 * TALL + item / (OWN / 8);
-      if (item < ITEMS && at < ROWS) {
-        const unsigned int column = item % (OWN / 8) * 8;
-        float y[8] = {};
+  for (unsigned int each = 0; each < SECONDS; each += 2) {
+    const unsigned int column = (warp * SECONDS + each) * 8 + 4 * quarter, owner = column / OWN;
+    const Address place = parts + rank * SENT + (row * OWN + column % OWN) * 4;
+    const Address there = address_in_block(place, owner), counted = address_in_block(barrier, owner);
 #pragma unroll
-        for (unsigned int from = 0; from < CLUSTER; ++from) {
-          const Address place = parts + (buffer * CLUSTER + from) * SENT + (item / (OWN / 8) * OWN + column) * 4;
-          const Floats one = shared_load_floats(place), other = shared_load_floats(place + 16);
-          y[0] += one.x, y[1] += one.y, y[2] += one.z, y[3] += one.w;
-          y[4] += other.x, y[5] += other.y, y[6] += other.z, y[7] += other.w;
-        }
-        const unsigned int more[4] = {added[round].x, added[round].y, added[round].z, added[round].w};
-        unsigned int made[4];
+    for (unsigned int half = 0; half < 2; ++half) {
+      const Quad sum = Quad{bits_of(totals[each][2 * half]), bits_of(totals[each][2 * half + 1]),
+                            bits_of(totals[each + 1][2 * half]), bits_of(totals[each + 1][2 * half + 1])};
+      store_async(there + half * 8 * OWN * 4, sum, counted);
+    }
+  }
+  barrier_wait(barrier, 0);
 #pragma unroll
-        for (unsigned int pair = 0; pair < 4; ++pair) {
-          float one = y[2 * pair], other = y[2 * pair + 1];
-          const float plus = ADDED ? low(more[pair]) : 0.0f, also = ADDED ? high(more[pair]) : 0.0f;
-          if (!ADDED_LAST) one += plus, other += also;
-          one = activated<OUTER>(one), other = activated<OUTER>(other);
-          if (ADDED_LAST) one += plus, other += also;
-          made[pair] = narrow(one, other);
-        }
-        *reinterpret_cast<Quad*>(out + at * OUT + rank * OWN + column) = Quad{made[0], made[1], made[2], made[3]};
+  for (unsigned int round = 0; round < ROUNDS; ++round) {
+    const unsigned int item = round * THREADS + thread, at = tile * 16 + item / (OWN / 8);
+    if (item < ITEMS && at < ROWS) {
+      const unsigned int column = item % (OWN / 8) * 8;
+      float y[8] = {};
+#pragma unroll
+      for (unsigned int from = 0; from < CLUSTER; ++from) {
+        const Address place = parts + from * SENT + (item / (OWN / 8) * OWN + column) * 4;
+        const Floats one = shared_load_floats(place), other = shared_load_floats(place + 16);
+        y[0] += one.x, y[1] += one.y, y[2] += one.z, y[3] += one.w;
+        y[4] += other.x, y[5] += other.y, y[6] += other.z, y[7] += other.w;
       }
+      const unsigned int more[4] = {added[round].x, added[round].y, added[round].z, added[round].w};
+      unsigned int made[4];
+#pragma unroll
+      for (unsigned int pair = 0; pair < 4; ++pair) {
+        float one = y[2 * pair], other = y[2 * pair + 1];
+        const float plus = ADDED ? low(more[pair]) : 0.0f, also = ADDED ? high(more[pair]) : 0.0f;
+        if (!ADDED_LAST) one += plus, other += also;
+        one = activated<OUTER>(one), other = activated<OUTER>(other);
+        if (ADDED_LAST) one += plus, other += also;
+        made[pair] = narrow(one, other);
+      }
+      *reinterpret_cast<Quad*>(out + at * OUT + rank * OWN + column) = Quad{made[0], made[1], made[2], made[3]};
     }
   }
 }
