@@ -102,6 +102,7 @@ class Launch:
     def run(self) -> None:
         launcher = replay.current()
         if launcher is None or not launcher.launch(self, torch.cuda.current_stream().cuda_stream):
+            settle(self.kernel)
             given = (each.descriptor() if isinstance(each, Tiled) else each for each in self.arguments)
             self.kernel[self.grid](*given, **self.constants, **self._options())
 
@@ -145,6 +146,7 @@ class Launch:
         return [value.data_ptr() if isinstance(value, torch.Tensor) else value for value in present]
 
     def _compiled(self, capability: int) -> Any:
+        settle(self.kernel)
         names = self.kernel.arg_names
         signature = dict.fromkeys(names, "constexpr")
         constants: dict[str, Any] = dict(self.constants)
@@ -176,6 +178,25 @@ class Launch:
         if self.most_registers:
             options["maxnreg"] = self.most_registers
         return options
+
+
+_settled: Final[set[int]] = set()
+"""Functions; a hash of one is made of its key."""
+
+
+def settle(kernel: Any) -> None:
+    """Make the key of a kernel in Triton's cache, those of the functions it calls first.
+
+    Triton puts what is known of a called function's constants into the caller's key, and that is nothing before its own
+    key is made: without this a process looks for another key than the one that compiled, which began elsewhere.
+    """
+    # Asking a kernel itself whether it has one would make it.
+    if id(kernel) in _settled or not hasattr(type(kernel), "cache_key"):
+        return
+    _settled.add(id(kernel))
+    for name in kernel.fn.__code__.co_names:
+        settle(kernel.fn.__globals__.get(name))
+    _ = kernel.cache_key
 
 
 _KINDS: Final[Mapping[type, str]] = {torch.Tensor: "p", torch.nn.Parameter: "p", Tiled: "t"}
