@@ -7,7 +7,7 @@ pytest.importorskip("triton")
 
 import torch
 
-from penstock.engine.cuda.kernels.cluster_mlp import cluster_cuts
+from penstock.engine.cuda.kernels.cluster_mlp import ClusterCut, cluster_cuts
 from penstock.engine.cuda.kernels.cpp_launching import CppLaunch
 from penstock.engine.cuda.kernels.fork_tiles import fork_cuts
 from penstock.engine.cuda.kernels.tile_conv import Window, conv_cuts
@@ -36,13 +36,15 @@ def near(found: torch.Tensor, right: torch.Tensor) -> bool:
     return float((found - right).norm() / right.norm()) < 1e-3
 
 
-@pytest.mark.parametrize("which", range(2))
-@pytest.mark.parametrize(
-    ("images", "rows", "wide", "hidden", "out"),
-    [(1, 480, 192, 384, 192), (1, 960, 96, 192, 96), (2, 160, 96, 192, 96)],
-)
-def test_layers_that_clusters_share(images: int, rows: int, wide: int, hidden: int, out: int, which: int) -> None:
-    cut = cluster_cuts(images * rows, wide, hidden, out, gated=True)[which]
+SHARED = [
+    (images, rows, wide, hidden, out, cut)
+    for images, rows, wide, hidden, out in [(1, 480, 192, 384, 192), (1, 960, 96, 192, 96), (2, 160, 96, 192, 96)]
+    for cut in cluster_cuts(images * rows, wide, hidden, out, gated=True)
+]
+
+
+@pytest.mark.parametrize(("images", "rows", "wide", "hidden", "out", "cut"), SHARED, ids=str)
+def test_layers_that_clusters_share(images: int, rows: int, wide: int, hidden: int, out: int, cut: ClusterCut) -> None:
     layers = Layers(images, rows, wide, hidden, out, cut, gated=True, added="skip")
     given = test_cluster_mlp.tensors(layers, "cuda")
     assert near(same_each_time(given.launch(layers), given.out), test_cluster_mlp.expected(given, layers))

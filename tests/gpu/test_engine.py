@@ -158,12 +158,12 @@ def test_without_memory_the_error_is_clear_and_the_engine_goes_on(engine: ps.Eng
 
 
 def test_what_a_program_says_it_takes_is_what_it_takes(engine: ps.Engine) -> None:
-    """Weights once and a context of every bucket, by torch's own count."""
+    """Weights once and a context of every bucket, by torch's own count; weights in another order where kernels want it."""
     import torch
 
     programs = engine.manifest.programs
     assert len({each.shared_bytes for each in programs}) == 1
-    assert all(each.bytes > each.shared_bytes + each.context_bytes > each.shared_bytes > 0 for each in programs)
+    assert all(each.bytes >= each.shared_bytes + each.context_bytes > each.shared_bytes > 0 for each in programs)
     torch.cuda.empty_cache()
     before = torch.cuda.memory_allocated()
     instance = engine.instance()
