@@ -158,7 +158,7 @@ def test_without_memory_the_error_is_clear_and_the_engine_goes_on(engine: ps.Eng
 
 
 def test_what_a_program_says_it_takes_is_what_it_takes(engine: ps.Engine) -> None:
-    """Weights once and a context of every bucket, by torch's own count; weights in another order where kernels want it."""
+    """Weights once and a context of every bucket, by torch's own count; perhaps none is kept in another order."""
     import torch
 
     programs = engine.manifest.programs
