@@ -10,7 +10,6 @@ from typing import Final
 
 import torch
 
-from penstock.engine.cuda.kernels import nvrtc
 from penstock.engine.cuda.kernels.depthwise_walk import (
     ACTIVATIONS,
     Layer,
@@ -19,7 +18,6 @@ from penstock.engine.cuda.kernels.depthwise_walk import (
     steady,
     walk_tiles,
 )
-from penstock.engine.cuda.kernels.driver import HOPPER
 from penstock.engine.cuda.kernels.epilogue import Epilogue, Scratch, folds
 from penstock.engine.cuda.kernels.expand_diagonal import DiagonalTile, expand_diagonal_launch, expand_diagonal_tiles
 from penstock.engine.cuda.kernels.expand_walk import BOUNDED, ExpandWalkTile, expand_walk_launch, expand_walk_tiles
@@ -33,6 +31,7 @@ from penstock.engine.cuda.ways import (
     Ready,
     Tensors,
     Way,
+    compiles_cpp,
     count,
     dtype_of,
     float_weights,
@@ -202,10 +201,7 @@ def suits_walks(site: Site) -> bool:
         return False
     if set(site.integers("dilations")) != {1} or site.text("activation", "none") not in ACTIVATIONS:
         return False
-    if site.device.type != "cuda" or not nvrtc.available():
-        return False
-    major, minor = torch.cuda.get_device_capability(site.device)
-    return bool(10 * major + minor >= HOPPER and tiles_of_walks(site))
+    return bool(compiles_cpp(site) and tiles_of_walks(site))
 
 
 def _suits_conv(site: Site) -> bool:

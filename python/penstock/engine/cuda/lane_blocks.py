@@ -9,18 +9,26 @@ from typing import Final
 
 import torch
 
-from penstock.engine.cuda.kernels import nvrtc
 from penstock.engine.cuda.kernels.bottleneck import Steps
 from penstock.engine.cuda.kernels.epilogue import Scratch, added, fold
 from penstock.engine.cuda.kernels.lane_bottleneck import (
     DEPTH,
-    NARROWEST_CAPABILITY,
     BlockCut,
     block_cuts,
     lane_bottleneck_launch,
 )
 from penstock.engine.cuda.sites import Site, narrow
-from penstock.engine.cuda.ways import Config, Form, Launched, Ready, Tensors, Way, dtype_of, multiprocessors_of
+from penstock.engine.cuda.ways import (
+    Config,
+    Form,
+    Launched,
+    Ready,
+    Tensors,
+    Way,
+    compiles_cpp,
+    dtype_of,
+    multiprocessors_of,
+)
 
 
 def _block(ready: Ready, operands: Tensors, outputs: Tensors, scratch: Scratch | None) -> Launched:
@@ -90,15 +98,14 @@ def _cuts(site: Site) -> list[Config]:
 
 
 def _suits(site: Site) -> bool:
-    if site.device.type != "cuda" or not nvrtc.available():
+    if not compiles_cpp(site):
         return False
     attributes = site.step.attributes
     window = tuple(site.integers(name) for name in ("strides", "pads", "dilations"))
     apart = tuple(site.integers("shortcut_strides")) if "shortcut_strides" in attributes else (1, 1)
     usual = (window, apart) == (((1, 1), (1, 1, 1, 1), (1, 1)), (1, 1)) and site.integer("groups") == 1
-    major, minor = torch.cuda.get_device_capability(site.device)
     narrow = site.shape("weight") == (DEPTH, 3, 3, DEPTH)
-    return bool(usual and narrow and 10 * major + minor >= NARROWEST_CAPABILITY)
+    return usual and narrow
 
 
 def _types(site: Site) -> bool:

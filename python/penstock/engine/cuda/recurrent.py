@@ -10,10 +10,9 @@ from typing import Final
 
 import torch
 
-from penstock.engine.cuda.kernels import nvrtc
 from penstock.engine.cuda.kernels.epilogue import Scratch, added
 from penstock.engine.cuda.kernels.implicit_gemm import gemm_launch
-from penstock.engine.cuda.kernels.lstm import NARROWEST_CAPABILITY, LstmCut, by_unit, lstm_cuts, lstm_launch, packed
+from penstock.engine.cuda.kernels.lstm import LstmCut, by_unit, lstm_cuts, lstm_launch, packed
 from penstock.engine.cuda.kernels.tiles import Product, Tile
 from penstock.engine.cuda.sites import Site
 from penstock.engine.cuda.ways import (
@@ -22,6 +21,7 @@ from penstock.engine.cuda.ways import (
     Ready,
     Tensors,
     Way,
+    compiles_cpp,
     count,
     dtype_of,
     multiprocessors_of,
@@ -91,10 +91,7 @@ def _scratch(site: Site, config: Config) -> tuple[int, int]:
 
 
 def _suits(site: Site) -> bool:
-    if site.device.type != "cuda" or not nvrtc.available():
-        return False
-    major, minor = torch.cuda.get_device_capability(site.device)
-    return 10 * major + minor >= NARROWEST_CAPABILITY and bool(_cuts(site))
+    return compiles_cpp(site) and bool(_cuts(site))
 
 
 def _types(site: Site) -> bool:

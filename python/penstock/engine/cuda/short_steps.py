@@ -6,11 +6,7 @@ Compiled by NVRTC when tuned. Needs compute capability 9.0; elsewhere the other 
 from dataclasses import astuple
 from typing import Final
 
-import torch
-
-from penstock.engine.cuda.kernels import nvrtc
 from penstock.engine.cuda.kernels.depthwise_walk import ACTIVATIONS
-from penstock.engine.cuda.kernels.driver import HOPPER
 from penstock.engine.cuda.kernels.epilogue import Scratch
 from penstock.engine.cuda.kernels.short_product import (
     ShortTile,
@@ -26,6 +22,7 @@ from penstock.engine.cuda.ways import (
     Ready,
     Tensors,
     Way,
+    compiles_cpp,
     count,
     dtype_of,
     integers_or_narrow,
@@ -61,10 +58,7 @@ def _tiles(site: Site) -> list[Config]:
 
 
 def _suits(site: Site) -> bool:
-    if site.device.type != "cuda" or not nvrtc.available():
-        return False
-    major, minor = torch.cuda.get_device_capability(site.device)
-    return bool(10 * major + minor >= HOPPER and site.text("activation", "none") in ACTIVATIONS and _tiles(site))
+    return bool(compiles_cpp(site) and site.text("activation", "none") in ACTIVATIONS and _tiles(site))
 
 
 def _suits_conv(site: Site) -> bool:

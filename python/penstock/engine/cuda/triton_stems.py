@@ -9,13 +9,12 @@ from typing import Final
 
 import torch
 
-from penstock.engine.cuda.kernels import nvrtc
 from penstock.engine.cuda.kernels.epilogue import Scratch, fold
 from penstock.engine.cuda.kernels.implicit_gemm import conv2d_nhwc_launch
 from penstock.engine.cuda.kernels.launching import Launch
 from penstock.engine.cuda.kernels.max_pool import max_pool2d_nhwc_launch
 from penstock.engine.cuda.kernels.resident import ResidentTile, resident_conv_launch, resident_tiles
-from penstock.engine.cuda.kernels.stem_pool import NARROWEST_CAPABILITY, StemCut, stem_cuts, stem_pool_launch
+from penstock.engine.cuda.kernels.stem_pool import StemCut, stem_cuts, stem_pool_launch
 from penstock.engine.cuda.kernels.tiles import Product, Tile
 from penstock.engine.cuda.kernels.warpgroup_stem import (
     StemRows,
@@ -33,6 +32,7 @@ from penstock.engine.cuda.ways import (
     Ready,
     Tensors,
     Way,
+    compiles_cpp,
     count,
     dtype_of,
     integers_or_narrow,
@@ -65,10 +65,7 @@ def _cuts(site: Site) -> list[Config]:
 
 
 def _suits_one(site: Site) -> bool:
-    if site.device.type != "cuda" or not nvrtc.available() or not _is_usual(site):
-        return False
-    major, minor = torch.cuda.get_device_capability(site.device)
-    return bool(10 * major + minor >= NARROWEST_CAPABILITY)
+    return compiles_cpp(site) and _is_usual(site)
 
 
 def _units(ready: Ready, operands: Tensors, outputs: Tensors, scratch: Scratch | None) -> Launched:

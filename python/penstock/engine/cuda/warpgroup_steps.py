@@ -13,7 +13,6 @@ from typing import Final
 
 import torch
 
-from penstock.engine.cuda.kernels import nvrtc
 from penstock.engine.cuda.kernels.driver import HOPPER
 from penstock.engine.cuda.kernels.epilogue import Scratch, added
 from penstock.engine.cuda.kernels.tiles import Product
@@ -24,13 +23,14 @@ from penstock.engine.cuda.kernels.warpgroup_conv import (
     warpgroup_conv_tiles,
 )
 from penstock.engine.cuda.kernels.warpgroup_gemm import LINE, WarpgroupTile, warpgroup_gemm_launch, warpgroup_tiles
-from penstock.engine.cuda.sites import Site
+from penstock.engine.cuda.sites import Site, capability
 from penstock.engine.cuda.ways import (
     Config,
     Launched,
     Ready,
     Tensors,
     Way,
+    compiles_cpp,
     count,
     dtype_of,
     eight_or_narrow,
@@ -51,10 +51,7 @@ def _tiles(site: Site) -> list[Config]:
 
 def runs_warpgroups(site: Site) -> bool:
     """Whether the device has the units, and here is a compiler."""
-    if site.device.type != "cuda" or not nvrtc.available():
-        return False
-    major, minor = torch.cuda.get_device_capability(site.device)
-    return bool(10 * major + minor == HOPPER)
+    return compiles_cpp(site) and capability(site.device) == HOPPER
 
 
 def _suits_conv(site: Site) -> bool:

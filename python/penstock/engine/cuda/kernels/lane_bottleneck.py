@@ -17,7 +17,6 @@ from .cpp_launching import CppLaunch
 from .epilogue import Epilogue, folds
 from .rows import expect_aligned, expect_shape, pitch
 
-NARROWEST_CAPABILITY: Final = 90
 DEPTH: Final = 64
 """Channels of all maps but the wide one."""
 _SHARED: Final = 226 * 1024

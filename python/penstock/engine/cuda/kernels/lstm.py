@@ -15,7 +15,6 @@ import torch
 from .cpp_launching import CppLaunch
 from .rows import expect_shape
 
-NARROWEST_CAPABILITY: Final = 90
 _MOST_SHARED: Final = 226 * 1024  # of a block, whose barriers are not counted
 _REGISTERS: Final = 65536  # of a multiprocessor
 _MOST_REGISTERS: Final = 255  # of a thread

@@ -16,7 +16,6 @@ from .cpp_launching import CppLaunch
 from .epilogue import Epilogue, folds
 from .rows import expect_aligned, expect_shape, pitch
 
-NARROWEST_CAPABILITY: Final = 90
 WINDOW: Final = 32
 """Numbers of a row of the window."""
 STEP: Final = 8
