@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from penstock import graph
 from penstock.build import mixing
 from penstock.build.gate import Cosine, Metric, Verdict
-from penstock.build.judging import Compared, judges, of_trials, well_inside
+from penstock.build.judging import Compared, in_steps, judges, well_inside
 from penstock.engine import runtimes
 from penstock.engine.plan import WIDE_KEY, Tactic
 from penstock.tactics import Form, Measurement, candidates, compiled
@@ -287,18 +287,16 @@ def test_a_metric_has_its_own_data_and_is_asked_once() -> None:
 def test_a_trial_that_fails_on_the_first_inputs_is_not_run_on_the_others() -> None:
     unseen, learned = of(*range(1, 11)), of(*range(11, 21))
     found = judges(Cosine(), counted([]), Compared(unseen, learned), ())
-    trial = of_trials(found.first, found.plain)
 
     for number, calls in ((3, 7), (9, 20), (0, 20)):
         asked: list[int] = []
-        assert trial(wrong_at(number, asked)).passed is (number == 0)
+        assert in_steps(found.first, found.plain, wrong_at(number, asked))[1].passed is (number == 0)
         assert asked == list(range(1, calls + 1))
 
 
 def test_what_is_usually_lost_is_of_the_first_inputs_whether_they_pass_or_not() -> None:
     """So that trials that went on and trials that did not can be compared."""
     found = judges(Cosine(0.5), counted([]), Compared(of(*range(1, 11)), of(*range(11, 21))), ())
-    trial = of_trials(found.first, found.plain)
 
     def turned(sample: Mapping[str, Array]) -> Mapping[str, Array]:
         """Less and less right."""
@@ -309,10 +307,12 @@ def test_what_is_usually_lost_is_of_the_first_inputs_whether_they_pass_or_not() 
     assert first is not None
     few, every = first(turned), found.plain(turned)
     assert few.usual != every.usual
-    assert trial(turned) == replace(every, usual=few.usual)
+    assert in_steps(first, found.plain, turned)[1] == replace(every, usual=few.usual)
 
 
 def test_few_inputs_are_all_looked_at() -> None:
     found = judges(Cosine(), counted([]), Compared(of(*range(1, 11))), ())
     assert found.first is None
-    assert of_trials(found.first, found.plain) is found.plain
+    asked: list[int] = []
+    assert in_steps(found.first, found.plain, wrong_at(0, asked)) == (found.plain(wrong_at(0, [])),) * 2
+    assert asked == list(range(1, 11))

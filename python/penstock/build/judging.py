@@ -186,11 +186,6 @@ def _worse(first: Judge, second: Judge) -> Judge:
     return judged
 
 
-def of_trials(first: Judge | None, judge: Judge) -> Judge:
-    """A judge that looks no further where the first few inputs fail already."""
-    return judge if first is None else lambda run: in_steps(first, judge, run)[1]
-
-
 def in_steps(
     first: Judge | None, judge: Judge, run: Run, worth: Callable[[Verdict], bool] = lambda _: True
 ) -> tuple[Verdict, Verdict]:

@@ -1,7 +1,7 @@
 """Which layers a narrower form keeps wide: few and cheap ones that bring it well inside the gate, or else inside.
 
-The same for sixteen bits beside FP32 and for eight beside floats; they differ in how sets are searched, in what a layer
-costs, and in how much of what the gate allows may be used. Called by mixing and calibrating.
+The same for sixteen bits beside FP32 and for eight beside floats; they differ in how sets are searched and in what a
+layer costs. Called by mixing and calibrating.
 """
 
 import math

@@ -53,6 +53,11 @@ def judged_as(tactic: Tactic) -> Tactic:
     return replace(tactic, shapes="dynamic")
 
 
+def _has_own_shapes(tactic: Tactic) -> bool:
+    """Whether it may compute otherwise than its dynamic sibling. A GPU's programs are all static."""
+    return tactic.shapes == "static" and tactic.runtime != CUDA
+
+
 class Verdicts:
     """Those of one build, by tactic."""
 
@@ -121,6 +126,10 @@ class Verdicts:
     def _in_batches(self, run: Run, bucket: int) -> Run:
         return at_shapes(run, self._buckets[bucket], self._judges.inputs, batched=self._batched)
 
+    def _fits(self, bucket: int) -> bool:
+        """Whether a program of the bucket's shapes can run what judges it."""
+        return fits(self._buckets[bucket], self._judges.inputs, batched=self._batched)
+
     def of(self, tactic: Tactic, bucket: int | None = None) -> Verdict:
         """The verdict on a tactic, now or as it was; with a bucket, on the program that runs there."""
         wanted = judged_as(tactic)
@@ -136,15 +145,14 @@ class Verdicts:
         return bucket is not None and (tactic, bucket) in self._alone
 
     def _may_differ(self, tactic: Tactic, bucket: int) -> bool:
-        """Only what failed by far is looked at again: not what was overruled since. A GPU's programs are all static."""
+        """Only what failed by far is looked at again: not what was overruled since."""
         known = tactic in self._alike or self.alone(tactic, bucket)
-        able = tactic.shapes == "static" and tactic.runtime != CUDA
-        return able and not known and grossly_wrong(self._found[judged_as(tactic)])
+        return _has_own_shapes(tactic) and not known and grossly_wrong(self._found[judged_as(tactic)])
 
     def _look_at(self, tactic: Tactic, bucket: int) -> None:
         """Judge the static program of a tactic that failed; once it turns out to be alike, it is not asked again."""
         before = self._early[judged_as(tactic)]
-        if fits(self._buckets[bucket], self._judges.inputs, batched=self._batched):
+        if self._fits(bucket):
             self._progress.stage("gate", f"{tactic.name} at {label(self._buckets[bucket])}")
             try:
                 with self.running(tactic, bucket) as run:
@@ -195,8 +203,7 @@ class Verdicts:
         judge = self.judge(*chosen)
         verdict = judge(run)
         for bucket, tactic in enumerate(chosen):
-            able = tactic.shapes == "static" and tactic.runtime != CUDA
-            if not able or not fits(self._buckets[bucket], self._judges.inputs, batched=self._batched):
+            if not _has_own_shapes(tactic) or not self._fits(bucket):
                 continue
             alone = self.alone(tactic, bucket)
             looked = judge if alone else self._judges.first
