@@ -24,6 +24,8 @@ pytestmark = pytest.mark.gpu
 
 SECONDS = float(os.environ.get("PENSTOCK_BUILD_SECONDS", "150"))
 SHAPE = (32, 3, 64, 64)
+_AS_FAST = 1.05
+"""Times the fastest, where nothing is decided."""
 
 
 class Shelf:
@@ -93,17 +95,22 @@ def test_a_program_in_eight_bits_is_played_back_as_it_was_tuned(precision: str, 
     np.testing.assert_array_equal(again(x=x)["y"], tuned)
 
 
-def test_a_build_with_calibration_data_ends_in_int8(tmp_path: Path) -> None:
+def test_a_build_with_calibration_data_races_int8_and_takes_the_faster_program(tmp_path: Path) -> None:
     graph.save(resnet34(), tmp_path / "m.onnx")
     size = "x".join(map(str, SHAPE))
     engine = ps.build(
         tmp_path / "m.onnx", device="cuda:0", shapes=f"x:{size}", budget_seconds=SECONDS, accuracy="cosine>=0.99",
         calibration=[{"x": pictures(1, seed)} for seed in range(12)], output=tmp_path / "m.engine",
     )  # fmt: skip
-    timed = {each["tactic"]["precision"] for each in engine.evidence["timings"] if each["tactic"]["runtime"] == CUDA}
-    assert timed == {"fp16", "int8"}
-    assert engine.manifest.precision == "int8", engine.evidence["timings"]
-    assert {region.precision for region in engine.manifest.regions} == {"int8", "fp16"}
+    timed = [each for each in engine.evidence["timings"] if each["tactic"]["runtime"] == CUDA]
+    spent = {
+        precision: min(each["median_us"] for each in timed if each["tactic"]["precision"] == precision)
+        for precision in ("fp16", "int8")
+    }
+    # So small a network is copied for as long as it computes: which of both is faster, the copies of the day decide.
+    narrow = engine.manifest.precision == "int8"
+    assert spent[engine.manifest.precision] <= _AS_FAST * min(spent.values()), timed
+    assert {region.precision for region in engine.manifest.regions} == ({"int8", "fp16"} if narrow else {"fp16"})
     x = pictures(SHAPE[0], 99)
     right = np.asarray(ps.load(tmp_path / "m.onnx")(x=x)["y"])
     assert error(engine(x=x)["y"], right) < 0.1

@@ -1,7 +1,7 @@
 """Launches played back in order: which are taken, which refused. The driver's part is left out, which needs a GPU."""
 
 import gc
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import pytest
 
@@ -38,6 +38,7 @@ class Driver:
     loaded: list[bytes]
     unloaded: list[bytes]
     launched: list[tuple[str, int | float, int]]
+    early: list[bool] = field(default_factory=list)
 
 
 @pytest.fixture
@@ -57,8 +58,9 @@ def driver(monkeypatch: pytest.MonkeyPatch) -> Driver:
             assert module.cubin == sealed.cubin
             self.sealed = sealed
 
-        def launch(self, arguments: list[int | float], stream: int) -> None:
+        def launch(self, arguments: list[int | float], stream: int, *, early: bool) -> None:
             found.launched.append((self.sealed.symbol, arguments[0], stream))
+            found.early.append(early)
 
     monkeypatch.setattr(replay, "LoadedModule", Module)
     monkeypatch.setattr(replay, "LoadedKernel", Kernel)
@@ -175,6 +177,29 @@ def test_a_step_says_which_of_its_launches_wait_for_the_kernel_ahead(driver: Dri
             recorder.launch(Early(symbol), 0)
     assert len(recorder.kernels) == 3
     assert len(driver.loaded) == 3
+
+
+@pytest.mark.parametrize("sealed", [False, True], ids=["recorded", "sealed"])
+def test_in_company_what_waits_by_choice_is_launched_early_and_what_has_to_wait_is_not(
+    sealed: bool, driver: Driver
+) -> None:
+    steps = (((), (Launch("never"),)), ((1,), (Early("at-once"), Early("waits"))))
+
+    def run(player: Player, *, all_early: bool) -> list[bool]:
+        driver.early.clear()
+        with launching(player, all_early=all_early):
+            for apart, launches in steps:
+                player.step(apart)
+                for each in launches:
+                    player.launch(each, 0)
+        return list(driver.early)
+
+    player: Player = Recorder(89)
+    assert run(player, all_early=False) == [False, True, False]
+    if sealed:
+        player = Player(player.kernels)
+    assert run(player, all_early=True) == [False, True, True]
+    assert run(player, all_early=False) == [False, True, False]
 
 
 @dataclass(frozen=True)

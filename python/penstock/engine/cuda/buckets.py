@@ -34,6 +34,8 @@ class Model:
         self.form, self.device = form, device
         self._placed: dict[tuple[str, torch.dtype], torch.Tensor] = {}
         self._turns: dict[int, Turns] = {}
+        self.computing: set[int] = set()
+        """Its contexts that compute now, as `GraphContext` has it."""
 
     def turns(self, priority: int) -> Turns:
         """Of its graphs on streams of this priority: nobody waits for somebody who is less urgent."""
@@ -105,7 +107,7 @@ class Bucket:
         """Whose inputs lie in this memory, on a stream of this priority; the CPU has none."""
         if self.executor.device.type != "cuda":
             return HostContext(self.executor, memory)
-        made = GraphContext(self.executor, memory, priority, self.turns(priority))
+        made = GraphContext(self.executor, memory, priority, self.turns(priority), self._model.computing)
         self.context_bytes = made.device_bytes
         return made
 

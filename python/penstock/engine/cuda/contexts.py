@@ -2,7 +2,9 @@
 
 Copying in, all steps and copying out are captured together, so that a call is two copies by the host and one replay,
 or one copy where the rows were laid out in the instance's `InputMemory` to begin with. Graphs that fill the GPU take
-turns instead, with the copies apart (`turns.py`). Nobody waits for the device, only for the call's own event.
+turns instead, with the copies apart (`turns.py`). Smaller ones compute side by side: kernels that are faster alone when
+they wait for the one ahead would keep places empty that another context could use, so there is a second graph of the
+same kernels, in company all launched early. Nobody waits for the device, only for the call's own event.
 `HostContext` is the same without a GPU, for tests. Made and used by the runtime; a context is used by one call at a
 time.
 """
@@ -32,6 +34,10 @@ Arrays = dict[str, Array]
 _SPIN_BELOW_MS: Final = 0.5
 _SPINNERS: Final = threading.Semaphore(max(1, cores.available() // 4))
 _TIMED_REPLAYS: Final = 5
+_COMPANY: Final = 3
+"""Contexts that compute at once, from which on a place that stands empty costs more than a kernel that is not at its
+fastest; two leave some empty anyway.
+"""
 
 
 class Context(Protocol):
@@ -82,7 +88,9 @@ class GraphContext:
         memory: InputMemory,
         priority: int = 0,
         turns: Turns | None = None,
+        computing: set[int] | None = None,
     ) -> None:
+        """`computing`: of all contexts of an engine those that compute now, by their ids, kept by themselves."""
         graph = executor.graph
         self._given = memory.tensors(executor)
         answers = pinned_outputs(executor)
@@ -93,9 +101,12 @@ class GraphContext:
         with named(f"{self._name} capture"):
             whole = round_trip(executor, read, written) if turns is None else None
             self._captured = executor.capture(whole, priority=priority)
-        self._start = self._captured.replay
-        if turns is not None:
-            self._start = InTurns(self._captured, self._given, answers, turns).start
+            self._start = self._in_company = self._captured.replay
+            if turns is not None:
+                self._start = self._in_company = InTurns(self._captured, self._given, answers, turns).start
+            elif executor.keeps_apart:
+                self._in_company = executor.capture(whole, sharing=self._captured, all_early=True).replay
+        self._computing = computing if computing is not None else set()
         self._inputs = {name: as_numpy(tensor) for name, tensor in self._given.items()}
         self._outputs = {name: as_numpy(tensor) for name, tensor in answers.items()}
         self.milliseconds = self._timed()
@@ -110,13 +121,15 @@ class GraphContext:
     def _run(self, inputs: Arrays) -> Arrays:
         for name, array in self._inputs.items():
             _placed(array, inputs[name])
-        self._start()
+        self._computing.add(id(self))
         spins = self.milliseconds < _SPIN_BELOW_MS and _SPINNERS.acquire(blocking=False)
         try:
+            (self._start if len(self._computing) < _COMPANY else self._in_company)()
             event = self._spinning if spins else self._sleeping
             event.record(self._captured.stream)
             event.synchronize()
         finally:
+            self._computing.discard(id(self))
             if spins:
                 _SPINNERS.release()
         return self._outputs

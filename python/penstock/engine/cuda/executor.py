@@ -21,12 +21,12 @@ from numpy.typing import NDArray
 from penstock.engine.cuda.choices import Choices
 from penstock.engine.cuda.implementations import OURS, chosen
 from penstock.engine.cuda.kernels.driver import OwnStream, launch_graph
-from penstock.engine.cuda.kernels.replay import Launcher, Recorder, current, launching
+from penstock.engine.cuda.kernels.replay import Launcher, Player, Recorder, current, launching
 from penstock.engine.cuda.lanes import Lanes, handed_over, plan
 from penstock.engine.cuda.ranges import named
 from penstock.engine.cuda.side import Side, beside, current_side
 from penstock.engine.cuda.sites import DTYPES, Run, Site, capability, eight_bits, narrow, seen
-from penstock.engine.cuda.workspace import Needs, working_in
+from penstock.engine.cuda.workspace import Needs, Workspace, working_in
 from penstock.engine.lowered import LoweredGraph, Operand
 from penstock.engine.narrowing import narrowed, wide_weights
 from penstock.errors import InvalidArgument
@@ -160,14 +160,20 @@ class Executor:
         search: bool = False,
         priority: int = 0,
         sharing: "Captured | None" = None,
+        all_early: bool = False,
     ) -> "Captured":
         """One CUDA graph of everything; `search` lets cuDNN try its algorithms first, once in a process for each shape.
-        `priority`: as CUDA counts, negative ones go first. `sharing`: whose memory it takes, so that one of them at a
-        time may be replayed, and this one no longer than that one is there.
+        `priority`: as CUDA counts, negative ones go first. `sharing`: whose stream and memory it takes, so that one of
+        them at a time may be replayed. `all_early`: kernels that choices keep apart are launched early, too.
 
         `compute`: the same function in another form (what torch.compile made of `module`).
         """
-        return Captured(self, compute or self.compute, search, priority, sharing)
+        return Captured(self, compute or self.compute, search, priority, sharing, all_early)
+
+    @property
+    def keeps_apart(self) -> bool:
+        """Whether choices have kernels of ours wait that could be launched early."""
+        return isinstance(self.launcher, Player) and any(bound.apart for bound in self.program)
 
     def module(self) -> torch.nn.Module:
         """The same function for torch.compile: forward(*inputs) -> tuple of outputs.
@@ -251,33 +257,55 @@ class Executor:
                 raise InvalidArgument(f"input {each.name!r} must be contiguous and on {self.device}")
 
 
+class _Place:
+    """Where graphs are replayed, one at a time: streams, inputs, and what sums are shared in. Nobody else's."""
+
+    def __init__(self, executor: Executor, priority: int) -> None:
+        self.stream = self._own_stream(executor.device, priority)
+        self.inputs: Tensors = executor.blank_inputs()
+        self.workspace = executor.needs.workspace(executor.device)
+        self.second: torch.cuda.Stream | None = None
+        self.second_workspace: Workspace | None = None
+        if executor.lanes.side:
+            self.second = self._own_stream(executor.device, priority)
+            self.second_workspace = executor.needs.workspace(executor.device)
+
+    def _own_stream(self, device: torch.device, priority: int) -> torch.cuda.Stream:
+        own = _stream(device, priority)
+        weakref.finalize(self, _given_back, own, device, priority).atexit = False
+        return torch.cuda.ExternalStream(own.handle, device)
+
+    @property
+    def nbytes(self) -> int:
+        spaces = [each for each in (self.workspace, self.second_workspace) if each is not None]
+        tensors = (*self.inputs.values(), *(one for each in spaces for one in (each.partial_sums, each.counters)))
+        return sum(int(tensor.nbytes) for tensor in tensors)
+
+
 class Captured:
     """A captured graph: write into `inputs`, `replay`, read `outputs`. Used by one call at a time."""
 
     def __init__(
-        self, executor: Executor, compute: Compute, search: bool, priority: int, sharing: "Captured | None" = None
+        self,
+        executor: Executor,
+        compute: Compute,
+        search: bool,
+        priority: int,
+        sharing: "Captured | None",
+        all_early: bool,
     ) -> None:
         torch.cuda.set_device(executor.device)
         self._kept = executor, compute  # their tensors are read wherever the graph is replayed
-        own = _stream(executor.device, priority)
-        self.stream: torch.cuda.Stream = torch.cuda.ExternalStream(own.handle, executor.device)
-        weakref.finalize(self, _given_back, own, executor.device, priority).atexit = False
-        self.inputs: Tensors = executor.blank_inputs() if sharing is None else sharing.inputs
+        self._place: _Place = _Place(executor, priority) if sharing is None else sharing._place
         self._pool = None if sharing is None else sharing._graph.pool()
+        self.stream, self.inputs = self._place.stream, self._place.inputs
         self._graph: torch.cuda.CUDAGraph = torch.cuda.CUDAGraph()
-        self._workspace = executor.needs.workspace(executor.device)  # this stream's alone, and as old as the graph
-        self._side = Side(executor.lanes)
-        if executor.lanes.side:
-            second = _stream(executor.device, priority)
-            weakref.finalize(self, _given_back, second, executor.device, priority).atexit = False
-            stream = torch.cuda.ExternalStream(second.handle, executor.device)
-            self._side = Side(executor.lanes, stream, executor.needs.workspace(executor.device))
         self.stream.wait_stream(torch.cuda.current_stream(executor.device))
-        answers = _CAPTURES.submit(self._record, executor, compute, search).result()
+        answers = _CAPTURES.submit(self._record, executor, compute, search, all_early).result()
         self.outputs: Tensors = dict(zip((each.name for each in executor.graph.outputs), answers, strict=True))
         self._launch = _launcher(self._graph)
 
-    def _record(self, executor: Executor, compute: Compute, search: bool) -> Sequence[torch.Tensor]:
+    def _record(self, executor: Executor, compute: Compute, search: bool, all_early: bool) -> Sequence[torch.Tensor]:
         """In the thread of captures."""
         torch.cuda.set_device(executor.device)
         given = [self.inputs[each.name] for each in executor.graph.inputs]
@@ -286,14 +314,14 @@ class Captured:
             torch.no_grad(),
             torch.cuda.stream(self.stream),
             executor.arithmetic(search),
-            working_in(self._workspace),
-            beside(self._side),
+            working_in(self._place.workspace),
+            beside(Side(executor.lanes, self._place.second, self._place.second_workspace)),
         ):
-            for _ in range(_WARM_RUNS):
+            for _ in range(_WARM_RUNS if self._pool is None else 0):  # where another was captured all is settled
                 with launching(executor.launcher):
                     compute(given)
             self.stream.synchronize()
-            with _without_collections(), launching(executor.launcher):
+            with _without_collections(), launching(executor.launcher, all_early=all_early):
                 # Not torch.cuda.graph, which waits for the whole device and empties everyone's cache.
                 self._graph.capture_begin(self._pool, capture_error_mode="thread_local")
                 try:
@@ -310,9 +338,7 @@ class Captured:
         pool = tuple(self._graph.pool())
         segments = torch.cuda.memory_snapshot()
         captured = sum(int(each["total_size"]) for each in segments if tuple(each.get("segment_pool_id", ())) == pool)
-        spaces = [each for each in (self._workspace, self._side.workspace) if each is not None]
-        own = (*self.inputs.values(), *(one for each in spaces for one in (each.partial_sums, each.counters)))
-        return captured + sum(int(tensor.nbytes) for tensor in own)
+        return captured + self._place.nbytes
 
     def replay(self) -> None:
         """On the context's own stream; whoever reads the outputs waits for it. While others capture, too."""

@@ -29,7 +29,7 @@ from penstock.engine.cuda.workspace import working_in
 if TYPE_CHECKING:
     from penstock.engine.cuda.ways import Launched
 
-LIMIT: Final = 10
+LIMIT: Final = 12
 """Configurations of one implementation that are timed."""
 
 _MOST_GRACE: Final = 2.0  # seconds

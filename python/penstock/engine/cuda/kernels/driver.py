@@ -275,8 +275,11 @@ class LoadedKernel:
         if sealed.cluster > _LARGEST_PORTABLE_CLUSTER:
             _call("cuFuncSetAttribute", self._function, _LARGE_CLUSTERS_ALLOWED, 1)
 
-    def launch(self, arguments: Sequence[int | float], stream: int) -> None:
-        """Enqueue it on `stream` (torch's `cuda_stream`), with addresses and numbers as `parameters` has them."""
+    def launch(self, arguments: Sequence[int | float], stream: int, *, early: bool | None = None) -> None:
+        """Enqueue it on `stream` (torch's `cuda_stream`), with addresses and numbers as `parameters` has them.
+
+        early  before the kernel ahead has ended, which it waits for itself; None: as it was sealed.
+        """
         sealed = self.sealed
         if len(arguments) != len(sealed.parameters):
             raise ValueError(f"{sealed.symbol}: expected {len(sealed.parameters)} arguments, got {len(arguments)}")
@@ -299,7 +302,7 @@ class LoadedKernel:
             shared=sealed.shared_bytes,
             stream=stream,
             attributes=ctypes.pointer(attribute),
-            count=1 if sealed.pdl else 0,
+            count=1 if (sealed.pdl if early is None else early) else 0,
         )
         _call("cuLaunchKernelEx", ctypes.byref(config), self._function, pointers, None)
 

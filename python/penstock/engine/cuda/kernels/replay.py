@@ -34,8 +34,10 @@ class Sealable(Protocol):
 class Launcher(Protocol):
     """What launches in Triton's place."""
 
-    def begin(self, at: int) -> None:
-        """Another run begins, at this launch of all: 0 is the first step's."""
+    def begin(self, at: int, *, all_early: bool = False) -> None:
+        """Another run begins, at this launch of all: 0 is the first step's. `all_early`: none of its launches waits for
+        the kernel ahead that could be early, whatever its step says.
+        """
         ...
 
     def step(self, apart: Sequence[int]) -> None:
@@ -60,6 +62,8 @@ class Player:
     def __init__(self, kernels: Sequence[SealedKernel]) -> None:
         self._modules: dict[bytes, LoadedModule] = {}
         self._kernels: list[LoadedKernel] = []
+        self._apart: frozenset[int] = frozenset()
+        self._all_early = False
         self.next = 0
         """The launch that comes next."""
         weakref.finalize(self, _unload, self._modules).atexit = False
@@ -70,11 +74,11 @@ class Player:
     def kernels(self) -> tuple[SealedKernel, ...]:
         return tuple(each.sealed for each in self._kernels)
 
-    def begin(self, at: int) -> None:
-        self.next = at
+    def begin(self, at: int, *, all_early: bool = False) -> None:
+        self.next, self._all_early = at, all_early
 
     def step(self, apart: Sequence[int]) -> None:
-        """What was sealed says so itself."""
+        self._apart = frozenset(self.next + number for number in apart)
 
     def relaunch(self, early: Sequence[bool]) -> None:
         """From now on these are launched before the kernel ahead has ended, where they were prepared for it."""
@@ -88,13 +92,14 @@ class Player:
         if self.next == len(self._kernels):
             raise ValueError(f"launch {self.next} was not taken down when the kernels were sealed")
         kernel = self._kernels[self.next]
-        self.next += 1
         sealed = kernel.sealed
+        early = sealed.pdl or (self._all_early and self.next in self._apart)
+        self.next += 1
         if sealed.grid != launch.grid or not sealed.symbol.startswith(launch.symbol):
             raise ValueError(
                 f"{sealed.symbol} of {sealed.grid} blocks was sealed, not {launch.symbol} of {launch.grid}"
             )
-        kernel.launch(launch.bound(), stream)
+        kernel.launch(launch.bound(), stream, early=early)
         return True
 
     def end(self) -> None:
@@ -113,10 +118,6 @@ class Recorder(Player):
     def __init__(self, capability: int) -> None:
         super().__init__(())
         self._capability = capability
-        self._apart: frozenset[int] = frozenset()
-
-    def step(self, apart: Sequence[int]) -> None:
-        self._apart = frozenset(self.next + number for number in apart)
 
     def launch(self, launch: Sealable, stream: int) -> bool:
         if self.next == len(self._kernels):
@@ -139,10 +140,13 @@ def current() -> Launcher | None:
 
 
 @contextmanager
-def launching(launcher: Launcher | None, at: int | None = None) -> Iterator[None]:
-    """One run of all steps, or of some whose first launch is number `at`, launched through this; None: by Triton."""
+def launching(launcher: Launcher | None, at: int | None = None, *, all_early: bool = False) -> Iterator[None]:
+    """One run of all steps, or of some whose first launch is number `at`, launched through this; None: by Triton.
+
+    `all_early`: as `Launcher.begin` has it.
+    """
     if launcher is not None:
-        launcher.begin(at or 0)
+        launcher.begin(at or 0, all_early=all_early)
     token = _current.set(launcher)
     try:
         yield

@@ -40,6 +40,7 @@ _STAGES: Final = (2, 3, 4, 6)
 _WARPS: Final = (4, 8)
 _SMALLEST_K: Final = 32  # bytes in the reduction dimension of one matrix instruction
 _LARGEST_TILE: Final = 128 * 256  # accumulators of 256 threads: 128 registers each
+_FEW_ROWS: Final = 64  # of a product: one tile high
 # Up to here one warpgroup does, from here on two: more than 64 accumulators a thread beside a convolution's addresses
 # has been seen to spill.
 _TWO_GROUPS: Final = 64 * 128
@@ -117,11 +118,11 @@ def tiles(product: Product, multiprocessors: int = H200_MULTIPROCESSORS, limit: 
     shapes: Counter[tuple[int, ...]] = Counter()
     for tile in ranked:
         # A variant of what is kept already (other depth, split or warps) is worth less than another shape; of eight
-        # bits a shape with fewer warps is another one.
+        # bits a shape with fewer warps is another one, but where a few rows leave few shapes.
         narrow = product.itemsize == 1
         shape = (tile.block_m, tile.block_n, tile.num_warps if narrow else 0)
         exact = (*shape, tile.block_k, tile.split_k)
-        if shapes[shape] < (1 if narrow else 2) and shapes[exact] < 1:
+        if shapes[shape] < (1 if narrow and product.m > _FEW_ROWS else 2) and shapes[exact] < 1:
             kept.append(tile)
             shapes[shape] += 1
             shapes[exact] += 1
