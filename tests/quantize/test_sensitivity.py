@@ -102,6 +102,46 @@ def test_without_time_the_model_as_it_is_is_evaluated_and_answered() -> None:
     assert found.evaluations <= 2
 
 
+class Clock:
+    """Time that passes where something is evaluated and nowhere else."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now = 0.0
+        monkeypatch.setattr("penstock.quantize.sensitivity.time", self)
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def timed(self, evaluate: Callable[[frozenset[str]], float], seconds: float) -> Callable[[frozenset[str]], float]:
+        def found(kept: frozenset[str]) -> float:
+            self.now += seconds
+            return evaluate(kept)
+
+        return found
+
+
+def test_without_time_for_each_layer_it_ends_where_half_of_them_do_not_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each of the twelve is needed."""
+    clock = Clock(monkeypatch)
+    evaluate = clock.timed(harm(**dict.fromkeys(NAMES, 0.1)), 2.0)
+    found = search(NAMES, evaluate, above(1.0), budget_seconds=40)
+    assert (found.passed, found.complete) == (False, False)
+    assert found.evaluations == 2
+    assert found.layers == set(NAMES[:6])
+
+
+def test_without_time_for_each_layer_what_the_suspects_allow_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock(monkeypatch)
+    evaluate = clock.timed(harm(layer1=0.5, layer4=0.4), 2.0)
+    found = search(NAMES, evaluate, above(1.0), budget_seconds=40)
+    assert found.passed
+    assert found.layers == {"layer1", "layer4"}
+    # By their costs the first two are the half of it, and one of the two that do harm is not among them.
+    costs = {name: 100.0 if index < 2 else 1.0 for index, name in enumerate(NAMES)}
+    clock.now = 0.0
+    assert not search(NAMES, evaluate, above(1.0), budget_seconds=40, costs=costs).passed
+
+
 def test_a_score_that_is_no_number_never_wins() -> None:
     found = search(
         ["a", "b"], lambda kept: math.nan if kept == {"a"} else 0.1 * len(kept), above(1.0), budget_seconds=60

@@ -28,6 +28,8 @@ Evaluate = Callable[[frozenset[str]], float]
 # Of the budget; the rest is for adding layers and taking them out again.
 _RANKING_SHARE: Final = 0.5
 _NOISE_SAMPLES: Final = 4
+# Of the costs of all layers: where even so many in float do not do, what is left is not worth a long search.
+_MANY: Final = 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +93,8 @@ class _Search:
     def run(self) -> Kept:
         if self.good(frozenset()) or not self.layers:
             return self.kept(frozenset(), complete=True)
+        if self.is_long() and (self.over() or not self.good(self.suspects())):
+            return self.kept(self.best(), complete=False)
         for layer in self.layers:
             if self.over(_RANKING_SHARE):
                 break
@@ -100,6 +104,21 @@ class _Search:
         if found is None:
             return self.kept(self.best(), complete=len(self.layers) == len(self.best()))
         return self.shrink(found)
+
+    def is_long(self) -> bool:
+        """Whether there is no time to try each layer alone."""
+        return self.longest * len(self.layers) > _RANKING_SHARE * self.budget
+
+    def suspects(self) -> frozenset[str]:
+        """The most suspicious ones that cost at least as much as the others."""
+        spent, enough = 0.0, _MANY * sum(self.costs.get(layer, 1.0) for layer in self.layers)
+        kept: list[str] = []
+        for layer in self.layers:
+            if spent >= enough:
+                break
+            kept.append(layer)
+            spent += self.costs.get(layer, 1.0)
+        return frozenset(kept)
 
     def ranked(self) -> list[str]:
         """Those that help most for what they cost first; those that were not tried follow in the order they came in."""
@@ -163,8 +182,10 @@ def search(
     costs     of a layer in float, above 0, in any unit; without any all are alike
 
     Looks at no layer, then at each alone (half of the budget at most), then at those together that help most for what
-    they cost, doubling their number, and at last takes out what is not needed. The budget is checked before each
-    evaluation but the first, with the longest so far as an estimate; what was found by then is answered.
+    they cost, doubling their number, and at last takes out what is not needed. Where there is no time to look at each
+    alone it ends at once if the more suspicious half of them, by their costs, does not do: the time is worth more
+    elsewhere. The budget is checked before each evaluation but the first, with the longest so far as an estimate; what
+    was found by then is answered.
     """
     return _Search(layers, evaluate, passes, budget_seconds, progress, costs).run()
 
