@@ -8,8 +8,10 @@ Called by build.
 
 import math
 import time
+from bisect import bisect_left
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from types import MappingProxyType
 from typing import Final
 
@@ -111,14 +113,11 @@ class _Search:
 
     def suspects(self) -> frozenset[str]:
         """The most suspicious ones that cost at least as much as the others."""
-        spent, enough = 0.0, _MANY * sum(self.costs.get(layer, 1.0) for layer in self.layers)
-        kept: list[str] = []
-        for layer in self.layers:
-            if spent >= enough:
-                break
-            kept.append(layer)
-            spent += self.costs.get(layer, 1.0)
-        return frozenset(kept)
+        spent = list(accumulate(map(self.cost, self.layers)))
+        return frozenset(self.layers[: 1 + bisect_left(spent, _MANY * spent[-1])])
+
+    def cost(self, layer: str) -> float:
+        return self.costs.get(layer, 1.0)
 
     def ranked(self) -> list[str]:
         """Those that help most for what they cost first; those that were not tried follow in the order they came in."""
@@ -129,7 +128,7 @@ class _Search:
     def worth(self, layer: str) -> float:
         help_ = self.scores[frozenset({layer})] - self.scores[frozenset()]
         # What makes it worse is no better for being dear. NaN: of two scores that are both minus infinity.
-        return help_ / self.costs.get(layer, 1.0) if help_ > 0 else (-math.inf if math.isnan(help_) else help_)
+        return help_ / self.cost(layer) if help_ > 0 else (-math.inf if math.isnan(help_) else help_)
 
     def grow(self, ranked: list[str]) -> list[str] | None:
         """The fewest of the front of the list that pass, by doubling and then halving; None when time ends first."""

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from penstock.engine.cuda.choices import Choices
 from penstock.engine.cuda.implementations import OURS, chosen
 from penstock.engine.cuda.kernels.driver import OwnStream, launch_graph
-from penstock.engine.cuda.kernels.replay import Launcher, Player, Recorder, current, launching
+from penstock.engine.cuda.kernels.replay import Launcher, Recorder, current, launching
 from penstock.engine.cuda.lanes import Lanes, handed_over, plan
 from penstock.engine.cuda.ranges import named
 from penstock.engine.cuda.side import Side, beside, current_side
@@ -173,7 +173,7 @@ class Executor:
     @property
     def keeps_apart(self) -> bool:
         """Whether choices have kernels of ours wait that could be launched early."""
-        return isinstance(self.launcher, Player) and any(bound.apart for bound in self.program)
+        return any(bound.apart for bound in self.program)
 
     def module(self) -> torch.nn.Module:
         """The same function for torch.compile: forward(*inputs) -> tuple of outputs.
