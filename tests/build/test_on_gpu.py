@@ -56,15 +56,26 @@ def test_choices_of_one_build_are_known_to_the_next_of_the_same_model_on_the_sam
     gpu: OnGpu, tmp_path: Path
 ) -> None:
     first, second = lowered(tmp_path / "a"), lowered(tmp_path / "b", (4, 1))
-    assert gpu.tune_for(first, 60, 60, 1.0, TimingCache(tmp_path / "c.json", H200)) == ""
+    assert gpu.tune_for(first, 60, 60, 1.0, TimingCache(tmp_path / "c.json", H200)) == []
     choose(first, *BATCHES)
     gpu.remember(first, TimingCache(tmp_path / "c.json", H200))
     note = gpu.tune_for(second, 60, 60, 1.0, TimingCache(tmp_path / "c.json", H200))
-    assert note == "choices of 2 of 2 buckets came from the timing cache"
+    assert note == ["choices of 2 of 2 buckets came from the timing cache"]
     assert all(Tuning(second.path).knows(shapes(batch), "bf16") for batch in BATCHES)  # as wide as fp16
     assert not Tuning(second.path).knows(shapes(4), "fp32")
-    assert gpu.tune_for(second, 60, 60, 1.0, TimingCache(tmp_path / "c.json", OTHER)) == ""
+    assert gpu.tune_for(second, 60, 60, 1.0, TimingCache(tmp_path / "c.json", OTHER)) == []
     assert not Tuning(second.path).knows(shapes(4), "fp16")
+
+
+def test_what_was_chosen_for_one_context_is_not_taken_for_several(gpu: OnGpu, tmp_path: Path) -> None:
+    found = lowered(tmp_path)
+    gpu.tune_for(found, 60, 60, 1.0, None)
+    choose(found, *BATCHES)
+    gpu.remember(found, TimingCache(tmp_path / "c.json", H200))
+    four = OnGpu([shapes(batch) for batch in BATCHES], True, PRECISIONS, contexts=4)
+    assert four.tune_for(found, 60, 60, 1.0, TimingCache(tmp_path / "c.json", H200)) == []
+    assert Tuning(found.path).contexts == 4
+    assert not Tuning(found.path).known
 
 
 def test_a_bucket_that_was_not_tuned_then_is_tuned_now(gpu: OnGpu, tmp_path: Path) -> None:
@@ -73,7 +84,7 @@ def test_a_bucket_that_was_not_tuned_then_is_tuned_now(gpu: OnGpu, tmp_path: Pat
     choose(first, 4)
     gpu.remember(first, TimingCache(tmp_path / "c.json", H200))
     note = gpu.tune_for(first, 60, 60, 1.0, TimingCache(tmp_path / "c.json", H200))
-    assert note == "choices of 1 of 2 buckets came from the timing cache"
+    assert note == ["choices of 1 of 2 buckets came from the timing cache"]
     assert not Tuning(first.path).knows(shapes(1), "fp16")
 
 

@@ -88,6 +88,20 @@ def test_a_precision_allows_itself_and_everything_wider(precision: str, narrowes
     assert found == PRECISIONS[-count:]
 
 
+@pytest.mark.parametrize(
+    ("contexts", "device", "expected"),
+    [
+        (0, "auto", "expected from 1 to 16, as in --contexts 4"),
+        (17, "cuda:0", "expected from 1 to 16"),
+        (2, "cpu", "only a GPU's kernels are chosen for several at once"),
+    ],
+)
+def test_contexts_that_cant_be_meant(contexts: int, device: str, expected: str) -> None:
+    with pytest.raises(InvalidArgument, match=expected):
+        BuildOptions.of(contexts=contexts, device=device)
+    assert BuildOptions.of(contexts=4).contexts == 4
+
+
 @pytest.mark.parametrize("text", ["", "fp64", "half", "int4"])
 def test_what_is_no_precision(text: str) -> None:
     with pytest.raises(InvalidArgument, match="expected one of auto, fp32, tf32, bf16, fp16, fp8, int8"):
@@ -127,6 +141,7 @@ def test_everything_asked_is_kept() -> None:
         "preprocess": ["x:uint8,nhwc"],
         "reduce": ["y:argmax@1"],
         "custom_ops": [],
+        "contexts": 1,
     }
     assert found.timing_cache == Path("cache.json")
     assert len(options.profiles(found, [IMAGE])) == 2

@@ -49,6 +49,13 @@ def test_parameters_become_flags_of_a_build() -> None:
     ]  # fmt: skip
 
 
+def test_an_engine_is_built_for_as_many_contexts_as_there_will_be_instances() -> None:
+    for count, expected in (("count: 1", []), ("count: 3", ["--contexts=3"]), ("count: 40", ["--contexts=16"])):
+        config = parse("m", f"{asking()} instance_group [ {{ {count} }} ]")
+        assert config.acceleration is not None
+        assert config.acceleration.flags()[2:] == expected
+
+
 def test_profiles_of_tensorrt_are_profiles() -> None:
     found = read(trt_profile_min_shapes="x:1x3", trt_profile_opt_shapes="x:4x3", trt_profile_max_shapes="x:8x3")
     assert found.acceleration is not None

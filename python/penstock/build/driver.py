@@ -154,7 +154,8 @@ class Build:
 
     def _lower(self) -> None:
         """Steps for the GPU, and how long to tune them for."""
-        self._gpu = OnGpu(self._buckets, batched(self._forms.inputs, self._forms.outputs), self._allowed)
+        apart = batched(self._forms.inputs, self._forms.outputs)
+        self._gpu = OnGpu(self._buckets, apart, self._allowed, self._options.contexts)
         self._processes = self._gpu.start(self._forms.files, self._samples.at, self._limits, self._first)
         self._set_up_gate()
         self._progress.stage("lower", f"{len(self._buckets)} buckets")
@@ -223,8 +224,7 @@ class Build:
 
     def _tune(self, form: Form, share: float) -> None:
         self._gpu.narrows = self._quantizes
-        note = self._gpu.tune_for(form, self._budget.seconds, self._budget.left, share, self._cache)
-        self._notes += [note] if note else []
+        self._notes += self._gpu.tune_for(form, self._budget.seconds, self._budget.left, share, self._cache)
 
     # ---- timing ----
 

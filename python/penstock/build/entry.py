@@ -39,6 +39,7 @@ def build(
     preprocess: str | Sequence[str] = (),
     reduce: str | Sequence[str] = (),
     custom_ops: str | Sequence[str] = (),
+    contexts: int = 1,
     progress: Progress | None = None,
 ) -> Engine:
     """Build the fastest engine for this machine that stays inside an accuracy budget.
@@ -56,6 +57,7 @@ def build(
     workspace_bytes  what the engine's programs may hold together.
     preprocess       as `--preprocess`, folded into the engine; reduce: as `--reduce`.
     custom_ops       modules (or `module:function`) that register custom operators; not needed where they are imported.
+    contexts         that will compute at once on a GPU; short kernels are chosen for so many.
 
     Raises NotFound, ModelLoadError (the model), InvalidArgument (the settings), Unsupported (this machine), and
     AccuracyError when nothing that runs passes the gate.
@@ -63,7 +65,7 @@ def build(
     options = BuildOptions.of(
         precision=precision, device=device, shapes=shapes, buckets=buckets, calibration=calibration, accuracy=accuracy,
         budget_seconds=budget_seconds, timing_cache=timing_cache, workspace_bytes=workspace_bytes,
-        preprocess=preprocess, reduce=reduce, custom_ops=custom_ops,
+        preprocess=preprocess, reduce=reduce, custom_ops=custom_ops, contexts=contexts,
     )  # fmt: skip
     with tempfile.TemporaryDirectory(prefix="penstock-build-") as name:
         folder = Path(name)

@@ -68,8 +68,11 @@ class OnGpu:
     finalist_ratio = _FINALIST_RATIO
     confirm_seconds = _CONFIRM_SECONDS
 
-    def __init__(self, buckets: Sequence[Shapes], batched: bool, allowed: Collection[str]) -> None:
-        """`buckets`: the optimum first; `batched`: rows can be told apart, so that a bucket may be padded."""
+    def __init__(self, buckets: Sequence[Shapes], batched: bool, allowed: Collection[str], contexts: int = 1) -> None:
+        """`buckets`: the optimum first; `batched`: rows can be told apart, so that a bucket may be padded; `contexts`:
+        as `BuildOptions` has it.
+        """
+        self._contexts = contexts
         self._buckets, self._batched = [dict(each) for each in buckets], batched
         self._allowed = frozenset(allowed)
         self.precisions = [each for each in GPU_PRECISIONS if each in allowed]
@@ -108,20 +111,20 @@ class OnGpu:
         """What is raced for these forms in the precision of now."""
         return for_gpu(forms, self._allowed, self.precision, free_shapes=free_shapes, providers=providers())
 
-    def tune_for(self, form: Form, budget: float, left: float, share: float, cache: TimingCache | None) -> str:
-        """Say how long buckets are tuned, in this share of the race's time, and hand over what earlier builds chose; a
-        note about that, or nothing.
+    def tune_for(self, form: Form, budget: float, left: float, share: float, cache: TimingCache | None) -> list[str]:
+        """Say how long buckets are tuned, in this share of the race's time, and hand over what earlier builds chose;
+        notes about that.
         """
         gigabytes = form.path.stat().st_size / 1e9
         closing = _CLOSING_SECONDS + len(self._buckets) * _CLOSING_SECONDS_OF_BUCKET
         self._closing = min(closing + gigabytes * _CLOSING_SECONDS_OF_GIGABYTE, _MOST_OF_BUDGET * budget)
         known = self._recalled(form, cache) if cache is not None else {}
         until = time.monotonic() + self.race_seconds(left, share)
-        Tuning.prepare(form.path, _MOST_TUNING_SECONDS, until=until, known=known)
+        Tuning.prepare(form.path, _MOST_TUNING_SECONDS, until=until, known=known, contexts=self._contexts)
         widths = {json.loads(name)[1] for name in known}
         if not known:
-            return ""
-        return f"choices of {len(known)} of {len(self._buckets) * len(widths)} buckets came from the timing cache"
+            return []
+        return [f"choices of {len(known)} of {len(self._buckets) * len(widths)} buckets came from the timing cache"]
 
     def check_workspace(self, form: Form, limit: int) -> None:
         """Raises InvalidArgument where weights and values alone are more, before anything is tuned for minutes."""
@@ -160,7 +163,7 @@ class OnGpu:
     def _keys(self, form: Form, cache: TimingCache) -> dict[str, str]:
         """Name of what is chosen once -> its name in the cache."""
         prepared = forms.read(form.path.read_bytes(), form.path.name).prepared
-        digests = [(each.shapes, tuning.digest(each)) for each in prepared]
+        digests = [(each.shapes, tuning.digest(each, self._contexts)) for each in prepared]
         return {
             name: cache.key_of_choices(digest, name.rpartition(",")[2])
             for shapes, digest in digests

@@ -30,6 +30,8 @@ AUTO: Final = "auto"
 # Enough for the libraries and forms of a mid-sized model on two cores; large models want more, and say so in evidence.
 DEFAULT_BUDGET_SECONDS: Final = 300.0
 
+MOST_CONTEXTS: Final = 16  # beyond that a kernel takes no less of a GPU
+
 _UNIT_SECONDS: Final = {"h": 3600.0, "m": 60.0, "s": 1.0, "ms": 0.001}
 _UNIT_BYTES: Final = {
     **{unit: 1024**power for power, unit in enumerate(("b", "kib", "mib", "gib", "tib"))},
@@ -67,6 +69,9 @@ class BuildOptions:
     custom_ops: tuple[str, ...] = ()
     """Modules that register custom operators."""
 
+    contexts: int = 1
+    """That will compute at once, on a GPU: its kernels are chosen by what they take beside so many of each other."""
+
     @classmethod
     def of(
         cls,
@@ -83,6 +88,7 @@ class BuildOptions:
         preprocess: str | Sequence[str] = (),
         reduce: str | Sequence[str] = (),
         custom_ops: str | Sequence[str] = (),
+        contexts: int = 1,
     ) -> "BuildOptions":
         """Check what was given; raises InvalidArgument. Modules of the metric and of custom operators are imported."""
         modules = (custom_ops,) if isinstance(custom_ops, str) else tuple(custom_ops)
@@ -94,9 +100,17 @@ class BuildOptions:
             raise InvalidArgument(
                 f"workspace of {workspace_bytes} bytes: expected at least one, as in --workspace 1GiB"
             )
+        if not 1 <= contexts <= MOST_CONTEXTS:
+            raise InvalidArgument(f"contexts {contexts}: expected from 1 to {MOST_CONTEXTS}, as in --contexts 4")
+        where = parse_device(device)
+        if contexts > 1 and where == "cpu":
+            raise InvalidArgument(
+                f"contexts {contexts} on device cpu: only a GPU's kernels are chosen for several at once; on the CPU "
+                "contexts share the cores when the engine is loaded"
+            )
         return cls(
             precision=parse_precision(precision),
-            device=parse_device(device),
+            device=where,
             shapes=_several(shapes),
             batches=parse_buckets(buckets) if buckets is not None else (),
             gate=gates.parse(accuracy) if isinstance(accuracy, str) else accuracy or Cosine(),
@@ -107,6 +121,7 @@ class BuildOptions:
             preprocess=(preprocess,) if isinstance(preprocess, str) else tuple(preprocess),
             reduce=(reduce,) if isinstance(reduce, str) else tuple(reduce),
             custom_ops=modules,
+            contexts=contexts,
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -123,6 +138,7 @@ class BuildOptions:
             "preprocess": list(self.preprocess),
             "reduce": list(self.reduce),
             "custom_ops": list(self.custom_ops),
+            "contexts": self.contexts,
         }
 
 

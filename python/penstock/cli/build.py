@@ -106,6 +106,9 @@ def build(
         Texts,
         typer.Option(metavar="MODULE", help="Registers Python functions for operators nobody knows; repeatable."),
     ] = None,
+    contexts: Annotated[
+        int, typer.Option(metavar="N", help="On a GPU: choose kernels for so many contexts that compute at once.")
+    ] = 1,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> None:
     """Build the fastest engine that this machine can run inside an accuracy budget."""
@@ -132,6 +135,7 @@ def build(
             preprocess=preprocess or (),
             reduce=reduce or (),
             custom_ops=custom_ops or (),
+            contexts=contexts,
             progress=progress,
         )
     found = evidence.from_json(made.evidence)

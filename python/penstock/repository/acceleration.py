@@ -9,7 +9,7 @@ can name a file outside the model's directory, or a function. Read by `config`, 
 import math
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from penstock.errors import ConfigError
@@ -47,6 +47,7 @@ _PART: Final = re.compile(r"[A-Za-z0-9._-]{1,255}")
 _MAX_PARTS: Final = 8
 _MAX_CHARS: Final = 4096  # of one value: shapes of dozens of inputs
 _DEFAULT_SECONDS: Final = 300.0  # as `penstock build`
+_MOST_CONTEXTS: Final = 16  # of `--contexts`
 _UNITS: Final = {"h": 3600, "m": 60, "s": 1}
 
 
@@ -68,6 +69,9 @@ class Acceleration:
     shape_flags: tuple[str, ...] = ()
     """`--shapes=...`, or trtexec's three; none: from the configuration's dims, or from what is served."""
 
+    contexts: int = 1
+    """Instances of the model."""
+
     def flags(self) -> list[str]:
         """For `penstock build`; calibration and default shapes are added by whoever knows the files and the model."""
         found = [f"--precision={self.precision}", f"--budget={self.budget_seconds:g}s", *self.shape_flags]
@@ -75,6 +79,8 @@ class Acceleration:
             found.append(f"--workspace={self.workspace_bytes}B")
         if self.cosine is not None:
             found.append(f"--accuracy=cosine>={self.cosine:.12g}")
+        if self.contexts > 1:
+            found.append(f"--contexts={self.contexts}")
         return found
 
 
@@ -95,7 +101,8 @@ def parse(message: Any, where: str) -> Acceleration | None:
                 raise ConfigError(f"{place} is not known, expected {' or '.join(names)}")
             if each.name != CUDA:
                 found.append(_one(dict(each.parameters), place))
-    return found[0] if found else None
+    instances = sum(group.count or 1 for group in message.instance_group)
+    return replace(found[0], contexts=max(1, min(instances, _MOST_CONTEXTS))) if found else None
 
 
 def notes(message: Any) -> tuple[str, ...]:

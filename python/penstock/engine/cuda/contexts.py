@@ -32,7 +32,7 @@ Arrays = dict[str, Array]
 
 # Waiting in a loop answers some 30 us sooner and keeps a core: worth it for short calls, while cores are idle.
 _SPIN_BELOW_MS: Final = 0.5
-_SPINNERS: Final = threading.Semaphore(max(1, cores.available() // 4))
+_SPINNERS: Final = threading.Semaphore(max(1, cores.available() // 2))
 _TIMED_REPLAYS: Final = 5
 _COMPANY: Final = 3
 """Contexts that compute at once, from which on a place that stands empty costs more than a kernel that is not at its

@@ -190,7 +190,7 @@ class Trials:
         try:
             self._refer(row)
             needs = Needs()
-            run = _bound(row.site, choice, needs)
+            run = bound(row.site, choice, needs)
             launcher = Recorder(capability(row.site.device)) if row.site.device.type == "cuda" else None
 
             def call() -> tuple[torch.Tensor, ...]:
@@ -215,7 +215,7 @@ class Trials:
         if row.reference or row.default is None:
             return
         needs = Needs()
-        run = _bound(row.site, row.default, needs)
+        run = bound(row.site, row.default, needs)
         with working_in(needs.workspace(row.site.device)):
             row.reference = run(row.operands)
 
@@ -243,7 +243,7 @@ class Trials:
             self._ready.append(Candidate(row, best, 0, worth.least(row.site), worth.guess(row.site)))
 
 
-def _bound(site: Site, choice: Choice, needs: Needs) -> Run:
+def bound(site: Site, choice: Choice, needs: Needs) -> Run:
     step = replace(site.step, implementation=choice.implementation)
     wanted = replace(site, step=step, config=choice.config, needs=needs)
     return chosen(wanted)[1].bind(wanted)

@@ -40,9 +40,9 @@ TUNING: Final = ".tuning.json"
 
 _SECONDS: Final = 15.0  # of tuning one bucket where nobody says how long
 _LEAST_SECONDS: Final = 1.0  # libraries are timed in this, and nothing is compiled
-_AFTER_SECONDS: Final = 1.5  # to capture what was chosen, and to time it
-_LAUNCHING: Final = 0.15  # of a bucket's time, for choosing which kernels are launched early
-_MOST_LAUNCHING: Final = 3.0
+_CAPTURE_SECONDS: Final = 1.5  # to capture what was chosen, and to time it
+_AFTER: Final = 0.15  # of a bucket's time, for choosing what a step alone does not tell: see `early` and `abreast`
+_MOST_AFTER: Final = 3.0
 _COMPILE_SECONDS: Final = 60.0
 _WAIT_SECONDS: Final = 60.0  # for a form that is being written
 _TICK_SECONDS: Final = 0.02
@@ -60,22 +60,28 @@ class Tuning:
 
     def __init__(self, path: Path) -> None:
         self._path = path.with_name(path.stem + TUNING)
-        self.seconds, self.until, self._known = self._read()
+        self.seconds, self.until, self.contexts, self._known = self._read()
 
-    def _read(self) -> tuple[float, float | None, dict[str, Any]]:
+    def _read(self) -> tuple[float, float | None, int, dict[str, Any]]:
         try:
             data = json.loads(self._path.read_text())
             until = data["until"]
-            return float(data["seconds"]), None if until is None else float(until), dict(data["choices"])
+            left = None if until is None else float(until)
+            return float(data["seconds"]), left, int(data["contexts"]), dict(data["choices"])
         except FileNotFoundError:
-            return _SECONDS, None, {}
+            return _SECONDS, None, 1, {}
         except (OSError, ValueError, KeyError, TypeError) as error:
             _LOG.warning("%s can't be read (%s): every bucket is tuned anew", self._path.name, error)
-            return _SECONDS, None, {}
+            return _SECONDS, None, 1, {}
 
     @staticmethod
     def prepare(
-        path: Path, seconds: float, *, until: float | None = None, known: Mapping[str, Any] | None = None
+        path: Path,
+        seconds: float,
+        *,
+        until: float | None = None,
+        known: Mapping[str, Any] | None = None,
+        contexts: int = 1,
     ) -> None:
         """For the form at `path`, before anything is compiled.
 
@@ -83,9 +89,9 @@ class Tuning:
         until    on the monotonic clock, which the processes of a machine share: buckets that are not tuned yet share
                  what is left until then.
         known    choices of earlier builds, as `known` gives them.
+        contexts that will compute at once.
         """
-        data = {"seconds": seconds, "until": until, "choices": dict(known or {})}
-        _written(path.with_name(path.stem + TUNING), data)
+        _written(path.with_name(path.stem + TUNING), _data(seconds, until, contexts, dict(known or {})))
 
     @property
     def known(self) -> Mapping[str, Any]:
@@ -98,10 +104,14 @@ class Tuning:
 
     def choices(self, model: "Model", prepared: Prepared, precision: str, *, search: bool) -> Choices:
         """Known ones, else found by time now and written down; none without `search`."""
+        import torch
+
+        from penstock.engine.cuda.abreast import chosen_abreast
         from penstock.engine.cuda.early import LEAST_SECONDS, chosen_early
         from penstock.engine.cuda.executor import Executor
         from penstock.engine.cuda.sites import launches_early
         from penstock.engine.cuda.tuner import random_inputs, tune
+        from penstock.engine.cuda.turns import fills
 
         key = name(prepared.shapes, precision)
         if key in self._known:
@@ -117,23 +127,32 @@ class Tuning:
         seconds = self._share(sum(each not in self._known for each in others))
         # What won at other shapes is tried first.
         hints = next((chosen.from_json(json.dumps(self._known[each])) for each in others if each in self._known), {})
-        launching = min(_MOST_LAUNCHING, _LAUNCHING * seconds) if early else 0.0
+        after = min(_MOST_AFTER, _AFTER * seconds) if early else 0.0
         with compilers(model.device) as builds:
-            found = tune(executor, seconds=seconds - launching, compilers=builds, hints=hints).choices
-            if launching >= LEAST_SECONDS:
+            tuned = tune(executor, seconds=seconds - after, compilers=builds, hints=hints)
+            found = tuned.choices
+            if self.contexts > 1 and early and not fills(prepared.graph):
+                # In company everything is launched early.
+                with torch.no_grad(), executor.arithmetic():
+                    found = chosen_abreast(tuned, self.contexts, after)
+            elif after >= LEAST_SECONDS:
                 executor = Executor(prepared.graph, weights, model.device, precision, choices=found, early_launch=early)
-                found, _ = chosen_early(executor, found, random_inputs(executor), launching)
+                found, _ = chosen_early(executor, found, random_inputs(executor), after)
         # Another process may have tuned another bucket meanwhile, and may be reading now.
-        self._known = {**self._read()[2], key: json.loads(chosen.to_json(found))}
-        _written(self._path, {"seconds": self.seconds, "until": self.until, "choices": self._known})
+        self._known = {**self._read()[3], key: json.loads(chosen.to_json(found))}
+        _written(self._path, _data(self.seconds, self.until, self.contexts, self._known))
         return found
 
     def _share(self, buckets: int) -> float:
         """Seconds of one of so many buckets that are still to be tuned."""
         if self.until is None:
             return self.seconds
-        left = (self.until - time.monotonic()) / max(1, buckets) - _AFTER_SECONDS
+        left = (self.until - time.monotonic()) / max(1, buckets) - _CAPTURE_SECONDS
         return max(_LEAST_SECONDS, min(self.seconds, left))
+
+
+def _data(seconds: float, until: float | None, contexts: int, choices: Mapping[str, Any]) -> dict[str, Any]:
+    return {"seconds": seconds, "until": until, "contexts": contexts, "choices": choices}
 
 
 def _written(path: Path, data: Mapping[str, Any]) -> None:
@@ -149,9 +168,12 @@ def name(shapes: Shapes, precision: str) -> str:
     return json.dumps([written, 32 if precision in _WIDE else 16])
 
 
-def digest(prepared: Prepared) -> str:
-    """Of all that choices depend on but the machine: the steps with their shapes, and our kernels as they are now."""
+def digest(prepared: Prepared, contexts: int = 1) -> str:
+    """Of all that choices depend on but the machine: the steps with their shapes, how many contexts will compute at
+    once, and our kernels as they are now.
+    """
     found = hashlib.sha256(to_json(prepared.graph).encode())
+    found.update(f"{contexts}".encode())
     found.update(_sources().encode())
     return found.hexdigest()
 

@@ -37,29 +37,40 @@ def microseconds(call: Callable[[], object], *, calls: int = 50, replays: int = 
     with torch.cuda.stream(stream):
         call()  # compiles and loads: neither may happen during capture
         stream.synchronize()
-        graph = torch.cuda.CUDAGraph()
-        # A collection that frees device memory in the middle of a capture would spoil it. Not torch's own context
-        # manager, which empties its cache of memory each time.
-        collecting = gc.isenabled()
-        gc.disable()
-        graph.capture_begin(capture_error_mode="thread_local")
-        try:
-            for _ in range(calls):
-                call()
-        finally:
-            graph.capture_end()
-            if collecting:
-                gc.enable()
-        graph.replay()
-        times: list[float] = []
-        for _ in range(replays):
-            start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-            start.record(stream)
-            graph.replay()
-            end.record(stream)
-            end.synchronize()
-            times.append(start.elapsed_time(end) * 1000 / calls)
+        graph = captured(lambda: [call() for _ in range(calls)])
+        found = replayed(graph, replays) / calls
     torch.cuda.current_stream().wait_stream(stream)
+    return found
+
+
+def captured(record: Callable[[], object]) -> torch.cuda.CUDAGraph:
+    """What it launches on the current stream, and on others that meet it again. Everything is compiled and loaded."""
+    graph = torch.cuda.CUDAGraph()
+    # A collection that frees device memory in the middle of a capture would spoil it. Not torch's own context
+    # manager, which empties its cache of memory each time.
+    collecting = gc.isenabled()
+    gc.disable()
+    graph.capture_begin(capture_error_mode="thread_local")
+    try:
+        record()
+    finally:
+        graph.capture_end()
+        if collecting:
+            gc.enable()
+    return graph
+
+
+def replayed(graph: torch.cuda.CUDAGraph, replays: int) -> float:
+    """The median time of a replay on the current stream, in microseconds, after one that does not count."""
+    graph.replay()
+    times: list[float] = []
+    for _ in range(replays):
+        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        start.record()
+        graph.replay()
+        end.record()
+        end.synchronize()
+        times.append(start.elapsed_time(end) * 1000)
     return median(times)
 
 
