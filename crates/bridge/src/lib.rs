@@ -12,6 +12,7 @@ mod front;
 mod inputs;
 mod instance;
 mod large;
+mod load;
 mod model;
 mod outputs;
 mod slab;
@@ -26,6 +27,9 @@ fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<front::Front>()?;
     module.add_class::<front::Operation>()?;
     module.add_class::<model::Model>()?;
+    module.add_class::<load::Load>()?;
+    module.add_function(wrap_pyfunction!(load::grpc_call, module)?)?;
+    module.add_function(wrap_pyfunction!(load::grpc_descriptors, module)?)?;
     module.add_function(wrap_pyfunction!(front::log_to_stderr, module)?)?;
     module.add("__version__", env!("CARGO_PKG_VERSION"))
 }

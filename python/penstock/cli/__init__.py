@@ -8,6 +8,7 @@ import sys
 import typer
 
 import penstock
+from penstock.cli.bench import bench
 from penstock.cli.build import build
 from penstock.cli.check import check
 from penstock.cli.compare import compare
@@ -23,7 +24,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for verb in (serve, build, inspect, check, time, compare):
+for verb in (serve, build, inspect, check, time, compare, bench):
     app.command(name=verb.__name__)(verb)
 
 

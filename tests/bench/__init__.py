@@ -1,0 +1,1 @@
+"""Loads for a server, and what they tell."""
