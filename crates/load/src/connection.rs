@@ -1,17 +1,18 @@
-//! One connection, over which one request after the other goes: HTTP/1.1, or HTTP/2 with gRPC's framing.
+//! One connection, over which one request after the other goes: HTTP/1.1, or gRPC.
 
 use crate::Error;
+use crate::grpc;
 use crate::item::Prepared;
 use crate::stream::Stream;
 use bytes::{Bytes, BytesMut};
 use http::{HeaderMap, Method, Request, Uri};
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
-use hyper::client::conn::{http1, http2};
+use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
-use penstock_wire::grpc::{PREFIX_BYTES, Prefix, prefix, unframe};
+use penstock_wire::grpc::{PREFIX_BYTES, Prefix, prefix};
 use std::convert::Infallible;
-use std::future::{Future, poll_fn};
+use std::future::poll_fn;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 use std::time::Duration;
@@ -19,8 +20,6 @@ use tokio::net::TcpStream;
 use tokio::runtime::Builder;
 use tokio::task::LocalSet;
 
-/// Windows of HTTP/2: answers of several MiB arrive without waiting for permission.
-const WINDOW_BYTES: u32 = 16 << 20;
 /// Of an answer that is refused, what is read of its text.
 const REASON_BYTES: usize = 4096;
 
@@ -59,6 +58,15 @@ pub(crate) enum Failure {
     /// The connection is of no more use.
     Lost(String),
     Wrong,
+}
+
+impl Failure {
+    pub(crate) fn text(self) -> String {
+        match self {
+            Failure::Refused(text) | Failure::Lost(text) => text,
+            Failure::Wrong => "an answer was not what was expected".into(),
+        }
+    }
 }
 
 impl Target {
@@ -105,14 +113,13 @@ async fn call(address: &str, path: &str, message: &[u8]) -> Result<Bytes, Error>
         Ok(body) if body.len() >= PREFIX_BYTES => Ok(body.slice(PREFIX_BYTES..)),
         Ok(_) => Err(unreachable("the answer has no message".into())),
         Err(Failure::Refused(problem)) => Err(Error::Invalid(problem)),
-        Err(Failure::Lost(problem)) => Err(unreachable(problem)),
-        Err(Failure::Wrong) => Err(unreachable("the answer can't be read".into())),
+        Err(failure) => Err(unreachable(failure.text())),
     }
 }
 
 pub(crate) enum Connection {
     Http(http1::SendRequest<Whole>),
-    Grpc(http2::SendRequest<Whole>),
+    Grpc(grpc::Sender),
     Stream(Stream),
 }
 
@@ -120,22 +127,15 @@ impl Connection {
     pub(crate) async fn open(common: &Common) -> Result<Connection, String> {
         let socket = TcpStream::connect(&common.address).await.map_err(|error| error.to_string())?;
         socket.set_nodelay(true).map_err(|error| error.to_string())?;
-        let socket = TokioIo::new(socket);
-        if common.protocol == Protocol::Http {
-            let (sender, driver) = http1::handshake(socket).await.map_err(described)?;
-            tokio::task::spawn_local(driver);
-            return Ok(Connection::Http(sender));
+        match common.protocol {
+            Protocol::Http => {
+                let (sender, driver) = http1::handshake(TokioIo::new(socket)).await.map_err(described)?;
+                tokio::task::spawn_local(driver);
+                Ok(Connection::Http(sender))
+            }
+            Protocol::Grpc => Ok(Connection::Grpc(grpc::open(socket).await?)),
+            Protocol::GrpcStream => Ok(Connection::Stream(Stream::open(grpc::open(socket).await?, common).await?)),
         }
-        let mut builder = http2::Builder::new(Local);
-        builder.initial_stream_window_size(WINDOW_BYTES).initial_connection_window_size(WINDOW_BYTES);
-        if common.protocol == Protocol::Grpc {
-            let (sender, driver) = builder.handshake(socket).await.map_err(described)?;
-            tokio::task::spawn_local(driver);
-            return Ok(Connection::Grpc(sender));
-        }
-        let (sender, driver) = builder.handshake(socket).await.map_err(described)?;
-        tokio::task::spawn_local(driver);
-        Ok(Connection::Stream(Stream::open(sender, common).await?))
     }
 
     /// The answer's body where `whole` or where something is expected, else nothing.
@@ -145,18 +145,10 @@ impl Connection {
         prepared: &Prepared,
         whole: bool,
     ) -> Result<Bytes, Failure> {
-        let keep = whole || prepared.expected.is_some();
+        let keep = if whole || prepared.expected.is_some() { usize::MAX } else { 0 };
         let answer = match self {
-            Connection::Http(sender) => {
-                let request = request(common, prepared);
-                sender.ready().await.map_err(lost)?;
-                read_http(sender.send_request(request).await.map_err(lost)?, keep).await
-            }
-            Connection::Grpc(sender) => {
-                let request = request(common, prepared);
-                sender.ready().await.map_err(lost)?;
-                read_grpc(sender.send_request(request).await.map_err(lost)?, keep).await
-            }
+            Connection::Http(sender) => ask(sender, common, prepared, keep).await,
+            Connection::Grpc(sender) => grpc::exchange(sender, common, prepared, keep).await,
             Connection::Stream(stream) => stream.exchange(prepared.body.clone()).await,
         }?;
         match &prepared.expected {
@@ -166,77 +158,73 @@ impl Connection {
     }
 }
 
-fn request(common: &Common, prepared: &Prepared) -> Request<Whole> {
+/// Over HTTP/1.1.
+async fn ask(
+    sender: &mut http1::SendRequest<Whole>,
+    common: &Common,
+    prepared: &Prepared,
+    keep: usize,
+) -> Result<Bytes, Failure> {
     let mut request = Request::new(Whole(Some(prepared.body.clone())));
     *request.method_mut() = Method::POST;
     *request.uri_mut() = common.uri.clone();
     *request.headers_mut() = prepared.headers.clone();
-    if common.protocol != Protocol::Http {
-        *request.version_mut() = http::Version::HTTP_2;
-    }
-    request
-}
-
-async fn read_http(response: http::Response<Incoming>, keep: bool) -> Result<Bytes, Failure> {
+    sender.ready().await.map_err(lost)?;
+    let response = sender.send_request(request).await.map_err(lost)?;
     let status = response.status();
     if status.is_success() {
-        return drained(response.into_body(), if keep { usize::MAX } else { 0 }).await.map(|(body, _)| body);
+        return drained(response.into_body(), keep).await;
     }
-    let (body, _) = drained(response.into_body(), REASON_BYTES).await?;
+    let body = drained(response.into_body(), REASON_BYTES).await?;
     Err(Failure::Refused(format!("{}: {}", status.as_u16(), String::from_utf8_lossy(&body))))
 }
 
-async fn read_grpc(response: http::Response<Incoming>, keep: bool) -> Result<Bytes, Failure> {
-    let status = response.status();
-    if !status.is_success() {
-        return Err(Failure::Refused(format!("HTTP status {}", status.as_u16())));
-    }
-    // A refusal may come without a body, its status among the headers.
-    refused(response.headers())?;
-    let (body, trailers) = drained(response.into_body(), if keep { usize::MAX } else { 0 }).await?;
-    match trailers {
-        Some(trailers) => refused(&trailers).map(|()| body),
-        None => Err(Failure::Lost("the answer ended without a status".into())),
-    }
-}
-
-pub(crate) fn refused(headers: &HeaderMap) -> Result<(), Failure> {
-    match headers.get("grpc-status") {
-        Some(status) if status != "0" => {
-            let text = |value: &http::HeaderValue| String::from_utf8_lossy(value.as_bytes()).into_owned();
-            let message = headers.get("grpc-message").map(text).unwrap_or_default();
-            Err(Failure::Refused(format!("grpc-status {}: {message}", text(status))))
-        }
-        _ => Ok(()),
-    }
-}
-
 /// Reads a body to its end, and keeps so many bytes of it.
-async fn drained(mut body: Incoming, keep: usize) -> Result<(Bytes, Option<HeaderMap>), Failure> {
-    let (mut kept, mut first, mut trailers) = (BytesMut::new(), Bytes::new(), None);
+async fn drained(mut body: Incoming, keep: usize) -> Result<Bytes, Failure> {
+    let mut kept = Kept::new(keep);
     while let Some(frame) = poll_fn(|context| Pin::new(&mut body).poll_frame(context)).await {
-        match frame.map_err(lost)?.into_data() {
-            Ok(data) if keep == 0 => drop(data),
-            // Most answers are one piece.
-            Ok(data) if first.is_empty() && kept.is_empty() && data.len() <= keep => first = data,
-            Ok(data) => {
-                if !first.is_empty() {
-                    kept.extend_from_slice(&std::mem::take(&mut first));
-                }
-                let room = keep.saturating_sub(kept.len()).min(data.len());
-                kept.extend_from_slice(&data[..room]);
-            }
-            Err(frame) => trailers = frame.into_trailers().ok(),
+        if let Ok(data) = frame.map_err(lost)?.into_data() {
+            kept.add(data);
         }
     }
-    Ok((if kept.is_empty() { first } else { kept.freeze() }, trailers))
+    Ok(kept.finish())
 }
 
-pub(crate) fn lost(error: hyper::Error) -> Failure {
+/// The first bytes of a body. Most bodies are one piece, which is not copied.
+pub(crate) struct Kept {
+    limit: usize,
+    first: Bytes,
+    rest: BytesMut,
+}
+
+impl Kept {
+    pub(crate) fn new(limit: usize) -> Kept {
+        Kept { limit, first: Bytes::new(), rest: BytesMut::new() }
+    }
+
+    pub(crate) fn add(&mut self, data: Bytes) {
+        if self.limit == 0 {
+            return;
+        }
+        if self.first.is_empty() && self.rest.is_empty() && data.len() <= self.limit {
+            self.first = data;
+            return;
+        }
+        self.rest.extend_from_slice(&std::mem::take(&mut self.first));
+        let room = self.limit.saturating_sub(self.rest.len()).min(data.len());
+        self.rest.extend_from_slice(&data[..room]);
+    }
+
+    pub(crate) fn finish(self) -> Bytes {
+        if self.rest.is_empty() { self.first } else { self.rest.freeze() }
+    }
+}
+
+fn lost(error: hyper::Error) -> Failure {
     Failure::Lost(described(error))
 }
 
-pub(crate) fn described(error: hyper::Error) -> String {
+fn described(error: hyper::Error) -> String {
     let mut text = error.to_string();
     let mut cause = std::error::Error::source(&error);
     while let Some(each) = cause {
@@ -244,12 +232,6 @@ pub(crate) fn described(error: hyper::Error) -> String {
         cause = each.source();
     }
     text
-}
-
-/// Reads the prefix of a message, if it has arrived.
-pub(crate) fn announced(arrived: &[u8]) -> Option<usize> {
-    let prefix = arrived.get(..PREFIX_BYTES)?.try_into().ok()?;
-    unframe(prefix).ok().map(|prefix| prefix.length as usize)
 }
 
 /// A body that is there: one piece.
@@ -269,18 +251,5 @@ impl Body for Whole {
 
     fn size_hint(&self) -> SizeHint {
         SizeHint::with_exact(self.0.as_ref().map_or(0, |bytes| bytes.len() as u64))
-    }
-}
-
-/// Runs what HTTP/2 does beside requests on the thread of its connection.
-#[derive(Clone, Copy)]
-pub(crate) struct Local;
-
-impl<F: Future + 'static> hyper::rt::Executor<F> for Local
-where
-    F::Output: 'static,
-{
-    fn execute(&self, future: F) {
-        tokio::task::spawn_local(future);
     }
 }

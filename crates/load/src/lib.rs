@@ -14,6 +14,7 @@
 
 mod clock;
 mod connection;
+mod grpc;
 mod item;
 mod record;
 mod run;

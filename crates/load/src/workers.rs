@@ -213,13 +213,13 @@ impl Worker {
     }
 
     fn judged(&self, answered: Result<Bytes, Failure>) -> Outcome {
-        let (outcome, text) = match answered {
-            Ok(_) => return Outcome::Answered,
-            Err(Failure::Refused(text)) => (Outcome::Refused, text),
-            Err(Failure::Lost(text)) => (Outcome::Lost, text),
-            Err(Failure::Wrong) => (Outcome::Wrong, "an answer was not what was expected".into()),
+        let Err(failure) = answered else { return Outcome::Answered };
+        let outcome = match failure {
+            Failure::Refused(_) => Outcome::Refused,
+            Failure::Lost(_) => Outcome::Lost,
+            Failure::Wrong => Outcome::Wrong,
         };
-        self.crew.shared.records.note(&text);
+        self.crew.shared.records.note(&failure.text());
         outcome
     }
 }
