@@ -1,0 +1,92 @@
+"""Quadrilaterals of a page to upright pictures of lines, and those to the inputs of the two networks that look at them.
+
+Promises: a crop is straight, 48 pixels high and at most 3200 wide, cut and scaled in one step; it remembers where it
+was cut, corner by corner in the direction it reads, through every turn. Called by `reading`, between the networks.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+
+from examples.ocr.page.boxes import Quadrilaterals
+from examples.ocr.page.frame import Frame
+from examples.ocr.reader import ANY_WIDTH, HEIGHT, MAX_WIDTH, Calls, Floats, Pixels, as_batch, groups_of_near_width
+
+TALL = 1.5  # times as high as wide: lines that run up or down. What the models were trained with
+DIRECTION_WIDTH = 192  # columns of the direction classifier's input. `cls_image_shape`
+CERTAIN = 0.9  # below it a line is left as it is. `cls_thresh`
+UPSIDE_DOWN = 1  # the class of lines turned by 180 degrees. `label_list`
+
+
+@dataclass(frozen=True, slots=True)
+class Crop:
+    pixels: Pixels  # blue-green-red [48, width, 3]
+    corners: Floats  # [4, 2]: (x, y) in the frame, clockwise from where its text begins
+
+    def turned(self) -> "Crop":
+        """By 180 degrees."""
+        return Crop(np.ascontiguousarray(self.pixels[::-1, ::-1]), np.roll(self.corners, -2, axis=0))
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Crops of near width as the recogniser takes them."""
+
+    members: tuple[int, ...]  # places in the list of crops
+    pictures: Floats  # FP32 [n, 3, 48, width] in -1..1
+
+
+def crops(frame: Frame, quadrilaterals: Quadrilaterals) -> list[Crop]:
+    """Cut out of the frame, in order."""
+    return [_crop(frame.pixels, corners) for corners in quadrilaterals]
+
+
+def directions(lines: Sequence[Crop]) -> Floats:
+    """FP32 [n, 3, 48, 192]: the direction classifier's input, wide lines squeezed into it. At least one line."""
+    squeezed = [
+        np.asarray(cv2.resize(line.pixels, (min(DIRECTION_WIDTH, line.pixels.shape[1]), HEIGHT)), dtype=np.uint8)
+        for line in lines
+    ]
+    return as_batch(squeezed, DIRECTION_WIDTH)
+
+
+def upright(lines: Sequence[Crop], chances: npt.NDArray[Any]) -> list[Crop]:
+    """The lines, those turned that the classifier (FP [n, 2]: as it should be, upside down) is certain about."""
+    return [
+        line.turned() if chance[UPSIDE_DOWN] > CERTAIN else line for line, chance in zip(lines, chances, strict=True)
+    ]
+
+
+def batches(lines: Sequence[Crop], calls: Calls = ANY_WIDTH) -> list[Batch]:
+    """All lines once, grouped so that little is padded."""
+    widths = [line.pixels.shape[1] for line in lines]
+    return [
+        Batch(
+            tuple(members),
+            as_batch([lines[member].pixels for member in members], calls.width(max(widths[one] for one in members))),
+        )
+        for members in groups_of_near_width(widths, calls)
+    ]
+
+
+def _crop(pixels: Pixels, corners: Floats) -> Crop:
+    across, down = _sides(corners)
+    if down >= TALL * across:
+        corners = np.roll(corners, -1, axis=0)  # it begins at the top right and runs down
+        across, down = down, across
+    width = min(MAX_WIDTH, max(1, math.ceil(HEIGHT * across / max(1.0, down))))
+    edges = np.array(((0, 0), (width, 0), (width, HEIGHT), (0, HEIGHT)), np.float32)
+    straighten = cv2.getPerspectiveTransform(corners, edges)
+    cut = cv2.warpPerspective(pixels, straighten, (width, HEIGHT), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+    return Crop(np.asarray(cut, dtype=np.uint8), corners)
+
+
+def _sides(corners: Floats) -> tuple[float, float]:
+    """The longer of both edges across, and of both down."""
+    top, right, bottom, left = np.linalg.norm(np.roll(corners, -1, axis=0) - corners, axis=1).tolist()
+    return max(top, bottom), max(right, left)
