@@ -12,6 +12,7 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,8 +20,17 @@ import numpy.typing as npt
 from PIL import Image
 
 from examples.ocr.documents import Document, rendered_documents
+from examples.ocr.draw import draw_page
 from examples.ocr.lines import grey_photograph
-from examples.ocr.page_metrics import PlacedText, WordErrors, accuracy_gain, differing_lines, line_errors, total, word_errors
+from examples.ocr.page_metrics import (
+    PlacedText,
+    WordErrors,
+    accuracy_gain,
+    differing_lines,
+    line_errors,
+    total,
+    word_errors,
+)
 from examples.ocr.readers import PageReader, RapidReader
 
 Pixels = npt.NDArray[np.uint8]
@@ -44,13 +54,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--runtime", choices=PEERS, default="openvino", help="what ours runs on (default: openvino)")
     parser.add_argument("--peers", nargs="*", choices=PEERS, default=PEERS, help="RapidOCR on these (default: both)")
     parser.add_argument("--show", action="store_true", help="print the lines that were not read alike")
+    parser.add_argument("--draw", type=Path, help="a folder: what ours read of each page, as pictures")
     parser.add_argument("--json", action="store_true", help="print one JSON document in place of tables")
     chosen = parser.parse_args(arguments)
     ours = PageReader(chosen.runtime)
     readers: dict[str, Read] = {OURS: ours, **{f"rapidocr {peer}": RapidReader(peer) for peer in chosen.peers}}
     documents = list(rendered_documents(chosen.documents, first=chosen.first))
     records = _read_all(documents, readers, ours, show=chosen.show)
-    report = _report(records, ours, {name: _page_lines(read) for name, read in readers.items()})
+    straight = {f"rapidocr {peer}, without classifier": RapidReader(peer, turning=False) for peer in chosen.peers}
+    page = {name: [line.text for line in read(real_page())] for name, read in (readers | straight).items()}
+    report = _report(records, ours, page)
+    if chosen.draw:
+        for name, pixels in [(one.name, one.pixels) for one in documents] + [("page", real_page())]:
+            draw_page(pixels, ours(pixels), chosen.draw / f"{name}.png")
     report |= {"runtime": chosen.runtime, "documents": chosen.documents, "first": chosen.first}
     print(json.dumps(report, indent=2) if chosen.json else _tables(report))
 
@@ -93,10 +109,6 @@ def real_page() -> Pixels:
     return np.asarray(Image.fromarray(grey_photograph("page.png")).convert("RGB"), dtype=np.uint8)
 
 
-def _page_lines(read: Read) -> list[str]:
-    return [line.text for line in read(real_page())]
-
-
 def _report(records: dict[str, Record], ours: PageReader, page: dict[str, list[str]]) -> dict[str, Any]:
     steps = {name: 1e3 * statistics.median(values) for name, values in ours.steps.seconds.items()}
     rows = {}
@@ -109,15 +121,20 @@ def _report(records: dict[str, Record], ours: PageReader, page: dict[str, list[s
             "word_accuracy_percent": 100 * whole.accuracy,
             "ours_better_by_points": [100 * part for part in gain] if gain else None,
             "ms_per_page_median": 1e3 * statistics.median(record.seconds),
-            "real_page_lines": len(page[name]),
-            "real_page_differing": differing_lines(page[OURS], page[name]),
         }
-    return {"readers": rows, "ours_ms_by_step_median": steps}
+    lines = {
+        name: {"lines": len(texts), "differing": differing_lines(page[OURS], texts)}
+        for name, texts in page.items()
+        if name != OURS
+    }
+    return {"readers": rows, "real_page": lines, "ours_ms_by_step_median": steps}
 
 
 def _tables(report: dict[str, Any]) -> str:
     lines = [f"{report['documents']} documents from {report['first']} on; ours on {report['runtime']}", ""]
-    lines.append(f"{'reader':24}{'words':>7}{'errors':>8}{'accuracy':>10}{'ours better by, points':>30}{'ms a page':>11}")
+    lines.append(
+        f"{'reader':24}{'words':>7}{'errors':>8}{'accuracy':>10}{'ours better by, points':>30}{'ms a page':>11}"
+    )
     for name, row in report["readers"].items():
         gain = row["ours_better_by_points"]
         better = f"{gain[0]:+.2f} ({gain[1]:+.2f} to {gain[2]:+.2f})" if gain else ""
@@ -128,12 +145,9 @@ def _tables(report: dict[str, Any]) -> str:
     lines += ["", "ours by step, median ms a page"]
     lines += [f"    {name:12}{value:>8.2f}" for name, value in report["ours_ms_by_step_median"].items()]
     lines += ["", "lines of the real page"]
-    for name, row in report["readers"].items():
-        if name == OURS:
-            continue
-        differing = row["real_page_differing"]
-        lines.append(f"    {name}: {row['real_page_lines'] - len(differing)} of {row['real_page_lines']} as ours")
-        lines += [f"        ours {our!r}\n        it   {their!r}" for our, their in differing]
+    for name, row in report["real_page"].items():
+        lines.append(f"    {name}: {row['lines'] - len(row['differing'])} of {row['lines']} as ours")
+        lines += [f"        ours {our!r}\n        it   {their!r}" for our, their in row["differing"]]
     return "\n".join(lines)
 
 

@@ -79,7 +79,9 @@ def _document(name: str, kind: Kind, random: np.random.Generator) -> Document:
     page = flat_page(random)
     printed = _printed(page, look, random)
     bend, width, height = _bend(page.ink.shape[1], page.ink.shape[0], look, random)
-    picture = cv2.warpPerspective(printed, bend, (width, height), flags=cv2.INTER_CUBIC, borderMode=cv2.BORDER_REPLICATE)
+    picture = cv2.warpPerspective(
+        printed, bend, (width, height), flags=cv2.INTER_CUBIC, borderMode=cv2.BORDER_REPLICATE
+    )
     if look.desk:
         sheet = np.full(page.ink.shape, 255, np.uint8)
         covered = cv2.warpPerspective(sheet, bend, (width, height), flags=cv2.INTER_LINEAR)[:, :, None] / 255
@@ -106,9 +108,7 @@ def _printed(page: FlatPage, look: Look, random: np.random.Generator) -> Floats:
     return np.asarray(np.clip(paper, 0, 255) * (1 - covered) + ink * covered, dtype=np.float32)
 
 
-def _bend(
-    width: int, height: int, look: Look, random: np.random.Generator
-) -> tuple[npt.NDArray[np.float64], int, int]:
+def _bend(width: int, height: int, look: Look, random: np.random.Generator) -> tuple[npt.NDArray[np.float64], int, int]:
     """What takes the flat page to the picture [3, 3], and the picture's width and height."""
     flat = np.array(((0, 0), (width, 0), (width, height), (0, height)), np.float64)
     pushed = random.uniform(0, look.bend, size=(4, 2)) * (width, height) * ((1, 1), (-1, 1), (-1, -1), (1, -1))

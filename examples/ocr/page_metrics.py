@@ -111,7 +111,9 @@ def _owner(truth: Sequence[PlacedText], middle: Floats) -> int | None:
     """Which line of the truth a middle lies in."""
     nearest, owner = np.inf, None
     for index, line in enumerate(truth):
-        outside = cv2.pointPolygonTest(_grown(line.corners), (float(middle[0]), float(middle[1])), measureDist=False) < 0
+        outside = (
+            cv2.pointPolygonTest(_grown(line.corners), (float(middle[0]), float(middle[1])), measureDist=False) < 0
+        )
         distance = float(np.linalg.norm(line.corners.mean(axis=0) - middle))
         if not outside and distance < nearest:
             nearest, owner = distance, index

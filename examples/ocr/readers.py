@@ -70,13 +70,14 @@ class PeerLine:
 
 
 class RapidReader:
-    """RapidOCR as it comes, on ONNX Runtime or OpenVINO."""
+    """RapidOCR as it comes, on ONNX Runtime or OpenVINO; `turning=False`: without its direction classifier."""
 
-    def __init__(self, runtime: str) -> None:
+    def __init__(self, runtime: str, *, turning: bool = True) -> None:
         from rapidocr import EngineType, RapidOCR  # a second and a half, and of no use to who reads with ours
 
         engine = {"onnxruntime": EngineType.ONNXRUNTIME, "openvino": EngineType.OPENVINO}[runtime]
-        settings: dict[str, Any] = {f"{part}.engine_type": engine for part in ("Det", "Cls", "Rec")}
+        settings: dict[str, Any] = {"Global.use_cls": turning}
+        settings |= {f"{part}.engine_type": engine for part in ("Det", "Cls", "Rec")}
         # Critical: an empty page is no reason to write to the terminal.
         self._read = RapidOCR(params={"Global.log_level": "critical", **settings})
 

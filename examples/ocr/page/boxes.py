@@ -33,9 +33,7 @@ def boxes(probabilities: npt.NDArray[Any], size: tuple[int, int]) -> Quadrilater
     if probabilities.ndim not in {2, 4} or probabilities.shape[:-2] not in {(), (1, 1)}:
         raise ValueError(f"expected a map [1, 1, rows, columns] of one page, got {list(probabilities.shape)}")
     chances = np.ascontiguousarray(probabilities.reshape(probabilities.shape[-2:]), dtype=np.float32)
-    rectangles = [
-        grown for contour in _contours(chances) if (grown := _rectangle(contour, chances)) is not None
-    ]
+    rectangles = [grown for contour in _contours(chances) if (grown := _rectangle(contour, chances)) is not None]
     if not rectangles:
         return np.zeros((0, 4, 2), np.float32)
     height, width = size
@@ -93,7 +91,10 @@ def _contours(chances: Floats) -> list[Pixels]:
 def _rectangle(contour: Pixels, chances: Floats) -> tuple[tuple[float, float], tuple[float, float], float] | None:
     """Centre, size and degrees, as OpenCV has them, of the rectangle around an area, grown; None: not text."""
     centre, (across, down), degrees = cv2.minAreaRect(contour)
-    if min(across, down) < THINNEST or not _mean_inside(cv2.boxPoints((centre, (across, down), degrees)), chances) >= SCORE:
+    if (
+        min(across, down) < THINNEST
+        or not _mean_inside(cv2.boxPoints((centre, (across, down), degrees)), chances) >= SCORE
+    ):
         return None
     # Growing a rectangle by the same distance on all sides leaves a rectangle (with round corners, that don't count).
     distance = across * down * GROWTH / (2 * (across + down))

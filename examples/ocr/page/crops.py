@@ -20,6 +20,10 @@ from examples.ocr.reader import ANY_WIDTH, HEIGHT, MAX_WIDTH, Calls, Floats, Pix
 TALL = 1.5  # times as high as wide: lines that run up or down. What the models were trained with
 DIRECTION_WIDTH = 192  # columns of the direction classifier's input. `cls_image_shape`
 CERTAIN = 0.9  # below it a line is left as it is. `cls_thresh`
+# How much the other lines of a page count, in parts of their mean log odds. At 0 the classifier turned 2 of 867 rendered
+# lines wrongly, and left 8 % of those standing on their heads; at 0.25 none and 6 %, at 0.5 none and 5 %. Against that, of
+# lines that alone on their page stand on their heads it leaves 8 %, 13 % and 21 %.
+COMPANY = 0.25
 UPSIDE_DOWN = 1  # the class of lines turned by 180 degrees. `label_list`
 
 
@@ -57,9 +61,15 @@ def directions(lines: Sequence[Crop]) -> Floats:
 
 def upright(lines: Sequence[Crop], chances: npt.NDArray[Any]) -> list[Crop]:
     """The lines, those turned that the classifier (FP [n, 2]: as it should be, upside down) is certain about."""
-    return [
-        line.turned() if chance[UPSIDE_DOWN] > CERTAIN else line for line, chance in zip(lines, chances, strict=True)
-    ]
+    return [line.turned() if turn else line for line, turn in zip(lines, _upside_down(chances), strict=True)]
+
+
+def _upside_down(chances: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
+    """The classifier's own answers, moved by what it says of the other lines: a page is mostly held one way."""
+    down = np.clip(chances[:, UPSIDE_DOWN].astype(np.float64), 1e-4, 1 - 1e-4)  # the answers saturate
+    odds = np.log(down / (1 - down))
+    others = (odds.sum() - odds) / max(1, len(odds) - 1)
+    return np.asarray(odds + COMPANY * others > np.log(CERTAIN / (1 - CERTAIN)))
 
 
 def batches(lines: Sequence[Crop], calls: Calls = ANY_WIDTH) -> list[Batch]:
@@ -81,8 +91,13 @@ def _crop(pixels: Pixels, corners: Floats) -> Crop:
         across, down = down, across
     width = min(MAX_WIDTH, max(1, math.ceil(HEIGHT * across / max(1.0, down))))
     edges = np.array(((0, 0), (width, 0), (width, HEIGHT), (0, HEIGHT)), np.float32)
+    # A pixel's place is its middle on both sides, as in resizing. Without it lines lie a fraction of a pixel lower.
+    edges += (HEIGHT / max(1.0, down) - 1) / 2
     straighten = cv2.getPerspectiveTransform(corners, edges)
-    cut = cv2.warpPerspective(pixels, straighten, (width, HEIGHT), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+    # Linear reads best: of 1,914 words of rendered pages 27 were wrong; cubic 51, cubic and then resizing 35.
+    cut = cv2.warpPerspective(
+        pixels, straighten, (width, HEIGHT), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE
+    )
     return Crop(np.asarray(cut, dtype=np.uint8), corners)
 
 

@@ -1,7 +1,7 @@
 """A picture of a page to what the text detector takes.
 
 Promises: any 8-bit picture from one pixel up gives a valid input or `UnreadableImageError` with the reason; the input
-is bounded (736 x 5888 or 2016 x 2016 at most), however the picture is shaped; what is found in the frame can be told
+is bounded (736 x 5888 or 1984 x 1984 at most), however the picture is shaped; what is found in the frame can be told
 in the picture's own pixels. Called by `reading`, first of all.
 
 The sizes are those of the config.yaml in the package that carries the models.
@@ -91,7 +91,8 @@ def _frame(pixels: Pixels) -> Frame:
         pixels = np.asarray(cv2.resize(pixels, smaller, interpolation=cv2.INTER_AREA), dtype=np.uint8)
     scale = width / pixels.shape[1], height / pixels.shape[0]
     height, width = pixels.shape[:2]
-    top = _band(height, width)
+    top = _band(height, width) if height <= LOWEST or height * FLATTEST < width else 0
+    height += 2 * top
     left = _band(width, height) if width * FLATTEST < height else 0
     if top or left:
         # Black: what the detector is given beside a picture wherever it is given something.
@@ -100,9 +101,7 @@ def _frame(pixels: Pixels) -> Frame:
 
 
 def _band(short: int, long: int) -> int:
-    """What is added on both sides of the short one: to a fourth of the long one, or to twice the lowest."""
-    if short > LOWEST and long <= FLATTEST * short:
-        return 0
+    """What is added on both sides of the short one: to a fourth of the long one, and to twice the lowest."""
     return max(0, max(long // FLATTEST, LOWEST) * 2 - short) // 2
 
 
