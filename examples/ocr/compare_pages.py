@@ -91,7 +91,7 @@ def _read_all(
 
 
 def _show(document: Document, answers: dict[str, Sequence[PlacedText]]) -> None:
-    """Lines of the truth on which the readers made different numbers of errors, and strays."""
+    """Lines of the truth that the readers read differently well, and what was read where nothing stands."""
     found = {name: line_errors(document.lines, answer) for name, answer in answers.items()}
     for index, line in enumerate(document.lines):
         rows = {name: errors[index] for name, errors in found.items()}
@@ -118,6 +118,8 @@ def _report(records: dict[str, Record], ours: PageReader, page: dict[str, list[s
         rows[name] = {
             "words": whole.words,
             "word_errors": whole.errors,
+            "word_errors_by_page": [page.errors for page in record.pages],
+            "words_by_page": [page.words for page in record.pages],
             "word_accuracy_percent": 100 * whole.accuracy,
             "ours_better_by_points": [100 * part for part in gain] if gain else None,
             "ms_per_page_median": 1e3 * statistics.median(record.seconds),

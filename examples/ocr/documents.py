@@ -120,7 +120,8 @@ def _bend(width: int, height: int, look: Look, random: np.random.Generator) -> t
         low, high = corners.min(axis=0) - margin, corners.max(axis=0) + margin
     else:  # the paper is larger than the picture
         middle = corners.mean(axis=0)
-        low, high = middle - (width / 2, height / 2), middle + (width / 2, height / 2)
+        half = np.array((width, height)) / 2
+        low, high = middle - half, middle + half
     size = np.ceil(high - low).astype(int)
     bend = cv2.getPerspectiveTransform(flat.astype(np.float32), (corners - low).astype(np.float32))
     return np.asarray(bend, dtype=np.float64), int(size[0]), int(size[1])

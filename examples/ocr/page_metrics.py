@@ -3,11 +3,11 @@
 Promises: one definition for every reader, which sees its lines only as text and corners. No normalisation: case and
 punctuation count, and so does a space more or less. Called by `compare_pages` and the tests.
 
-A line read belongs to the line of the truth in which its middle lies (grown by a quarter of its height up and down), the
-nearest middle if there are several. What belongs to one line of the truth is put in order along it and split at spaces. Word
-errors are the insertions, deletions and substitutions of words from there to the truth, and every word of what belongs
-nowhere. Word accuracy is 1 - errors / words of the truth over all pages: 1 less the field's word error rate. It doesn't
-depend on the order in which a reader tells its lines, and columns that were read as one line cost it.
+A line read belongs to the line of the truth in which its middle lies (grown by a quarter of its height up and down),
+the nearest middle if there are several. What belongs to one line of the truth is put in order along it and split at
+spaces. Word errors are the insertions, deletions and substitutions of words from there to the truth, and every word of
+what belongs nowhere. Word accuracy is 1 - errors / words of the truth over all pages: 1 less the field's word error
+rate. It doesn't depend on the order in which a reader tells its lines, and columns read as one line cost it.
 """
 
 from collections.abc import Sequence
@@ -88,7 +88,7 @@ def accuracy_gain(
 ) -> tuple[float, float, float]:
     """Word accuracy of `ours` less that of `theirs` on the same pages, and its 95 % interval.
 
-    The interval is the percentile bootstrap's (Efron 1979), pages drawn with replacement, both readers on the same ones.
+    The interval is the percentile bootstrap's (Efron 1979): pages drawn with replacement, the same for both readers.
     """
     if len(ours) != len(theirs) or not ours:
         raise ValueError(f"accuracy_gain: expected the same pages twice, got {len(ours)} and {len(theirs)}")

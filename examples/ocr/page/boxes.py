@@ -1,8 +1,8 @@
 """The detector's map of probabilities to the quadrilaterals that hold text, in reading order.
 
-Differentiable binarisation's reading of such a map (Liao et al. 2020, section 3.4): areas above a threshold, each as the
-smallest rectangle around it, grown again, since the network was taught shrunken areas. The constants are those of the
-config.yaml in the package that carries the models. Called by `reading`, after the detector.
+Differentiable binarisation's reading of such a map (Liao et al. 2020, section 3.4): areas above a threshold, each as
+the smallest rectangle around it, grown again, since the network was taught shrunken areas. The constants are those of
+the config.yaml in the package that carries the models. Called by `reading`, after the detector.
 """
 
 from typing import Any
@@ -27,8 +27,8 @@ Quadrilaterals = npt.NDArray[np.float32]
 
 
 def boxes(probabilities: npt.NDArray[Any], size: tuple[int, int]) -> Quadrilaterals:
-    """FP [1, 1, rows, columns] or [rows, columns] to quadrilaterals in a frame of `size` (height, width); [0, 4, 2] where
-    there is no text. Raises ValueError for another shape.
+    """FP [1, 1, rows, columns] or [rows, columns] to quadrilaterals in a frame of `size` (height, width); [0, 4, 2]
+    where there is no text. Raises ValueError for another shape.
     """
     if probabilities.ndim not in {2, 4} or probabilities.shape[:-2] not in {(), (1, 1)}:
         raise ValueError(f"expected a map [1, 1, rows, columns] of one page, got {list(probabilities.shape)}")

@@ -20,9 +20,9 @@ from examples.ocr.reader import ANY_WIDTH, HEIGHT, MAX_WIDTH, Calls, Floats, Pix
 TALL = 1.5  # times as high as wide: lines that run up or down. What the models were trained with
 DIRECTION_WIDTH = 192  # columns of the direction classifier's input. `cls_image_shape`
 CERTAIN = 0.9  # below it a line is left as it is. `cls_thresh`
-# How much the other lines of a page count, in parts of their mean log odds. At 0 the classifier turned 2 of 867 rendered
-# lines wrongly, and left 8 % of those standing on their heads; at 0.25 none and 6 %, at 0.5 none and 5 %. Against that, of
-# lines that alone on their page stand on their heads it leaves 8 %, 13 % and 21 %.
+# How much the other lines of a page count, in parts of their mean log odds. At 0 the classifier turned 2 of 867
+# rendered lines wrongly, and left 8 % of those standing on their heads; at 0.25 none and 6 %, at 0.5 none and 5 %.
+# Against that, of lines that alone on their page stand on their heads it leaves 8 %, 13 % and 21 %.
 COMPANY = 0.25
 UPSIDE_DOWN = 1  # the class of lines turned by 180 degrees. `label_list`
 

@@ -1,7 +1,7 @@
 """The recogniser's answers to lines and words, each with its place on the page and how sure the reader is.
 
-Promises: lines come in the order of the crops; one that reads as nothing, or that the reader is not sure of, is left out;
-a line's text is its words with single spaces between; every corner lies in the picture. Called by `reading`, last.
+Promises: lines come in the order of the crops; one that reads as nothing, or that the reader is not sure of, is left
+out; a line's text is its words with single spaces between; every corner lies in the picture. Called by `reading`, last.
 """
 
 from collections.abc import Mapping, Sequence
