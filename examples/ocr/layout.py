@@ -44,8 +44,13 @@ class _Sheet:
     def write(self, left: float, top: float, text: str, font: ImageFont.FreeTypeFont) -> None:
         place = (round(left), round(top))
         self._draw.text(place, text, fill=255, font=font)
-        x0, y0, x1, y1 = font.getbbox(text)
-        self._lines.append(SetLine(text, (place[0] + x0, place[1] + y0, place[0] + x1, place[1] + y1)))
+        x0, y0, x1, y1 = (int(edge) for edge in font.getbbox(text))
+        # The font's own box begins at the pen and ends at the advance; the truth is the ink.
+        around = place[0] + min(0, x0), place[1] + y0, place[0] + x1 + 1, place[1] + y1 + 1
+        ink = self._picture.crop(around).getbbox()
+        assert ink is not None, f"{text!r} has no ink"
+        box = tuple(float(around[axis % 2] + edge) for axis, edge in enumerate(ink))
+        self._lines.append(SetLine(text, (box[0], box[1], box[2], box[3])))
 
     def page(self) -> FlatPage:
         return FlatPage(np.asarray(self._picture, dtype=np.uint8), tuple(self._lines))

@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 import penstock as ps
 from examples.ocr.model import CLASSIFIER, DETECTOR, RECOGNISER, alphabet_of, model_path, recogniser_path
-from examples.ocr.page.reading import read_page
+from examples.ocr.page.reading import Network, read_page
 from examples.ocr.page.words import Line
 from examples.ocr.reader import ANY_WIDTH, Calls
 
@@ -39,15 +39,15 @@ class Steps:
 
 
 class PageReader:
-    """The networks as `penstock.load` has them; `engines`: built ones in place of the files, by the file's name."""
+    """The networks as `penstock.load` has them. `engines`: a folder; an engine in it named after a network, such as
+    PP-OCRv6_det_small.engine, is loaded in place of the network as it is."""
 
-    def __init__(self, runtime: str, engines: dict[str, Path] | None = None) -> None:
+    def __init__(self, runtime: str, engines: Path | None = None) -> None:
         self.steps = Steps()
         self._alphabet = alphabet_of(recogniser_path())
         self._calls = CALLS[runtime]
         self._detect, self._classify, self._recognise = (
-            ps.load(engines[name]) if engines and name in engines else ps.load(model_path(name), runtime=runtime)
-            for name in (DETECTOR, CLASSIFIER, RECOGNISER)
+            _loaded(name, runtime, engines) for name in (DETECTOR, CLASSIFIER, RECOGNISER)
         )
 
     def __call__(self, pixels: Pixels) -> tuple[Line, ...]:
@@ -60,6 +60,12 @@ class PageReader:
             calls=self._calls,
             watch=self.steps.watch,
         )
+
+
+def _loaded(name: str, runtime: str, engines: Path | None) -> Network:
+    if engines is not None and (engine := engines / Path(name).with_suffix(".engine").name).is_file():
+        return ps.load(engine)
+    return ps.load(model_path(name), runtime=runtime)
 
 
 @dataclass(frozen=True, slots=True)
