@@ -42,30 +42,53 @@ def words(
     alphabet: Sequence[str],
 ) -> tuple[Line, ...]:
     """`answers[i]` is what the recogniser made of `grouped[i]`: probabilities, or their reduction."""
-    found: dict[int, Line] = {}
+    found: dict[int, _Read] = {}
     for batch, answer in zip(grouped, answers, strict=True):
         best, confidence = best_classes(answer)
         for member, classes, chances in zip(batch.members, best, confidence, strict=True):
-            line = _line(frame, lines[member], classes, chances, alphabet)
-            if line is not None:
-                found[member] = line
-    return tuple(found[member] for member in sorted(found))
+            one = _read(lines[member].pixels.shape[1], classes, chances, alphabet)
+            if one is not None:
+                found[member] = one
+    return _placed(frame, [(lines[member].corners, found[member]) for member in sorted(found)])
 
 
-def _line(frame: Frame, crop: Crop, classes: Classes, chances: Floats, alphabet: Sequence[str]) -> Line | None:
+@dataclass(frozen=True, slots=True)
+class _Read:
+    """A line before it has a place."""
+
+    score: float
+    words: list[tuple[str, float]]  # text and score
+    edges: list[tuple[float, float]]  # of each word, both 0 to 1 along the line
+
+
+def _read(width: int, classes: Classes, chances: Floats, alphabet: Sequence[str]) -> _Read | None:
     reading = greedy_ctc(classes, chances, alphabet)
     if not reading.text.strip() or not reading.score >= SURE:
         return None
-    found = []
+    pieces = width / STEP  # columns of scores that the line, without its padding, is wide
     columns = np.flatnonzero(kept_columns(classes))
-    for start, end in _spans(reading.text):
-        left, right = _edges(columns, start, end)
-        pieces = crop.pixels.shape[1] / STEP  # columns of scores that the crop, without its padding, is wide
-        corners = _between(crop.corners, min(left / pieces, 1.0), min(right / pieces, 1.0))
-        score = float(chances[columns[start:end]].mean())
-        found.append(Word(reading.text[start:end], score, frame.in_picture(corners)))
-    text = " ".join(word.text for word in found)
-    return Line(text, reading.score, frame.in_picture(crop.corners), tuple(found))
+    middles, scores = (columns + 0.5).tolist(), chances[columns].tolist()
+    spans = _spans(reading.text)
+    return _Read(
+        reading.score,
+        [(reading.text[start:end], sum(scores[start:end]) / (end - start)) for start, end in spans],
+        [_edges(middles, start, end, pieces) for start, end in spans],
+    )
+
+
+def _placed(frame: Frame, read: Sequence[tuple[Floats, _Read]]) -> tuple[Line, ...]:
+    """All corners at once, which for some hundred words is four times as fast as one by one."""
+    if not read:
+        return ()
+    whole = frame.in_picture(np.stack([corners for corners, _ in read]))
+    edges = np.array([edge for _, line in read for edge in line.edges], np.float32)
+    around = np.repeat(np.stack([corners for corners, _ in read]), [len(line.edges) for _, line in read], axis=0)
+    parts = iter(frame.in_picture(_between(around, edges[:, 0], edges[:, 1])))
+    found = []
+    for corners, (_, line) in zip(whole, read, strict=True):
+        members = tuple(Word(text, score, next(parts)) for text, score in line.words)
+        found.append(Line(" ".join(word.text for word in members), line.score, corners, members))
+    return tuple(found)
 
 
 def _spans(text: str) -> list[tuple[int, int]]:
@@ -81,23 +104,24 @@ def _spans(text: str) -> list[tuple[int, int]]:
     return spans
 
 
-def _edges(columns: Classes, start: int, end: int) -> tuple[float, float]:
-    """Where a word begins and ends, in columns of scores: the network marks a letter near its middle."""
-    middles = columns + 0.5
-    first, last = float(middles[start]), float(middles[end - 1])
+def _edges(middles: Sequence[float], start: int, end: int, pieces: float) -> tuple[float, float]:
+    """Where a word begins and ends along its line, 0 to 1: the network marks a letter near its middle."""
+    first, last = middles[start], middles[end - 1]
     pitch = (last - first) / (end - 1 - start) if end - start > 1 else 2.0
     left, right = first - _EDGE * pitch, last + _EDGE * pitch
     if start > 0:  # no further than half way to the neighbour, the space between included
-        left = max(left, float(middles[start - 1] + first) / 2)
-    if end < len(columns):
-        right = min(right, float(middles[end] + last) / 2)
-    return max(0.0, left), right
+        left = max(left, (middles[start - 1] + first) / 2)
+    if end < len(middles):
+        right = min(right, (middles[end] + last) / 2)
+    return max(0.0, min(left / pieces, 1.0)), min(right / pieces, 1.0)
 
 
-def _between(corners: Floats, left: float, right: float) -> Floats:
-    """The part of a quadrilateral from `left` to `right`, both 0 to 1 along its text."""
-    top_left, top_right, bottom_right, bottom_left = corners
+def _between(corners: Floats, left: Floats, right: Floats) -> Floats:
+    """The parts of quadrilaterals [n, 4, 2] from `left` to `right` [n], both 0 to 1 along their text."""
+    top_left, top_right, bottom_right, bottom_left = corners.transpose(1, 0, 2)
     top, bottom = top_right - top_left, bottom_right - bottom_left
+    left, right = left[:, None], right[:, None]
     return np.stack(
-        (top_left + left * top, top_left + right * top, bottom_left + right * bottom, bottom_left + left * bottom)
+        (top_left + left * top, top_left + right * top, bottom_left + right * bottom, bottom_left + left * bottom),
+        axis=1,
     )
