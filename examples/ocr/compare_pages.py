@@ -59,10 +59,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--json", action="store_true", help="print one JSON document in place of tables")
     chosen = parser.parse_args(arguments)
     ours = PageReader(chosen.runtime, chosen.engines)
-    readers: dict[str, Read] = {OURS: ours, **{f"rapidocr {peer}": RapidReader(peer) for peer in chosen.peers}}
+    peers = {f"rapidocr {peer}": RapidReader(peer) for peer in chosen.peers}
+    readers: dict[str, Read] = {OURS: ours, **peers}
     documents = list(rendered_documents(chosen.documents, first=chosen.first))
     records = _read_all(documents, readers, ours, show=chosen.show)
-    straight = {f"rapidocr {peer}, without classifier": RapidReader(peer, turning=False) for peer in chosen.peers}
+    straight: dict[str, Read] = {f"{name}, no classifier": peer.without_turning for name, peer in peers.items()}
     page = {name: [line.text for line in read(real_page())] for name, read in (readers | straight).items()}
     report = _report(records, ours, page)
     if chosen.draw:

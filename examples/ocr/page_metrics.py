@@ -72,9 +72,7 @@ def line_errors(truth: Sequence[PlacedText], read: Sequence[PlacedText]) -> list
         (strays if owner is None else belonging[owner]).append(line)
     found = []
     for line, pieces in zip(truth, belonging, strict=True):
-        along = line.corners[1] - line.corners[0]
-        pieces.sort(key=lambda piece, along=along: float(piece.corners.mean(axis=0) @ along))
-        text = " ".join(piece.text for piece in pieces)
+        text = " ".join(piece.text for piece in _along(line, pieces))
         found.append(LineErrors(line.text, text, edit_distance(line.text.split(), text.split())))
     return found + [LineErrors("", stray.text, len(stray.text.split())) for stray in strays]
 
@@ -105,6 +103,11 @@ def differing_lines(ours: Sequence[str], theirs: Sequence[str]) -> list[tuple[st
     length = max(len(ours), len(theirs))
     ours, theirs = ([*lines, *[""] * (length - len(lines))] for lines in (ours, theirs))
     return [(our, their) for our, their in zip(ours, theirs, strict=True) if our != their]
+
+
+def _along(line: PlacedText, pieces: Sequence[PlacedText]) -> list[PlacedText]:
+    direction = line.corners[1] - line.corners[0]
+    return sorted(pieces, key=lambda piece: float(piece.corners.mean(axis=0) @ direction))
 
 
 def _owner(truth: Sequence[PlacedText], middle: Floats) -> int | None:

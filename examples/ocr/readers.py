@@ -76,19 +76,25 @@ class PeerLine:
 
 
 class RapidReader:
-    """RapidOCR as it comes, on ONNX Runtime or OpenVINO; `turning=False`: without its direction classifier."""
+    """RapidOCR as it comes, on ONNX Runtime or OpenVINO."""
 
-    def __init__(self, runtime: str, *, turning: bool = True) -> None:
+    def __init__(self, runtime: str) -> None:
         from rapidocr import EngineType, RapidOCR  # a second and a half, and of no use to who reads with ours
 
         engine = {"onnxruntime": EngineType.ONNXRUNTIME, "openvino": EngineType.OPENVINO}[runtime]
-        settings: dict[str, Any] = {"Global.use_cls": turning}
-        settings |= {f"{part}.engine_type": engine for part in ("Det", "Cls", "Rec")}
+        settings: dict[str, Any] = {f"{part}.engine_type": engine for part in ("Det", "Cls", "Rec")}
         # Critical: an empty page is no reason to write to the terminal.
         self._read = RapidOCR(params={"Global.log_level": "critical", **settings})
 
     def __call__(self, pixels: Pixels) -> tuple[PeerLine, ...]:
-        answer = self._read(pixels)
+        return self._lines(pixels, turning=True)
+
+    def without_turning(self, pixels: Pixels) -> tuple[PeerLine, ...]:
+        """No line is turned: without its direction classifier."""
+        return self._lines(pixels, turning=False)
+
+    def _lines(self, pixels: Pixels, *, turning: bool) -> tuple[PeerLine, ...]:
+        answer: Any = self._read(pixels, use_cls=turning)  # its type depends on what it was asked for
         if answer.boxes is None or answer.txts is None:
             return ()
         rows = zip(answer.txts, answer.scores, answer.boxes, strict=True)

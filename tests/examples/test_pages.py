@@ -212,7 +212,7 @@ def test_an_empty_page_is_drawn_as_it_is(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_the_real_page_reads_as_rapidocr_reads_it_without_its_wrong_turn() -> None:
     lines = reader()(real_page())
-    peer = RapidReader("onnxruntime", turning=False)(real_page())
+    peer = RapidReader("onnxruntime").without_turning(real_page())
     assert [line.text for line in lines] == [line.text for line in peer]
     assert [line.text for line in lines][4] == "the markers are found at the two extreme parts of the"
     for ours, theirs in zip(lines, peer, strict=True):

@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from examples.ocr.reader import Floats, Pixels
+from examples.ocr.reader import Floats
 
 THRESHOLD = 0.3  # above it a point of the map is text. `thresh`
 SCORE = 0.5  # mean probability inside a rectangle, below which it is no text. `box_thresh`
@@ -24,6 +24,10 @@ LEVEL = np.deg2rad(1.0)  # a page turned by less is read as if it were level
 
 Quadrilaterals = npt.NDArray[np.float32]
 """[n, 4, 2]: corners (x, y) clockwise from the top left one."""
+
+Contour = npt.NDArray[np.int32]
+Rectangle = tuple[tuple[float, float], tuple[float, float], float]
+"""Centre, size and degrees, as OpenCV has them."""
 
 
 def boxes(probabilities: npt.NDArray[Any], size: tuple[int, int]) -> Quadrilaterals:
@@ -81,24 +85,24 @@ def _levelling(corners: Quadrilaterals) -> npt.NDArray[np.float64]:
     return np.array(((np.cos(angle), -np.sin(angle)), (np.sin(angle), np.cos(angle))))
 
 
-def _contours(chances: Floats) -> list[Pixels]:
+def _contours(chances: Floats) -> list[Contour]:
     text = cv2.dilate((chances > THRESHOLD).view(np.uint8), JOINING)
     # Holes as well: text in a frame that was taken for text.
     contours, _ = cv2.findContours(text, cv2.RETR_LIST, cv2.CHAIN_APPROX_SIMPLE)
-    return list(contours[:MOST])
+    return [np.asarray(contour, dtype=np.int32) for contour in contours[:MOST]]
 
 
-def _rectangle(contour: Pixels, chances: Floats) -> tuple[tuple[float, float], tuple[float, float], float] | None:
-    """Centre, size and degrees, as OpenCV has them, of the rectangle around an area, grown; None: not text."""
+def _rectangle(contour: Contour, chances: Floats) -> Rectangle | None:
+    """The rectangle around an area, grown; None: not text."""
     centre, (across, down), degrees = cv2.minAreaRect(contour)
     if (
         min(across, down) < THINNEST
-        or not _mean_inside(cv2.boxPoints((centre, (across, down), degrees)), chances) >= SCORE
+        or not _mean_inside(np.asarray(cv2.boxPoints((centre, (across, down), degrees)), np.float32), chances) >= SCORE
     ):
         return None
     # Growing a rectangle by the same distance on all sides leaves a rectangle (with round corners, that don't count).
     distance = across * down * GROWTH / (2 * (across + down))
-    return centre, (across + 2 * distance, down + 2 * distance), degrees
+    return (centre[0], centre[1]), (across + 2 * distance, down + 2 * distance), degrees
 
 
 def _mean_inside(corners: Floats, chances: Floats) -> float:

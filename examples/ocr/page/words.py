@@ -93,7 +93,8 @@ def _placed(frame: Frame, read: Sequence[tuple[Floats, _Read]]) -> tuple[Line, .
 
 def _spans(text: str) -> list[tuple[int, int]]:
     """Start and end of every word."""
-    spans, start = [], None
+    spans: list[tuple[int, int]] = []
+    start: int | None = None
     for place, letter in enumerate(text + " "):
         if letter.isspace():
             if start is not None:
