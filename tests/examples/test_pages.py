@@ -1,5 +1,6 @@
 """Documents of known truth, the measure of a page read, and the real networks on whole pages beside RapidOCR."""
 
+import json
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -10,7 +11,7 @@ import numpy.typing as npt
 import pytest
 from PIL import Image
 
-from examples.ocr.compare_pages import real_page
+from examples.ocr.compare_pages import main, real_page
 from examples.ocr.documents import KINDS, LOOKS, Document, rendered_documents
 from examples.ocr.draw import colour_of, draw_page
 from examples.ocr.fonts import DISPLAY, PAGES, PRINT, paths_of
@@ -263,3 +264,27 @@ def test_a_page_held_upside_down_or_on_its_side_reads_the_same_lines() -> None:
 @pytest.mark.parametrize("level", [0, 128, 255])
 def test_a_picture_without_text_has_no_lines(size: tuple[int, int], level: int) -> None:
     assert reader()(np.full((*size, 3), level, np.uint8)) == ()
+
+
+@pytest.mark.slow
+def test_the_comparison_reports_every_reader_and_leaves_pictures(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    main(["--documents", "1", "--first", "6", "--peers", "openvino", "--json", "--draw", str(tmp_path)])
+    report = json.loads(capsys.readouterr().out)
+    ours, peer = report["readers"]["ours"], report["readers"]["rapidocr openvino"]
+    assert ours["words"] == peer["words"] == sum(ours["words_by_page"]) > 50
+    assert ours["ours_better_by_points"] is None
+    assert len(peer["ours_better_by_points"]) == 3
+    assert [*report["ours_ms_by_step_median"]] == [
+        "prepare",
+        "detect",
+        "boxes",
+        "crops",
+        "classify",
+        "batches",
+        "recognise",
+        "words",
+    ]
+    assert report["real_page"]["rapidocr openvino, no classifier"]["lines"] == 7
+    assert {path.name for path in tmp_path.iterdir()} == {"turned-006.png", "page.png"}
