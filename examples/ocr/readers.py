@@ -22,7 +22,7 @@ from examples.ocr.reader import ANY_WIDTH, Calls
 
 Pixels = npt.NDArray[np.uint8]
 # OpenVINO prepares kernels for every new shape: `reader.Calls` and README.md have the reasons and figures.
-CALLS = {"onnxruntime": ANY_WIDTH, "openvino": Calls(step=64, rows=4)}
+CALLS = {"onnxruntime": ANY_WIDTH, "openvino": Calls(step=64, rows=1)}
 
 
 @dataclass(slots=True)

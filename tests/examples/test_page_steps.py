@@ -225,7 +225,7 @@ def test_a_line_is_turned_where_the_classifier_is_certain_and_remembers_its_corn
     lines = crops(frame, np.stack([rectangle(300, y, 240, 40) for y in (60, 140, 220)]))
     same = upright(lines, np.array([[1, 0], [0.2, 0.8], [0.9, 0.1]], np.float32))
     assert all(a is b for a, b in zip(same, lines, strict=True))
-    turned = upright(lines, np.array([[0.5, 0.5], [0.0, 1.0], [0.5, 0.5]], np.float32))
+    turned = upright(lines, np.array([[0.9, 0.1], [0.0, 1.0], [0.9, 0.1]], np.float32))
     assert np.array_equal(turned[1].pixels, cv2.rotate(lines[1].pixels, cv2.ROTATE_180))
     assert np.array_equal(turned[1].corners, lines[1].corners[[2, 3, 0, 1]])
     assert turned[0] is lines[0]
@@ -239,12 +239,15 @@ def test_the_other_lines_of_a_page_count_where_the_classifier_is_nearly_certain(
     assert (found[1] is not lines[1]) is turned
 
 
-def test_the_classifier_sees_every_line_at_its_own_size() -> None:
-    frame = ramp(400, 600)
-    looks = directions(crops(frame, np.stack([rectangle(300, 60, 400, 40), rectangle(300, 140, 60, 40)])))
+def test_the_classifier_sees_every_line_at_its_own_size_and_long_ones_in_their_middle() -> None:
+    frame = ramp(400, 601)
+    looks = directions(crops(frame, np.stack([rectangle(300, 60, 500, 30), rectangle(300, 140, 60, 40)])))
     assert looks.shape == (2, 3, 48, 192)
     assert np.all(looks[1, :, :, 72:] == 0)
     assert np.all(looks[0, 2] == -1)
+    # 384 of 800 columns are 240 of 500 pixels, from 180 to 420; blue is a third of where a pixel is from.
+    blue = (looks[0, 0, 24, [0, -1]] + 1) * 255 / 2
+    assert blue.tolist() == pytest.approx([180 / 3, 420 / 3], abs=2)
 
 
 def test_every_line_is_in_one_batch_padded_to_the_width_of_the_call() -> None:
