@@ -220,23 +220,35 @@ def test_a_crop_is_never_wider_than_the_recogniser_is_asked_to_read() -> None:
     assert crop.pixels.shape == (48, 3200, 3)
 
 
+def three_lines() -> list[Crop]:
+    return crops(ramp(400, 600), np.stack([rectangle(300, y, 240, 40) for y in (60, 140, 220)]))
+
+
 def test_a_line_is_turned_where_the_classifier_is_certain_and_remembers_its_corners() -> None:
-    frame = ramp(400, 600)
-    lines = crops(frame, np.stack([rectangle(300, y, 240, 40) for y in (60, 140, 220)]))
-    same = upright(lines, np.array([[1, 0], [0.2, 0.8], [0.9, 0.1]], np.float32))
+    lines = three_lines()
+    same = upright(lines, np.array([[1, 0], [0.9, 0.1], [0.9, 0.1]], np.float32))
     assert all(a is b for a, b in zip(same, lines, strict=True))
     turned = upright(lines, np.array([[0.9, 0.1], [0.0, 1.0], [0.9, 0.1]], np.float32))
+    assert len(turned) == 3
     assert np.array_equal(turned[1].pixels, cv2.rotate(lines[1].pixels, cv2.ROTATE_180))
     assert np.array_equal(turned[1].corners, lines[1].corners[[2, 3, 0, 1]])
     assert turned[0] is lines[0]
+    assert [crop.line for crop in turned] == [0, 1, 2]
 
 
-@pytest.mark.parametrize(("others", "turned"), [(0.01, False), (0.5, True), (0.99, True)])
-def test_the_other_lines_of_a_page_count_where_the_classifier_is_nearly_certain(others: float, turned: bool) -> None:
-    lines = crops(ramp(400, 600), np.stack([rectangle(300, y, 240, 40) for y in (60, 140, 220)]))
-    down = np.array([others, 0.93, others])
-    found = upright(lines, np.stack((1 - down, down), axis=1))
-    assert (found[1] is not lines[1]) is turned
+@pytest.mark.parametrize(
+    ("own", "others", "ways"),
+    [(0.3, 0.01, "as it is"), (0.3, 0.5, "both"), (0.95, 0.01, "both"), (0.98, 0.98, "both"), (0.99, 0.99, "turned")],
+)
+def test_a_line_in_doubt_is_there_both_ways_and_the_others_of_its_page_count(
+    own: float, others: float, ways: str
+) -> None:
+    lines = three_lines()
+    down = np.array([others, own, others])
+    found = [crop for crop in upright(lines, np.stack((1 - down, down), axis=1)) if crop.line == 1]
+    assert ["as it is" if crop is lines[1] else "turned" for crop in found] == {
+        "both": ["as it is", "turned"],
+    }.get(ways, [ways])
 
 
 def test_the_classifier_sees_every_line_at_its_own_size_and_long_ones_in_their_middle() -> None:
@@ -278,7 +290,7 @@ def one_line(text: str, chance: float = 0.9) -> tuple[Frame, list[Crop], list[Ba
     width = 8 * (2 * len(text) + 1)
     frame = Frame(blank(100, 400), (2.0, 2.0), (0, 0), (200, 800))
     corners = np.array(((10, 20), (10 + width, 20), (10 + width, 68), (10, 68)), np.float32)
-    lines = [Crop(blank(48, width), corners)]
+    lines = [Crop(blank(48, width), corners, 0)]
     return frame, lines, batches(lines), [answer(text, 64, chance)]
 
 
@@ -309,6 +321,17 @@ def test_doubled_spaces_are_single_and_outer_ones_go() -> None:
     (line,) = words(*one_line(" ab  c "), ALPHABET)
     assert line.text == "ab c"
     assert [word.text for word in line.words] == ["ab", "c"]
+
+
+@pytest.mark.parametrize("better", [0, 1])
+def test_of_a_line_there_both_ways_the_surer_reading_counts(better: int) -> None:
+    frame, (crop,), _, _ = one_line("abc")
+    lines = [crop, crop.turned()]
+    answers = [answer("cc", 64, 0.7), answer("cc", 64, 0.7)]
+    answers[better] = answer("abc", 64, 0.9)
+    (line,) = words(frame, lines, batches(lines, Calls(rows=1)), answers, ALPHABET)
+    assert line.text == "abc"
+    assert line.corners.tolist() == frame.in_picture(lines[better].corners).tolist()
 
 
 # ---- all of them ----

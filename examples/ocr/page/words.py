@@ -41,15 +41,19 @@ def words(
     answers: Sequence[Mapping[str, npt.NDArray[Any]]],
     alphabet: Sequence[str],
 ) -> tuple[Line, ...]:
-    """`answers[i]` is what the recogniser made of `grouped[i]`: probabilities, or their reduction."""
-    found: dict[int, _Read] = {}
+    """`answers[i]` is what the recogniser made of `grouped[i]`: probabilities, or their reduction.
+
+    Of a line that is among `lines` twice, the reading counts of which the reader is surer.
+    """
+    found: dict[int, tuple[Floats, _Read]] = {}
     for batch, answer in zip(grouped, answers, strict=True):
         best, confidence = best_classes(answer)
         for member, classes, chances in zip(batch.members, best, confidence, strict=True):
-            one = _read(lines[member].pixels.shape[1], classes, chances, alphabet)
-            if one is not None:
-                found[member] = one
-    return _placed(frame, [(lines[member].corners, found[member]) for member in sorted(found)])
+            crop = lines[member]
+            one = _read(crop.pixels.shape[1], classes, chances, alphabet)
+            if one is not None and (crop.line not in found or one.score > found[crop.line][1].score):
+                found[crop.line] = crop.corners, one
+    return _placed(frame, [found[line] for line in sorted(found)])
 
 
 @dataclass(frozen=True, slots=True)
