@@ -23,7 +23,7 @@ DIRECTION_WIDTH = 192  # columns of the direction classifier's input. `cls_image
 # classifier knew 68 % upside down when they were squeezed as a whole, and so 89 %.
 LOOK = 384
 # How much the other lines of a page count, in parts of their mean log odds; and the log odds of standing on its head
-# between which a line is read both ways. Of those 699, 3 % are in doubt and none is turned unread, where a bare threshold
+# between which a line is read both ways. Of those 699, 3 % are in doubt and none is turned unread; a bare threshold
 # (0.9, `cls_thresh`) on whole lines turns 8. On a page that stands on its head 0.4 % are left so, in place of 10 %; of
 # lines that alone on their page stand on their heads 2 %, in place of 10 %.
 COMPANY = 0.25
