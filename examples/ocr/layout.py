@@ -57,7 +57,7 @@ class _Sheet:
 
 
 def flat_page(random: np.random.Generator) -> FlatPage:
-    """700 to 1040 pixels wide, 640 to 1100 high, 10 to 36 lines."""
+    """700 to 1040 pixels wide, 640 to 1100 high; some 30 lines, 36 at most."""
     width, height = int(random.integers(700, 1041)), int(random.integers(640, 1101))
     columns = int(random.choice((1, 2, 3), p=(0.4, 0.4, 0.2)))
     size = int(random.integers(19, 27)) if columns < 3 else int(random.integers(16, 20))
