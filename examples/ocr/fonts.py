@@ -1,7 +1,7 @@
 """Which font files the rendered lines are set in, and where the installed packages keep them.
 
 Promises: only packages from PyPI, so the same files lie on every machine; a package's folder is found without
-importing it. Raises `MissingFontError` with the pip command when one is absent. Called by `lines`.
+importing it. Raises `MissingFontError` with the pip command when one is absent. Called by `lines` and `layout`.
 """
 
 import importlib.util
@@ -98,6 +98,43 @@ DISPLAY: tuple[Family, ...] = (
     Family("font-amatic-sc", "font_amatic_sc", "files", ("AmaticSC-Bold.ttf",)),
     Family("font-roboto", "font_roboto", "files", ("Roboto-Thin.ttf", "Roboto-BlackItalic.ttf")),
     Family("font-lato", "font_lato", "files", ("Lato-Thin.ttf", "Lato-Black.ttf")),
+)
+
+
+# Faces of whole pages. None of them is among the above: what an engine was calibrated with and judged by is not here.
+PAGES: tuple[Family, ...] = (
+    Family(
+        "font-hanken-grotesk",
+        "font_hanken_grotesk",
+        "files",
+        ("HankenGrotesk-Medium.otf", "HankenGrotesk-SemiBold.otf", "HankenGrotesk-MediumItalic.otf"),
+    ),
+    Family("font-manrope", "font_manrope", "files", ("Manrope-Medium.ttf", "Manrope-SemiBold.ttf")),
+    Family("font-lato", "font_lato", "files", ("Lato-Light.ttf", "Lato-BoldItalic.ttf", "Lato-LightItalic.ttf")),
+    Family(
+        "font-roboto",
+        "font_roboto",
+        "files",
+        ("Roboto-MediumItalic.ttf", "Roboto-LightItalic.ttf", "Roboto-Black.ttf"),
+    ),
+    Family(
+        "font-source-sans-pro",
+        "font_source_sans_pro",
+        "files",
+        ("SourceSansPro-Semibold.ttf", "SourceSansPro-LightIt.ttf", "SourceSansPro-SemiboldIt.ttf"),
+    ),
+    Family(
+        "font-source-serif-pro",
+        "font_source_serif_pro",
+        "files",
+        ("SourceSerifPro-Semibold.ttf", "SourceSerifPro-LightIt.ttf", "SourceSerifPro-SemiboldIt.ttf"),
+    ),
+    Family(
+        "matplotlib",
+        "matplotlib",
+        "mpl-data/fonts/ttf",
+        ("DejaVuSerif-BoldItalic.ttf", "DejaVuSans-BoldOblique.ttf", "DejaVuSansMono-Oblique.ttf"),
+    ),
 )
 
 

@@ -91,7 +91,7 @@ def rendered_lines(count: int = 400, seed: int = SEED) -> list[Line]:
 
 def page_lines() -> list[Line]:
     """The lines of scikit-image's `page` picture, cut out by the boxes kept beside this file."""
-    page = _grey_photograph("page.png")
+    page = grey_photograph("page.png")
     lines = []
     for index, entry in enumerate(json.loads(PAGE_LINES.read_text(encoding="utf-8"))["lines"]):
         x0, y0, x1, y1 = entry["box"]
@@ -167,7 +167,7 @@ def _lighting(height: int, width: int, random: np.random.Generator) -> npt.NDArr
 
 def _texture(height: int, width: int, random: np.random.Generator) -> npt.NDArray[np.float32]:
     """A random piece of a photograph with mean 0, as tall and wide as asked."""
-    photograph = _grey_photograph(TEXTURES[int(random.integers(len(TEXTURES)))])
+    photograph = grey_photograph(TEXTURES[int(random.integers(len(TEXTURES)))])
     # Scaled so that the piece covers the line and its grain stays about as fine as the strokes.
     scale = max(1.0, (height + 1) / photograph.shape[0], (width + 1) / photograph.shape[1])
     scaled = cv2.resize(photograph, None, fx=scale, fy=scale, interpolation=cv2.INTER_LINEAR)
@@ -178,13 +178,13 @@ def _texture(height: int, width: int, random: np.random.Generator) -> npt.NDArra
 
 
 @lru_cache(maxsize=len(TEXTURES) + 1)
-def _grey_photograph(name: str) -> Pixels:
+def grey_photograph(name: str) -> Pixels:
     # Pillow and not OpenCV, which prints a warning about the colour profile inside page.png.
-    with Image.open(_photograph(name)) as picture:
+    with Image.open(photograph_path(name)) as picture:
         return np.asarray(picture.convert("L"), dtype=np.uint8)
 
 
-def _photograph(name: str) -> Path:
+def photograph_path(name: str) -> Path:
     """A picture that the scikit-image package carries, found without importing the package (a second and a half)."""
     found = importlib.util.find_spec("skimage")
     if found is None or not found.submodule_search_locations:

@@ -22,8 +22,11 @@ Run = Callable[[Mapping[str, npt.NDArray[Any]]], Mapping[str, npt.NDArray[Any]]]
 _INPUT = "x"
 
 
-def edit_distance(truth: str, reading: str) -> int:
-    """Fewest insertions, deletions and substitutions that turn one into the other (Levenshtein 1966)."""
+def edit_distance(truth: Sequence[str], reading: Sequence[str]) -> int:
+    """Fewest insertions, deletions and substitutions that turn one into the other (Levenshtein 1966).
+
+    Of characters, given strings; of words, given lists of them.
+    """
     previous = list(range(len(reading) + 1))
     for row, wanted in enumerate(truth, start=1):
         current = [row]

@@ -19,7 +19,10 @@ import onnx
 import penstock as ps
 from examples.ocr.reader import ANY_WIDTH, HEIGHT, Calls, Classes, Floats, Recognise, best_classes, read
 
-PACKAGE, FILE = "rapidocr", "models/PP-OCRv6_rec_small.onnx"
+PACKAGE = "rapidocr"
+RECOGNISER = "PP-OCRv6_rec_small.onnx"
+DETECTOR = "PP-OCRv6_det_small.onnx"
+CLASSIFIER = "ch_ppocr_mobile_v2.0_cls_mobile.onnx"
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,12 +51,17 @@ Texts = dict[str, npt.NDArray[np.object_] | Floats]
 
 
 def recogniser_path() -> Path:
-    """The trained recogniser inside the installed package, found without importing the package."""
+    """The trained recogniser."""
+    return model_path(RECOGNISER)
+
+
+def model_path(name: str) -> Path:
+    """A trained model inside the installed package, found without importing the package."""
     found = importlib.util.find_spec(PACKAGE)
     roots = list(found.submodule_search_locations or ()) if found else []
-    path = Path(roots[0]) / FILE if roots else None
+    path = Path(roots[0]) / "models" / name if roots else None
     if path is None or not path.is_file():
-        raise RuntimeError(f"the recogniser {Path(FILE).name} is not installed; fix: pip install 'rapidocr>=3.10,<4'")
+        raise RuntimeError(f"the model {name} is not installed; fix: pip install 'rapidocr>=3.10,<4'")
     return path
 
 

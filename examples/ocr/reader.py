@@ -164,8 +164,14 @@ def best_classes(outputs: Mapping[str, npt.NDArray[Any]]) -> tuple[Classes, Floa
 
 def greedy_ctc(classes: Classes, chances: Floats, alphabet: Sequence[str]) -> Reading:
     """Best class per column -> text: repeats merged, blanks (class 0) dropped (Graves et al. 2006, best path)."""
-    kept = classes != 0
-    kept[1:] &= classes[1:] != classes[:-1]
+    kept = kept_columns(classes)
     if not kept.any():
         return Reading("", 0.0)
     return Reading("".join(alphabet[index] for index in classes[kept]), float(chances[kept].mean()))
+
+
+def kept_columns(classes: Classes) -> npt.NDArray[np.bool_]:
+    """Which columns stand for a character of the text, one each."""
+    kept = classes != 0
+    kept[1:] &= classes[1:] != classes[:-1]
+    return kept

@@ -1,7 +1,7 @@
 """What the rendered lines say: sentences, prices, dates, addresses and codes put together from a word list of our own.
 
 Promises: the same generator state gives the same text; every character is one that the recogniser's dictionary holds;
-no leading, trailing or doubled spaces, since no reader could tell them from margins. Called by `lines`.
+no leading, trailing or doubled spaces, since no reader could tell them from margins. Called by `lines` and `layout`.
 """
 
 from collections.abc import Callable
