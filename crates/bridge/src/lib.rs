@@ -1,19 +1,23 @@
 //! `penstock._core`: the data plane as a Python module, and the only crate that knows Python.
 //!
-//! Python calls in from two kinds of threads: instance threads, which stay in [`model::Model::run`] for the life of a
-//! model version, and control threads, which load and unload. `unsafe` code is allowed here alone; each block says why
+//! Python calls in from three kinds of threads: instance threads, which stay in [`model::Model::run`] for the life of a
+//! model version, control threads, which load and unload, and the event loop of pipelines ([`exchange::Exchange`]). `unsafe` code is allowed here alone; each block says why
 //! it is sound.
 
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used))]
 
+mod concurrent;
 mod copying;
 mod devices;
+mod exchange;
+mod exceptions;
 mod front;
 mod inputs;
 mod instance;
 mod large;
 mod model;
 mod outputs;
+mod passing;
 mod slab;
 
 use pyo3::prelude::*;
@@ -26,6 +30,8 @@ fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<front::Front>()?;
     module.add_class::<front::Operation>()?;
     module.add_class::<model::Model>()?;
+    module.add_class::<exchange::Exchange>()?;
+    module.add_class::<concurrent::Request>()?;
     module.add_function(wrap_pyfunction!(front::log_to_stderr, module)?)?;
     module.add("__version__", env!("CARGO_PKG_VERSION"))
 }

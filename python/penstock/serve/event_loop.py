@@ -1,0 +1,141 @@
+"""The event loop of a server: one thread on which the requests of pipelines run, and their calls of models meet the queues.
+
+Made by `Server`, started when the first model that needs it is hosted, stopped after every model was retired. Everything
+but `host` and `stop` is for the loop's own thread.
+"""
+
+import asyncio
+import logging
+import threading
+from collections.abc import Coroutine
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import Any, Final, Protocol
+
+from penstock import _core
+from penstock.backends.base import Concurrent
+from penstock.engine import cores
+from penstock.errors import Unavailable
+from penstock.serve.circles import Circles
+from penstock.serve.trace import Trace
+
+log = logging.getLogger("penstock")
+
+Request = _core.Request
+
+# Requests that are still under way when the loop is stopped get this long to take note of it.
+_CANCEL_SECONDS: Final = 1.0
+
+
+class Call(Protocol):
+    """What stands for a call until it is answered."""
+
+    def settle(self, answer: Any, error: BaseException | None, queued: float | None) -> None:
+        """With the answer or the exception, and the seconds in the queue where an instance took it."""
+        ...
+
+
+class EventLoop:
+    """Requests that run side by side on one thread."""
+
+    def __init__(self, front: _core.Front, trace: Trace | None) -> None:
+        self.trace = trace
+        self.circles = Circles()
+        self.exchange = _core.Exchange(front)
+        self.pool = ThreadPoolExecutor(cores.available(), thread_name_prefix="penstock-cpu")
+        """For the functions that bodies call in threads."""
+        self.tasks: dict[int, asyncio.Task[None]] = {}
+        """By request, those that are under way."""
+        self.stopping = False
+        self.asyncio = asyncio.new_event_loop()
+        self._nudging = False
+        self._lock = threading.Lock()  # guards starting and stopping
+        self._thread: threading.Thread | None = None
+
+    def host(self, name: str, concurrent: Concurrent) -> "partial[Coroutine[Any, Any, None]]":
+        """Be ready for the requests of one more model; what begins them, for `_core.Model.run_concurrently`."""
+        with self._lock:
+            if self.stopping:
+                raise Unavailable("server is shutting down")
+            self.circles.add(name)
+            if self._thread is None:
+                # A daemon: a program that never stops its server can still end.
+                self._thread = threading.Thread(target=self._run, name="penstock-pipelines", daemon=True)
+                self._thread.start()
+        return partial(concurrent.begin, loop=self)
+
+    def submit(
+        self,
+        model: str,
+        version: str | None,
+        row: bool,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        deadline: int | None,
+        taken_by: int | None,
+        call: Call,
+    ) -> int:
+        """Queue a request to a model; instances look at it once all that is ready has run. Raises PenstockError."""
+        number = self.exchange.submit(model, version, row, args, kwargs, deadline, taken_by, call)
+        if not self._nudging:
+            self._nudging = True
+            self.asyncio.call_soon(self._nudge)
+        return number
+
+    def stop(self) -> None:
+        """Cancel what is under way and end the thread."""
+        with self._lock:
+            self.stopping = True
+            thread, self._thread = self._thread, None
+        if thread is not None:
+            self.asyncio.call_soon_threadsafe(self._cancel_all)
+            thread.join(2 * _CANCEL_SECONDS)
+        if thread is None or not thread.is_alive():
+            self.asyncio.close()
+        else:
+            log.error("a pipeline holds up its event loop; it is left behind")
+        self.pool.shutdown(wait=False, cancel_futures=True)
+        if self.trace is not None:
+            self.trace.close()
+
+    def _run(self) -> None:
+        asyncio.set_event_loop(self.asyncio)
+        self.asyncio.add_reader(self.exchange.fileno(), self._turn)
+        while not self.stopping:
+            try:
+                self.asyncio.run_forever()
+            except BaseException:  # a task that raised SystemExit took the loop along, and must not
+                log.exception("the event loop of pipelines was interrupted; it goes on")
+        self.asyncio.remove_reader(self.exchange.fileno())
+
+    def _turn(self) -> None:
+        """Something happened: answers, new requests, clients that left."""
+        arrived, answered, gone = self.exchange.turn()
+        for call, answer, error, queued in answered:
+            call.settle(answer, error, queued)
+        for begin, request in arrived:
+            task = self.asyncio.create_task(begin(request))
+            self.tasks[request.number] = task
+            task.add_done_callback(partial(self._done, request.number))
+        for number in gone:
+            if under_way := self.tasks.get(number):
+                under_way.cancel()
+
+    def _done(self, number: int, task: "asyncio.Task[None]") -> None:
+        del self.tasks[number]
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.error("a request of a pipeline ended in an unexpected way", exc_info=error)
+
+    def _nudge(self) -> None:
+        self._nudging = False
+        self.exchange.nudge()
+
+    def _cancel_all(self) -> None:
+        for task in self.tasks.values():
+            task.cancel()
+        self.asyncio.create_task(self._end())
+
+    async def _end(self) -> None:
+        if self.tasks:
+            await asyncio.wait(self.tasks.values(), timeout=_CANCEL_SECONDS)
+        self.asyncio.stop()
