@@ -207,9 +207,8 @@ impl Request {
     #[getter]
     fn seconds_queued(&self) -> f64 {
         let work = self.running.work.lock();
-        let waited = work
-            .as_ref()
-            .and_then(|(batch, _)| batch.jobs.first().map(|job| batch.pulled.saturating_sub(job.arrived)));
+        let waited =
+            work.as_ref().and_then(|(batch, _)| batch.jobs.first().map(|job| batch.pulled.saturating_sub(job.arrived)));
         Duration::from_nanos(waited.unwrap_or(0)).as_secs_f64()
     }
 

@@ -264,7 +264,13 @@ impl NumPy {
         self.ndarray.bind(py)
     }
 
-    pub fn view<'py>(&self, py: Python<'py>, slab: Slab, shape: &[i64], datatype: DataType) -> PyResult<Bound<'py, PyAny>> {
+    pub fn view<'py>(
+        &self,
+        py: Python<'py>,
+        slab: Slab,
+        shape: &[i64],
+        datatype: DataType,
+    ) -> PyResult<Bound<'py, PyAny>> {
         let dtype = &self.dtypes[datatype as usize];
         self.ndarray.bind(py).call1((PyTuple::new(py, shape)?, dtype, Bound::new(py, slab)?))
     }

@@ -9,8 +9,8 @@
 mod concurrent;
 mod copying;
 mod devices;
-mod exchange;
 mod exceptions;
+mod exchange;
 mod front;
 mod inputs;
 mod instance;

@@ -216,3 +216,211 @@ impl<T> Calls<T> {
         debug_assert!(done.is_pending(), "a mailbox is never done");
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::server::Config;
+    use bytes::Bytes;
+    use penstock_dispatch::{Attempt, Mode, QueuePolicy, Settings};
+    use penstock_schema::{DataType, ModelSpec, Shape, TensorSpec};
+    use std::collections::BTreeMap;
+    use std::sync::atomic::AtomicUsize;
+    use std::time::Duration;
+
+    struct Place {
+        calls: Calls<u32>,
+        model: Arc<ModelVersion>,
+        rung: Arc<AtomicUsize>,
+    }
+
+    fn version(number: u64) -> Arc<ModelVersion> {
+        let tensor = |name: &str| TensorSpec {
+            name: name.to_owned(),
+            datatype: DataType::Uint8,
+            dims: vec![2],
+            optional: false,
+        };
+        let spec = ModelSpec {
+            name: "m".to_owned(),
+            version: number,
+            platform: String::new(),
+            max_batch_size: 4,
+            inputs: vec![tensor("x")],
+            outputs: vec![tensor("y")],
+            padding: None,
+            config_json: Bytes::new(),
+            config_proto: Bytes::new(),
+        };
+        let settings = Settings { max_batch_size: 4, mode: Mode::Auto, ..settings() };
+        ModelVersion::new(spec, Queue::new(settings, Monotonic), 0.0)
+    }
+
+    fn settings() -> Settings {
+        Settings {
+            max_batch_size: 4,
+            instances: 1,
+            mode: Mode::Auto,
+            preserve_ordering: false,
+            max_requests: 3,
+            max_bytes: 1 << 20,
+            priority_levels: 0,
+            default_priority_level: 0,
+            default_policy: QueuePolicy { allow_override: true, ..QueuePolicy::default() },
+            priority_policies: BTreeMap::new(),
+        }
+    }
+
+    fn config() -> Config {
+        let long = Duration::from_secs(60);
+        Config {
+            http: None,
+            grpc: None,
+            metrics: None,
+            shards: 1,
+            max_body_bytes: 1 << 20,
+            header_timeout: long,
+            body_grace: long,
+            idle_timeout: long,
+            write_timeout: long,
+            strict_readiness: true,
+            model_control: false,
+            admin_token: None,
+            client_shared_memory: false,
+            server_name: String::new(),
+            server_version: String::new(),
+            extensions: Vec::new(),
+        }
+    }
+
+    fn place() -> Place {
+        let (server, _) = Server::new(config(), None);
+        let model = version(1);
+        server.registry.publish("m", vec![model.clone()]);
+        let rung = Arc::new(AtomicUsize::new(0));
+        let bell = rung.clone();
+        let ring = move || {
+            bell.fetch_add(1, Ordering::Relaxed);
+        };
+        Place { calls: Calls::new(server, ring), model, rung }
+    }
+
+    impl Place {
+        fn call(&self, value: u8) -> Call {
+            let tensor = Tensor {
+                datatype: DataType::Uint8,
+                shape: Shape::from_slice(&[1, 2]),
+                data: Bytes::copy_from_slice(&[value; 2]),
+            };
+            let model = self.calls.model("m", None).unwrap();
+            let inputs = SmallVec::from_iter([("x".to_owned(), tensor)]);
+            Call { model, pinned: false, inputs, deadline: None, taken_by: None }
+        }
+
+        /// Executes what is queued, as one batch; gives its size.
+        fn execute(&self) -> usize {
+            self.calls.nudge();
+            let Attempt::Batch(batch) = self.model.queue.try_pull() else { return 0 };
+            let answers: Vec<_> =
+                batch.jobs.iter().map(|job| Ok(job.inputs.iter().flatten().cloned().collect())).collect();
+            let count = answers.len();
+            batch.finish(answers);
+            count
+        }
+
+        fn rings(&self) -> usize {
+            self.rung.swap(0, Ordering::Relaxed)
+        }
+    }
+
+    #[test]
+    fn calls_made_together_are_one_batch_and_one_bell() {
+        let place = place();
+        for tag in 0..3 {
+            place.calls.submit(place.call(tag as u8), tag).unwrap();
+        }
+        assert_eq!(place.execute(), 3);
+        assert_eq!(place.rings(), 1);
+        let turn = place.calls.turn();
+        let mut got: Vec<(u32, u8)> =
+            turn.answered.iter().map(|call| (call.tag, call.outputs.as_ref().unwrap()[0].data[0])).collect();
+        got.sort_unstable();
+        assert_eq!(got, [(0, 0), (1, 1), (2, 2)]);
+        assert!(turn.answered.iter().all(|call| call.queued.is_some()));
+        assert_eq!((place.calls.open(), place.rings()), (0, 0));
+    }
+
+    #[test]
+    fn a_cancelled_call_is_never_executed() {
+        let place = place();
+        let first = place.calls.submit(place.call(1), 1).unwrap();
+        place.calls.submit(place.call(2), 2).unwrap();
+        assert_eq!(place.calls.cancel(first), Some(1));
+        assert_eq!(place.calls.cancel(first), None);
+        assert_eq!(place.execute(), 1);
+        let turn = place.calls.turn();
+        assert_eq!(turn.answered.iter().map(|call| call.tag).collect::<Vec<_>>(), [2]);
+    }
+
+    #[test]
+    fn refusals_come_at_once_and_say_why() {
+        let place = place();
+        let refused = |change: fn(&mut Call)| {
+            let mut call = place.call(0);
+            change(&mut call);
+            place.calls.submit(call, 0).unwrap_err().code
+        };
+        assert_eq!(refused(|call| call.inputs.clear()), Code::InvalidArgument);
+        assert_eq!(refused(|call| call.inputs[0].1.shape = Shape::from_slice(&[1, 3])), Code::InvalidArgument);
+        assert_eq!(refused(|call| call.inputs[0].1.data = Bytes::new()), Code::InvalidArgument);
+        assert_eq!(refused(|call| call.deadline = Some(0)), Code::DeadlineExceeded);
+        assert_eq!(refused(|call| call.taken_by = Some(0)), Code::Unavailable);
+        assert_eq!(place.calls.model("other", None).map(|_| ()).unwrap_err().code, Code::NotFound);
+        for tag in 0..3 {
+            place.calls.submit(place.call(0), tag).unwrap();
+        }
+        assert_eq!(refused(|_| ()), Code::Overloaded);
+        assert_eq!(place.calls.open(), 3);
+    }
+
+    #[test]
+    fn what_waits_for_too_long_is_answered_without_an_instance() {
+        let place = place();
+        let mut call = place.call(0);
+        call.taken_by = Some(Monotonic.now() + 1_000_000);
+        place.calls.submit(call, 7).unwrap();
+        while place.rings() == 0 {
+            place.calls.expire();
+            std::thread::yield_now();
+        }
+        let turn = place.calls.turn();
+        let [call] = &turn.answered[..] else { panic!("one answer") };
+        assert_eq!((call.tag, call.outputs.as_ref().unwrap_err().code), (7, Code::Unavailable));
+        assert_eq!(call.queued, None);
+        assert_eq!(place.execute(), 0);
+    }
+
+    #[test]
+    fn a_call_prepared_for_a_version_that_was_replaced_goes_to_its_successor() {
+        let place = place();
+        let call = place.call(5);
+        let next = version(1);
+        place.calls.server.registry.publish("m", vec![next.clone()]);
+        place.model.queue.close();
+        place.calls.submit(call, 0).unwrap();
+        place.calls.nudge();
+        let Attempt::Batch(batch) = next.queue.try_pull() else { panic!("the call is there") };
+        drop(batch);
+        assert_eq!(place.calls.turn().answered[0].outputs.as_ref().unwrap_err().code, Code::Unavailable);
+    }
+
+    #[test]
+    fn other_numbers_come_along() {
+        let place = place();
+        let number = place.calls.number();
+        place.calls.announce(number);
+        place.calls.waker(number + 1).wake();
+        assert_eq!(place.rings(), 1);
+        assert_eq!(place.calls.turn().others, [number, number + 1]);
+    }
+}

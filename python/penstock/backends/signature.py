@@ -1,6 +1,7 @@
 """The signature of a Python function as that of a model: its arguments are inputs, what it returns are outputs.
 
-Used by `@ps.model` and `@ps.pipeline`. Everything that can be wrong with a signature is a TypeError here, at decoration.
+Used by `@ps.model` and `@ps.pipeline`. Everything that can be wrong with a signature is a TypeError here, at
+decoration.
 """
 
 import inspect

@@ -41,7 +41,8 @@ class Answers:
         try:
             if isinstance(value, list | tuple) and all(isinstance(item, np.ndarray) for item in value):
                 return np.stack(value)
-            # Objects for BYTES: NumPy's own text types drop zeros at the end. No type for others: a wrong one is an error.
+            # Objects for BYTES: NumPy's own text types drop zeros at the end. No type for others: a wrong one is an
+            # error.
             return np.array(value, dtype=object) if spec.datatype == "BYTES" else np.asarray(value)
         except ValueError as error:
             raise ExecutionError(f"output {spec.name!r}: what the body returned makes no array: {error}") from error

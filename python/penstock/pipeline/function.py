@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 
 Body = Callable[..., Coroutine[Any, Any, Any]]
 
-# Requests that are under way hold their inputs and what came of them in memory; further ones wait in the queue, which is
-# bounded by bytes. Enough to fill batches of 64 from requests that call a model once.
+# Requests that are under way hold their inputs and what came of them in memory; further ones wait in the queue, which
+# is bounded by bytes. Enough to fill batches of 64 from requests that call a model once.
 _DEFAULT_CONCURRENCY: Final = 64
 
 
@@ -90,12 +90,13 @@ def pipeline(
     """Make an async function a pipeline.
 
     name              how clients call it; the function's own name by default.
-    inputs, outputs   {name: tensor type}; by default from the annotations of the arguments and of the return value, whose
-                      output is then called "output". Shapes are whole: there is no batch dimension.
+    inputs, outputs   {name: tensor type}; by default from the annotations of the arguments and of the return value,
+                      whose output is then called "output". Shapes are whole: there is no batch dimension.
     max_concurrency   requests that are under way at once; others wait in the pipeline's queue.
 
-    The function gets arrays by name and returns an array, a list (of bytes, text, numbers, or arrays of one shape) or, for
-    several outputs, a dict of them. Raises TypeError for a signature that can't be served, InvalidArgument for a bad name.
+    The function gets arrays by name and returns an array, a list (of bytes, text, numbers, or arrays of one shape)
+    or, for several outputs, a dict of them. Raises TypeError for a signature that can't be served, InvalidArgument
+    for a bad name.
     """
 
     def decorate(function: Body) -> Pipeline:

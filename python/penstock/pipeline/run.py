@@ -1,8 +1,8 @@
 """One request to a pipeline: its steps, and what is left of it when it ends.
 
-Made on the event loop for each request; everything here runs on its thread, except the functions of `cpu` steps. Promises
-one answer, and that nothing that the body began goes on after it: calls in queues are cancelled, `cpu` steps that were not
-begun are dropped.
+Made on the event loop for each request; everything here runs on its thread, except the functions of `cpu` steps.
+Promises one answer, and that nothing that the body began goes on after it: calls in queues are cancelled, `cpu` steps
+that were not begun are dropped.
 """
 
 import asyncio
@@ -171,9 +171,7 @@ class Run:
             return error
         if self._failed is None or self._failed[0] is not error:
             return error
-        # The text of an OSError from the system holds the path it was about.
-        text = getattr(error, "strerror", None) or str(error)
-        told = ExecutionError(f"step {self._failed[1].name!r}: {type(error).__name__}: {text}")
+        told = ExecutionError(f"step {self._failed[1].name!r}: {type(error).__name__}: {_text(error)}")
         return told.with_traceback(error.__traceback__)
 
     def _count(self, status: str) -> None:
@@ -218,6 +216,14 @@ def _name_of(function: Callable[..., Any]) -> str:
     while isinstance(function, partial):
         function = function.func
     return str(getattr(function, "__name__", type(function).__name__))
+
+
+def _text(error: BaseException) -> str:
+    try:
+        # The text of an OSError from the system holds the path it was about.
+        return getattr(error, "strerror", None) or str(error)
+    except Exception:
+        return "it has no text"
 
 
 def _milliseconds(nanoseconds: int) -> float:

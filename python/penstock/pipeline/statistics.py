@@ -1,7 +1,7 @@
 """What the steps of a pipeline took: counts since it was put in service, by step.
 
-Written on the event loop's thread alone, and read from any: a snapshot may miss what happens while it is taken. What the
-model behind a call took, batch by batch, is in the statistics of that model.
+Written on the event loop's thread alone, and read from any: a snapshot may miss what happens while it is taken. What
+the model behind a call took, batch by batch, is in the statistics of that model.
 """
 
 import time
@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
-# Buckets of durations are powers of two of a microsecond: a percentile is off by a factor of two at most, and less where
-# it is interpolated. The last one holds what took longer than an hour.
+# Buckets of durations are powers of two of a microsecond: a percentile is off by a factor of two at most, and less
+# where it is interpolated. The last one holds what took longer than an hour.
 _BUCKETS: Final = 32
 _MICROSECOND: Final = 1000
 

@@ -39,8 +39,9 @@ class Use:
         """Call it with one row: arrays without the batch dimension, in the order of its inputs or by name.
 
         The call is made at once and joins the batches of the model; awaiting it gives the output without the batch
-        dimension, or a dict when there are several. Arrays must not be changed before that; answers are read-only. Raises
-        what a client would get: InvalidArgument for shapes that don't fit, NotFound, Unavailable when the queue is full.
+        dimension, or a dict when there are several. Arrays must not be changed before that; answers are read-only.
+        Raises what a client would get: InvalidArgument for shapes that don't fit, NotFound, Unavailable when the
+        queue is full.
         """
         return _run(f"model {self.name!r}").call(self, True, args, kwargs)
 
@@ -67,8 +68,8 @@ def use(model: str | Named, *, version: int | None = None) -> Use:
 def cpu(function: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Awaitable[T]:
     """Call an ordinary function in a thread, so that the event loop goes on: decoding, resizing, contours, crops.
 
-    There are as many threads as cores, for all pipelines of the server. A step that was not begun when its request ends is
-    never begun; one that runs, runs to its end.
+    There are as many threads as cores, for all pipelines of the server. A step that was not begun when its request
+    ends is never begun; one that runs, runs to its end.
     """
     return _run("a cpu step").cpu(function, args, kwargs)
 
@@ -97,6 +98,6 @@ def _run(what: str) -> "Run":
         return CURRENT.get()
     except LookupError:
         raise RuntimeError(
-            f"{what} was called outside of a pipeline that a server runs; add the pipeline to a ps.Server and send it a "
-            "request"
+            f"{what} was called outside of a pipeline that a server runs; add the pipeline to a ps.Server and send "
+            "it a request"
         ) from None

@@ -1,7 +1,8 @@
 """Model directories: what is in them, how it is configured, and loading it. Knows nothing of sockets or requests.
 
-`Repository` reads Triton's layout, `bare` takes one file, `from_function`, `from_runtime` and `from_signature` take what a program made;
-each gives `Model`s for the serve layer to run. The serve layer decides when to load and what stays in service.
+`Repository` reads Triton's layout, `bare` takes one file, `from_function`, `from_runtime` and `from_signature` take
+what a program made; each gives `Model`s for the serve layer to run. The serve layer decides when to load and what
+stays in service.
 """
 
 from penstock.repository.config import Config

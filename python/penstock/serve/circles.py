@@ -1,14 +1,15 @@
 """Which pipelines call which, so that none waits for itself.
 
-A pipeline has room for so many requests. One that calls itself through its queue, or another one that calls it back, can
-fill that room with requests which all wait for room. Only circles can do that, so the call that would close one is refused.
+A pipeline has room for so many requests. One that calls itself through its queue, or another one that calls it back,
+can fill that room with requests which all wait for room. Only circles can do that, so the call that would close one
+is refused.
 """
 
 from penstock.errors import InvalidArgument
 
 
 class Circles:
-    """The calls between the pipelines of one server, as they are made. Used on the event loop's thread; `add` by any."""
+    """The calls between the pipelines of one server, as they are made. `check` is for the event loop's thread."""
 
     def __init__(self) -> None:
         self._pipelines: set[str] = set()
@@ -27,8 +28,8 @@ class Circles:
             return
         if way := self._way(called, caller):
             raise InvalidArgument(
-                f"pipelines call each other in a circle: {' -> '.join([caller, *way])}; let one await the other's function "
-                "in place of a call by name"
+                f"pipelines call each other in a circle: {' -> '.join([caller, *way])}; let one await the other's "
+                "function in place of a call by name"
             )
         calls.add(called)
 

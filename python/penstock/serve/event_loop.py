@@ -1,7 +1,7 @@
-"""The event loop of a server: one thread on which the requests of pipelines run, and their calls of models meet the queues.
+"""The event loop of a server: one thread, on which the requests of pipelines run and their calls meet the queues.
 
-Made by `Server`, started when the first model that needs it is hosted, stopped after every model was retired. Everything
-but `host` and `stop` is for the loop's own thread.
+Made by `Server`, started when the first model that needs it is hosted, stopped after every model was retired.
+Everything but `host` and `stop` is for the loop's own thread.
 """
 
 import asyncio
