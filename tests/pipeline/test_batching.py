@@ -60,7 +60,10 @@ def test_what_waits_when_an_instance_comes_back_is_one_batch() -> None:
 
 def test_the_padding_rule_of_a_model_holds_for_calls() -> None:
     shapes: list[tuple[int, ...]] = []
-    padding = {"inputs": {"x": {"axis": 1, "multiple": 4, "value": -1}}, "outputs": {"output": {"axis": 1, "divisor": 1}}}
+    padding = {
+        "inputs": {"x": {"axis": 1, "multiple": 4, "value": -1}},
+        "outputs": {"output": {"axis": 1, "divisor": 1}},
+    }
 
     @ps.model(name="m", padding=padding, dynamic_batching=together(2))
     def model(x: ps.F32[-1]) -> ps.F32[-1]:

@@ -1,4 +1,4 @@
-"""A pipeline is served like any model: over HTTP and gRPC, with metadata from its signature, for many clients at once."""
+"""A pipeline is served like any model: over HTTP and gRPC, with metadata from its signature, for many clients."""
 
 import json
 from typing import Any

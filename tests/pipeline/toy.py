@@ -1,7 +1,7 @@
 """A toy reader of pictures: `detector` says where the boxes are, `recogniser` reads one crop.
 
-A picture is uint8[height, width]. Every row is a box: its first pixel says how many of the following ones belong to it. A
-crop is four pixels, and its text is their sum. The recogniser can be held, which a test does to see what waits.
+A picture is uint8[height, 4]. Every row is a box, a crop is one row, and its text is the sum of its pixels. The
+recogniser can be held, which a test does to see what waits.
 """
 
 import threading
@@ -41,9 +41,9 @@ class Recogniser:
         self.entered = threading.Semaphore(0)
         self._opened = threading.Event()
         self._opened.set()
-        self.model = ps.model(
-            name="recogniser", inputs={"crop": ps.U8[WIDTH]}, outputs={"text": ps.Bytes}, **settings
-        )(self._read)
+        self.model = ps.model(name="recogniser", inputs={"crop": ps.U8[WIDTH]}, outputs={"text": ps.Bytes}, **settings)(
+            self._read
+        )
 
     def hold(self) -> None:
         self._opened.clear()

@@ -10,7 +10,7 @@ use crate::model::Model;
 use crate::outputs;
 use parking_lot::{Condvar, Mutex};
 use penstock_dispatch::{Answer, Batch, Clock, Monotonic, Nanos, Queue};
-use penstock_schema::{Code, Error, ModelSpec, Result};
+use penstock_schema::{Code, Error, ModelSpec, Outputs, Result};
 use pyo3::exceptions::PyRuntimeError;
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
@@ -112,6 +112,7 @@ impl Serving {
                 face: self.face.clone(),
                 work: Mutex::new(Some((batch, permit))),
                 gathered: Mutex::new(Some(gathered)),
+                prepared: Mutex::default(),
                 exchange: self.exchange.clone(),
             });
         }
@@ -126,6 +127,8 @@ pub struct Running {
     /// A batch of one; none once it is answered.
     work: Mutex<Option<(Batch, Permit)>>,
     gathered: Mutex<Option<Result<Vec<Gathered>>>>,
+    /// The answer, until it is sent.
+    prepared: Mutex<Option<Outputs>>,
     exchange: Arc<Shared>,
 }
 
@@ -166,7 +169,7 @@ impl Running {
     }
 }
 
-/// A request as the event loop sees it. Answer it once, with `finish` or `fail`.
+/// A request as the event loop sees it. Answer it once: `prepare` and `finish`, or `fail`.
 #[pyclass(frozen, module = "penstock._core")]
 pub struct Request {
     pub running: Arc<Running>,
@@ -220,19 +223,24 @@ impl Request {
         arguments(py, &self.running.face.input_names, gathered)
     }
 
-    /// Answers with arrays by output name. Raises TypeError and ValueError for what the signature does not allow; then it is
-    /// still to be answered. Does nothing when it was answered.
-    fn finish(&self, py: Python<'_>, outputs: Bound<'_, PyAny>) -> PyResult<()> {
+    /// Makes the answer of arrays by output name, for `finish`. Raises TypeError and ValueError for what the signature does
+    /// not allow.
+    fn prepare(&self, py: Python<'_>, outputs: Bound<'_, PyAny>) -> PyResult<()> {
         let face = &self.running.face;
         if let Some((batch, _)) = self.running.work.lock().as_mut() {
             batch.mark_infer_done();
         }
         let whole = outputs::read(py, &face.spec, &face.output_names, None, outputs, false)?;
         let answer = self.running.of_job(|job| outputs::part(&face.spec, &whole, job, 0, None));
-        if let Some(answer) = answer {
-            py.detach(|| self.running.answer(Ok(answer)));
-        }
+        *self.running.prepared.lock() = answer;
         Ok(())
+    }
+
+    /// Answers with what was prepared. Does nothing when it was answered.
+    fn finish(&self, py: Python<'_>) {
+        let prepared = self.running.prepared.lock().take();
+        let answer = prepared.ok_or_else(|| Error::internal("a request was finished before its answer was prepared"));
+        py.detach(|| self.running.answer(answer));
     }
 
     /// Answers with what an exception means to a client; the log gets the traceback of a failure.

@@ -10,7 +10,7 @@ import logging
 import time
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any, Final
+from typing import Any, Final, cast
 
 from penstock.errors import Cancelled, ExecutionError, PenstockError, Unavailable
 from penstock.pipeline.answers import Answers
@@ -112,30 +112,25 @@ class Run:
         left = request.seconds_left
         # Instances refuse what has waited too long when they pull; should all of them be busy then, it is done here.
         timer = None if left is None else self.loop.asyncio.call_later(left, self.loop.exchange.expire)
-        status = "failed"
+        status, told = "failed", cast("BaseException | None", None)
         try:
-            outputs = answers.arrays(await body(**request.inputs()))
-            self._close()
-            request.finish(outputs)
+            request.prepare(answers.arrays(await body(**request.inputs())))
             status = "ok"
         except asyncio.CancelledError:
-            task = asyncio.current_task()
-            if task is not None and task.cancelling():
-                status = "cancelled"
-                request.fail(
-                    Unavailable("server is shutting down")
-                    if self.loop.stopping
-                    else Cancelled("the client left before the answer was there")
-                )
-            else:
-                request.fail(ExecutionError("the body awaited a step that it had cancelled itself"))
+            status, told = self._cancelled()
         except BaseException as error:  # SystemExit, too: a body must not end the event loop
-            request.fail(self._told(error))
-        finally:
-            if timer is not None:
-                timer.cancel()
-            self._close()
-            self._count(status)
+            told = self._told(error)
+        if timer is not None:
+            timer.cancel()
+        self._close()
+        # Before the answer, so that whoever has it finds it counted.
+        self._count(status)
+        if told is None:
+            request.finish()
+        else:
+            request.fail(told)
+        # The traceback of an exception that is held here would hold this frame, and all that the body made.
+        told = self._failed = None
 
     def ended(self, step: Step, status: str, error: BaseException | None = None) -> None:
         """Note the end of a step."""
@@ -164,6 +159,14 @@ class Run:
         """Cancel what the body left running."""
         for future in (*self.calls, *self._open):
             future.cancel()
+
+    def _cancelled(self) -> tuple[str, PenstockError]:
+        task = asyncio.current_task()
+        if task is None or not task.cancelling():
+            return "failed", ExecutionError("the body awaited a step that it had cancelled itself")
+        if self.loop.stopping:
+            return "cancelled", Unavailable("server is shutting down")
+        return "cancelled", Cancelled("the client left before the answer was there")
 
     def _told(self, error: BaseException) -> BaseException:
         """What the client is told: our own errors as they are, others with the step that they came from."""
