@@ -1,10 +1,12 @@
 """How a request to a pipeline ends early: what it began and nobody wants is never executed, and nothing is left."""
 
 import asyncio
+import gc
 import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -194,6 +196,49 @@ def test_a_step_begun_after_the_answer_is_refused() -> None:
         assert done.wait(SECONDS)
     assert "after its request was answered" in str(errors[0])
     assert recogniser.seen == []
+
+
+def test_many_clients_that_leave_at_any_moment_leave_nothing() -> None:
+    rng = np.random.default_rng(20261121)
+    pauses = rng.uniform(0, 0.004, 200)
+    recogniser = Recogniser()
+    before: dict[str, int] = {}
+
+    def leave(number: int) -> None:
+        with Client(server) as client:
+            client.send("read", {"image": IMAGE})
+            time.sleep(pauses[number])
+
+    with serving(detector, recogniser.model, reader(max_concurrency=4)) as server:
+        infer(server, "read", image=IMAGE)
+        before = counted()
+        with ThreadPoolExecutor(8) as pool:
+            list(pool.map(leave, range(len(pauses))))
+        assert infer(server, "read", image=IMAGE).arrays["output"].tolist() == texts(IMAGE)
+        assert_nothing_is_left(server)
+        request = server.pipeline_statistics("read").request
+        assert request.errors == 0
+        assert request.count + request.cancelled <= len(pauses) + 2
+        eventually("descriptors and threads are as before", lambda: counted() == before)
+
+
+def test_servers_that_were_stopped_leave_no_descriptor_and_no_thread() -> None:
+    def once() -> None:
+        with serving(detector, Recogniser().model, reader()) as server:
+            infer(server, "read", image=IMAGE)
+
+    once()
+    before = counted()
+    for _ in range(3):
+        once()
+    gc.collect()
+    eventually("descriptors and threads are as before", lambda: counted() == before)
+
+
+def counted() -> dict[str, int]:
+    """Descriptors and threads of this process, but for the threads of the pool, which come as they are needed."""
+    threads = [thread for thread in threading.enumerate() if not thread.name.startswith("penstock-cpu")]
+    return {"descriptors": len(list(Path("/proc/self/fd").iterdir())), "threads": len(threads)}
 
 
 # ---- stopping the server ----

@@ -27,7 +27,7 @@ class Call(asyncio.Future[Any]):
     """A request to a model of the same server. Cancelling it takes it out of the queue."""
 
     def __init__(self, run: "Run", step: Step) -> None:
-        super().__init__(loop=run.loop.asyncio)
+        super().__init__(loop=run.loop.asyncio_loop)
         self._run = run
         self._step = step
         self.number = -1
@@ -100,7 +100,7 @@ class Run:
     ) -> "asyncio.Future[Any]":
         """Begin a step in a thread; `steps.cpu` says what it promises."""
         step = self._step(_name_of(function), "cpu")
-        future = self.loop.asyncio.run_in_executor(self.loop.pool, partial(_work, step, function, args, kwargs))
+        future = self.loop.asyncio_loop.run_in_executor(self.loop.pool, partial(_work, step, function, args, kwargs))
         self._open.add(future)
         future.add_done_callback(partial(self._worked, step))
         return future
@@ -111,7 +111,7 @@ class Run:
         request = self.request
         left = request.seconds_left
         # Instances refuse what has waited too long when they pull; should all of them be busy then, it is done here.
-        timer = None if left is None else self.loop.asyncio.call_later(left, self.loop.exchange.expire)
+        timer = None if left is None else self.loop.asyncio_loop.call_later(left, self.loop.exchange.expire)
         status, told = "failed", cast("BaseException | None", None)
         try:
             request.prepare(answers.arrays(await body(**request.inputs())))

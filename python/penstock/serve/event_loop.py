@@ -38,16 +38,19 @@ class Call(Protocol):
 class EventLoop:
     """Requests that run side by side on one thread."""
 
+    exchange: _core.Exchange
+    asyncio_loop: asyncio.AbstractEventLoop
+    """Both from the first model that is hosted until the end; a server without pipelines pays for neither."""
+
     def __init__(self, front: _core.Front, trace: Trace | None) -> None:
+        self._front = front
         self.trace = trace
         self.circles = Circles()
-        self.exchange = _core.Exchange(front)
         self.pool = ThreadPoolExecutor(cores.available(), thread_name_prefix="penstock-cpu")
         """For the functions that bodies call in threads."""
         self.tasks: dict[int, asyncio.Task[None]] = {}
         """By request, those that are under way."""
         self.stopping = False
-        self.asyncio = asyncio.new_event_loop()
         self._nudging = False
         self._lock = threading.Lock()  # guards starting and stopping
         self._thread: threading.Thread | None = None
@@ -59,6 +62,8 @@ class EventLoop:
                 raise Unavailable("server is shutting down")
             self.circles.add(name)
             if self._thread is None:
+                self.exchange = _core.Exchange(self._front)
+                self.asyncio_loop = asyncio.new_event_loop()
                 # A daemon: a program that never stops its server can still end.
                 self._thread = threading.Thread(target=self._run, name="penstock-pipelines", daemon=True)
                 self._thread.start()
@@ -79,7 +84,7 @@ class EventLoop:
         number = self.exchange.submit(model, version, row, args, kwargs, deadline, taken_by, call)
         if not self._nudging:
             self._nudging = True
-            self.asyncio.call_soon(self._nudge)
+            self.asyncio_loop.call_soon(self._nudge)
         return number
 
     def stop(self) -> None:
@@ -88,25 +93,27 @@ class EventLoop:
             self.stopping = True
             thread, self._thread = self._thread, None
         if thread is not None:
-            self.asyncio.call_soon_threadsafe(self._cancel_all)
+            self.asyncio_loop.call_soon_threadsafe(self._cancel_all)
             thread.join(2 * _CANCEL_SECONDS)
-        if thread is None or not thread.is_alive():
-            self.asyncio.close()
-        else:
-            log.error("a pipeline holds up its event loop; it is left behind")
+            if thread.is_alive():
+                log.error("a pipeline holds up its event loop; it is left behind")
+            else:
+                self.asyncio_loop.close()
+                # Closes its sockets now: who refers to this loop may live until the collector comes.
+                del self.exchange
         self.pool.shutdown(wait=False, cancel_futures=True)
         if self.trace is not None:
             self.trace.close()
 
     def _run(self) -> None:
-        asyncio.set_event_loop(self.asyncio)
-        self.asyncio.add_reader(self.exchange.fileno(), self._turn)
+        asyncio.set_event_loop(self.asyncio_loop)
+        self.asyncio_loop.add_reader(self.exchange.fileno(), self._turn)
         while not self.stopping:
             try:
-                self.asyncio.run_forever()
+                self.asyncio_loop.run_forever()
             except BaseException:  # a task that raised SystemExit took the loop along, and must not
                 log.exception("the event loop of pipelines was interrupted; it goes on")
-        self.asyncio.remove_reader(self.exchange.fileno())
+        self.asyncio_loop.remove_reader(self.exchange.fileno())
 
     def _turn(self) -> None:
         """Something happened: answers, new requests, clients that left."""
@@ -114,7 +121,7 @@ class EventLoop:
         for call, answer, error, queued in answered:
             call.settle(answer, error, queued)
         for begin, request in arrived:
-            task = self.asyncio.create_task(begin(request))
+            task = self.asyncio_loop.create_task(begin(request))
             self.tasks[request.number] = task
             task.add_done_callback(partial(self._done, request.number))
         for number in gone:
@@ -133,9 +140,9 @@ class EventLoop:
     def _cancel_all(self) -> None:
         for task in self.tasks.values():
             task.cancel()
-        self.asyncio.create_task(self._end())
+        self.asyncio_loop.create_task(self._end())
 
     async def _end(self) -> None:
         if self.tasks:
             await asyncio.wait(self.tasks.values(), timeout=_CANCEL_SECONDS)
-        self.asyncio.stop()
+        self.asyncio_loop.stop()
