@@ -63,6 +63,11 @@ async def cancel_a_step_and_await_it() -> None:
     await call
 
 
+async def call_from_another_thread() -> None:
+    """With the context of the body, as `asyncio.to_thread` has it."""
+    await asyncio.to_thread(lambda: ps.use("picky")(GOOD))
+
+
 CASES: list[tuple[str, Callable[[], Any], int, tuple[str, ...]]] = [
     ("the body raises", lambda: raise_it(ValueError("bad pixels")), 500, ("'body' failed", "ValueError", "bad pixels")),
     ("one of our errors keeps its status", lambda: raise_it(errors.InvalidArgument("no image")), 400, ("no image",)),
@@ -88,6 +93,7 @@ CASES: list[tuple[str, Callable[[], Any], int, tuple[str, ...]]] = [
     ("an input twice", lambda: ps.use("picky")(GOOD, x=GOOD), 400, ("call of 'picky'", "sent twice")),
     ("too many rows", lambda: ps.use("picky").batch(np.zeros((65, 1), np.float32)), 400, ("1 to 64 rows",)),
     ("one of several calls fails", gather_and_fail, 500, ("call of 'picky'", "a marker")),
+    ("a call from another thread", call_from_another_thread, 500, ("step 'picky'", "another thread")),
     ("a cancelled step is awaited", cancel_a_step_and_await_it, 500, ("cancelled itself",)),
 ]
 

@@ -140,6 +140,10 @@ class Run:
         self._statistics.count(step)
 
     def _step(self, name: str, kind: str) -> Step:
+        if not self.loop.is_here():
+            raise RuntimeError(
+                f"step {name!r} was begun on another thread; begin steps in the body, and pass results on"
+            )
         if self._number not in self.loop.tasks:
             raise RuntimeError(f"step {name!r} was begun after its request was answered; await what the body starts")
         step = Step(name, kind)

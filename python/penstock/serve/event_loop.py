@@ -15,7 +15,7 @@ from typing import Any, Final, Protocol
 from penstock import _core
 from penstock.backends.base import Concurrent
 from penstock.engine import cores
-from penstock.errors import Unavailable
+from penstock.errors import Cancelled, Internal, Unavailable
 from penstock.serve.circles import Circles
 from penstock.serve.trace import Trace
 
@@ -51,6 +51,7 @@ class EventLoop:
         self.tasks: dict[int, asyncio.Task[None]] = {}
         """By request, those that are under way."""
         self.stopping = False
+        self._ident = 0  # of the loop's thread
         self._nudging = False
         self._lock = threading.Lock()  # guards starting and stopping
         self._thread: threading.Thread | None = None
@@ -68,6 +69,10 @@ class EventLoop:
                 self._thread = threading.Thread(target=self._run, name="penstock-pipelines", daemon=True)
                 self._thread.start()
         return partial(concurrent.begin, loop=self)
+
+    def is_here(self) -> bool:
+        """Whether the caller is on the loop's thread."""
+        return threading.get_ident() == self._ident
 
     def submit(
         self,
@@ -106,6 +111,7 @@ class EventLoop:
             self.trace.close()
 
     def _run(self) -> None:
+        self._ident = threading.get_ident()
         asyncio.set_event_loop(self.asyncio_loop)
         self.asyncio_loop.add_reader(self.exchange.fileno(), self._turn)
         while not self.stopping:
@@ -123,15 +129,18 @@ class EventLoop:
         for begin, request in arrived:
             task = self.asyncio_loop.create_task(begin(request))
             self.tasks[request.number] = task
-            task.add_done_callback(partial(self._done, request.number))
+            task.add_done_callback(partial(self._done, request))
         for number in gone:
             if under_way := self.tasks.get(number):
                 under_way.cancel()
 
-    def _done(self, number: int, task: "asyncio.Task[None]") -> None:
-        del self.tasks[number]
-        if not task.cancelled() and (error := task.exception()) is not None:
+    def _done(self, request: Request, task: "asyncio.Task[None]") -> None:
+        del self.tasks[request.number]
+        if task.cancelled():  # before it had begun
+            request.fail(Cancelled("the client left before the answer was there"))
+        elif (error := task.exception()) is not None:
             log.error("a request of a pipeline ended in an unexpected way", exc_info=error)
+            request.fail(Internal("the request ended in an unexpected way; the server's log has more"))
 
     def _nudge(self) -> None:
         self._nudging = False
