@@ -202,7 +202,6 @@ def test_many_clients_that_leave_at_any_moment_leave_nothing() -> None:
     rng = np.random.default_rng(20261121)
     pauses = rng.uniform(0, 0.004, 200)
     recogniser = Recogniser()
-    before: dict[str, int] = {}
 
     def leave(number: int) -> None:
         with Client(server) as client:
@@ -219,7 +218,7 @@ def test_many_clients_that_leave_at_any_moment_leave_nothing() -> None:
         request = server.pipeline_statistics("read").request
         assert request.errors == 0
         assert request.count + request.cancelled <= len(pauses) + 2
-        eventually("descriptors and threads are as before", lambda: counted() == before)
+        eventually("descriptors and threads are no more than before", lambda: no_more_than(before))
 
 
 def test_servers_that_were_stopped_leave_no_descriptor_and_no_thread() -> None:
@@ -232,13 +231,18 @@ def test_servers_that_were_stopped_leave_no_descriptor_and_no_thread() -> None:
     for _ in range(3):
         once()
     gc.collect()
-    eventually("descriptors and threads are as before", lambda: counted() == before)
+    eventually("descriptors and threads are no more than before", lambda: no_more_than(before))
 
 
 def counted() -> dict[str, int]:
     """Descriptors and threads of this process, but for the threads of the pool, which come as they are needed."""
     threads = [thread for thread in threading.enumerate() if not thread.name.startswith("penstock-cpu")]
     return {"descriptors": len(list(Path("/proc/self/fd").iterdir())), "threads": len(threads)}
+
+
+def no_more_than(before: dict[str, int]) -> bool:
+    """Fewer may be: a connection that was just closed may still have counted before."""
+    return all(now <= before[what] for what, now in counted().items())
 
 
 # ---- stopping the server ----
