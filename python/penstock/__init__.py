@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from penstock.backends.function import ModelFunction, model
 from penstock.backends.settings import DynamicBatching, QueuePolicy
 from penstock.errors import PenstockError
+from penstock.pipeline import Pipeline, cpu, gather, pipeline, use
 from penstock.tensors import BF16, F16, F32, F64, I8, I16, I32, I64, U8, U16, U32, U64, Bool, Bytes, TensorType
 
 if TYPE_CHECKING:
@@ -40,13 +41,18 @@ __all__ = [
     "Metric",
     "ModelFunction",
     "PenstockError",
+    "Pipeline",
     "QueuePolicy",
     "Server",
     "TensorType",
     "build",
+    "cpu",
     "custom_op",
+    "gather",
     "load",
     "model",
+    "pipeline",
+    "use",
 ]
 
 _LAZY = {

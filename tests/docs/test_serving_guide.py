@@ -6,6 +6,7 @@ import sys
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -14,6 +15,7 @@ import typer.main
 
 import penstock as ps
 from penstock.cli import app
+from tests.serve.calls import infer, serving
 
 GUIDE = (Path(__file__).resolve().parents[2] / "docs/serving.md").read_text(encoding="utf-8")
 
@@ -45,6 +47,26 @@ def test_the_table_of_metrics_is_that_of_the_page(server: ps.Server) -> None:
     with urllib.request.urlopen(f"http://127.0.0.1:{server.metrics_port}/metrics", timeout=10) as page:
         served = set(re.findall(r"^# TYPE (\w+) ", page.read().decode(), re.MULTILINE))
     assert set(re.findall(r"`((?:nv|penstock)_\w+)`", GUIDE)) == served
+
+
+def test_the_pipeline_of_the_guide_reads_pictures() -> None:
+    """Its code as it stands, up to the server, with a detector and a recogniser of this test."""
+    found = re.search(r"```python\n([^`]*@ps\.pipeline[^`]*?)server = ", GUIDE)
+    assert found is not None
+
+    @ps.model(name="detector")
+    def detector(image: ps.U8[-1, -1, 3]) -> ps.I64[-1, 4]:
+        return np.tile(np.array([[0, 0, 2, 2], [1, 1, 4, 3]]), (len(image), 1, 1))
+
+    @ps.model(name="recogniser")
+    def recogniser(crop: ps.U8[-1, -1, 3]) -> ps.Bytes:
+        return np.array([f"{each.shape[0]}x{each.shape[1]}".encode() for each in crop], dtype=object)
+
+    place: dict[str, Any] = {}
+    exec(compile(found[1], "docs/serving.md", "exec"), place)
+    image = np.zeros((4, 4, 3), np.uint8)
+    with serving(detector, recogniser, place["read"]) as server:
+        assert infer(server, "read", image=image).arrays["output"].tolist() == [b"2x2", b"3x2"]
 
 
 def test_the_client_prints_what_the_guide_prints(server: ps.Server) -> None:

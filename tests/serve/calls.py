@@ -28,7 +28,7 @@ SECONDS = 20.0
 
 
 @contextlib.contextmanager
-def serving(*models: ps.ModelFunction, **options: Any) -> Iterator[ps.Server]:
+def serving(*models: ps.ModelFunction | ps.Pipeline, **options: Any) -> Iterator[ps.Server]:
     """A started server on free ports with these models; `options` are keyword arguments of `penstock.Server`."""
     server = ps.Server(**{"http_port": 0, "grpc_port": None, "metrics_port": None, **options})
     for model in models:

@@ -43,7 +43,7 @@ struct ListenersArgument {
 #[pyclass(frozen, module = "penstock._core")]
 pub struct Front {
     handle: Mutex<Handle>,
-    server: Arc<penstock_front::Server>,
+    pub server: Arc<penstock_front::Server>,
     operations: Mutex<Receiver<penstock_front::Operation>>,
     #[pyo3(get)]
     http_port: Option<u16>,

@@ -264,12 +264,18 @@ impl NumPy {
         self.ndarray.bind(py)
     }
 
-    fn view<'py>(&self, py: Python<'py>, slab: Slab, shape: &[i64], datatype: DataType) -> PyResult<Bound<'py, PyAny>> {
+    pub fn view<'py>(
+        &self,
+        py: Python<'py>,
+        slab: Slab,
+        shape: &[i64],
+        datatype: DataType,
+    ) -> PyResult<Bound<'py, PyAny>> {
         let dtype = &self.dtypes[datatype as usize];
         self.ndarray.bind(py).call1((PyTuple::new(py, shape)?, dtype, Bound::new(py, slab)?))
     }
 
-    fn objects<'py>(&self, py: Python<'py>, pieces: &[Bytes], shape: &[i64]) -> PyResult<Bound<'py, PyAny>> {
+    pub fn objects<'py>(&self, py: Python<'py>, pieces: &[Bytes], shape: &[i64]) -> PyResult<Bound<'py, PyAny>> {
         let elements = PyList::empty(py);
         for piece in pieces {
             let mut rest = &piece[..];

@@ -5,7 +5,7 @@ use crate::model::Model;
 use crate::outputs::{self, Whole};
 use crate::slab::Lent;
 use penstock_dispatch::{Answer, Batch, Job, Queue};
-use penstock_schema::{Code, Error, ModelSpec, Result};
+use penstock_schema::{Code, Error, ModelSpec, Result, TensorSpec};
 use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::types::PyString;
@@ -18,7 +18,7 @@ pub struct Instance {
     number: usize,
     spec: Arc<ModelSpec>,
     queue: Arc<Queue>,
-    alive: Arc<AtomicUsize>,
+    _alive: Alive,
     gatherers: Vec<Gatherer>,
     input_names: Vec<Py<PyAny>>,
     output_names: Vec<Py<PyAny>>,
@@ -27,11 +27,24 @@ pub struct Instance {
     fresh_outputs: bool,
 }
 
-/// The last of a model's instances to end without being told to takes the queue with it: nothing may wait for an
-/// answer that cannot come.
-impl Drop for Instance {
+/// Held by an instance for as long as it works. The last of a model's instances to end without being told to takes the
+/// queue with it: nothing may wait for an answer that cannot come.
+pub struct Alive {
+    spec: Arc<ModelSpec>,
+    queue: Arc<Queue>,
+    count: Arc<AtomicUsize>,
+}
+
+impl Alive {
+    pub fn new(model: &Model) -> Alive {
+        model.alive.fetch_add(1, Ordering::AcqRel);
+        Alive { spec: model.spec.clone(), queue: model.queue.clone(), count: model.alive.clone() }
+    }
+}
+
+impl Drop for Alive {
     fn drop(&mut self) {
-        let left = self.alive.fetch_sub(1, Ordering::AcqRel) - 1;
+        let left = self.count.fetch_sub(1, Ordering::AcqRel) - 1;
         if left == 0 && !self.queue.is_closed() {
             tracing::error!("model '{}': its last instance was lost; it takes no more requests", self.spec.name);
             self.queue.abort();
@@ -41,18 +54,15 @@ impl Drop for Instance {
 
 impl Instance {
     pub fn new(py: Python<'_>, number: usize, model: &Model, execute: Py<PyAny>, lent: Vec<Option<Lent>>) -> Instance {
-        let (spec, queue, alive) = (model.spec.clone(), model.queue.clone(), model.alive.clone());
-        alive.fetch_add(1, Ordering::AcqRel);
-        // Interned, since dictionaries find such names without comparing text.
-        let intern = |name: &str| PyString::intern(py, name).into_any().unbind();
+        let (spec, queue) = (model.spec.clone(), model.queue.clone());
         Instance {
             number,
             gatherers: Gatherer::all(&spec, lent),
-            input_names: spec.inputs.iter().map(|input| intern(&input.name)).collect(),
-            output_names: spec.outputs.iter().map(|output| intern(&output.name)).collect(),
+            input_names: interned(py, &spec.inputs),
+            output_names: interned(py, &spec.outputs),
             spec,
             queue,
-            alive,
+            _alive: Alive::new(model),
             execute,
             fresh_outputs: model.fresh_outputs,
         }
@@ -133,6 +143,11 @@ impl Instance {
     }
 }
 
+/// The names of tensors. Interned, since dictionaries find such names without comparing text.
+pub fn interned(py: Python<'_>, tensors: &[TensorSpec]) -> Vec<Py<PyAny>> {
+    tensors.iter().map(|tensor| PyString::intern(py, &tensor.name).into_any().unbind()).collect()
+}
+
 /// What a batch came to.
 struct Executed {
     outputs: Vec<Whole>,
@@ -148,7 +163,7 @@ enum Done {
 
 /// Lets timed waits of this thread end when they should. The kernel may end them 50 us late to save power, which is
 /// much where batches wait for tens of microseconds (prctl(2), PR_SET_TIMERSLACK).
-fn wake_punctually() {
+pub fn wake_punctually() {
     const SLACK_NANOSECONDS: libc::c_ulong = 1_000;
     // SAFETY: the call takes plain numbers and concerns the calling thread alone. Failing leaves the default.
     unsafe { libc::prctl(libc::PR_SET_TIMERSLACK, SLACK_NANOSECONDS) };
@@ -156,7 +171,7 @@ fn wake_punctually() {
 
 /// What a model's exception means to the client: its own status if it is one of ours, else a failure of the model.
 /// The traceback goes to the log, never to the client.
-fn failed(py: Python<'_>, model: &str, error: &PyErr) -> Error {
+pub fn failed(py: Python<'_>, model: &str, error: &PyErr) -> Error {
     let value = error.value(py);
     let code = own_code(py, error).unwrap_or(Code::Internal);
     let name = error.get_type(py).name().map_or(Cow::Borrowed("error"), |name| Cow::Owned(name.to_string()));

@@ -1,5 +1,7 @@
 //! A model version as Python hands it over: its specification, its batching, its queue.
 
+use crate::concurrent::Serving;
+use crate::exchange::Exchange;
 use crate::instance::Instance;
 use crate::slab::Lent;
 use bytes::Bytes;
@@ -133,6 +135,22 @@ impl Model {
         let lent = |input: &TensorSpec| memory.remove(&input.name).map(|buffer| Lent::new(&buffer)).transpose();
         let lent = self.spec.inputs.iter().map(lent).collect::<PyResult<_>>()?;
         Instance::new(py, instance, self, execute, lent).run(py);
+        Ok(())
+    }
+
+    /// Works through requests until the model is closed, its queue empty and every request answered; for a model whose
+    /// requests run side by side on the event loop of `exchange`. There `begin` is called with each, at most
+    /// `max_concurrency` of which are under way at a time.
+    fn run_concurrently(
+        &self,
+        py: Python<'_>,
+        exchange: PyRef<'_, Exchange>,
+        begin: Py<PyAny>,
+        max_concurrency: usize,
+    ) -> PyResult<()> {
+        let serving = Serving::new(py, self, exchange.shared(), begin, max_concurrency);
+        drop(exchange);
+        py.detach(|| serving.run());
         Ok(())
     }
 

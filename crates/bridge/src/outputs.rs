@@ -13,7 +13,7 @@ use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict, PyMapping, PyString, PyTuple};
 
 /// Up to here an output is copied: cheaper than keeping its array alive across threads.
-const COPY_BYTES: usize = 64 << 10;
+pub const COPY_BYTES: usize = 64 << 10;
 
 /// One output of a whole batch.
 pub struct Whole {
@@ -33,13 +33,14 @@ enum Content {
 
 /// An array that is kept alive until its last view is written. Dropped without the GIL it is released by the next
 /// thread that takes the GIL.
-struct Kept {
-    start: *const u8,
-    length: usize,
-    _array: Py<PyAny>,
+pub struct Kept {
+    pub start: *const u8,
+    pub length: usize,
+    pub _array: Py<PyAny>,
 }
 
-// SAFETY: the memory is only read, and `sole` made sure that nobody else can write to it.
+// SAFETY: the memory is only read. For answers `sole` made sure that nobody else can write to it; for calls the caller
+// promises it.
 unsafe impl Send for Kept {}
 
 impl AsRef<[u8]> for Kept {
@@ -141,7 +142,7 @@ fn wrong_type(output: &TensorSpec, array: &Bound<'_, PyAny>) -> PyErr {
 }
 
 /// Whatever speaks DLPack, the buffer protocol or `__array__`, or is a list, as a NumPy array.
-fn as_array<'py>(py: Python<'py>, value: Bound<'py, PyAny>) -> PyResult<Bound<'py, PyAny>> {
+pub fn as_array<'py>(py: Python<'py>, value: Bound<'py, PyAny>) -> PyResult<Bound<'py, PyAny>> {
     let numpy = py.import("numpy")?;
     let subclass = value.is_instance(NumPy::get(py)?.ndarray(py))?;
     if !subclass
@@ -169,7 +170,7 @@ fn references(object: &Bound<'_, PyAny>) -> isize {
 }
 
 /// Whether a buffer's item format (PEP 3118) is the data type. BF16 has no format and travels as UINT16.
-fn holds(format: &[u8], size: usize, datatype: DataType) -> bool {
+pub fn holds(format: &[u8], size: usize, datatype: DataType) -> bool {
     let code = match format {
         [code] | [b'@' | b'=' | b'<', code] => *code,
         _ => return false,
@@ -203,6 +204,12 @@ fn elements(output: &TensorSpec, rows: Option<u32>, array: &Bound<'_, PyAny>) ->
     let shape: Shape =
         array.getattr("shape")?.cast::<PyTuple>()?.iter().map(|size| size.extract::<i64>()).collect::<PyResult<_>>()?;
     check_shape(output, rows, &shape)?;
+    let (data, starts) = encode(array, || format!("output '{}'", output.name))?;
+    Ok(Whole { shape, datatype: DataType::Bytes, content: Content::Elements { data, starts } })
+}
+
+/// The elements of an array of bytes or text, each after its length, and where each starts, and the end.
+pub fn encode(array: &Bound<'_, PyAny>, what: impl Fn() -> String) -> PyResult<(Bytes, Vec<usize>)> {
     let list = array.call_method0("ravel")?.call_method0("tolist")?;
     let mut data = BytesMut::new();
     let mut starts = Vec::with_capacity(list.len()? + 1);
@@ -211,7 +218,7 @@ fn elements(output: &TensorSpec, rows: Option<u32>, array: &Bound<'_, PyAny>) ->
         starts.push(data.len());
         let mut put = |bytes: &[u8]| {
             let length = u32::try_from(bytes.len())
-                .map_err(|_| PyValueError::new_err(format!("output '{}': an element is over 4 GiB", output.name)))?;
+                .map_err(|_| PyValueError::new_err(format!("{}: an element is over 4 GiB", what())))?;
             data.put_u32_le(length);
             data.put_slice(bytes);
             Ok::<(), PyErr>(())
@@ -221,13 +228,12 @@ fn elements(output: &TensorSpec, rows: Option<u32>, array: &Bound<'_, PyAny>) ->
         } else if let Ok(text) = element.cast::<PyString>() {
             put(text.encode_utf8()?.as_bytes())?;
         } else {
-            let message =
-                format!("output '{}': expected elements of bytes or str, got {}", output.name, type_name(&element));
+            let message = format!("{}: expected elements of bytes or str, got {}", what(), type_name(&element));
             return Err(PyTypeError::new_err(message));
         }
     }
     starts.push(data.len());
-    Ok(Whole { shape, datatype: DataType::Bytes, content: Content::Elements { data: data.freeze(), starts } })
+    Ok((data.freeze(), starts))
 }
 
 /// The answer of the job whose rows begin at `first`. `wide` is the batch's size along the padded axis, if it has one.

@@ -1,10 +1,10 @@
-//! Memory that Rust fills without the GIL and Python sees as a writable buffer.
+//! Memory that Rust fills without the GIL and Python sees as a buffer.
 //!
 //! An instance keeps one block per input and lends it to a [`Slab`], a Python object, for each batch. NumPy arrays made
 //! over the slab keep it alive, and the slab keeps the block's count up: `Arc::get_mut` gives the block back for writing
 //! only when nothing that was made from it is left, whatever the model kept or returned.
 
-use bytes::BytesMut;
+use bytes::{Bytes, BytesMut};
 use pyo3::buffer::PyUntypedBuffer;
 use pyo3::exceptions::{PyBufferError, PyValueError};
 use pyo3::ffi;
@@ -114,6 +114,8 @@ enum Memory {
         start: NonNull<u8>,
         body: BytesMut,
     },
+    /// An answer, which others may hold, too: read-only.
+    Answer(Bytes),
 }
 
 // SAFETY: the pointer is to memory that the BytesMut beside it owns; neither is tied to a thread.
@@ -121,7 +123,7 @@ unsafe impl Send for Memory {}
 // SAFETY: a shared reference gives out the address and size only.
 unsafe impl Sync for Memory {}
 
-/// A writable buffer for NumPy: one dimension of bytes.
+/// A buffer for NumPy: one dimension of bytes, writable unless it is an answer.
 #[pyclass(frozen, module = "penstock._core")]
 pub struct Slab {
     memory: Memory,
@@ -141,11 +143,16 @@ impl Slab {
         Slab { memory: Memory::Body { start, body } }
     }
 
+    pub fn answer(bytes: Bytes) -> Slab {
+        Slab { memory: Memory::Answer(bytes) }
+    }
+
     fn address(&self) -> (*mut u8, usize) {
         match &self.memory {
             Memory::Block { block, length } => (block.start.as_ptr(), *length),
             Memory::Lent { lent, length } => (lent.start.as_ptr(), *length),
             Memory::Body { start, body } => (start.as_ptr(), body.len()),
+            Memory::Answer(bytes) => (bytes.as_ptr().cast_mut(), bytes.len()),
         }
     }
 }
@@ -160,8 +167,9 @@ impl Slab {
         }
         let (start, length) = slf.get().address();
         let length = ffi::Py_ssize_t::try_from(length).map_err(|_| PyBufferError::new_err("buffer too long"))?;
-        // SAFETY: `view` is valid, `start` has `length` bytes, and 0 says that it may be written.
-        let status = unsafe { ffi::PyBuffer_FillInfo(view, slf.as_ptr(), start.cast(), length, 0, flags) };
+        let read_only = c_int::from(matches!(slf.get().memory, Memory::Answer(_)));
+        // SAFETY: `view` is valid, `start` has `length` bytes, and the view says whether they may be written.
+        let status = unsafe { ffi::PyBuffer_FillInfo(view, slf.as_ptr(), start.cast(), length, read_only, flags) };
         if status != 0 { Err(PyErr::fetch(slf.py())) } else { Ok(()) }
     }
 

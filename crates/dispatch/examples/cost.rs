@@ -22,6 +22,8 @@ fn job(mailbox: &Arc<Mailbox>) -> (Job, Receiver) {
         timeout: None,
         deadline: None,
         arrived: Monotonic.now(),
+        id: Box::default(),
+        taken: None,
         reply,
     };
     (job, receiver)

@@ -6,6 +6,7 @@ use crate::{Clock, Job, Monotonic, Nanos, Queue, backlog};
 use penstock_schema::Error;
 use smallvec::SmallVec;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 /// One list per shard that has requests in the batch; nearly always one.
 pub(crate) type Deliveries = SmallVec<[(Arc<Mailbox>, Delivery); 1]>;
@@ -26,6 +27,9 @@ pub struct Batch<C: Clock = Monotonic> {
 
 impl<C: Clock> Batch<C> {
     pub(crate) fn new(jobs: Vec<Job>, rows: u32, pulled: Nanos, sequence: u64, queue: Arc<Queue<C>>) -> Batch<C> {
+        for taken in jobs.iter().filter_map(|job| job.taken.as_ref()) {
+            taken.store(pulled, Ordering::Relaxed);
+        }
         Batch { jobs, rows, pulled, input_done: None, infer_done: None, sequence, settled: false, queue }
     }
 

@@ -2,6 +2,8 @@
 
 use crate::{Nanos, Reply};
 use penstock_schema::Inputs;
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 
 /// A validated request. The front makes it, an instance answers it through `reply`.
 #[derive(Debug)]
@@ -23,5 +25,9 @@ pub struct Job {
     /// Absolute; past it nobody waits for the answer any more.
     pub deadline: Option<Nanos>,
     pub arrived: Nanos,
+    /// What the client calls it; empty when it gave no name.
+    pub id: Box<str>,
+    /// Where an instance notes when it took the job, for whoever wants to know how long it waited.
+    pub taken: Option<Arc<AtomicU64>>,
     pub reply: Reply,
 }

@@ -6,6 +6,7 @@
 use parking_lot::Mutex;
 use penstock_schema::{Error, Outputs, Result};
 use std::sync::Arc;
+use std::task::{Context, Poll};
 use tokio::sync::{Notify, oneshot};
 
 pub type Answer = Result<Outputs>;
@@ -77,6 +78,12 @@ impl Reply {
     /// Nobody waits for the answer any more.
     pub fn is_closed(&self) -> bool {
         self.sender.as_ref().is_none_or(oneshot::Sender::is_closed)
+    }
+
+    /// Ready once nobody waits for the answer any more; until then the task is woken when that happens. For work that
+    /// can be given up while it is under way.
+    pub fn poll_closed(&mut self, context: &mut Context<'_>) -> Poll<()> {
+        self.sender.as_mut().map_or(Poll::Ready(()), |sender| sender.poll_closed(context))
     }
 
     /// Answers now, from any thread; meant for single refusals. Batches answer through [`crate::Batch::finish`].

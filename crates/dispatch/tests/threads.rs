@@ -27,6 +27,8 @@ fn job(mailbox: &Arc<Mailbox>, number: u64) -> (Job, Receiver) {
         timeout: None,
         deadline: None,
         arrived: Monotonic.now(),
+        id: Box::default(),
+        taken: None,
         reply,
     };
     (job, receiver)

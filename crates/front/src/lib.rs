@@ -6,12 +6,14 @@
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used))]
 
 mod body;
+mod calls;
 mod grpc;
 mod handle;
 mod host;
 mod http1;
 mod metrics;
 mod operations;
+mod ready;
 mod regions;
 mod registry;
 mod server;
@@ -20,6 +22,7 @@ mod statistics;
 mod stream;
 mod submit;
 
+pub use calls::{Answered, Call, Calls, Turn};
 pub use handle::{Handle, StartError};
 pub use regions::{Devices, HANDLE_BYTES};
 pub use registry::{ModelVersion, Registry};

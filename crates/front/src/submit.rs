@@ -1,8 +1,9 @@
 //! From a validated request to its answer: queue it, remember to nudge the instances, wait. Both protocols come here.
 
 use crate::registry::ModelVersion;
+use crate::server::Server;
 use crate::shard::{Shard, touch};
-use penstock_dispatch::{Clock, Job, Monotonic, Nudge, reply};
+use penstock_dispatch::{Clock, Job, Monotonic, Nanos, Nudge, Reply, reply};
 use penstock_schema::{Error, Inputs, ModelSpec, Outputs, Result};
 use penstock_wire::{ReplyPlan, Validated};
 use std::hash::{DefaultHasher, Hash, Hasher};
@@ -29,23 +30,16 @@ pub struct Answered {
 /// Runs one request. Errors are those of the queue (full, expired, shutting down) and of the model. Dropping the future
 /// cancels the request.
 pub async fn infer(shard: &Shard, model: Arc<ModelVersion>, request: Validated, terms: Terms) -> Result<Answered> {
-    let Validated { inputs, rows, priority, timeout_us, plan, .. } = request;
-    let now = Monotonic.now();
+    let timeout_us = request.timeout_us;
     let (sender, mut answer) = reply(&shard.mailbox);
     let left = terms.deadline.map(|at| at.saturating_duration_since(Instant::now()).as_nanos());
-    let job = Job {
-        rows,
-        bytes: inputs.iter().flatten().map(|tensor| tensor.data.len()).sum(),
-        key: if model.varies { shape_key(&model.spec, &inputs) } else { 0 },
-        extent: padded_extent(&model.spec, &inputs),
-        inputs,
-        priority,
-        timeout: timeout_us.map(|microseconds| microseconds.saturating_mul(1000)),
-        deadline: left.map(|left| now.saturating_add(left.try_into().unwrap_or(u64::MAX))),
-        arrived: now,
-        reply: sender,
-    };
-    let model = queue(shard, model, job, terms.pinned)?;
+    let deadline = left.map(|left| Monotonic.now().saturating_add(left.try_into().unwrap_or(u64::MAX)));
+    let (job, plan) = job(&model, request, deadline, sender);
+    let (model, nudge) = queue(&shard.server, model, job, terms.pinned)?;
+    match nudge {
+        Nudge::Later => touch(&model.queue),
+        Nudge::Now => model.queue.nudge(),
+    }
     if let Some(microseconds) = timeout_us {
         // Instances refuse what has waited too long when they pull; should all of them be busy then, it is done here.
         tokio::select! {
@@ -57,36 +51,63 @@ pub async fn infer(shard: &Shard, model: Arc<ModelVersion>, request: Validated, 
     Ok(Answered { outputs: received(answer.await)?, model, plan })
 }
 
-/// Queues a job with the version it was meant for, or with the one that has taken its place since.
-fn queue(shard: &Shard, mut model: Arc<ModelVersion>, mut job: Job, pinned: bool) -> Result<Arc<ModelVersion>> {
+/// What a queue gets of a request, and what is kept of it for the way out. `deadline` is on the clock of the queues.
+pub fn job(model: &ModelVersion, request: Validated, deadline: Option<Nanos>, reply: Reply) -> (Job, ReplyPlan) {
+    let Validated { inputs, rows, priority, timeout_us, plan, .. } = request;
+    let job = Job {
+        rows,
+        bytes: inputs.iter().flatten().map(|tensor| tensor.data.len()).sum(),
+        key: if model.varies { shape_key(&model.spec, &inputs) } else { 0 },
+        extent: padded_extent(&model.spec, &inputs),
+        inputs,
+        priority,
+        timeout: timeout_us.map(|microseconds| microseconds.saturating_mul(1000)),
+        deadline,
+        arrived: Monotonic.now(),
+        id: plan.id.as_str().into(),
+        taken: None,
+        reply,
+    };
+    (job, plan)
+}
+
+/// Queues a job with the version it was meant for, or with the one that has taken its place since. The queue is to be
+/// nudged as it says.
+pub fn queue(
+    server: &Server,
+    mut model: Arc<ModelVersion>,
+    mut job: Job,
+    pinned: bool,
+) -> Result<(Arc<ModelVersion>, Nudge)> {
     loop {
         match model.queue.submit(job) {
-            Ok(Nudge::Later) => touch(&model.queue),
-            Ok(Nudge::Now) => model.queue.nudge(),
+            Ok(nudge) => return Ok((model, nudge)),
             Err((returned, error)) => {
                 job = returned;
-                let Some(next) = successor(shard, &model, pinned) else {
+                let Some(next) = successor(server, &model, pinned) else {
                     job.reply.disarm();
                     return Err(error);
                 };
                 model = next;
-                continue;
             }
         }
-        return Ok(model);
     }
 }
 
-fn received(answered: Result<Result<Outputs>, RecvError>) -> Result<Outputs> {
-    answered.map_err(|_| Error::unavailable("the instance that ran the request was lost; send it again"))?
+pub fn received(answered: Result<Result<Outputs>, RecvError>) -> Result<Outputs> {
+    answered.map_err(|_| lost())?
+}
+
+pub fn lost() -> Error {
+    Error::unavailable("the instance that ran the request was lost; send it again")
 }
 
 /// The version that took the place of one that was closed by a reload, if requests for one fit the other.
-fn successor(shard: &Shard, closed: &Arc<ModelVersion>, pinned: bool) -> Option<Arc<ModelVersion>> {
+fn successor(server: &Server, closed: &Arc<ModelVersion>, pinned: bool) -> Option<Arc<ModelVersion>> {
     if !closed.queue.is_closed() {
         return None;
     }
-    let (registry, spec) = (&shard.server.registry, &closed.spec);
+    let (registry, spec) = (&server.registry, &closed.spec);
     let version = spec.version.to_string();
     let next = match registry.get(&spec.name, Some(&version)) {
         Err(_) if !pinned => registry.get(&spec.name, None),

@@ -6,7 +6,7 @@ and closes them; it checks shapes before and after, so that an instance can trus
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Coroutine, Mapping
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from penstock import limits
@@ -50,6 +50,26 @@ class Lender(Protocol):
 def input_memory(instance: "Instance") -> Mapping[str, Array]:
     """What an instance lends; empty for most."""
     return instance.input_memory() if isinstance(instance, Lender) else {}
+
+
+class Concurrent(Protocol):
+    """What answers many requests at once on the event loop of a server, rather than one batch after another.
+
+    `request` and `loop` belong to the serve layer: `_core.Request` and `serve.event_loop.EventLoop`.
+    """
+
+    @property
+    def max_concurrency(self) -> int:
+        """Requests that may be under way."""
+        ...
+
+    def begin(self, request: Any, loop: Any) -> Coroutine[Any, Any, None]:
+        """The coroutine that answers one request; called on the loop."""
+        ...
+
+    def statistics(self) -> Any:
+        """What its requests did so far; from any thread."""
+        ...
 
 
 class Backend(Protocol):

@@ -17,14 +17,14 @@ from functools import update_wrapper
 from typing import Any, Final, overload
 
 from penstock import limits
+from penstock.backends import signature
 from penstock.backends.base import Array, check_model_name
 from penstock.backends.settings import DynamicBatching
+from penstock.backends.signature import Function
 from penstock.errors import ExecutionError
-from penstock.tensors import TensorSpec, TensorType, tensor_type
+from penstock.tensors import TensorType
 
-Function = Callable[..., Any]
 _DEFAULT_MAX_BATCH: Final = 64  # as for a bare model file on the command line
-_ONLY_OUTPUT: Final = "output"  # what the output is called when only the return annotation declares it
 
 
 class ModelFunction:
@@ -43,14 +43,19 @@ class ModelFunction:
         padding: Mapping[str, Any] | None,
         dynamic_batching: DynamicBatching | None,
     ) -> None:
+        if inspect.iscoroutinefunction(function):
+            raise TypeError(
+                f"{getattr(function, '__name__', 'the function')} is async; a model function is called from a thread "
+                "and must be an ordinary function; @ps.pipeline takes async ones"
+            )
         self.function = function
         update_wrapper(self, function)
-        self.name = check_model_name(name if name is not None else _own_name(function))
-        self.max_batch_size = _count("max_batch_size", max_batch_size, 0, limits.MAX_BATCH_SIZE)
-        self.instances = _count("instances", instances, 1, limits.INSTANCES)
+        self.name = check_model_name(name if name is not None else signature.own_name(function))
+        self.max_batch_size = signature.count("max_batch_size", max_batch_size, 0, limits.MAX_BATCH_SIZE)
+        self.instances = signature.count("instances", instances, 1, limits.INSTANCES)
         batch = () if max_batch_size == 0 else (-1,)
-        self.inputs = _inputs(function, inputs, batch)
-        self.outputs = _outputs(function, outputs, batch)
+        self.inputs = signature.inputs(function, inputs, batch)
+        self.outputs = signature.outputs(function, outputs, batch)
         self.parameters = dict(parameters or {})
         self.padding = padding
         self.dynamic_batching = dynamic_batching
@@ -194,85 +199,3 @@ def model(
         )
 
     return decorate if function is None else decorate(function)
-
-
-def _count(what: str, value: int, low: int, high: int) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
-        raise TypeError(f"{what}={value!r}: expected an integer from {low} to {high}")
-    return value
-
-
-def _own_name(function: Function) -> str:
-    name = getattr(function, "__name__", "")
-    if not name.isidentifier():  # a lambda, a partial or a callable object
-        raise TypeError(f"{function!r} has no name of its own; pass name=")
-    return str(name)
-
-
-def _signature(function: Function) -> inspect.Signature:
-    where = getattr(function, "__name__", "the function")
-    try:
-        return inspect.signature(function, eval_str=True)
-    except NameError as error:
-        raise TypeError(
-            f"{where}: an annotation names something unknown here ({error}); pass inputs= and outputs="
-        ) from error
-    except ValueError as error:
-        raise TypeError(f"{where} has no readable signature; pass a Python function") from error
-
-
-def _inputs(
-    function: Function, declared: Mapping[str, TensorType] | None, batch: tuple[int, ...]
-) -> tuple[TensorSpec, ...]:
-    where = getattr(function, "__name__", "the function")
-    if inspect.iscoroutinefunction(function):
-        raise TypeError(f"{where} is async; a model function is called from a thread and must be an ordinary function")
-    found: list[TensorSpec] = []
-    for parameter in _signature(function).parameters.values():
-        if parameter.kind is parameter.VAR_KEYWORD and declared is not None:
-            known = {spec.name for spec in found}
-            found += [_spec(where, name, item, batch) for name, item in declared.items() if name not in known]
-            continue
-        if parameter.kind not in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY):
-            raise TypeError(f"{where}: {parameter} can't be an input; inputs are passed by name, one argument each")
-        optional = parameter.default is not parameter.empty
-        if declared is not None:
-            if parameter.name in declared:
-                found.append(_spec(where, parameter.name, declared[parameter.name], batch, optional))
-            elif not optional:
-                raise TypeError(f"{where}: argument {parameter.name!r} is not in inputs=, and it has no default")
-            continue
-        item = tensor_type(parameter.annotation)
-        if item is None:
-            raise TypeError(
-                f"{where}: argument {parameter.name!r} needs a tensor type such as "
-                f"{parameter.name}: ps.F32[16], or inputs="
-            )
-        found.append(_spec(where, parameter.name, item, batch, optional))
-    extra = set(declared or {}) - {spec.name for spec in found}
-    if extra:
-        raise TypeError(f"{where}: inputs= names {', '.join(sorted(extra))}, which the function does not take")
-    if not found:
-        raise TypeError(f"{where} has no inputs; a model needs at least one")
-    return tuple(found)
-
-
-def _outputs(
-    function: Function, declared: Mapping[str, TensorType] | None, batch: tuple[int, ...]
-) -> tuple[TensorSpec, ...]:
-    where = getattr(function, "__name__", "the function")
-    if declared is None:
-        item = tensor_type(_signature(function).return_annotation)
-        if item is None:
-            raise TypeError(f"{where}: declare what it returns: outputs={{'y': ps.F32[16]}} or -> ps.F32[16]")
-        declared = {_ONLY_OUTPUT: item}
-    if not declared:
-        raise TypeError(f"{where}: outputs= is empty; a model needs at least one output")
-    return tuple(_spec(where, name, item, batch) for name, item in declared.items())
-
-
-def _spec(where: str, name: str, item: object, batch: tuple[int, ...], optional: bool = False) -> TensorSpec:
-    found = tensor_type(item)
-    if found is None:
-        raise TypeError(f"{where}: {name!r} is declared as {item!r}, expected a tensor type such as ps.F32[16]")
-    return TensorSpec(name, found.datatype, batch + found.shape, optional)

@@ -5,14 +5,14 @@ Every Model has a finished configuration and a backend that agree. Whoever holds
 
 import json
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
 from penstock import engine
 from penstock.backends.accelerated import AcceleratedBackend
-from penstock.backends.base import Backend, check_model_name
+from penstock.backends.base import Backend, Concurrent, check_model_name
 from penstock.backends.engine import NAME as ENGINE
 from penstock.backends.engine import BorrowedEngineBackend, EngineBackend
 from penstock.backends.function import FunctionBackend, ModelFunction
@@ -73,6 +73,9 @@ class Model:
 
     buildable: Buildable | None = None
     """For models whose configuration asks for an engine."""
+
+    concurrent: Concurrent | None = None
+    """For models whose requests run side by side on the server's event loop; instances are not made then."""
 
     def close(self) -> None:
         """Close the backend; a second call does nothing."""
@@ -203,24 +206,9 @@ def from_runtime(
 
 def from_function(function: ModelFunction) -> Model:
     """A function made a model by `@ps.model`."""
-    message = messages.new()
-    message.name = function.name
-    message.backend = "python"
-    message.max_batch_size = function.max_batch_size
+    backend = FunctionBackend(function)
+    message = _signed(function.name, backend, function.max_batch_size, function.parameters)
     _write_instances(message, function.instances)
-    batch = 1 if function.max_batch_size > 0 else 0
-    for items, specs in ((message.input, function.inputs), (message.output, function.outputs)):
-        for spec in specs:
-            item = items.add()
-            item.name = spec.name
-            item.data_type = (
-                item.DESCRIPTOR.fields_by_name["data_type"].enum_type.values_by_name[to_triton(spec.datatype)].number
-            )
-            item.dims.extend(spec.shape[batch:])
-    for key, value in function.parameters.items():
-        if not isinstance(key, str) or not isinstance(value, str):
-            raise InvalidArgument(f"model {function.name!r}: parameter {key!r} must be text, got {value!r}")
-        message.parameters[key].string_value = value
     if function.padding is not None:
         message.parameters["padding"].string_value = _json(function)
     if function.dynamic_batching is not None:
@@ -228,8 +216,36 @@ def from_function(function: ModelFunction) -> Model:
     elif function.max_batch_size > 1:
         message.dynamic_batching.SetInParent()  # automatic, and clients see in the configuration that it batches
     config = validated(Config(message, frozenset({"max_batch_size"})))
-    backend = FunctionBackend(function)
     return Model(function.name, 1, complete(config, backend), backend)
+
+
+def from_signature(*, name: str, backend: Backend, parameters: Mapping[str, str]) -> Model:
+    """A model that takes and returns what its backend says, without a batch dimension."""
+    message = _signed(name, backend, 0, parameters)
+    config = validated(Config(message, frozenset({"max_batch_size"})))
+    return Model(name, 1, complete(config, backend), backend)
+
+
+def _signed(name: str, backend: Backend, max_batch_size: int, parameters: Mapping[str, str]) -> Any:
+    """A configuration with the tensors of a backend."""
+    message = messages.new()
+    message.name = name
+    message.backend = backend.name
+    message.max_batch_size = max_batch_size
+    batch = 1 if max_batch_size > 0 else 0
+    for items, specs in ((message.input, backend.inputs), (message.output, backend.outputs)):
+        for spec in specs:
+            item = items.add()
+            item.name = spec.name
+            item.data_type = (
+                item.DESCRIPTOR.fields_by_name["data_type"].enum_type.values_by_name[to_triton(spec.datatype)].number
+            )
+            item.dims.extend(spec.shape[batch:])
+    for key, value in parameters.items():
+        if not isinstance(key, str) or not isinstance(value, str):
+            raise InvalidArgument(f"model {name!r}: parameter {key!r} must be text, got {value!r}")
+        message.parameters[key].string_value = value
+    return message
 
 
 def _json(function: ModelFunction) -> str:

@@ -11,10 +11,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from penstock import _core
+from penstock.backends.base import Concurrent
 from penstock.errors import AlreadyExists, Internal, NotFound, PenstockError, Unavailable
 from penstock.repository import Model, Repository
 from penstock.serve.accelerator import Accelerator
 from penstock.serve.engine_cache import EngineCache
+from penstock.serve.event_loop import EventLoop
 from penstock.serve.hosting import Hosted, host
 from penstock.serve.options import Batching
 from penstock.serve.spec import specification
@@ -43,9 +45,15 @@ class Catalogue:
     """All models of one server."""
 
     def __init__(
-        self, front: _core.Front, repository: Repository | None, batching: Batching, engines: EngineCache
+        self,
+        front: _core.Front,
+        repository: Repository | None,
+        batching: Batching,
+        engines: EngineCache,
+        event_loop: EventLoop,
     ) -> None:
         self._front = front
+        self._event_loop = event_loop
         self._repository = repository
         self._batching = batching
         self._accelerator = Accelerator(engines, self._swap)
@@ -79,6 +87,15 @@ class Catalogue:
             self._front.withdraw(name)
             self._retire(entry.hosted)
             entry.hosted, entry.failure, entry.fingerprint, entry.unloaded = [], None, None, True
+
+    def concurrent(self, name: str) -> Concurrent:
+        """What answers the requests of a model on the event loop. Raises NotFound for others."""
+        with self._lock:
+            entry = self._entries.get(name)
+        for hosted in entry.hosted if entry else []:
+            if hosted.model.concurrent is not None:
+                return hosted.model.concurrent
+        raise NotFound(f"no pipeline named {name!r} is in service")
 
     def index(self, *, ready_only: bool) -> list[Row]:
         """One row for each version in service, and one for each known model that is not."""
@@ -204,7 +221,8 @@ class Catalogue:
                 log.info("model %r: %s", model.name, note)
         models = [self._accelerator.ready_made(model) for model in models]
         seconds = time.perf_counter() - started
-        return host(models, [specification(model, self._batching, seconds) for model in models])
+        specifications = [specification(model, self._batching, seconds) for model in models]
+        return host(models, specifications, self._event_loop)
 
     def _entry(self, name: str) -> _Entry:
         with self._lock:

@@ -1,4 +1,4 @@
-"""A model version in service: its queue in the data plane, and the instance threads that work it off.
+"""A model version in service: its queue in the data plane, and the threads that work it off.
 
 Made by `catalogue`, which publishes it once `start` has returned and retires it when it was replaced. Retiring never
 loses a request: the queue closes, the threads finish what is in it, then the backend closes.
@@ -7,11 +7,13 @@ loses a request: the queue closes, the threads finish what is in it, then the ba
 import logging
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 from penstock import _core
 from penstock.backends.base import Instance, input_memory
 from penstock.repository import Model
+from penstock.serve.event_loop import EventLoop
 from penstock.serve.spec import Specification
 
 log = logging.getLogger("penstock")
@@ -30,23 +32,27 @@ class Hosted:
     def version(self) -> int:
         return self.model.version
 
-    def start(self) -> None:
-        """Make the instances and let them wait for batches. What a backend raises here passes through."""
+    def start(self, event_loop: EventLoop) -> None:
+        """Let instances wait for batches, or the event loop for requests. What a backend raises here passes through."""
+        concurrent = self.model.concurrent
+        if concurrent is not None:
+            begin = event_loop.host(self.model.name, concurrent)
+            self._thread(0, self.core.run_concurrently, event_loop.exchange, begin, concurrent.max_concurrency)
+            return
         config = self.model.config
         count = config.instance_count
         for number in range(count):
             self._instances.append(self.model.backend.instance(number, count, config.threads))
         memories = [dict(input_memory(instance)) for instance in self._instances]
         for number, instance in enumerate(self._instances):
-            # Daemons: a program that never stops its server can still end.
-            thread = threading.Thread(
-                target=self.core.run,
-                args=(number, instance.execute, memories[number]),
-                name=f"penstock-{self.model.name}-{self.version}-{number}",
-                daemon=True,
-            )
-            thread.start()
-            self._threads.append(thread)
+            self._thread(number, self.core.run, number, instance.execute, memories[number])
+
+    def _thread(self, number: int, work: Callable[..., None], *args: Any) -> None:
+        # Daemons: a program that never stops its server can still end.
+        name = f"penstock-{self.model.name}-{self.version}-{number}"
+        thread = threading.Thread(target=work, args=args, name=name, daemon=True)
+        thread.start()
+        self._threads.append(thread)
 
     def retire(self, timeout_seconds: float | None = None) -> bool:
         """Finish what is queued, then give everything back. False when the time was over before that."""
@@ -67,13 +73,13 @@ class Hosted:
         return True
 
 
-def host(models: Sequence[Model], specifications: Sequence[Specification]) -> list[Hosted]:
+def host(models: Sequence[Model], specifications: Sequence[Specification], event_loop: EventLoop) -> list[Hosted]:
     """Start all versions of a model, or none: what fails closes the others again."""
     hosted: list[Hosted] = []
     try:
         for model, specification in zip(models, specifications, strict=True):
             hosted.append(Hosted(model, specification))
-            hosted[-1].start()
+            hosted[-1].start(event_loop)
     except BaseException:
         for version in hosted:
             version.retire()

@@ -18,24 +18,36 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import FrameType, TracebackType
-from typing import Final, Self
+from typing import Any, Final, Protocol, Self, runtime_checkable
 
 import penstock
 from penstock import _core, limits
 from penstock.backends.function import ModelFunction
 from penstock.engine import Runtime, shared_device_memory
 from penstock.engine.shared_device_memory import SharedDeviceMemory
-from penstock.errors import ConfigError, PenstockError
+from penstock.errors import ConfigError, NotFound, PenstockError
 from penstock.repository import Model, Repository, bare, from_function, from_runtime
 from penstock.serve import options
 from penstock.serve.catalogue import Catalogue
 from penstock.serve.control import Control
 from penstock.serve.engine_cache import EngineCache
+from penstock.serve.event_loop import EventLoop
+from penstock.serve.trace import Trace
 
 log = logging.getLogger("penstock")
 
 # At least this long answers on their way out may still leave.
 _GRACE_SECONDS: Final = 1.0
+
+
+@runtime_checkable
+class Servable(Protocol):
+    """What has a name and makes models of itself: a pipeline."""
+
+    @property
+    def name(self) -> str: ...
+
+    def served(self) -> list[Model]: ...
 
 
 class Server:
@@ -58,6 +70,7 @@ class Server:
     admin_token           load and unload then want it as a bearer token.
     io_threads            threads of the data plane; None: one for every four cores.
     engine_cache          where engines that configurations ask for are kept; None: in this user's cache directory.
+    trace                 a file to which every request to a pipeline adds a line: its steps, when each began and ended.
     """
 
     def __init__(
@@ -86,6 +99,7 @@ class Server:
         allow_client_shm: bool = False,
         io_threads: int | None = None,
         engine_cache: str | Path | None = None,
+        trace: str | Path | None = None,
         server_name: str = "penstock",
     ) -> None:
         self.http_port = options.port("http_port", http_port)
@@ -126,23 +140,25 @@ class Server:
             Repository(self._control_options.repositories) if self._control_options.repositories else None
         )
         self._engines = EngineCache(Path(engine_cache) if engine_cache is not None else None)
+        self._trace = Path(trace) if trace is not None else None
         self._added: dict[str, _Source] = {}
         self._front: _core.Front | None = None
+        self._event_loop: EventLoop | None = None
         self._catalogue: Catalogue | None = None
         self._control: Control | None = None
 
     def add(
         self,
-        model: ModelFunction | Runtime | str | Path,
+        model: ModelFunction | Servable | Runtime | str | Path,
         *,
         name: str | None = None,
         instances: int | None = None,
         runtime: str | None = None,
     ) -> None:
-        """Serve a `@ps.model` function, a runtime from `ps.load`, or a model file.
+        """Serve a `@ps.model` function, a `@ps.pipeline`, a runtime from `ps.load`, or a model file.
 
-        Functions carry their name and instances; for others `name` is needed (files: their stem) and `instances`
-        counts (None: one; on a GPU two); `runtime` is for files. Raises ConfigError when the name is taken.
+        Functions and pipelines carry their name and settings; for others `name` is needed (files: their stem) and
+        `instances` counts (None: one; on a GPU two); `runtime` is for files. Raises ConfigError when the name is taken.
         """
         source = _Source(model, name, instances, runtime)
         if source.name in self._added:
@@ -150,6 +166,15 @@ class Server:
         if self._catalogue is not None:
             self._catalogue.add(source.name, source.load)
         self._added[source.name] = source
+
+    def pipeline_statistics(self, name: str) -> Any:
+        """What the requests and steps of a pipeline took so far: a `penstock.pipeline.statistics.PipelineStatistics`.
+
+        Raises NotFound when no pipeline of that name is in service.
+        """
+        if self._catalogue is None:
+            raise NotFound(f"no pipeline named {name!r} is in service: the server is not running")
+        return self._catalogue.concurrent(name).statistics()
 
     def start(self) -> None:
         """Listen, load every model, become ready. Raises OSError for a port that is taken, and what loading raises."""
@@ -163,8 +188,8 @@ class Server:
 
     def stop(self) -> bool:
         """Refuse new requests, finish those in flight, end. True when all of them were answered in time."""
-        front, catalogue, control = self._front, self._catalogue, self._control
-        self._front = self._catalogue = self._control = None
+        front, catalogue, control, event_loop = self._front, self._catalogue, self._control, self._event_loop
+        self._front = self._catalogue = self._control = self._event_loop = None
         atexit.unregister(self.stop)
         if front is None:
             return True
@@ -175,6 +200,8 @@ class Server:
         if control is not None:
             control.stop()
         done = catalogue is None or catalogue.close(max(_GRACE_SECONDS, deadline - time.monotonic()))
+        if event_loop is not None:
+            event_loop.stop()
         front.stop(max(_GRACE_SECONDS, deadline - time.monotonic()))
         if left:
             log.error("%d requests were not answered before the exit timeout", left)
@@ -231,7 +258,9 @@ class Server:
         front = self._front = _core.Front(self._listeners, self._devices)
         atexit.register(self.stop)
         self.http_port, self.grpc_port, self.metrics_port = front.http_port, front.grpc_port, front.metrics_port
-        catalogue = self._catalogue = Catalogue(front, self._repository, wanted.batching, self._engines)
+        trace = Trace(self._trace) if self._trace is not None else None
+        event_loop = self._event_loop = EventLoop(front, trace)
+        catalogue = self._catalogue = Catalogue(front, self._repository, wanted.batching, self._engines, event_loop)
         poll = wanted.poll_seconds if wanted.mode == "poll" else None
         self._control = Control(front, catalogue, poll)
         self._control.start()
@@ -273,14 +302,18 @@ class _Source:
     """Something that was added, and how to make models of it."""
 
     def __init__(
-        self, model: ModelFunction | Runtime | str | Path, name: str | None, instances: int | None, runtime: str | None
+        self,
+        model: ModelFunction | Servable | Runtime | str | Path,
+        name: str | None,
+        instances: int | None,
+        runtime: str | None,
     ) -> None:
         self._model = model
         self._runtime = runtime
         self._instances = instances
-        if isinstance(model, ModelFunction):
+        if isinstance(model, ModelFunction | Servable):
             if name not in (None, model.name):
-                raise ConfigError(f"model function {model.name!r} has its own name; it can't be added as {name!r}")
+                raise ConfigError(f"{model.name!r} has its own name; it can't be added as {name!r}")
             self.name = model.name
         elif isinstance(model, str | Path):
             self.name = name if name is not None else Path(model).stem
@@ -292,6 +325,8 @@ class _Source:
     def load(self) -> list[Model]:
         if isinstance(self._model, ModelFunction):
             return [from_function(self._model)]
+        if isinstance(self._model, Servable):
+            return self._model.served()
         if isinstance(self._model, str | Path):
             return [bare(self._model, name=self.name, runtime=self._runtime, instances=self._instances)]
         return [from_runtime(self._model, self.name, instances=self._instances)]

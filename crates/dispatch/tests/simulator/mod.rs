@@ -154,6 +154,8 @@ pub fn run(world: &World) -> Report {
                     timeout: None,
                     deadline: None,
                     arrived: now,
+                    id: Box::default(),
+                    taken: None,
                     reply,
                 };
                 assert!(queue.submit(job).is_ok(), "the simulated queue has no bound");
