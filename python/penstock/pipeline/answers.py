@@ -17,8 +17,7 @@ from penstock.tensors import TensorSpec
 class Answers:
     """The outputs of one pipeline."""
 
-    def __init__(self, name: str, outputs: Sequence[TensorSpec]) -> None:
-        self._name = name
+    def __init__(self, outputs: Sequence[TensorSpec]) -> None:
         self._outputs = tuple(outputs)
 
     def arrays(self, returned: Any) -> dict[str, Array]:

@@ -38,7 +38,7 @@ class ConcurrentPipeline:
         self.max_concurrency = pipeline.max_concurrency
         self._name = pipeline.name
         self._body = pipeline.function
-        self._answers = Answers(pipeline.name, pipeline.outputs)
+        self._answers = Answers(pipeline.outputs)
         self._statistics = Statistics()
 
     def begin(self, request: Request, loop: EventLoop) -> Coroutine[Any, Any, None]:

@@ -6,11 +6,10 @@ that were not begun are dropped.
 """
 
 import asyncio
-import logging
 import time
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any, Final, cast
+from typing import Any, Final
 
 from penstock.errors import Cancelled, ExecutionError, PenstockError, Unavailable
 from penstock.pipeline.answers import Answers
@@ -18,9 +17,10 @@ from penstock.pipeline.statistics import Statistics, Step
 from penstock.pipeline.steps import CURRENT, Use
 from penstock.serve.event_loop import EventLoop, Request
 
-log = logging.getLogger("penstock")
-
 _NS: Final = 1_000_000_000
+
+# Calls are queued a little after their time was worked out, and so expire a little after it is over.
+_LATER_SECONDS: Final = 0.001
 
 
 class Call(asyncio.Future[Any]):
@@ -58,7 +58,7 @@ class Run:
     """One request under way."""
 
     __slots__ = (
-        *("_failed", "_id", "_number", "_open", "_queued", "_statistics", "_steps"),
+        *("_failed", "_id", "_number", "_open", "_over", "_queued", "_statistics", "_steps"),
         *("calls", "loop", "pipeline", "request", "started"),
     )
 
@@ -74,6 +74,8 @@ class Run:
         self._statistics = statistics
         self._steps: list[Step] | None = [] if loop.trace is not None else None
         """In the order in which they began; kept for a trace only."""
+        self._over = False
+        """The body has returned, or failed: no step begins any more."""
         self._open: set[asyncio.Future[Any]] = set()
         """Futures of `cpu` steps."""
         self._failed: tuple[BaseException, Step] | None = None
@@ -111,8 +113,13 @@ class Run:
         request = self.request
         left = request.seconds_left
         # Instances refuse what has waited too long when they pull; should all of them be busy then, it is done here.
-        timer = None if left is None else self.loop.asyncio_loop.call_later(left, self.loop.exchange.expire)
-        status, told = "failed", cast("BaseException | None", None)
+        timer = (
+            None
+            if left is None
+            else self.loop.asyncio_loop.call_later(left + _LATER_SECONDS, self.loop.exchange.expire)
+        )
+        status = "failed"
+        told: BaseException | None = None
         try:
             request.prepare(answers.arrays(await body(**request.inputs())))
             status = "ok"
@@ -144,7 +151,7 @@ class Run:
             raise RuntimeError(
                 f"step {name!r} was begun on another thread; begin steps in the body, and pass results on"
             )
-        if self._number not in self.loop.tasks:
+        if self._over:
             raise RuntimeError(f"step {name!r} was begun after its request was answered; await what the body starts")
         step = Step(name, kind)
         if self._steps is not None:
@@ -161,6 +168,7 @@ class Run:
 
     def _close(self) -> None:
         """Cancel what the body left running."""
+        self._over = True
         for future in (*self.calls, *self._open):
             future.cancel()
 
