@@ -1,0 +1,195 @@
+"""Pages a second with so many under way: `read_page` behind a server, and RapidOCR in a process of its own, in turns.
+
+    python -m examples.ocr.compare_service --engines build/ocr/engines --concurrency 16
+
+Both read the same encoded pages, decode them themselves and have both cores. RapidOCR is a library and no server: pages
+wait in a queue for one or for two workers, each with its own networks, whichever answers more; latency counts from when
+a page was handed in, as the server's does.
+"""
+
+import argparse
+import base64
+import contextlib
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+
+from examples.ocr.documents import rendered_documents
+from examples.ocr.servers import CHECKOUT
+from penstock.bench import requests, subject
+from penstock.bench.load import ANSWERED, HTTP, Load, Plan
+
+WARM = 8  # pages before those that count: libraries prepare kernels for shapes that they meet first
+PEERS = {
+    f"RapidOCR, {runtime}, {workers}": (runtime, workers)
+    for runtime in ("openvino", "onnxruntime")
+    for workers in (1, 2)
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Rate:
+    """Of one reader in one turn."""
+
+    pages_per_second: float
+    p50_ms: float
+    p99_ms: float
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--engines", type=Path, help="a folder of engines named after the networks")
+    parser.add_argument("--concurrency", type=int, default=16)
+    parser.add_argument("--pages", type=int, default=12, help="different ones")
+    parser.add_argument("--first", type=int, default=120, help="document that they begin with")
+    parser.add_argument("--seconds", type=float, default=15.0, help="of a turn")
+    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--json", action="store_true")
+    chosen = parser.parse_args(arguments)
+    with tempfile.TemporaryDirectory() as name:
+        pages = Path(name) / "pages.json"
+        pages.write_text(
+            json.dumps({"data": [{"image": {"b64": each}} for each in encoded(chosen.pages, chosen.first)]})
+        )
+        found = compared(pages, chosen)
+    if chosen.json:
+        print(json.dumps({each: [vars_of(rate) for rate in rates] for each, rates in found.items()}, indent=2))
+        return
+    print("| reader | pages/s | p50 ms | p99 ms |\n|---|---|---|---|")
+    for each, rates in found.items():
+        columns = [
+            statistics.median(values) for values in zip(*(vars_of(rate).values() for rate in rates), strict=True)
+        ]
+        print(f"| {each} | {columns[0]:.2f} | {columns[1]:.0f} | {columns[2]:.0f} |")
+
+
+def vars_of(rate: Rate) -> dict[str, float]:
+    return {"pages_per_second": rate.pages_per_second, "p50_ms": rate.p50_ms, "p99_ms": rate.p99_ms}
+
+
+def encoded(count: int, first: int) -> list[str]:
+    """PNGs in base64."""
+    documents = rendered_documents(count, first=first)
+    return [base64.b64encode(cv2.imencode(".png", one.pixels)[1].tobytes()).decode() for one in documents]
+
+
+def compared(pages: Path, chosen: argparse.Namespace) -> dict[str, list[Rate]]:
+    ours = ["plain networks", *(["engines"] if chosen.engines else [])]
+    found: dict[str, list[Rate]] = {each: [] for each in [*(f"penstock, {one}" for one in ours), *PEERS]}
+    for _ in range(chosen.rounds):
+        for each in ours:
+            with served(chosen.engines if each == "engines" else None) as address:
+                found[f"penstock, {each}"].append(loaded(address, pages, chosen.concurrency, chosen.seconds))
+        for each, (runtime, workers) in PEERS.items():
+            found[each].append(peer(pages, runtime, workers, chosen))
+    return found
+
+
+@contextlib.contextmanager
+def served(engines: Path | None) -> Iterator[str]:
+    """Where `read_page` answers over HTTP."""
+    flags = ["--engines", str(engines)] if engines else []
+    command = [sys.executable, "-m", "examples.ocr.page.service", *flags]
+    child = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=CHECKOUT)
+    assert child.stdin is not None
+    assert child.stdout is not None
+    try:
+        line = child.stdout.readline()
+        if not line:
+            raise SystemExit(f"the server ended with status {child.wait()} before it was ready; see above")
+        yield f"127.0.0.1:{json.loads(line)['http_port']}"
+    finally:
+        child.stdin.close()
+        child.wait(60)
+        child.stdout.close()
+
+
+def loaded(address: str, pages: Path, concurrency: int, seconds: float) -> Rate:
+    model = subject.Server(HTTP, address).subject("read_page", "")
+    sent = requests.requests(model, requests.Wanted(str(pages), json_outputs=True), HTTP)
+    plan = Plan(
+        HTTP, address, subject.infer_path(model, HTTP), sent, concurrency=concurrency, answer_within_seconds=300
+    )
+    with Load(plan) as load:
+        while len(load.records) < max(WARM, concurrency):
+            time.sleep(0.05)
+        begin = time.monotonic_ns()
+        time.sleep(seconds)
+        end = time.monotonic_ns()
+        load.stop()
+        records, messages = load.records, load.messages
+    if (records["outcome"] != ANSWERED).any():
+        raise SystemExit(f"pages were not read: {messages}")
+    counted = records[(records["received"] >= begin) & (records["received"] < end)]
+    return rate((counted["received"] - counted["scheduled"]) / 1e6, (end - begin) / 1e9)
+
+
+def rate(milliseconds: Any, seconds: float) -> Rate:
+    p50, p99 = np.percentile(milliseconds, [50, 99])
+    return Rate(len(milliseconds) / seconds, float(p50), float(p99))
+
+
+def peer(pages: Path, runtime: str, workers: int, chosen: argparse.Namespace) -> Rate:
+    """In a process of its own."""
+    asked = {"runtime": runtime, "workers": workers, "concurrency": chosen.concurrency, "seconds": chosen.seconds}
+    command = [
+        sys.executable,
+        "-W",
+        "ignore",
+        "-c",
+        "from examples.ocr.compare_service import read_as_peer; read_as_peer()",
+    ]
+    done = subprocess.run(
+        [*command, str(pages), json.dumps(asked)], capture_output=True, text=True, cwd=CHECKOUT, check=False
+    )
+    if done.returncode:
+        raise SystemExit(f"RapidOCR on {runtime} ended with status {done.returncode}: {done.stderr[-500:]}")
+    return Rate(**json.loads(done.stdout.splitlines()[-1]))
+
+
+def read_as_peer() -> None:
+    """What `peer` starts: prints a Rate."""
+    from examples.ocr.readers import RapidReader
+
+    pages = [base64.b64decode(each["image"]["b64"]) for each in json.loads(Path(sys.argv[1]).read_text())["data"]]
+    asked = json.loads(sys.argv[2])
+    own = threading.local()
+
+    def begin() -> None:
+        own.read = RapidReader(asked["runtime"])
+
+    def read(handed_in: float, number: int) -> tuple[float, float]:
+        picture = cv2.imdecode(np.frombuffer(pages[number % len(pages)], np.uint8), cv2.IMREAD_COLOR)
+        own.read(np.asarray(picture, np.uint8))
+        return handed_in, time.perf_counter()
+
+    times: list[tuple[float, float]] = []
+    with ThreadPoolExecutor(asked["workers"], initializer=begin) as pool:
+        number, until = 0, float("inf")
+        under_way = []
+        while time.perf_counter() < until or under_way:
+            while time.perf_counter() < until and len(under_way) < asked["concurrency"]:
+                under_way.append(pool.submit(read, time.perf_counter(), number))
+                number += 1
+            times.append(under_way.pop(0).result())
+            if len(times) == max(WARM, asked["concurrency"]):
+                begun = time.perf_counter()
+                until = begun + asked["seconds"]
+    counted = [(handed, ended) for handed, ended in times if begun <= ended < until]
+    print(json.dumps(vars_of(rate([1000 * (ended - handed) for handed, ended in counted], asked["seconds"]))))
+
+
+if __name__ == "__main__":
+    main()

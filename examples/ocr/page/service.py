@@ -1,0 +1,131 @@
+"""The model `read_page`: an encoded picture of a page in, its lines out, by a pipeline over three networks.
+
+Promises: each network is a model of its own with its own queue, so that crops of pages that are read at the same time
+share its batches and instances; everything between them runs in a pool, so that a large page holds up no other; a
+picture that can't be used fails its own request only. Called by `compare_service` and the tests.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+
+import penstock as ps
+from examples.ocr.model import CLASSIFIER, DETECTOR, RECOGNISER, alphabet_of, model_path, recogniser_path
+from examples.ocr.page.boxes import boxes
+from examples.ocr.page.crops import Batch, Crop, batches, crops, directions, upright
+from examples.ocr.page.frame import Frame, prepare
+from examples.ocr.page.words import Line, words
+from examples.ocr.reader import Calls, Floats, UnreadableImageError
+
+NETWORKS = {"detector": DETECTOR, "classifier": CLASSIFIER, "recogniser": RECOGNISER}
+# As `readers.CALLS` for OpenVINO: few shapes, for each of which a library prepares kernels.
+CALLS = Calls(step=64, rows=1)
+ROWS = 8  # of a call of the classifier: what an engine of it takes unless it is asked to take more
+
+Answer = dict[str, npt.NDArray[Any]]
+Picture = Annotated[npt.NDArray[np.object_], ps.Bytes[1]]
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """How networks are served. On two cores two instances of one thread each answer more than one of two."""
+
+    instances: int = 2
+    threads: int = 1
+
+
+def page_server(engines: Path | None = None, setting: Setting = Setting(), **options: Any) -> ps.Server:
+    """A server of `read_page` and its networks, not started.
+
+    engines  a folder; an engine in it named after a network, such as PP-OCRv6_det_small.engine, is served in its place.
+    options  those of `ps.Server`.
+    """
+    server = ps.Server(**options)
+    for name, file in NETWORKS.items():
+        server.add(_runtime(file, engines, setting), name=name, instances=setting.instances)
+    server.add(page_reader())
+    return server
+
+
+def _runtime(file: str, engines: Path | None, setting: Setting) -> Any:
+    engine = engines / Path(file).with_suffix(".engine").name if engines is not None else None
+    if engine is not None and engine.is_file():
+        return ps.load(engine, threads=setting.threads, instances=setting.instances)
+    return ps.load(model_path(file), runtime="openvino", threads=setting.threads, instances=setting.instances)
+
+
+def page_reader() -> Any:
+    """The pipeline; its networks are looked up by name when they are called."""
+    detect, classify, recognise = (ps.use(name) for name in NETWORKS)
+    alphabet = alphabet_of(recogniser_path())
+
+    @ps.pipeline(name="read_page", outputs={"text": ps.Bytes[-1], "score": ps.F32[-1], "corners": ps.F32[-1, 4, 2]})
+    async def read_page(image: Picture) -> Answer:
+        """BYTES [1], a PNG or JPEG, to lines in reading order: BYTES [n] in UTF-8, FP32 [n], FP32 [n, 4, 2]."""
+        frame, page = await ps.cpu(opened, image[0])
+        lines = await ps.cpu(cut, frame, await detect.batch(page))
+        if not lines:
+            return answer(())
+        looks = await ps.cpu(directions, lines)
+        chances = await ps.gather(classify.batch(looks[at : at + ROWS]) for at in range(0, len(looks), ROWS))
+        lines, grouped = await ps.cpu(turned, lines, np.concatenate(chances))
+        answers = await ps.gather(recognise.batch(each.pictures) for each in grouped)
+        return answer(await ps.cpu(words, frame, lines, grouped, [named(each) for each in answers], alphabet))
+
+    return read_page
+
+
+def opened(image: bytes) -> tuple[Frame, Floats]:
+    """Decoded, and as the detector takes it. Raises UnreadableImageError."""
+    pixels = cv2.imdecode(np.frombuffer(image, np.uint8), cv2.IMREAD_COLOR) if image else None
+    if pixels is None:
+        raise UnreadableImageError(f"image: {len(image)} bytes are no PNG or JPEG")
+    return prepare(np.asarray(pixels))
+
+
+def cut(frame: Frame, probabilities: npt.NDArray[Any]) -> list[Crop]:
+    """The lines of a page, from the detector's map."""
+    return crops(frame, boxes(probabilities, frame.size))
+
+
+def turned(lines: Sequence[Crop], chances: npt.NDArray[Any]) -> tuple[list[Crop], list[Batch]]:
+    """The lines as they read, and as the recogniser takes them."""
+    found = upright(lines, chances)
+    return found, batches(found, CALLS)
+
+
+def named(outputs: npt.NDArray[Any] | Mapping[str, npt.NDArray[Any]]) -> Mapping[str, npt.NDArray[Any]]:
+    """A call answers with an array where a model has one output."""
+    return outputs if isinstance(outputs, Mapping) else {"probabilities": outputs}
+
+
+def answer(lines: Sequence[Line]) -> Answer:
+    text = np.empty(len(lines), object)
+    text[:] = [line.text.encode() for line in lines]
+    corners = [line.corners for line in lines]
+    return {
+        "text": text,
+        "score": np.array([line.score for line in lines], np.float32),
+        "corners": np.array(corners, np.float32).reshape(-1, 4, 2),
+    }
+
+
+def main() -> None:
+    """Listens on free ports of 127.0.0.1, prints them as one JSON line, and ends when its standard input does."""
+    arguments = argparse.ArgumentParser(prog="python -m examples.ocr.page.service")
+    arguments.add_argument("--engines", type=Path, help="a folder of engines named after the networks")
+    with page_server(arguments.parse_args().engines, http_port=0, grpc_port=0, metrics_port=None) as server:
+        print(json.dumps({"http_port": server.http_port, "grpc_port": server.grpc_port}), flush=True)
+        sys.stdin.read()
+
+
+if __name__ == "__main__":
+    main()
