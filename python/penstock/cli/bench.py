@@ -43,9 +43,7 @@ def bench(
     ] = None,
     request_distribution: Annotated[
         str,
-        typer.Option(
-            help="In an open loop: poisson, as independent users come (perf_analyzer's default is constant)."
-        ),
+        typer.Option(help="In an open loop: poisson, as independent users come (perf_analyzer's default is constant)."),
     ] = "poisson",
     request_intervals: Annotated[
         Path | None, typer.Option(metavar="FILE", help="An open loop by these intervals in microseconds, one a line.")
