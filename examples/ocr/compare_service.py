@@ -9,7 +9,6 @@ a page was handed in, as the server's does.
 
 import argparse
 import base64
-import contextlib
 import json
 import statistics
 import subprocess
@@ -17,7 +16,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,7 +26,7 @@ import cv2
 import numpy as np
 
 from examples.ocr.documents import rendered_documents
-from examples.ocr.servers import CHECKOUT
+from examples.ocr.servers import CHECKOUT, child
 from penstock.bench import requests, subject
 from penstock.bench.load import ANSWERED, HTTP, Load, Plan
 
@@ -90,30 +89,12 @@ def compared(pages: Path, chosen: argparse.Namespace) -> dict[str, list[Rate]]:
     found: dict[str, list[Rate]] = {each: [] for each in [*(f"penstock, {one}" for one in ours), *PEERS]}
     for _ in range(chosen.rounds):
         for each in ours:
-            with served(chosen.engines if each == "engines" else None) as address:
-                found[f"penstock, {each}"].append(loaded(address, pages, chosen.concurrency, chosen.seconds))
+            flags = ["--engines", str(chosen.engines)] if each == "engines" else []
+            with child(each, "examples.ocr.page.service", flags) as server:
+                found[f"penstock, {each}"].append(loaded(server.http, pages, chosen.concurrency, chosen.seconds))
         for each, (runtime, workers) in PEERS.items():
             found[each].append(peer(pages, runtime, workers, chosen))
     return found
-
-
-@contextlib.contextmanager
-def served(engines: Path | None) -> Iterator[str]:
-    """Where `read_page` answers over HTTP."""
-    flags = ["--engines", str(engines)] if engines else []
-    command = [sys.executable, "-m", "examples.ocr.page.service", *flags]
-    child = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=CHECKOUT)
-    assert child.stdin is not None
-    assert child.stdout is not None
-    try:
-        line = child.stdout.readline()
-        if not line:
-            raise SystemExit(f"the server ended with status {child.wait()} before it was ready; see above")
-        yield f"127.0.0.1:{json.loads(line)['http_port']}"
-    finally:
-        child.stdin.close()
-        child.wait(60)
-        child.stdout.close()
 
 
 def loaded(address: str, pages: Path, concurrency: int, seconds: float) -> Rate:

@@ -70,28 +70,32 @@ def rounded(value: float) -> float | None:
     return None if math.isnan(value) else round(value, 2)
 
 
+def server(name: str, engine: Path | None = None) -> contextlib.AbstractContextManager[Server]:
+    """`serve` as a child process."""
+    return child(name, "examples.ocr.serve", ["--engine", str(engine)] if engine else [])
+
+
 @contextlib.contextmanager
-def server(name: str, engine: Path | None = None) -> Iterator[Server]:
-    """`serve` as a child process; it ends when its standard input closes, also when this process dies."""
-    flags = ["--engine", str(engine)] if engine else []
-    command = [sys.executable, "-m", "examples.ocr.serve", *flags]
-    child = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=CHECKOUT)
-    assert child.stdin is not None
-    assert child.stdout is not None
+def child(name: str, module: str, flags: Sequence[str]) -> Iterator[Server]:
+    """A module that serves and prints its ports; it ends when its standard input closes, also when we die."""
+    command = [sys.executable, "-m", module, *flags]
+    started = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=CHECKOUT)
+    assert started.stdin is not None
+    assert started.stdout is not None
     try:
-        line = child.stdout.readline()
+        line = started.stdout.readline()
         if not line:
-            raise SystemExit(f"demo: the {name} server ended with status {child.wait()} before it was ready; see above")
+            raise SystemExit(f"the {name} server ended with status {started.wait()} before it was ready; see above")
         ports = json.loads(line)
-        yield Server(name, f"127.0.0.1:{ports['http_port']}", f"127.0.0.1:{ports['grpc_port']}", child.pid)
+        yield Server(name, f"127.0.0.1:{ports['http_port']}", f"127.0.0.1:{ports['grpc_port']}", started.pid)
     finally:
-        child.stdin.close()
+        started.stdin.close()
         try:
-            child.wait(STOP_SECONDS)
+            started.wait(STOP_SECONDS)
         except subprocess.TimeoutExpired:
-            child.kill()
-            child.wait()
-        child.stdout.close()
+            started.kill()
+            started.wait()
+        started.stdout.close()
 
 
 def measure(where: Server, protocol: Protocol, lines: Sequence[Line], in_flight: int) -> Measured:
