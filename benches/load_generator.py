@@ -22,6 +22,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from harness.dialects import Post
 from harness.generators import GeneratorError, Generators
 from harness.lab import REPOSITORY
 from harness.processes import Session, wait_until
@@ -135,8 +136,6 @@ def threads() -> int:
 
 
 def tool(protocol: str, port: int, concurrency: int, seconds: int, folder: Path) -> tuple[int, float, float]:
-    from harness.dialects import Post
-
     found = subject.Server(protocol, f"127.0.0.1:{port}").subject(MODEL, "")
     request = requests.requests(found, requests.Wanted(), protocol)[0]
     kind = "application/octet-stream" if protocol == HTTP else "application/grpc"

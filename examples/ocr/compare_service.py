@@ -18,7 +18,7 @@ import threading
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -64,18 +64,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
         )
         found = compared(pages, chosen)
     if chosen.json:
-        print(json.dumps({each: [vars_of(rate) for rate in rates] for each, rates in found.items()}, indent=2))
+        print(json.dumps({each: [asdict(rate) for rate in rates] for each, rates in found.items()}, indent=2))
         return
     print("| reader | pages/s | p50 ms | p99 ms |\n|---|---|---|---|")
     for each, rates in found.items():
-        columns = [
-            statistics.median(values) for values in zip(*(vars_of(rate).values() for rate in rates), strict=True)
-        ]
+        columns = [statistics.median(values) for values in zip(*(asdict(rate).values() for rate in rates), strict=True)]
         print(f"| {each} | {columns[0]:.2f} | {columns[1]:.0f} | {columns[2]:.0f} |")
-
-
-def vars_of(rate: Rate) -> dict[str, float]:
-    return {"pages_per_second": rate.pages_per_second, "p50_ms": rate.p50_ms, "p99_ms": rate.p99_ms}
 
 
 def encoded(count: int, first: int) -> list[str]:
@@ -169,7 +163,7 @@ def read_as_peer() -> None:
                 begun = time.perf_counter()
                 until = begun + asked["seconds"]
     counted = [(handed, ended) for handed, ended in times if begun <= ended < until]
-    print(json.dumps(vars_of(rate([1000 * (ended - handed) for handed, ended in counted], asked["seconds"]))))
+    print(json.dumps(asdict(rate([1000 * (ended - handed) for handed, ended in counted], asked["seconds"]))))
 
 
 if __name__ == "__main__":

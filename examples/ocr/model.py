@@ -17,7 +17,8 @@ import numpy.typing as npt
 import onnx
 
 import penstock as ps
-from examples.ocr.reader import ANY_WIDTH, HEIGHT, Calls, Classes, Floats, Recognise, best_classes, read
+from examples.ocr.reader import ANY_WIDTH, FEW_SHAPES, HEIGHT, Calls, Classes, Floats, Recognise, best_classes, read
+from penstock.engine import Runtime
 
 PACKAGE = "rapidocr"
 RECOGNISER = "PP-OCRv6_rec_small.onnx"
@@ -41,7 +42,7 @@ PLAIN = Setting(instances=2, threads=1, max_batch=8, calls=ANY_WIDTH)
 # So with an engine. Its library makes kernels for each shape that it meets, in each instance, and keeps them: 13 MB a
 # shape. A line a call means few shapes, and costs no more than a batch does; widths in steps of 32 in place of 64 were
 # no faster and took 160 MB more.
-ENGINE = Setting(instances=2, threads=1, max_batch=8, calls=Calls(step=64, rows=1))
+ENGINE = Setting(instances=2, threads=1, max_batch=8, calls=FEW_SHAPES)
 
 # Lines up to here are prepared for when a model is loaded; wider ones are read as well, the first of a width slower.
 COMMON_WIDTH = 1088
@@ -63,6 +64,17 @@ def model_path(name: str) -> Path:
     if path is None or not path.is_file():
         raise RuntimeError(f"the model {name} is not installed; fix: pip install 'rapidocr>=3.10,<4'")
     return path
+
+
+def network(
+    file: str, engines: Path | None, *, runtime: str, threads: int | None = None, instances: int = 1
+) -> Runtime:
+    """One of the models as it is, or the engine in the folder `engines` that is named after it, such as
+    PP-OCRv6_det_small.engine. `runtime`: of the model as it is."""
+    engine = None if engines is None else engines / Path(file).with_suffix(".engine").name
+    if engine is not None and engine.is_file():
+        return ps.load(engine, threads=threads, instances=instances)
+    return ps.load(model_path(file), runtime=runtime, threads=threads, instances=instances)
 
 
 def alphabet_of(path: Path) -> list[str]:

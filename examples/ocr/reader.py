@@ -54,6 +54,8 @@ class Calls:
 
 
 ANY_WIDTH = Calls()
+# For a library that makes kernels for each shape that it meets: few widths, and a line a call, so one shape for each.
+FEW_SHAPES = Calls(step=64, rows=1)
 
 
 class UnreadableImageError(InvalidArgument):

@@ -14,15 +14,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-import penstock as ps
-from examples.ocr.model import CLASSIFIER, DETECTOR, RECOGNISER, alphabet_of, model_path, recogniser_path
-from examples.ocr.page.reading import Network, read_page
+from examples.ocr.model import CLASSIFIER, DETECTOR, RECOGNISER, alphabet_of, network, recogniser_path
+from examples.ocr.page.reading import read_page
 from examples.ocr.page.words import Line
-from examples.ocr.reader import ANY_WIDTH, Calls
+from examples.ocr.reader import ANY_WIDTH, FEW_SHAPES
 
 Pixels = npt.NDArray[np.uint8]
 # OpenVINO prepares kernels for every new shape: `reader.Calls` and README.md have the reasons and figures.
-CALLS = {"onnxruntime": ANY_WIDTH, "openvino": Calls(step=64, rows=1)}
+CALLS = {"onnxruntime": ANY_WIDTH, "openvino": FEW_SHAPES}
 
 
 @dataclass(slots=True)
@@ -47,7 +46,7 @@ class PageReader:
         self._alphabet = alphabet_of(recogniser_path())
         self._calls = CALLS[runtime]
         self._detect, self._classify, self._recognise = (
-            _loaded(name, runtime, engines) for name in (DETECTOR, CLASSIFIER, RECOGNISER)
+            network(name, engines, runtime=runtime) for name in (DETECTOR, CLASSIFIER, RECOGNISER)
         )
 
     def __call__(self, pixels: Pixels) -> tuple[Line, ...]:
@@ -60,12 +59,6 @@ class PageReader:
             calls=self._calls,
             watch=self.steps.watch,
         )
-
-
-def _loaded(name: str, runtime: str, engines: Path | None) -> Network:
-    if engines is not None and (engine := engines / Path(name).with_suffix(".engine").name).is_file():
-        return ps.load(engine)
-    return ps.load(model_path(name), runtime=runtime)
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,7 +2,7 @@
 
 use crate::Error;
 use crate::grpc;
-use crate::item::Prepared;
+use crate::item::{Item, Prepared};
 use crate::stream::Stream;
 use bytes::{Bytes, BytesMut};
 use http::{HeaderMap, Method, Request, Uri};
@@ -10,7 +10,7 @@ use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
-use penstock_wire::grpc::{PREFIX_BYTES, Prefix, prefix};
+use penstock_wire::grpc::PREFIX_BYTES;
 use std::convert::Infallible;
 use std::future::poll_fn;
 use std::pin::Pin;
@@ -105,9 +105,8 @@ async fn call(address: &str, path: &str, message: &[u8]) -> Result<Bytes, Error>
     let target = Target { protocol: Protocol::Grpc, address: address.into(), path: path.into(), headers: Vec::new() };
     let common = target.common()?;
     let unreachable = |problem: String| Error::Unreachable { address: address.into(), problem };
-    let mut body = BytesMut::from(&prefix(Prefix { compressed: false, length: message.len() as u32 })[..]);
-    body.extend_from_slice(message);
-    let prepared = Prepared { body: body.freeze(), headers: common.headers.clone(), expected: None };
+    let item = Item::new(Bytes::copy_from_slice(message), None, None);
+    let prepared = item.prepared(common.protocol, &common.headers, None);
     let mut connection = Connection::open(&common).await.map_err(unreachable)?;
     match connection.exchange(&common, &prepared, true).await {
         Ok(body) if body.len() >= PREFIX_BYTES => Ok(body.slice(PREFIX_BYTES..)),

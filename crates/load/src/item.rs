@@ -4,6 +4,7 @@ use crate::Protocol;
 use bytes::{BufMut, Bytes, BytesMut};
 use http::{HeaderMap, HeaderValue, header};
 use penstock_wire::grpc::{PREFIX_BYTES, Prefix, prefix};
+use prost::encoding::encode_varint;
 
 const HEADER_LENGTH: &str = "inference-header-content-length";
 
@@ -99,7 +100,7 @@ impl Mark {
 fn put_entry(into: &mut BytesMut, name: &[u8], field: u8, value: u64) {
     let mut parameter = BytesMut::new();
     parameter.put_u8(field << 3);
-    put_varint(&mut parameter, value);
+    encode_varint(value, &mut parameter);
     let mut entry = BytesMut::new();
     put_bytes(&mut entry, 1, name);
     put_bytes(&mut entry, 2, &parameter);
@@ -108,16 +109,8 @@ fn put_entry(into: &mut BytesMut, name: &[u8], field: u8, value: u64) {
 
 fn put_bytes(into: &mut BytesMut, field: u8, bytes: &[u8]) {
     into.put_u8(field << 3 | 2);
-    put_varint(into, bytes.len() as u64);
+    encode_varint(bytes.len() as u64, into);
     into.put_slice(bytes);
-}
-
-fn put_varint(into: &mut BytesMut, mut value: u64) {
-    while value >= 0x80 {
-        into.put_u8(value as u8 | 0x80);
-        value >>= 7;
-    }
-    into.put_u8(value as u8);
 }
 
 fn framed(message: &[u8], mark: Option<Mark>) -> Bytes {

@@ -18,16 +18,14 @@ import numpy as np
 import numpy.typing as npt
 
 import penstock as ps
-from examples.ocr.model import CLASSIFIER, DETECTOR, RECOGNISER, alphabet_of, model_path, recogniser_path
+from examples.ocr.model import CLASSIFIER, DETECTOR, RECOGNISER, alphabet_of, network, recogniser_path
 from examples.ocr.page.boxes import boxes
 from examples.ocr.page.crops import Batch, Crop, batches, crops, directions, upright
 from examples.ocr.page.frame import Frame, prepare
 from examples.ocr.page.words import Line, words
-from examples.ocr.reader import Calls, Floats, UnreadableImageError
+from examples.ocr.reader import FEW_SHAPES, Floats, UnreadableImageError
 
 NETWORKS = {"detector": DETECTOR, "classifier": CLASSIFIER, "recogniser": RECOGNISER}
-# As `readers.CALLS` for OpenVINO: few shapes, for each of which a library prepares kernels.
-CALLS = Calls(step=64, rows=1)
 ROWS = 8  # of a call of the classifier: what an engine of it takes unless it is asked to take more
 
 Answer = dict[str, npt.NDArray[Any]]
@@ -50,16 +48,10 @@ def page_server(engines: Path | None = None, setting: Setting = Setting(), **opt
     """
     server = ps.Server(**options)
     for name, file in NETWORKS.items():
-        server.add(_runtime(file, engines, setting), name=name, instances=setting.instances)
+        runtime = network(file, engines, runtime="openvino", threads=setting.threads, instances=setting.instances)
+        server.add(runtime, name=name, instances=setting.instances)
     server.add(page_reader())
     return server
-
-
-def _runtime(file: str, engines: Path | None, setting: Setting) -> Any:
-    engine = engines / Path(file).with_suffix(".engine").name if engines is not None else None
-    if engine is not None and engine.is_file():
-        return ps.load(engine, threads=setting.threads, instances=setting.instances)
-    return ps.load(model_path(file), runtime="openvino", threads=setting.threads, instances=setting.instances)
 
 
 def page_reader() -> Any:
@@ -99,7 +91,7 @@ def cut(frame: Frame, probabilities: npt.NDArray[Any]) -> list[Crop]:
 def turned(lines: Sequence[Crop], chances: npt.NDArray[Any]) -> tuple[list[Crop], list[Batch]]:
     """The lines as they read, and as the recogniser takes them."""
     found = upright(lines, chances)
-    return found, batches(found, CALLS)
+    return found, batches(found, FEW_SHAPES)
 
 
 def named(outputs: npt.NDArray[Any] | Mapping[str, npt.NDArray[Any]]) -> Mapping[str, npt.NDArray[Any]]:

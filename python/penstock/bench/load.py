@@ -93,12 +93,21 @@ class Load:
     @property
     def records(self) -> Records:
         """All so far, in the order in which answers came."""
-        if self._native is not None:
-            found = np.frombuffer(self._native.take(), dtype=RECORD)
-            self._taken.append(np.sort(found, order="received"))
+        self._take()
         if len(self._taken) > 1:
             self._taken = [np.concatenate(self._taken)]
         return self._taken[0] if self._taken else np.empty(0, RECORD)
+
+    @property
+    def count(self) -> int:
+        """Of the records so far."""
+        self._take()
+        return sum(map(len, self._taken))
+
+    def _take(self) -> None:
+        if self._native is not None:
+            found = np.frombuffer(self._native.take(), dtype=RECORD)
+            self._taken.append(np.sort(found, order="received"))
 
     @property
     def messages(self) -> dict[str, int]:

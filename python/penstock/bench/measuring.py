@@ -177,8 +177,8 @@ def _wait(load: Load, seconds: float, count: int | None) -> None:
     if count is None:
         time.sleep(seconds)
         return
-    until, wanted = time.monotonic() + 10 * seconds, len(load.records) + count
-    while len(load.records) < wanted and time.monotonic() < until:
+    until, wanted = time.monotonic() + 10 * seconds, load.count + count
+    while load.count < wanted and time.monotonic() < until:
         time.sleep(_POLL_SECONDS)
 
 

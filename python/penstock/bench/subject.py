@@ -12,7 +12,7 @@ from typing import Any, Final
 from urllib.parse import quote
 
 from penstock import _core
-from penstock.bench.load import HTTP
+from penstock.bench.load import GRPC, HTTP
 from penstock.errors import ExecutionError, InvalidArgument, NotFound, Unavailable
 
 _TIMEOUT_SECONDS: Final = 10.0
@@ -183,7 +183,7 @@ def infer_path(subject: Subject, protocol: str) -> str:
     """Where its requests go."""
     if protocol == HTTP:
         return f"{_path(subject.name, subject.version)}/infer"
-    return _SERVICE + ("ModelInfer" if protocol == "grpc" else "ModelStreamInfer")
+    return _SERVICE + ("ModelInfer" if protocol == GRPC else "ModelStreamInfer")
 
 
 def _statistics(listed: Sequence[Mapping[str, Any]]) -> Statistics:

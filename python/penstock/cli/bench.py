@@ -129,7 +129,7 @@ def bench(
         raise InvalidArgument(
             f"model {model} is decoupled: it answers a request any number of times, which is not measured"
         )
-    if (sequence_length is not None) != found.sequences and found.sequences:
+    if found.sequences and sequence_length is None:
         raise InvalidArgument(f"model {model} takes sequences: say how long they are, as in --sequence-length 20")
     wanted = requests.Wanted(
         input_data, batch, _shapes(shape or []), seed, string_length, string_data,

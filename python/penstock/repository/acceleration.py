@@ -84,7 +84,7 @@ class Acceleration:
         return found
 
 
-def parse(message: Any, where: str) -> Acceleration | None:
+def parse(message: Any, where: str, instances: int) -> Acceleration | None:
     """Of a ModelConfig message; None when it asks for no engine. Raises ConfigError.
 
     Models run on the CPU, so its accelerator goes before the GPU's where both are named; both must be well formed.
@@ -101,8 +101,7 @@ def parse(message: Any, where: str) -> Acceleration | None:
                 raise ConfigError(f"{place} is not known, expected {' or '.join(names)}")
             if each.name != CUDA:
                 found.append(_one(dict(each.parameters), place))
-    instances = sum(group.count or 1 for group in message.instance_group)
-    return replace(found[0], contexts=max(1, min(instances, _MOST_CONTEXTS))) if found else None
+    return replace(found[0], contexts=min(instances, _MOST_CONTEXTS)) if found else None
 
 
 def notes(message: Any) -> tuple[str, ...]:

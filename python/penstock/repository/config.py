@@ -141,7 +141,7 @@ class Config:
     @cached_property
     def acceleration(self) -> Acceleration | None:
         """The engine that `optimization.execution_accelerators` asks for."""
-        return acceleration.parse(self.message, f"model {self.name!r}")
+        return acceleration.parse(self.message, f"model {self.name!r}", self.instance_count)
 
     @cached_property
     def padding(self) -> Padding | None:
