@@ -10,7 +10,8 @@ On a machine with an NVIDIA GPU, torch, ONNX and no network, after `prepare` on 
 was measured there, where plotly is:
 
     python -m benches.stories.utilisation prepare --prepared FOLDER
-    python -m benches.stories.utilisation --gpu --prepared FOLDER
+    python -m benches.stories.utilisation --gpu --prepared FOLDER     two and a half minutes; one part at a time, with
+                                                                      --budget-scale 2 or 3, tunes more
     python -m benches.stories.utilisation draw --measured utilisation_gpu.measured.json
 """
 

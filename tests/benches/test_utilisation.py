@@ -159,10 +159,13 @@ def test_figures_of_a_gpu_are_told_and_drawn() -> None:
             "engine": {"precision": "fp16"},
             "sizes": [{"name": "4K", "shape": "1x3x32x32", "cosine": 0.99, **both}],
         },
-        "batches": {"by_batch": {"1": row(1, 1.0), "8": row(8, 2.0, 0.0)}, "available_bytes": 101 * MIB},
+        "batches": {
+            "by_batch": {"1": row(1, 1.0), "8": row(8, 2.0), "16": row(16, 1.0, 0.0)},
+            "available_bytes": 101 * MIB,
+        },
     }
     told = "\n".join(gpu_findings(found))
-    for said in ("6.0 times less", "0.990000: MISSED", "1.50 times", "batch 8 is best", "before batch 8 was tuned"):
+    for said in ("6.0 times less", "0.990000: MISSED", "1.50 times", "batch 8 is best", "before batch 16 was tuned"):
         assert said in told
     assert "the rule says 80" in told
     drawn = story(found)

@@ -8,7 +8,7 @@ from plotly.subplots import make_subplots
 
 from benches.stories.report import Story, Table
 from benches.stories.utilising import eight_bits, memory
-from benches.stories.utilising.gpu_findings import findings, held
+from benches.stories.utilising.gpu_findings import comparable, findings, held
 
 _MIB: Final = 2**20
 Drawn = tuple[Table, go.Figure]
@@ -95,7 +95,7 @@ def _batches(batches: Mapping[str, Any]) -> Drawn:
             for batch, row in rows.items()
         ),
     )  # fmt: skip
-    line = memory.fitted({batch: held(row) for batch, row in rows.items()})
+    line = memory.fitted({batch: held(row) for batch, row in comparable(rows).items()})
     figure = make_subplots(1, 2, subplot_titles=("lines/s", "memory of the device, MiB"))
     for name, key in (("computing alone", "compute"), ("whole calls", "milliseconds")):
         rates = [1000 * batch / row[key] for batch, row in rows.items()]
