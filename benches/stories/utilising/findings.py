@@ -45,6 +45,9 @@ def of_eight_bits(found: eight_bits.Found) -> list[str]:
             f"The serving process holds {before:.0f} MiB with FP32 and {after:.0f} MiB after, {word} by "
             f"{abs(1 - after / before):.0%}; the report followed had 1.8 GB before and 0.6 GB after."
         )
+    plain = next((each for each in found.contenders if each.name == eight_bits.PLAIN), None)
+    if plain is not None and plain.served is not None:
+        said.append(f"Served as it is by ONNX Runtime, the model holds {plain.served.asked.now / _MIB:.0f} MiB.")
     return said
 
 
