@@ -9,6 +9,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -100,6 +101,18 @@ class Session:
         """User and system time so far of all members. Whoever leaves the session unreaped takes its time along."""
         return sum(process.ticks for process in members(self._process.pid, all_processes())) / TICKS_PER_SECOND
 
+    def pause(self) -> None:
+        """Nobody in it computes until `resume`: a server that polls while it waits costs the others nothing."""
+        self._send(signal.SIGSTOP)
+
+    def resume(self) -> None:
+        self._send(signal.SIGCONT)
+
+    def _send(self, number: signal.Signals) -> None:
+        for process in members(self._process.pid, all_processes()):
+            with suppress(ProcessLookupError):
+                os.kill(process.pid, number)
+
     def last_lines(self, count: int = 5) -> str:
         lines = self.log.read_text(errors="replace").strip().splitlines()
         return " | ".join(line.strip() for line in lines[-count:])[-600:] or "nothing said"
@@ -108,6 +121,7 @@ class Session:
         """SIGTERM to the first process, who knows how to end the others; SIGKILL for whoever is left."""
         leader = self._process.pid
         family = members(leader, all_processes())
+        self.resume()
         if not self.ended:
             self._process.send_signal(signal.SIGTERM)
             try:
