@@ -52,7 +52,7 @@ def assembled(
         _allow(path, seconds / (1 if at == 0 else _SHARE), contexts)
         shapes = {INPUT: (batch, *row)}
         programs[at] = CudaRuntime.compile(path, tactic, shapes=shapes, instances=1, threads=None, device=device)
-        spent = _milliseconds(programs[at], batch, row)
+        spent = _milliseconds(programs[at], batch, row, 20 if device.type == "cuda" else 1)
         buckets.append(Bucket(shapes, at, 1e3 * spent))
         print(f"bucket {batch:3}: {spent:7.3f} ms a call", file=sys.stderr, flush=True)
     inputs, outputs = programs[0].inputs, programs[0].outputs
@@ -81,7 +81,7 @@ def _allow(path: Path, seconds: float, contexts: int) -> None:
     beside.write_text(json.dumps(json.loads(beside.read_text()) | {"seconds": seconds}))
 
 
-def _milliseconds(program: CudaRuntime, rows: int, row: Row, calls: int = 20) -> float:
+def _milliseconds(program: CudaRuntime, rows: int, row: Row, calls: int) -> float:
     x = pictures(rows, row, program.inputs[0].dtype)
     instance = program.instance()
     instance.execute({INPUT: x})

@@ -7,10 +7,9 @@ torch there, and onnxruntime-gpu for the ways that are not the engine; nothing i
 
 import argparse
 import queue
-import signal
 import sys
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -97,7 +96,7 @@ def plain(folder: Path, device: str, instances: int, most_rows: int) -> ps.Model
     )(recognise)  # fmt: skip
 
 
-def built(folder: Path, device: str, seconds: float, contexts: int) -> Any:
+def built(folder: Path, device: str, seconds: float, contexts: int, most_rows: int) -> Any:
     """The engine in FP16 (on `cpu` FP32, to try the script), tuned here; answers are compared with FP32's."""
     import torch
 
@@ -109,8 +108,9 @@ def built(folder: Path, device: str, seconds: float, contexts: int) -> Any:
     with tempfile.TemporaryDirectory() as scratch:
         path = Path(scratch) / FORM
         path.write_bytes((folder / FORM).read_bytes())
-        made = assembled(path, MODEL, _ROW, GPU_BATCHES, where, seconds, contexts)
-        batch = min(GPU_BATCHES)
+        batches = [each for each in GPU_BATCHES if each <= most_rows]
+        made = assembled(path, MODEL, _ROW, batches, where, seconds, contexts)
+        batch = min(batches)
         pictures = saved(folder).pictures[:batch]
         reference = Tactic("cuda", "fp32", "lowered", "static", options=(("steps", "plain"),))
         right = CudaRuntime.compile(
@@ -125,16 +125,6 @@ def built(folder: Path, device: str, seconds: float, contexts: int) -> Any:
     return made.engine
 
 
-def serve(add: Callable[[ps.Server], None], http_port: int) -> None:
-    """Until SIGTERM."""
-    ending = queue.SimpleQueue[int]()
-    signal.signal(signal.SIGTERM, lambda *_: ending.put(0))
-    server = ps.Server(http_port=http_port, grpc_port=None, metrics_port=None)
-    add(server)
-    with server:
-        ending.get()
-
-
 def main(words: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
     parser.add_argument("way", choices=[ENGINE, ONNXRUNTIME])
@@ -145,12 +135,13 @@ def main(words: Sequence[str] | None = None) -> None:
     parser.add_argument("--tune-seconds", type=float, default=15.0)
     parser.add_argument("--device", default="cuda", choices=["cuda", "cpu"])
     options = parser.parse_args(words)
+    server = ps.Server(http_port=options.http_port, grpc_port=None, metrics_port=None)
     if options.way == ENGINE:
-        engine = built(options.folder, options.device, options.tune_seconds, options.instances)
-        serve(lambda server: server.add(engine, name=MODEL, instances=options.instances), options.http_port)
+        served = built(options.folder, options.device, options.tune_seconds, options.instances, options.most_rows)
+        server.add(served, name=MODEL, instances=options.instances)
     else:
-        model = plain(options.folder, options.device, options.instances, options.most_rows)
-        serve(lambda server: server.add(model), options.http_port)
+        server.add(plain(options.folder, options.device, options.instances, options.most_rows))
+    server.run()
 
 
 if __name__ == "__main__":

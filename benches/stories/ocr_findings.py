@@ -79,6 +79,26 @@ class Results:
         return level, self.points[name, level]
 
 
+def to_data(results: Results) -> dict[str, Any]:
+    """JSON-able; `from_data` gives the same again."""
+    points = [{"served": name, "at_once": level, **each} for (name, level), each in results.points.items()]
+    readings = {name: vars(each) for name, each in results.readings.items()}
+    return vars(results) | {"points": points, "readings": readings}
+
+
+def from_data(data: Mapping[str, Any]) -> Results:
+    def figures(each: Mapping[str, Any]) -> Figures:
+        values = {key: value for key, value in each.items() if key not in ("served", "at_once")}
+        return {key: math.nan if value is None else float(value) for key, value in values.items()}
+
+    return Results(
+        ours=tuple(data["ours"]), peers=tuple(data["peers"]), levels=tuple(data["levels"]),
+        points={(each["served"], each["at_once"]): figures(each) for each in data["points"]},
+        readings={name: Reading(**each) for name, each in data["readings"].items()},
+        words=data["words"], gpu=data["gpu"], amx=data["amx"],
+    )  # fmt: skip
+
+
 def tables(results: Results) -> tuple[Table, ...]:
     rows: list[tuple[Cell, ...]] = [
         (name, level, *(results.points[name, level][key] for _, key in _COLUMNS))
@@ -189,7 +209,8 @@ def accurate(results: Results) -> bool:
 
 
 def _ratio(mine: Figures, theirs: Figures) -> float:
-    return mine["infer_per_s"] / theirs["infer_per_s"]
+    """NaN, which passes no bar, where nothing was answered."""
+    return mine["infer_per_s"] / theirs["infer_per_s"] if theirs["infer_per_s"] else math.nan
 
 
 def _number(value: float) -> str:

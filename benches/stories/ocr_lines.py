@@ -37,6 +37,9 @@ class Lines:
     alphabet: tuple[str, ...]
     """Class -> character; class 0 is the CTC blank."""
 
+    def first(self, count: int) -> "Lines":
+        return Lines(self.texts[:count], self.pictures[:count], self.hard[:count], self.alphabet)
+
     def read(self, index: NDArray[np.int64]) -> list[str]:
         """[n, columns] of classes to text: repeats merged, blanks dropped (Graves et al. 2006, best path)."""
         found = []

@@ -4,18 +4,21 @@
     python -m benches.stories.ocr_serving --peers            and FastAPI, LitServe and Triton, installed into .peers
     python -m benches.stories.ocr_serving prepare            writes FOLDER/ocr-gpu, for a machine with a GPU
     python -m benches.stories.ocr_serving --gpu              there: ONNX Runtime's CUDA provider, and our FP16 engine
+    python -m benches.stories.ocr_serving draw --json FILE   the page and the picture of what was measured elsewhere
 
 Client batch 2, concurrency 2 to 16, real lines of 48 x 320 in bytes, HTTP, all on one machine. Peers that are installed
 are measured in any case. Exit status 1: a request failed, or somebody misread the lines.
 """
 
 import argparse
+import json
 import os
+import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from benches.stories import machine, ocr_findings, ocr_lines, ocr_models, ocr_ways
 from benches.stories.ocr_findings import Reading, Results
@@ -34,9 +37,9 @@ _ASKS: Final = (
 
 def arguments(words: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("do", nargs="?", default="measure", choices=["measure", "prepare"])
+    parser.add_argument("do", nargs="?", default="measure", choices=["measure", "prepare", "draw"])
     parser.add_argument("-o", "--output", type=Path, default=DEFAULT_FOLDER, metavar="FOLDER")
-    parser.add_argument("--seconds", type=float, default=2.0, help="of a server at a concurrency in a turn")
+    parser.add_argument("--seconds", type=float, default=1.3, help="of a server at a concurrency in a turn")
     parser.add_argument("--turns", type=int, default=3)
     parser.add_argument("--levels", type=int, nargs="+", default=list(LEVELS), help="requests at once")
     parser.add_argument("--lines", type=int, default=ocr_lines.LINES)
@@ -45,9 +48,11 @@ def arguments(words: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--peers", action="store_true", help="install peers that are missing")
     parser.add_argument("--no-peers", action="store_true", help="ours alone")
     parser.add_argument("--gpu", action="store_true")
+    parser.add_argument("--json", type=Path, help="of draw: what was written where plotly is not installed")
     parser.add_argument("--prepared", type=Path, help="of --gpu; default: FOLDER/ocr-gpu")
     parser.add_argument("--device", default="cuda", choices=["cuda", "cpu"], help="cpu tries --gpu without one")
     parser.add_argument("--contexts", type=int, default=2, help="of the engine on a GPU")
+    parser.add_argument("--most-rows", type=int, default=max(ocr_models.GPU_BATCHES), help="of a batch on a GPU")
     parser.add_argument("--tune-seconds", type=float, default=15.0, help="of its largest batch; others a third")
     return parser.parse_args(words)
 
@@ -61,18 +66,37 @@ def main(words: Sequence[str] | None = None) -> int:
 
         print("\n".join(ocr_cuda.prepare(prepared)))
         return 0
+    if options.do == "draw":
+        return _draw(options.json, folder)
+    signal.signal(signal.SIGTERM, _end)
     with ExitStack() as stack:
         if options.gpu:
-            lines = ocr_lines.saved(prepared)
+            lines = ocr_lines.saved(prepared).first(options.lines)
             servers, absent = _start_on_gpu(options, prepared, folder, stack)
-            about: dict[str, object] = {}
+            about: dict[str, object] = {"contexts": options.contexts, "tune_seconds": options.tune_seconds}
+            if options.device == "cpu":
+                absent.append(Absent("The GPU", "all of this ran on a processor, to try the script"))
         else:
             lines, servers, absent, about = _start(options, folder, stack)
         results, points = _measured(options, lines, servers)
     for each in absent:
         print(f"{each.name} not measured: {each.reason}", file=sys.stderr)
-    publish(_story(results, points, absent, about, options), folder)
+    told = {
+        **about,
+        "absent": [f"{each.name} was not measured: {each.reason}." for each in absent],
+        "client_rows": ocr_models.CLIENT_ROWS,
+        "seconds": options.seconds,
+        "turns": {f"{name}, {level}": point.turns for (name, level), point in points.items()},
+        "messages": {f"{name}, {level}": point.messages for (name, level), point in points.items() if point.messages},
+    }
+    publish(_story(results, told), folder)
     return 0 if _right(results) else 1
+
+
+def _end(number: int, _: object) -> None:
+    """The servers end with this when it is told to: they are sessions of their own, and ending them takes a while."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    sys.exit(128 + number)
 
 
 # ---- starting ----
@@ -138,7 +162,7 @@ def _look(way: Way, folder: Path, lines: Lines, level: int, seconds: float) -> f
 def _start_on_gpu(
     options: argparse.Namespace, prepared: Path, folder: Path, stack: ExitStack
 ) -> tuple[list[Running], list[Absent]]:
-    ways, absent = ocr_ways.on_gpu(prepared, options.device, options.contexts, options.tune_seconds)
+    ways, absent = ocr_ways.on_gpu(prepared, options.device, options.contexts, options.tune_seconds, options.most_rows)
     servers = []
     for way in ways:
         print(f"starting {way.name} ...", file=sys.stderr, flush=True)
@@ -184,37 +208,28 @@ def _measured(
     return results, points
 
 
-def _story(
-    results: Results,
-    points: dict[tuple[str, int], Point],
-    absent: Sequence[Absent],
-    about: dict[str, object],
-    options: argparse.Namespace,
-) -> Story:
-    missing = tuple(f"{each.name} was not measured: {each.reason}." for each in absent)
-    engine = about.get("engine")
-    told = (f"The engine: {', '.join(engine['tactics'])}; {engine['accuracy']}.",) if isinstance(engine, dict) else ()
+def _story(results: Results, told: Mapping[str, Any]) -> Story:
+    """`told`: what was measured besides; plain data."""
+    engine = told.get("engine")
+    built = (f"The engine: {', '.join(engine['tactics'])}; {engine['accuracy']}.",) if engine else ()
     return Story(
         name="ocr_serving_gpu" if results.gpu else "ocr_serving",
         title=_TITLE + (" on a GPU" if results.gpu else ""),
         asks=_ASKS,
         tables=ocr_findings.tables(results),
         figures=_if_drawable(lambda: ocr_findings.figures(results)),
-        findings=(*ocr_findings.findings(results), *told, *missing),
-        data={
-            **about,
-            "client_rows": ocr_models.CLIENT_ROWS,
-            "seconds": options.seconds,
-            "turns": options.turns,
-            "points": [
-                {"served": name, "at_once": level, **results.points[name, level], "turns": point.turns,
-                 "messages": point.messages}
-                for (name, level), point in points.items()
-            ],
-            "readings": {name: vars(each) for name, each in results.readings.items()},
-            "served": dict(results.words),
-        },
-    )  # fmt: skip
+        findings=(*ocr_findings.findings(results), *built, *told["absent"]),
+        data={"results": ocr_findings.to_data(results), "told": told},
+    )
+
+
+def _draw(written: Path | None, folder: Path) -> int:
+    if written is None:
+        raise SystemExit("draw needs --json FILE")
+    document = json.loads(written.read_text())
+    data = document["data"]
+    publish(_story(ocr_findings.from_data(data["results"]), data["told"]), folder, document["machine"])
+    return 0
 
 
 def _if_drawable(draw: Callable[[], tuple[object, ...]]) -> tuple[object, ...]:

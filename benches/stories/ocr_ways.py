@@ -19,7 +19,7 @@ from typing import Final
 from benches.harness.lab import REPOSITORY, Lab, LabError, missing_packages
 from benches.harness.processes import Session, wait_until
 from benches.stories import ocr_cuda
-from benches.stories.ocr_models import BATCHES, CLIENT_ROWS, GPU_BATCHES, MODEL
+from benches.stories.ocr_models import BATCHES, CLIENT_ROWS, MODEL
 
 OURS: Final = ("plain", "dynamic batching", "two instances", "engine")
 PLAIN, ENGINE = OURS[0], OURS[-1]
@@ -152,15 +152,19 @@ def _repository(folder: Path, model: Path, most_rows: int, layout: Layout) -> Pa
     return folder
 
 
-def on_gpu(prepared: Path, device: str, contexts: int, tune_seconds: float) -> tuple[list[Way], list[Absent]]:
+def on_gpu(
+    prepared: Path, device: str, contexts: int, tune_seconds: float, most_rows: int
+) -> tuple[list[Way], list[Absent]]:
     """The same four, with ONNX Runtime's CUDA provider and our engine in FP16. Without the provider: the engine."""
-    most = max(GPU_BATCHES)
-    provider = (ocr_cuda.ONNXRUNTIME, 1, most)
+    most = most_rows
     wanted = (
-        ((ocr_cuda.ONNXRUNTIME, 1, CLIENT_ROWS), "ONNX Runtime CUDA FP32, one instance, no batching"),
-        (provider, f"the same, batches of up to {most}"),
+        ((ocr_cuda.ONNXRUNTIME, 1, CLIENT_ROWS), f"ONNX Runtime {device.upper()} FP32, one instance, no batching"),
+        ((ocr_cuda.ONNXRUNTIME, 1, most), f"the same, batches of up to {most}"),
         ((ocr_cuda.ONNXRUNTIME, 2, most), "the same, two instances"),
-        ((ocr_cuda.ENGINE, contexts, most), f"our engine in FP16, {contexts} contexts, batches of up to {most}"),
+        (
+            (ocr_cuda.ENGINE, contexts, most),
+            f"our engine in {'FP16' if device == 'cuda' else 'FP32'}, {contexts} contexts, batches of up to {most}",
+        ),
     )
     why = ocr_cuda.missing(device)
     found, absent = [], []
