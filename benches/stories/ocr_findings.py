@@ -35,6 +35,7 @@ _COLUMNS: Final = (
     ("queue ms", "queue_ms"),
     ("compute ms", "compute_ms"),
     ("rows of a batch", "rows_of_a_batch"),
+    ("CPU ms a line", "cpu_ms"),
     ("lowest turn", "lowest_turn"),
     ("highest turn", "highest_turn"),
 )
@@ -139,6 +140,11 @@ def findings(results: Results) -> tuple[str, ...]:
                 f"(bar with{'' if results.amx else 'out'} AMX: {bar:g}): {_kept(at_most >= bar)}."
             )
             found.append(f"From the first to the last, peak over peak: {by_peak:.2f} times (reported on a GPU: 9.9).")
+        base, mine = (results.points[name, most]["cpu_ms"] for name in (first, last))
+        found.append(
+            f"A line at {most} at once costs {base:.2f} ms of a core with the {first} model and {mine:.2f} ms with the "
+            f"{last}: {base / mine if mine else math.nan:.2f} times less."
+        )
     p95 = results.peak(last)[1]["p95_ms"]
     if results.gpu:
         kept = _kept(p95 <= GPU_P95_BAR_MS)
@@ -174,11 +180,15 @@ def _beside_peers(results: Results, last: str) -> list[str]:
         f"The best peer is {best}: at their peaks the {last} serves {_ratio(results.peak(last)[1], theirs):.2f} times "
         "as much."
     ]
+    costs = ", ".join(f"{name} {results.points[name, results.levels[-1]]['cpu_ms']:.2f}" for name in results.peers)
+    found.append(f"With peers a line costs (ms of a core): {costs}.")
     plain = [name for name in results.ours if name != last]
     if plain:
-        mine = max(plain, key=lambda name: results.peak(name)[1]["infer_per_s"])
-        ratio = _ratio(results.peak(mine)[1], theirs)
-        found.append(f"With the same model in ONNX Runtime, ours ({mine}) serves {ratio:.2f} times what {best} does.")
+        fastest = max(plain, key=lambda name: results.peak(name)[1]["infer_per_s"])
+        ratio = _ratio(results.peak(fastest)[1], theirs)
+        found.append(
+            f"With the same model in ONNX Runtime, ours ({fastest}) serves {ratio:.2f} times what {best} does."
+        )
     return found
 
 

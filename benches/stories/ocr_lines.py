@@ -106,21 +106,21 @@ def edits(truth: str, reading: str) -> int:
 
 
 def calibration() -> Iterator[dict[str, Bytes]]:
-    """96 other lines, eight at once."""
+    """32 other lines, eight at once."""
     from examples.ocr import samples
 
-    for batch in samples.calibration(short=True):
+    for batch in samples.calibration(samples.FEW_CALIBRATION, short=True):
         yield {INPUT: _as_bytes(batch.pictures)}
 
 
 def accuracy(run: Run) -> NDArray[np.float64]:
-    """Of each of 200 other plain lines: 1 - edits / characters, never below 0; an accuracy gate wants it so."""
+    """Of each of 64 other plain lines: 1 - edits / characters, never below 0; an accuracy gate wants it so."""
     from examples.ocr import samples
     from examples.ocr.metrics import alphabet, held_out, line_accuracies
 
     lines = Lines((), np.empty((0, HEIGHT, WIDTH, 3), np.uint8), (), tuple(alphabet()))
     found = []
-    for batch in held_out(samples.HELD_OUT, short=True):
+    for batch in held_out(samples.FEW_HELD_OUT, short=True):
         answer = run({INPUT: _as_bytes(batch.pictures)})
         found.append(line_accuracies(batch.texts, lines.read(np.array(answer[INDEX]))))
     return np.concatenate(found)

@@ -24,7 +24,7 @@ from penstock.bench.load import ANSWERED, HTTP, Plan, Request
 from penstock.bench.measuring import Settings, measure
 from penstock.bench.subject import Server, Statistics
 
-_WARM_UP_SECONDS: Final = 0.4
+_WARM_UP_SECONDS: Final = 0.5
 _ASK_SECONDS: Final = 60.0
 
 
@@ -37,6 +37,12 @@ class Point:
     messages: list[str] = field(default_factory=list)
     turns: list[float] = field(default_factory=list)
     """Inferences a second of each."""
+
+    cpu_seconds: float = 0.0
+    """Of the server's processes, warm-up included."""
+
+    answered: int = 0
+    """Requests, warm-up included."""
 
     busy: float = 0.0
     """The largest share of a turn that the generator computed."""
@@ -60,6 +66,7 @@ class Point:
             "queue_ms": self._each("queue"),
             "compute_ms": sum(self._each(name) for name in ("compute_input", "compute_infer", "compute_output")),
             "rows_of_a_batch": self.rows / self.executions if self.executions else float("nan"),
+            "cpu_ms": 1e3 * self.cpu_seconds / self.answered / CLIENT_ROWS if self.answered else float("nan"),
             "requests": float(len(latencies)),
             "failed": float(self.failed),
             "lowest_turn": min(self.turns, default=float("nan")),
@@ -158,11 +165,14 @@ def add(point: Point, server: Running, asked: Sequence[Request], level: int, sec
         return teller.statistics(MODEL, "") if server.way.v2 else None
 
     with awake(server):
+        before = server.session.cpu_seconds()
         found = measure(plan, "concurrency", level, CLIENT_ROWS, settings, told)
+        point.cpu_seconds += server.session.cpu_seconds() - before
     (window,) = found.windows
     records: NDArray[Any] = found.records
     inside = records[(records["received"] >= window.begin) & (records["received"] < window.end)]
     answered = inside[inside["outcome"] == ANSWERED]
+    point.answered += int(np.sum(records["outcome"] == ANSWERED))
     point.latencies.append((answered["received"] - answered["scheduled"]).astype(np.float64) / 1e6)
     point.seconds += (window.end - window.begin) / 1e9
     point.failed += found.failed

@@ -31,7 +31,9 @@ def figures(rate: float, p95: float = 10.0, **more: float) -> dict[str, float]:
 
 def results(rates: dict[str, tuple[float, float]], peers: tuple[str, ...] = (), **more: bool) -> Results:
     points = {
-        (name, level): figures(rate) for name, pair in rates.items() for level, rate in zip(LEVELS, pair, strict=True)
+        (name, level): figures(rate, cpu_ms=CPU_MS.get(name, 25.0))
+        for name, pair in rates.items()
+        for level, rate in zip(LEVELS, pair, strict=True)
     }
     ours = tuple(name for name in rates if name not in peers)
     readings = dict.fromkeys(rates, Reading(1.0, 0.9, 1.0))
@@ -39,6 +41,7 @@ def results(rates: dict[str, tuple[float, float]], peers: tuple[str, ...] = (), 
     return Results(ours, peers, LEVELS, points, readings, dict.fromkeys(rates, "?"), **about)
 
 
+CPU_MS = {"plain": 20.0, "engine": 8.0}
 RATES = {"plain": (100.0, 110.0), "engine": (200.0, 231.0), "Triton": (100.0, 105.0)}
 
 
@@ -57,6 +60,7 @@ def test_findings_compare_the_engine_with_the_plain_model_and_with_the_best_peer
     assert "The best peer is Triton: at their peaks the engine serves 2.20 times as much." in said
     assert "ours (plain) serves 1.05 times what Triton does" in said
     assert "failed: none" in said
+    assert "costs 20.00 ms of a core with the plain model and 8.00 ms with the engine: 2.50 times less" in said
 
 
 @pytest.mark.parametrize(
