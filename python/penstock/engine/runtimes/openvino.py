@@ -23,7 +23,7 @@ import openvino
 
 from penstock.engine import cores
 from penstock.engine.plan import Region, Shapes, Tactic
-from penstock.engine.runtimes import onnx_file, openvino_wide, profiles, settings
+from penstock.engine.runtimes import onnx_file, openvino_wide, profiles, settings, signal_stack
 from penstock.engine.runtimes.base import Array, Arrays, checked, library_message
 from penstock.errors import ExecutionError, InvalidArgument, ModelLoadError, Unavailable, Unsupported
 from penstock.tensors import TensorSpec
@@ -255,7 +255,10 @@ def _core() -> Any:
     """One for the process: making one reads the plug-ins' list, and compiled models keep it alive anyway."""
     with _CORE_LOCK:
         if "core" not in _CORE:
-            _CORE["core"] = openvino.Core()
+            with signal_stack.kept():
+                core = openvino.Core()
+                core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")  # loads the plug-in, here and not later
+            _CORE["core"] = core
         return _CORE["core"]
 
 
