@@ -8,10 +8,11 @@ machine or a library changed. Called by the demo and by the stories of the bench
 
 import hashlib
 import importlib.util
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -23,7 +24,8 @@ from penstock.engine import check
 
 CHECKOUT: Final = Path(__file__).resolve().parents[2]
 FOLDER: Final = CHECKOUT / "build" / "clip"
-LAB: Final = CHECKOUT / ".peers" / "models"
+# Where `benches.models` put its files, unless told otherwise.
+LAB: Final = Path(os.environ.get("PENSTOCK_LAB", CHECKOUT / ".peers")) / "models"
 BUDGET_SECONDS: Final = 60.0
 _CALIBRATION: Final = 16  # pictures that the gate judges on; seeds apart from those that are asked with
 _CALIBRATION_SEED: Final = 1
@@ -50,6 +52,11 @@ class Made:
     """What judges it."""
 
     embed: Embed
+    onnx: Path | None = None
+    """The lab's file."""
+
+    module: Any = None
+    """Of torch."""
 
     def programs(self) -> str:
         """What the engine runs: `openvino bf16 at 1, 4, 8`."""
@@ -61,23 +68,29 @@ class Made:
         return ", ".join(f"{name} at {' '.join(batches)}" for name, batches in by.items())
 
 
-def has_torch() -> bool:
-    return importlib.util.find_spec("torch") is not None
+Source = Literal["torch", "lab"]
+
+
+def source() -> Source:
+    """PyTorch's where torch is, else the lab's."""
+    return "torch" if importlib.util.find_spec("torch") is not None else "lab"
 
 
 def made(
     folder: Path = FOLDER,
     *,
+    of: Source | None = None,
     budget_seconds: float = BUDGET_SECONDS,
     buckets: Sequence[int] = CPU_BUCKETS,
     device: str = "cpu",
     progress: Any = None,
 ) -> Made:
-    """The full tower: PyTorch's where torch is, else the lab's.
+    """The full tower. of: whose; None: `source` says.
 
     Raises what `ps.build` raises; RuntimeError without scikit-image, whose pictures calibrate it.
     """
-    return (_of_torch if has_torch() else _of_lab)(folder, _Ask(budget_seconds, tuple(buckets), device, progress))
+    making = _of_torch if (of or source()) == "torch" else _of_lab
+    return making(folder, _Ask(budget_seconds, tuple(buckets), device, progress))
 
 
 @dataclass(frozen=True)
@@ -131,7 +144,7 @@ def _of_torch(folder: Path, ask: _Ask) -> Made:
 
     return Made(
         engine, "ViT-B/32 of open_clip's shape with QuickGELU, from torch, weights from a seed", built,
-        f"PyTorch {torch.__version__} eager, FP32 on the CPU", embed,
+        f"PyTorch {torch.__version__} eager, FP32 on the CPU", embed, module=module,
     )  # fmt: skip
 
 
@@ -149,6 +162,6 @@ def _of_lab(folder: Path, ask: _Ask) -> Made:
         return np.concatenate([session.run(None, {"x": row[None]})[0] for row in x])
 
     return Made(
-        engine, "ViT-B/32 of open_clip's shape with QuickGELU, the lab's ONNX file (torch is not installed)", built,
-        f"ONNX Runtime {ort.__version__}, FP32 on the CPU", embed,
+        engine, "ViT-B/32 of open_clip's shape with QuickGELU, the ONNX file that benches.models writes", built,
+        f"ONNX Runtime {ort.__version__}, FP32 on the CPU", embed, onnx=path,
     )  # fmt: skip
