@@ -1,6 +1,6 @@
 """Concurrency that is right: one execution context for all threads, one for each call, and how many are best.
 
-    .venv/bin/python -m benches.stories.contexts                      on the CPU: about 4 minutes
+    .venv/bin/python -m benches.stories.contexts                      on the CPU: 3 to 4 minutes
     python3 -m benches.stories.contexts --gpu -o FOLDER               on a GPU, with torch: FOLDER/contexts-gpu.json
     .venv/bin/python -m benches.stories.contexts --read contexts-cpu.json contexts-gpu.json
 
@@ -16,10 +16,13 @@ import json
 import sys
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
 from benches.stories import contexts_measuring as measuring
+from benches.stories.contexts_clients import Clients, Kind
 from benches.stories.contexts_results import (
     ENGINE,
     LOCKED,
@@ -31,12 +34,14 @@ from benches.stories.contexts_results import (
     Setting,
     Swept,
     best,
+    joined,
 )
 from benches.stories.contexts_sharing import Bound, Context, Session, locked, pooled, shared
 from benches.stories.machine import machine
 from examples.clip import making
-from examples.clip.asking import encoded_picture, prepared_picture
-from examples.clip.judging import Reference
+from examples.clip.asking import Target, Tensor, encoded_picture, prepared_picture
+from examples.clip.hosting import hosted
+from examples.clip.judging import Reference, Tally
 from examples.clip.pictures import encoded_pictures
 from examples.clip.service import PIPELINE, TOWER
 
@@ -48,14 +53,19 @@ _FEW: Final = (5, 50)
 _MANY: Final = (5, 50, 500)
 _SWEPT_IN_FLIGHT: Final = 50
 _TURNS: Final = 2
+_WARM_UP: Final = 0.5
+"""Seconds in which a server meets every size of batch."""
+
+_PROCESSES: Final = 8
+"""Of clients, for a GPU; on the cores that a CPU computes with they would only be in the way."""
 
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("-o", "--output", type=Path, default=FOLDER, metavar="FOLDER")
     parser.add_argument("--gpu", action="store_true", help="on the first NVIDIA GPU; needs torch")
-    parser.add_argument("--seconds", type=float, help="of a cell; 4 on the CPU, 1.5 on a GPU")
-    parser.add_argument("--budget", type=float, help="seconds of the build; 60 on the CPU, 30 on a GPU")
+    parser.add_argument("--seconds", type=float, help="of a cell; 3 on the CPU, 1 on a GPU")
+    parser.add_argument("--budget", type=float, help="seconds of the build; 60 on the CPU, 25 on a GPU")
     parser.add_argument("--contexts", type=int, nargs="+", default=[1, 2, 4], metavar="N", help="that are tried")
     parser.add_argument("--levels", type=int, nargs="+", default=list(_MANY), metavar="N", help="requests at once")
     parser.add_argument("--read", type=Path, nargs="+", default=[], metavar="FILE", help="measured before, elsewhere")
@@ -92,19 +102,19 @@ def measure(wanted: argparse.Namespace) -> Measured:
     tower = _tower(wanted)
     say(f"{tower.engine.name} {'built' if tower.built else 'found'} after {time.perf_counter() - began:.0f} s")
     rows = making.pictures(_PICTURES)
-    subject = measuring.Subject(
-        rows,
-        [prepared_picture(each) for each in rows],
-        [encoded_picture(each) for each in encoded_pictures(_PICTURES)],
-        Reference(tower.embed(rows)),
-    )
-    effort = measuring.Effort(wanted.seconds or (1.5 if wanted.gpu else 4.0), 8 if wanted.gpu else 1)
+    subject = measuring.Subject(rows, Reference(tower.embed(rows)))
+    seconds = wanted.seconds or (1.0 if wanted.gpu else 3.0)
     settings = measuring.settings_of(wanted.contexts, on_gpu=wanted.gpu)
     table = measuring.Table(say)
     few = [each for each in _FEW if each <= max(wanted.levels)]
-    _on_one_library(tower, subject, effort, table, few, max(settings), on_gpu=wanted.gpu)
-    swept = _served(tower, subject, effort, table, settings, wanted.levels)
-    _called(tower, subject, effort, table, best(swept).setting, wanted.levels)
+    _on_one_library(tower, subject, seconds, table, few, max(settings), on_gpu=wanted.gpu)
+    tensors: dict[Kind, list[Tensor]] = {
+        "rows": [prepared_picture(each) for each in rows],
+        "files": [encoded_picture(each) for each in encoded_pictures(_PICTURES)],
+    }
+    with Clients(tensors, subject.reference, _PROCESSES if wanted.gpu else 0) as clients:
+        swept = _served(tower, clients, seconds, table, settings, wanted.levels)
+    _called(tower, subject, seconds, table, best(swept).setting, wanted.levels)
     return Measured(
         device=_device(on_gpu=wanted.gpu), machine=machine(), tower=tower.origin, engine=tower.programs(),
         library=_library(on_gpu=wanted.gpu), reference=tower.reference, closest=subject.reference.closest,
@@ -118,7 +128,7 @@ def _tower(wanted: argparse.Namespace) -> making.Made:
         return making.made(
             wanted.engines,
             of="torch",
-            budget_seconds=wanted.budget or 30.0,
+            budget_seconds=wanted.budget or 25.0,
             buckets=making.GPU_BUCKETS,
             device="cuda:0",
         )
@@ -140,7 +150,7 @@ def _library(*, on_gpu: bool) -> str:
 def _on_one_library(
     tower: making.Made,
     subject: measuring.Subject,
-    effort: measuring.Effort,
+    seconds: float,
     table: measuring.Table,
     levels: Sequence[int],
     most: Setting,
@@ -153,10 +163,10 @@ def _on_one_library(
     for context in contexts:
         context.run(subject.rows[0])
     for in_flight in levels:
-        table.add(SHARED, one, in_flight, measuring.called(shared(contexts[0]), subject, in_flight, effort))
-        table.add(LOCKED, one, in_flight, measuring.called(locked(contexts[0]), subject, in_flight, effort))
+        table.add(SHARED, one, in_flight, measuring.called(shared(contexts[0]), subject, in_flight, seconds))
+        table.add(LOCKED, one, in_flight, measuring.called(locked(contexts[0]), subject, in_flight, seconds))
         pool = Setting(len(contexts), None)
-        table.add(POOLED, pool, in_flight, measuring.called(pooled(contexts), subject, in_flight, effort))
+        table.add(POOLED, pool, in_flight, measuring.called(pooled(contexts), subject, in_flight, seconds))
 
 
 def _bound(tower: making.Made, count: int) -> list[Context]:
@@ -176,42 +186,45 @@ def _captured(tower: making.Made, count: int) -> list[Context]:
 
 def _served(
     tower: making.Made,
-    subject: measuring.Subject,
-    effort: measuring.Effort,
+    clients: Clients,
+    seconds: float,
     table: measuring.Table,
     settings: Sequence[Setting],
     levels: Sequence[int],
 ) -> list[Swept]:
     """The settings in turns, and the levels with the best of them."""
-    with contextlib.ExitStack() as stack:
-        servers = {each: stack.enter_context(measuring.serving(tower.engine, each)) for each in settings}
-        warm = measuring.Effort(min(1.0, effort.seconds))
+    with contextlib.ExitStack() as stack, ThreadPoolExecutor(len(settings)) as starting:
+
+        def started(setting: Setting) -> Target:
+            server = hosted(tower.engine, instances=setting.contexts, threads=setting.threads)
+            return Target("http", stack.enter_context(server).http, TOWER)
+
+        servers = dict(zip(settings, starting.map(started, settings), strict=True))
         for server in servers.values():
-            measuring.served(server, TOWER, subject, 16, warm)
+            clients.ask(server, _SWEPT_IN_FLIGHT, _WARM_UP)
 
-        def ask(setting: Setting) -> Any:
-            return measuring.served(servers[setting], TOWER, subject, _SWEPT_IN_FLIGHT, effort)
+        def ask(setting: Setting) -> Tally:
+            return clients.ask(servers[setting], _SWEPT_IN_FLIGHT, seconds)
 
-        turns = measuring.in_turns(ask, settings, _TURNS)
         swept = []
-        for setting, tallies in turns.items():
-            table.add(SERVED, setting, _SWEPT_IN_FLIGHT, measuring.joined(tallies, at_once=False))
+        for setting, tallies in measuring.in_turns(ask, settings, _TURNS).items():
+            table.add(SERVED, setting, _SWEPT_IN_FLIGHT, joined(tallies, at_once=False))
             rates = tuple(each.right / each.seconds for each in tallies)
             swept.append(Swept(setting.contexts, setting.threads, rates))
         top = best(swept).setting
         for in_flight in levels:
             if in_flight != _SWEPT_IN_FLIGHT:
-                table.add(SERVED, top, in_flight, measuring.served(servers[top], TOWER, subject, in_flight, effort))
+                table.add(SERVED, top, in_flight, clients.ask(servers[top], in_flight, seconds))
+        pipeline = replace(servers[top], model=PIPELINE)
         for in_flight in levels:
-            tally = measuring.served(servers[top], PIPELINE, subject, in_flight, effort, encoded=True)
-            table.add(PICTURES, top, in_flight, tally)
+            table.add(PICTURES, top, in_flight, clients.ask(pipeline, in_flight, seconds, "files"))
     return swept
 
 
 def _called(
     tower: making.Made,
     subject: measuring.Subject,
-    effort: measuring.Effort,
+    seconds: float,
     table: measuring.Table,
     setting: Setting,
     levels: Sequence[int],
@@ -227,7 +240,7 @@ def _called(
 
     call(subject.rows[0])
     for in_flight in levels:
-        table.add(ENGINE, setting, in_flight, measuring.called(call, subject, in_flight, effort))
+        table.add(ENGINE, setting, in_flight, measuring.called(call, subject, in_flight, seconds))
 
 
 if __name__ == "__main__":

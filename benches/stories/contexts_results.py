@@ -75,6 +75,22 @@ class Cell:
         return Setting(self.contexts, self.threads)
 
 
+def joined(tallies: Sequence[Tally], *, at_once: bool = True) -> Tally:
+    """Of parts that were measured at once, or one after the other."""
+    whole = Tally()
+    for each in tallies:
+        whole.asked += each.asked
+        whole.right += each.right
+        whole.wrong += each.wrong
+        whole.missing += each.missing
+        whole.failed += each.failed
+        whole.least = min(whole.least, each.least)
+        whole.seconds = max(whole.seconds, each.seconds) if at_once else whole.seconds + each.seconds
+        whole.milliseconds += each.milliseconds
+        whole.reasons += [reason for reason in each.reasons if reason not in whole.reasons]
+    return whole
+
+
 @dataclass(frozen=True)
 class Swept:
     """A setting, and what it did in each of its turns."""
@@ -205,4 +221,6 @@ def _best(measured: Measured) -> list[str]:
         f"{top.contexts} contexts come out best, but by {100 * lead:.0f} % where turns differ by {100 * noise:.0f} %: "
         f"{second.contexts} is as good"
     )  # fmt: skip
+    if top.contexts == max(each.contexts for each in measured.swept):
+        said += ", the most that were tried"
     return [f"{said} (answers a second with {measured.swept_in_flight} requests in flight, {shown})."]

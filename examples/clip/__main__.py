@@ -16,11 +16,11 @@ from typing import Any, Final, get_args
 import numpy as np
 
 from examples.clip import asking
+from examples.clip.hosting import hosted
 from examples.clip.judging import LIMIT, Reference, Tally, judged
 from examples.clip.making import BUDGET_SECONDS, FOLDER, made, pictures
 from examples.clip.pictures import encoded_pictures
 from examples.clip.service import PIPELINE
-from examples.ocr.servers import child
 
 _TURNS: Final = 3  # requests of each client at a level, and never fewer than:
 _FEWEST: Final = 40
@@ -66,11 +66,9 @@ def main() -> int:
         print(*(f"{name}: {said}" for name, said in facts.items()), "", sep="\n", flush=True)
         print(head(), flush=True)
     rows: list[dict[str, Any]] = []
-    flags = [str(tower.engine), "--instances", str(wanted.instances)]
-    flags += ["--threads", str(wanted.threads)] if wanted.threads else []
     tensors = [asking.encoded_picture(each) for each in encoded_pictures(wanted.pictures)]
     good = True
-    with child("clip", "examples.clip.service", flags) as server:
+    with hosted(tower.engine, instances=wanted.instances, threads=wanted.threads) as server:
         for wire in get_args(asking.Wire):
             target = asking.Target(wire, server.address(wire), PIPELINE)
             asking.asked(target, tensors, asking.Turns(len(tensors), requests=8), 4)  # meets every bucket once

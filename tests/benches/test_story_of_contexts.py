@@ -6,7 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benches.stories.contexts_measuring import Effort, Subject, called, in_turns, joined, settings_of
+import penstock as ps
+from benches.stories.contexts_clients import Clients, Kind
+from benches.stories.contexts_measuring import Subject, called, in_turns, settings_of
 from benches.stories.contexts_results import (
     ENGINE,
     LOCKED,
@@ -19,10 +21,14 @@ from benches.stories.contexts_results import (
     Swept,
     best,
     findings,
+    joined,
 )
 from benches.stories.contexts_sharing import Bound, Session, locked, pooled, shared
+from examples.clip.asking import Target, Tensor, encoded_picture, prepared_picture
 from examples.clip.judging import Reference, Tally
 from examples.clip.making import pictures
+from examples.clip.pictures import encoded_pictures
+from examples.clip.service import PIPELINE, TOWER, clip_server
 from tests.examples.clip_towers import small_tower
 
 ONE = Setting(1, None)
@@ -40,11 +46,11 @@ def session(tmp_path_factory: pytest.TempPathFactory) -> Session:
 def subject(session: Session) -> Subject:
     rows = pictures(16)
     (embeddings,) = session.session.run(None, {session.name: rows})
-    return Subject(rows, [], [], Reference(embeddings))
+    return Subject(rows, Reference(embeddings))
 
 
 def test_threads_that_share_one_context_get_each_others_answers(session: Session, subject: Subject) -> None:
-    tally = called(shared(Bound(session)), subject, 50, Effort(1.0))
+    tally = called(shared(Bound(session)), subject, 50, 1.0)
     assert tally.asked == tally.right + tally.wrong  # none fails, so that nobody is warned
     assert tally.wrong > 0
 
@@ -52,7 +58,7 @@ def test_threads_that_share_one_context_get_each_others_answers(session: Session
 @pytest.mark.parametrize("callers", [5, 50])
 def test_a_lock_and_a_context_for_each_call_are_right(callers: int, session: Session, subject: Subject) -> None:
     for call in (locked(Bound(session)), pooled([Bound(session) for _ in range(3)])):
-        tally = called(call, subject, callers, Effort(0.5))
+        tally = called(call, subject, callers, 0.5)
         assert tally.good, tally
         assert len(tally.milliseconds) == tally.asked
 
@@ -62,10 +68,30 @@ def test_a_call_that_raises_is_a_failure_and_its_context_goes_back_to_the_pool(s
         def run(self, row: object) -> np.ndarray:
             raise RuntimeError("busy")
 
-    tally = called(pooled([Broken()]), subject, 2, Effort(0.05))
+    tally = called(pooled([Broken()]), subject, 2, 0.05)
     assert tally.failed == tally.asked > 2
     assert tally.reasons == ["RuntimeError: busy"]
     assert tally.throughput == 0
+
+
+@pytest.mark.parametrize("processes", [0, 2])
+def test_clients_ask_a_server_from_here_and_from_processes(processes: int, tmp_path: Path) -> None:
+    tower = small_tower(tmp_path / "tower.onnx")
+    rows = pictures(8)
+    (embeddings,) = ps.load(tower)(x=rows).values()
+    tensors: dict[Kind, list[Tensor]] = {
+        "rows": [prepared_picture(each) for each in rows],
+        "files": [encoded_picture(each) for each in encoded_pictures(8)],
+    }
+    with (
+        clip_server(tower, http_port=0, grpc_port=None, metrics_port=None) as server,
+        Clients(tensors, Reference(embeddings), processes) as clients,
+    ):
+        address = f"127.0.0.1:{server.http_port}"
+        for model, kind in ((TOWER, "rows"), (PIPELINE, "files")):
+            tally = clients.ask(Target("http", address, model), 5, 0.3, kind)  # type: ignore[arg-type]
+            assert tally.good, tally
+            assert tally.asked >= 5
 
 
 # ---- computing ----
