@@ -69,5 +69,5 @@ def _work(tensors: Mapping[Kind, Sequence[Tensor]], known: Any, tasks: Any, star
 def _asked(target: Target, tensors: Sequence[Tensor], reference: Reference, in_flight: int, seconds: float) -> Tally:
     if not in_flight:
         return Tally()
-    run = asked(target, tensors, Turns(len(tensors), seconds=seconds), in_flight)
+    run = asked(target, tensors, Turns(len(tensors), seconds=seconds, least=in_flight), in_flight)
     return judged(reference, run.answers, run.asked, run.seconds)

@@ -39,7 +39,7 @@ def called(call: Call, subject: Subject, callers: int, seconds: float) -> Tally:
             )
         return Answer(picture, time.perf_counter() - began, embedding)
 
-    run = at_once(ask, Turns(len(subject.rows), seconds=seconds), callers)
+    run = at_once(ask, Turns(len(subject.rows), seconds=seconds, least=callers), callers)
     return judged(subject.reference, run.answers, run.asked, run.seconds)
 
 

@@ -15,6 +15,9 @@ LOCKED: Final = "one context and a lock"
 POOLED: Final = "a context for each call, same library"
 ENGINE: Final = "ps.load(engine), called by threads"
 SERVED: Final = "served: the tower over HTTP"
+_UNFAIR: Final = 50
+"""Times the median that the 99th percentile is, beyond which some callers are overtaken by others all the time."""
+
 PICTURES: Final = "served: pictures over HTTP"
 
 
@@ -156,7 +159,14 @@ def best(swept: Sequence[Swept]) -> Swept:
 
 def findings(measured: Measured) -> list[str]:
     """Sentences that follow from the figures, each with its device."""
-    found = [*_sharing(measured), *_right(measured), *_abreast(measured), *_best(measured)]
+    found = [
+        *_sharing(measured),
+        *_right(measured),
+        *_abreast(measured),
+        *_best(measured),
+        *_unfair(measured),
+        *_files(measured),
+    ]
     return [f"{measured.device}: {each}" for each in found]
 
 
@@ -221,6 +231,30 @@ def _best(measured: Measured) -> list[str]:
         f"{top.contexts} contexts come out best, but by {100 * lead:.0f} % where turns differ by {100 * noise:.0f} %: "
         f"{second.contexts} is as good"
     )  # fmt: skip
-    if top.contexts == max(each.contexts for each in measured.swept):
+    if lead > noise and top.contexts == max(each.contexts for each in measured.swept):
         said += ", the most that were tried"
     return [f"{said} (answers a second with {measured.swept_in_flight} requests in flight, {shown})."]
+
+
+def _unfair(measured: Measured) -> list[str]:
+    """Where those that come back at once overtake those that wait."""
+    found = [each for each in measured.cells if each.way != SHARED and each.p99_ms > _UNFAIR * each.p50_ms > 0]
+    return [
+        f"not fair: {each.way}, {each.in_flight} callers: half are answered within {each.p50_ms:.1f} ms, one in a "
+        f"hundred after {each.p99_ms:.0f} ms and more."
+        for each in found
+    ]
+
+
+def _files(measured: Measured) -> list[str]:
+    """What decoding and preparing cost where requests are files."""
+    rows = {(each.in_flight, each.setting): each.throughput for each in measured.of(SERVED)}
+    found = [each for each in measured.of(PICTURES) if rows.get((each.in_flight, each.setting), 0) > 0]
+    if not found:
+        return []
+    most = max(found, key=lambda each: each.in_flight)
+    rate = rows[most.in_flight, most.setting]
+    return [
+        f"asked with files, which it decodes and scales, the server answers {most.throughput:.0f} a second at "
+        f"{most.in_flight} at once; asked with rows that are ready for the tower, {rate:.0f}."
+    ]

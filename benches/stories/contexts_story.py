@@ -8,6 +8,7 @@ from plotly.subplots import make_subplots
 
 from benches.stories import report
 from benches.stories.contexts_results import SHARED, Cell, Measured, best, findings
+from benches.stories.machine import described
 from benches.stories.report import COLOURS, Story, Table
 
 _COLUMNS = (
@@ -36,9 +37,9 @@ def story(measured: Sequence[Measured]) -> Story:
 
 def _ways(measured: Measured) -> Table:
     title = (
-        f"{measured.device}: every answer judged by {measured.reference} (cosine ≥ 0.999; no two pictures closer than "
-        f"{measured.closest:.3f}). The first three ways: {measured.library}, batch 1; the others: an engine of "
-        f"{measured.engine}"
+        f"{measured.device} ({described(measured.machine)}): every answer judged by {measured.reference} (cosine ≥ 0.999; "
+        f"no two pictures closer than {measured.closest:.3f}). The first three ways: {measured.library}, batch 1; the "
+        f"others: an engine of {measured.engine}"
     )
     return Table(title, _COLUMNS, tuple(_row(each) for each in measured.cells))
 
@@ -83,7 +84,7 @@ def figure(measured: Measured) -> go.Figure:
             drawn.add_bar(
                 x=at, y=heights, name=way, marker_color=colour, legendgroup=way, showlegend=column == 1,
                 text=[f"{height:.0f}" for height in heights], textposition="outside", cliponaxis=False,
-                row=1, col=column,
+                textfont={"size": 11}, textangle=0, constraintext="none", row=1, col=column,
             )  # fmt: skip
     drawn.add_bar(
         x=[str(each.contexts) for each in measured.swept], y=[each.median for each in measured.swept], showlegend=False,

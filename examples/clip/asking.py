@@ -68,8 +68,11 @@ class AnsweredError(Exception):
 class Turns:
     """Which picture is asked with next, until so many requests were sent or the time is over. For many threads."""
 
-    def __init__(self, pictures: int, *, requests: int | None = None, seconds: float | None = None) -> None:
-        self._pictures, self._requests = pictures, requests
+    def __init__(
+        self, pictures: int, *, requests: int | None = None, seconds: float | None = None, least: int = 0
+    ) -> None:
+        """least: requests that are sent though the time is over, so that as many callers ask at once as are said to."""
+        self._pictures, self._requests, self._least = pictures, requests, least
         self._until = time.monotonic() + seconds if seconds is not None else None
         self._lock = threading.Lock()
         self.taken = 0
@@ -78,7 +81,7 @@ class Turns:
         """The number of the request; its picture is that modulo the pictures. None: there are no more."""
         with self._lock:
             over = self._until is not None and time.monotonic() >= self._until
-            if over or self.taken == self._requests:
+            if (over and self.taken >= self._least) or self.taken == self._requests:
                 return None
             self.taken += 1
             return self.taken - 1

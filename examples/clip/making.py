@@ -62,7 +62,7 @@ class Made:
         """What the engine runs: `openvino bf16 at 1, 4, 8`."""
         manifest = ps.load(self.engine).manifest  # type: ignore[attr-defined]
         by: dict[str, list[str]] = {}
-        for bucket in manifest.buckets:
+        for bucket in sorted(manifest.buckets, key=lambda each: each.shapes["x"][0]):
             tactic = manifest.programs[bucket.program].tactic
             by.setdefault(f"{tactic.runtime} {tactic.precision}", []).append(str(bucket.shapes["x"][0]))
         return ", ".join(f"{name} at {' '.join(batches)}" for name, batches in by.items())

@@ -1,6 +1,7 @@
 """What the story of contexts computes, and that a shared context is caught while a lock and a pool are right."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from benches.stories.contexts_measuring import Subject, called, in_turns, settin
 from benches.stories.contexts_results import (
     ENGINE,
     LOCKED,
+    PICTURES,
     POOLED,
     SERVED,
     SHARED,
@@ -102,7 +104,8 @@ def cell(way: str, in_flight: int, *, asked: int = 100, wrong: int = 0, rate: fl
 
 
 def measured(*cells: Cell, swept: tuple[Swept, ...] = ()) -> Measured:
-    return Measured("CPU", {}, "tower", "engine", "library", "reference", 0.9, 50, swept, cells, 1.0)
+    machine = {"cpu": "a processor", "cores": 2, "memory_gib": 8.0, "gpus": []}
+    return Measured("CPU", machine, "tower", "engine", "library", "reference", 0.9, 50, swept, cells, 1.0)
 
 
 def test_the_highest_median_is_best_and_of_equals_the_fewest_contexts() -> None:
@@ -142,6 +145,15 @@ def test_a_best_setting_within_the_noise_is_said_to_be_no_better() -> None:
 
 def test_sharing_that_happened_to_go_well_proves_nothing() -> None:
     assert any("which proves nothing" in each for each in findings(measured(cell(SHARED, 5))))
+
+
+def test_findings_name_the_ways_that_let_callers_wait_and_what_files_cost() -> None:
+    unfair = replace(cell(ENGINE, 50), p99_ms=400.0)
+    found = findings(measured(unfair, cell(SERVED, 50, rate=100), cell(PICTURES, 50, rate=20)))
+    assert sum("not fair" in each for each in found) == 1
+    assert any(
+        "answers 20 a second at 50 at once; asked with rows that are ready for the tower, 100" in each for each in found
+    )
 
 
 def test_measured_figures_survive_json() -> None:

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from examples.clip.asking import Turns
 from examples.clip.judging import Answer, Reference, judged
 from examples.clip.pictures import encoded_pictures
 from examples.clip.preprocessing import SIZE, UnreadableImageError, centre, normalised, opened, prepared
@@ -134,3 +135,14 @@ def test_an_embedding_without_direction_is_an_error_of_the_tower() -> None:
     for bad in (np.zeros(4), np.array([1.0, np.nan]), np.array([np.inf, 1.0])):
         with pytest.raises(ExecutionError, match="expected a finite one above 0"):
             unit(bad)
+
+
+# ---- turns ----
+
+
+def test_turns_end_with_the_requests_or_the_time_but_not_before_every_caller_had_one() -> None:
+    counted, timed = Turns(5, requests=3), Turns(5, seconds=0.0, least=4)
+    assert [counted.next() for _ in range(4)] == [0, 1, 2, None]
+    assert [timed.next() for _ in range(5)] == [0, 1, 2, 3, None]
+    assert (counted.taken, timed.taken) == (3, 4)
+    assert sorted(counted.picture(number) for number in range(5)) == [0, 1, 2, 3, 4]
