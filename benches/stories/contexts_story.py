@@ -37,7 +37,7 @@ def story(measured: Sequence[Measured]) -> Story:
 
 def _ways(measured: Measured) -> Table:
     title = (
-        f"{measured.device} ({described(measured.machine)}): every answer judged by {measured.reference} (cosine ≥ 0.999; "
+        f"{measured.device} ({described(measured.machine)}): answers judged by {measured.reference} (cosine ≥ 0.999; "
         f"no two pictures closer than {measured.closest:.3f}). The first three ways: {measured.library}, batch 1; the "
         f"others: an engine of {measured.engine}"
     )

@@ -21,8 +21,8 @@ import numpy.typing as npt
 from examples.clip.judging import Answer
 
 Wire = Literal["http", "grpc"]
-# An embedding takes some 30 ms alone: a minute means that the server is stuck, not slow.
-TIMEOUT_SECONDS: Final = 60.0
+# With 500 in flight the last of them waits for some 60 batches; three minutes mean that the server is stuck, not slow.
+TIMEOUT_SECONDS: Final = 180.0
 _NUMPY: Final = {"FP32": np.float32, "FP16": np.float16}
 
 

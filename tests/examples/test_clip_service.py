@@ -44,21 +44,23 @@ def target(server: ps.Server, wire: asking.Wire, model: str = PIPELINE) -> askin
     return asking.Target(wire, f"127.0.0.1:{port}", model)
 
 
+@pytest.mark.parametrize("at_once", [50, pytest.param(500, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("wire", ["http", "grpc"])
-def test_fifty_at_once_get_their_own_embeddings_of_length_one_and_share_batches(
-    server: ps.Server, reference: Reference, wire: asking.Wire
+def test_all_at_once_get_their_own_embeddings_of_length_one_and_share_batches(
+    server: ps.Server, reference: Reference, wire: asking.Wire, at_once: int
 ) -> None:
+    requests = max(REQUESTS, at_once)
     tensors = [asking.encoded_picture(each) for each in encoded_pictures(PICTURES)]
     before = statistics(server)
-    run = asking.asked(target(server, wire), tensors, asking.Turns(PICTURES, requests=REQUESTS), AT_ONCE)
+    run = asking.asked(target(server, wire), tensors, asking.Turns(PICTURES, requests=requests), at_once)
     after = statistics(server)
     tally = judged(reference, run.answers, run.asked, run.seconds)
     assert tally.good, tally
-    assert tally.right == REQUESTS
+    assert tally.right == requests
     lengths = [np.linalg.norm(each.embedding) for each in run.answers if each.embedding is not None]
     np.testing.assert_allclose(lengths, 1, atol=1e-6)
     rows, batches = (now - then for now, then in zip(after, before, strict=True))
-    assert rows == REQUESTS
+    assert rows == requests
     assert batches < rows
 
 
