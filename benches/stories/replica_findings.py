@@ -1,201 +1,31 @@
-"""What the measurements of `replicas` mean: arrangements, tables, figures and sentences. Nothing here measures."""
+"""The results of `replicas` as tables, figures, data and sentences. Nothing here measures."""
 
-import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Final
 
 import plotly.graph_objects as go
 
+from benches.stories.replica_results import CONTEXTS, COPIES, PEER, PLAIN, Probes, Result, Results
 from benches.stories.report import COLOURS, Table
 
-COPIES: Final = "copies"
-CONTEXTS: Final = "contexts"
-PLAIN: Final = "contexts, ONNX Runtime"
-PEER: Final = "FastAPI + ONNX Runtime"
 _FULL: Final = 0.9
 """Of the cores busy: there is hardly anything left to take."""
 _NOTABLE: Final = 0.1
-
-
-@dataclass(frozen=True, slots=True)
-class Arrangement:
-    """How many processes, and what each has."""
-
-    kind: str
-    copies: int
-    instances: int
-    threads: int
-    """Of each instance."""
-
-    @property
-    def engines(self) -> bool:
-        """Whether it runs engines; else the networks as they are."""
-        return self.kind in {COPIES, CONTEXTS}
-
-    @property
-    def name(self) -> str:
-        each = f"{self.threads} thread{'s' if self.threads > 1 else ''}"
-        if self.kind in {CONTEXTS, PLAIN}:
-            said = f"1 server, {self.instances} contexts of {each}"
-            return said if self.kind == CONTEXTS else f"{said}, ONNX Runtime"
-        said = f"{self.copies} cop{'ies' if self.copies > 1 else 'y'}, {each} each"
-        return said if self.kind == COPIES else f"{PEER}, {said}"
-
-
-def arrangements(counts: Sequence[int], cores: int, *, peer: bool) -> list[Arrangement]:
-    """To compare, each once: copies as libraries make them (all cores each) and with the cores shared out, one server
-    with as many contexts, and the peer with the cores shared out beside one server on its library.
-    """
-    parts = {count: max(1, cores // count) for count in counts}
-    found = [Arrangement(COPIES, count, 1, cores) for count in counts]
-    found += [Arrangement(COPIES, count, 1, part) for count, part in parts.items()]
-    found += [Arrangement(CONTEXTS, 1, count, part) for count, part in parts.items() if count > 1]
-    if peer:
-        several = min(max(counts), cores)
-        found.append(Arrangement(PLAIN, 1, several, max(1, cores // several)))
-        found += [Arrangement(PEER, count, 1, part) for count, part in parts.items()]
-    return list(dict.fromkeys(found))
-
-
-@dataclass(frozen=True, slots=True)
-class Turn:
-    """One arrangement for some seconds."""
-
-    seconds: float
-    latencies_ms: tuple[float, ...]
-    failed: int
-    cpu_seconds: float
-    voluntary: int
-    involuntary: int
-    memory_mb: float
-    others: float
-    """Cores that programs other than servers and clients kept busy."""
-
-    agreement: float
-    """Share of the reference's things that are found with the same class."""
-
-    gpu_busy: float
-    gpu_memory_mb: float
-
-
-@dataclass(frozen=True, slots=True)
-class Result:
-    """All turns of an arrangement together."""
-
-    arrangement: Arrangement
-    throughput: float
-    """Pictures a second."""
-
-    lowest: float
-    highest: float
-    """Of the turns."""
-
-    p50_ms: float
-    p95_ms: float
-    cores_busy: float
-    cpu_ms: float
-    """Of a picture."""
-
-    voluntary: float
-    involuntary: float
-    """Context switches of a picture."""
-
-    memory_mb: float
-    failed: int
-    others: float
-    agreement: float
-    gpu_busy: float
-    gpu_memory_mb: float
-
-
-def result(arrangement: Arrangement, turns: Sequence[Turn]) -> Result:
-    """Raises ValueError where nothing was answered."""
-    pictures = sum(len(turn.latencies_ms) for turn in turns)
-    if not pictures:
-        raise ValueError(f"{arrangement.name}: no picture was answered in time; give turns more --seconds")
-    seconds = sum(turn.seconds for turn in turns)
-    cpu = sum(turn.cpu_seconds for turn in turns)
-    rates = [len(turn.latencies_ms) / turn.seconds for turn in turns]
-    every = sorted(each for turn in turns for each in turn.latencies_ms)
-    return Result(
-        arrangement, pictures / seconds, min(rates), max(rates), quantile(every, 0.5), quantile(every, 0.95),
-        cpu / seconds, 1e3 * cpu / pictures,
-        sum(turn.voluntary for turn in turns) / pictures, sum(turn.involuntary for turn in turns) / pictures,
-        statistics.median(turn.memory_mb for turn in turns), sum(turn.failed for turn in turns),
-        statistics.mean(turn.others for turn in turns), min(turn.agreement for turn in turns),
-        statistics.mean(turn.gpu_busy for turn in turns), statistics.median(turn.gpu_memory_mb for turn in turns),
-    )  # fmt: skip
-
-
-def quantile(ordered: Sequence[float], share: float) -> float:
-    """The smallest value that so many are not above."""
-    return ordered[min(len(ordered) - 1, int(share * len(ordered)))]
-
-
-@dataclass(frozen=True, slots=True)
-class Probes:
-    """Of processes that share nothing but the hardware."""
-
-    cores: int
-    network_alone: float
-    network_together: float
-    """Calls of a process in a second of its CPU time; alone, and the mean with one on each core."""
-
-    copy_alone_gb: float
-    copy_together_gb: float
-    """GB a second of memory that a process reads and writes."""
-
-    weights_mb: float
-    """In FP32: the detector's, and the classifier's as often as there are things in a picture."""
-
-    @property
-    def network_lost(self) -> float:
-        return 1 - self.network_together / self.network_alone
-
-    @property
-    def copy_lost(self) -> float:
-        return 1 - self.copy_together_gb / self.copy_alone_gb
-
-
-@dataclass(frozen=True, slots=True)
-class Results:
-    cores: int
-    counts: tuple[int, ...]
-    rows: tuple[Result, ...]
-    probes: Probes | None
-    networks: str
-    """What they are, in words."""
-
-    def of(self, kind: str, copies: int | None = None) -> list[Result]:
-        return [
-            each for each in self.rows
-            if each.arrangement.kind == kind and copies in {None, each.arrangement.copies}
-        ]  # fmt: skip
-
-    def best(self, kind: str, copies: int | None = None) -> Result | None:
-        return max(self.of(kind, copies), key=lambda each: each.throughput, default=None)
-
-    @property
-    def one_server(self) -> Result:
-        """The fastest of one process, with any number of contexts."""
-        return max([*self.of(CONTEXTS), *self.of(COPIES, 1)], key=lambda each: each.throughput)
-
-
-# ---- tables and figures ----
 
 
 def tables(found: Results) -> tuple[Table, ...]:
     gpu = any(each.gpu_memory_mb for each in found.rows)
     columns = (
         "arrangement", "pictures/s", "lowest–highest", "p50 ms", "p95 ms", "cores busy", "CPU ms a picture",
-        "waits a picture", "taken off a core a picture", "memory MB (PSS)", "same things",
+        "waits a picture", "taken off a core a picture", "crops a batch", "memory MB (PSS)", "same things",
         *(("GPU busy", "GPU memory MB") if gpu else ()),
     )  # fmt: skip
     rows = tuple(
         (
             each.arrangement.name, each.throughput, f"{each.lowest:.1f}–{each.highest:.1f}", each.p50_ms, each.p95_ms,
-            each.cores_busy, each.cpu_ms, each.voluntary, each.involuntary, each.memory_mb, each.agreement,
+            each.cores_busy, each.cpu_ms, each.voluntary, each.involuntary, each.batch, each.memory_mb,
+            each.agreement,
             *((each.gpu_busy, each.gpu_memory_mb) if gpu else ()),
         )
         for each in found.rows
@@ -338,11 +168,15 @@ def _shared(probes: Probes, most: Result) -> str:
     lost = probes.network_lost
     verdict = "hardware that cores share holds it back" if lost >= _NOTABLE else "cores hardly disturb each other"
     return (
-        f"Memory: the detector in a process of its own on each of {probes.cores} cores runs {100 * lost:.0f} % slower "
-        f"than alone ({verdict}); a plain copy of memory runs {100 * probes.copy_lost:.0f} % slower, {whole:.1f} GB/s "
-        f"together. Reading the weights anew for each picture and each thing ({probes.weights_mb:.0f} MB a picture) "
+        f"Memory: the detector in a process of its own on each of {probes.cores} cores runs {_slower(lost)} than alone "
+        f"({verdict}); a plain copy of memory runs {_slower(probes.copy_lost)}, {whole:.1f} GB/s together. "
+        f"Reading the weights anew for each picture and each thing ({probes.weights_mb:.0f} MB a picture) "
         f"would take {weights:.2f} GB/s at {most.throughput:.1f} pictures/s, {100 * weights / whole:.0f} % of that."
     )
+
+
+def _slower(lost: float) -> str:
+    return f"{100 * abs(lost):.0f} % {'slower' if lost >= 0 else 'faster'}"
 
 
 def _peer(found: Results) -> list[str]:

@@ -26,18 +26,21 @@ from examples.detect_classify.pictures import crops, decoded, letterboxed
 from penstock.errors import InvalidArgument
 
 
-def session(path: Path, threads: int) -> Any:
+def session(path: Path, threads: int, provider: str) -> Any:
+    """Raises SystemExit where the library would quietly compute elsewhere."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
-    return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    made = onnxruntime.InferenceSession(str(path), options, providers=[provider])
+    if provider not in made.get_providers():
+        raise SystemExit(f"replica_peer: ONNX Runtime has no {provider} here")
+    return made
 
 
 class Service:
     def __init__(self, asked: argparse.Namespace) -> None:
         self.detector, self.classifier = (
-            session(asked.detector, asked.threads),
-            session(asked.classifier, asked.threads),
+            session(path, asked.threads, asked.provider) for path in (asked.detector, asked.classifier)
         )
         self.side, self.rules = asked.side, Rules(asked.score, asked.overlap, asked.most)
 
@@ -81,6 +84,7 @@ def main() -> None:
         parser.add_argument(f"--{name}", type=Path, required=True)
     for name, kind in (("side", int), ("threads", int), ("score", float), ("overlap", float), ("most", int)):
         parser.add_argument(f"--{name}", type=kind, required=True)
+    parser.add_argument("--provider", default="CPUExecutionProvider")
     app = application(Service(parser.parse_args()))
     listening = socket.socket()
     listening.bind(("127.0.0.1", 0))

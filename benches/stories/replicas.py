@@ -10,8 +10,6 @@ opencv-python-headless) FastAPI with ONNX Runtime takes part. Engines are built 
 
 import argparse
 import hashlib
-import http.client
-import json
 import os
 import sys
 import time
@@ -19,35 +17,28 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
-import cv2
 import numpy as np
 
 import penstock as ps
 from benches.harness.processes import machine_busy_seconds
 from benches.stories import replica_findings as findings
-from benches.stories import replica_probe
-from benches.stories.replica_findings import PEER, Arrangement, Probes, Result, Results, Turn
+from benches.stories import replica_probe, replica_results
+from benches.stories.replica_asking import Thing, agreement, asked, path_of, pictures, request
+from benches.stories.replica_results import PEER, PLAIN, Arrangement, Probes, Result, Results, Turn
 from benches.stories.replica_servers import Copy, gpu_use, memory_mb, module, serving, taken
 from benches.stories.report import DEFAULT_FOLDER, Story, publish
-from examples.detect_classify.__main__ import of_scikit_image
 from examples.detect_classify.networks import Networks, networks
-from examples.detect_classify.service import CLASSIFIER, DETECTOR, NAME
-from examples.detect_classify.suppression import overlaps
-from penstock.bench.load import ANSWERED, HTTP, Load, Plan, Records, Request
+from examples.detect_classify.service import CLASSIFIER, DETECTOR
+from penstock.bench.load import ANSWERED, HTTP, Load, Plan, Records
+from penstock.bench.subject import Server
 from penstock.engine import check, cores
 from penstock.errors import PenstockError
 
-_LONGEST: Final = 640  # pixels of a picture's longer side, as cameras of such services send
-_QUALITY: Final = 90  # of the JPEGs
 _ROWS: Final = 8  # of the largest batch that engines are built for
-_LEAST_OVERLAP: Final = 0.5  # of two boxes that are the same thing
 _PROBE_SECONDS: Final = 2.0
 _SAMPLE_SECONDS: Final = 0.25  # between two looks at the GPU
-
-Thing = tuple[tuple[float, ...], int]
-"""Corners and class."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +51,7 @@ class Setup:
     classifier: Path
     peer_python: str
     pictures: tuple[bytes, ...]
+    device: str
     concurrency: int
     seconds: float
     warm_up: float
@@ -82,7 +74,7 @@ def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("-o", "--out", type=Path, default=DEFAULT_FOLDER, metavar="FOLDER")
     parser.add_argument("--counts", default="1,2,4", help="of copies and of contexts")
     parser.add_argument("--concurrency", type=int, default=8, help="requests under way, of all clients together")
-    parser.add_argument("--seconds", type=float, default=5.0, help="of a turn")
+    parser.add_argument("--seconds", type=float, default=4.0, help="of a turn")
     parser.add_argument("--warm-up", type=float, default=1.0, help="seconds before each turn")
     parser.add_argument("--rounds", type=int, default=2, help="turns of each arrangement")
     parser.add_argument("--peer-python", default="", help="a Python with fastapi, uvicorn and onnxruntime")
@@ -102,13 +94,15 @@ def measured(options: argparse.Namespace) -> Story:
             file, made / f"{name}.engine", options.device, options.budget, max(counts) if options.device != "cpu" else 1
         )
     setup = Setup(
-        given, made, options.yolo, given.classifier, options.peer_python, pictures(), options.concurrency,
-        options.seconds, options.warm_up,
+        given, made, options.yolo, given.classifier, options.peer_python, pictures(), options.device,
+        options.concurrency, options.seconds, options.warm_up,
     )  # fmt: skip
     setup = replace(setup, reference=reference_of(setup))
-    wanted = findings.arrangements(counts, cores.available(), peer=bool(options.peer_python))
+    on_cpu, peer = options.device == "cpu", bool(options.peer_python)
+    # Threads of the host say nothing of a GPU.
+    wanted = replica_results.arrangements(counts, cores.available() if on_cpu else 1, peer=peer, plain=peer and on_cpu)
     rows = in_turns(wanted, setup, options.rounds)
-    probes = probed(setup) if options.device == "cpu" else None
+    probes = probed(setup) if on_cpu else None
     found = Results(cores.available(), counts, tuple(rows), probes, described(setup))
     return Story(
         "replicas",
@@ -153,23 +147,9 @@ def described(setup: Setup) -> str:
     )
 
 
-def pictures() -> tuple[bytes, ...]:
-    """JPEGs of photographs."""
-    found = []
-    for path in of_scikit_image():
-        pixels = cv2.imread(str(path))
-        if pixels is None:
-            raise RuntimeError(f"{path.name} can't be read")
-        scale = _LONGEST / max(pixels.shape[:2])
-        size = (round(pixels.shape[1] * scale), round(pixels.shape[0] * scale))
-        encoded = cv2.imencode(".jpg", cv2.resize(pixels, size), [cv2.IMWRITE_JPEG_QUALITY, _QUALITY])[1]
-        found.append(encoded.tobytes())
-    return tuple(found)
-
-
 def reference_of(setup: Setup) -> tuple[tuple[Thing, ...], ...]:
     """What the networks as they are find, in FP32."""
-    plain = Arrangement(findings.PLAIN, 1, 1, cores.available())
+    plain = Arrangement(PLAIN, 1, 1, cores.available())
     with serving(command(plain, setup), 1) as copies:
         return tuple(tuple(asked(copies[0], plain, image)) for image in setup.pictures)
 
@@ -185,7 +165,7 @@ def in_turns(wanted: Sequence[Arrangement], setup: Setup, rounds: int) -> list[R
             turns[each].append(turn(each, setup))
             rate = len(turns[each][-1].latencies_ms) / turns[each][-1].seconds
             print(f"round {number + 1}: {each.name}: {rate:.1f} pictures/s", file=sys.stderr, flush=True)
-    return [findings.result(each, turns[each]) for each in wanted]
+    return [replica_results.result(each, turns[each]) for each in wanted]
 
 
 def turn(arrangement: Arrangement, setup: Setup) -> Turn:
@@ -198,11 +178,13 @@ def turn(arrangement: Arrangement, setup: Setup) -> Turn:
             if share
         ]
         time.sleep(setup.warm_up)
+        counted = classified(copies, arrangement)
         before, busy, client, begin = taken(copies), machine_busy_seconds(), client_cpu(loads), time.monotonic_ns()
         gpu = waited(setup.seconds)
         end = time.monotonic_ns()
         spent = taken(copies).since(before)
         elsewhere = machine_busy_seconds() - busy - spent.cpu_seconds - (client_cpu(loads) - client)
+        crops, batches = (now - then for now, then in zip(classified(copies, arrangement), counted, strict=True))
         memory = memory_mb(copies)
         for load in loads:
             load.stop()
@@ -211,7 +193,7 @@ def turn(arrangement: Arrangement, setup: Setup) -> Turn:
     seconds = (end - begin) / 1e9
     return Turn(
         seconds, tuple(inside), failed, spent.cpu_seconds, spent.voluntary, spent.involuntary, memory,
-        max(0.0, elsewhere / seconds), same, *gpu,
+        max(0.0, elsewhere / seconds), crops, batches, same, *gpu,
     )  # fmt: skip
 
 
@@ -222,6 +204,7 @@ def command(arrangement: Arrangement, setup: Setup) -> list[str]:
             "detector": setup.given.detector.resolve(), "classifier": setup.classifier.resolve(),
             "side": setup.given.side, "threads": arrangement.threads,
             "score": rules.score, "overlap": rules.overlap, "most": rules.most,
+            "provider": "CPUExecutionProvider" if setup.device == "cpu" else "CUDAExecutionProvider",
         }  # fmt: skip
         given = [f"--{name}={value}" for name, value in flags.items()]
         return module("benches.stories.replica_peer", *given, python=setup.peer_python)
@@ -242,20 +225,6 @@ def plan(copy: Copy, arrangement: Arrangement, setup: Setup, concurrency: int) -
     return Plan(HTTP, f"127.0.0.1:{copy.port}", path_of(arrangement), sent, concurrency=concurrency)
 
 
-def path_of(arrangement: Arrangement) -> str:
-    return "/detect_classify" if arrangement.kind == PEER else f"/v2/models/{NAME}/infer"
-
-
-def request(image: bytes, arrangement: Arrangement) -> Request:
-    """The picture itself to the peer; to a v2 server as a binary tensor, which wants an answer in JSON."""
-    if arrangement.kind == PEER:
-        return Request(image)
-    body = len(image).to_bytes(4, "little") + image
-    tensor = {"name": "image", "shape": [1], "datatype": "BYTES", "parameters": {"binary_data_size": len(body)}}
-    head = json.dumps({"inputs": [tensor]}).encode()
-    return Request(head + body, len(head))
-
-
 def waited(seconds: float) -> tuple[float, float]:
     """The GPU's mean use and largest memory meanwhile; zeros where there is none."""
     until, seen = time.monotonic() + seconds, []
@@ -269,6 +238,15 @@ def waited(seconds: float) -> tuple[float, float]:
     return float(np.mean([each.busy for each in seen])), max(each.memory_mb for each in seen)
 
 
+def classified(copies: Sequence[Copy], arrangement: Arrangement) -> tuple[int, int]:
+    """Crops and batches so far, of all copies."""
+    if arrangement.kind == PEER:
+        return 0, 0
+    found = [Server(HTTP, f"127.0.0.1:{each.port}").statistics(CLASSIFIER, "") for each in copies]
+    known = [each for each in found if each is not None]
+    return sum(each.inferences for each in known), sum(each.executions for each in known)
+
+
 def client_cpu(loads: Sequence[Load]) -> float:
     return sum(load.cpu_seconds() for load in loads)
 
@@ -279,50 +257,6 @@ def answered(records: Records, begin: int, end: int) -> tuple[list[float], int]:
     good = inside[inside["outcome"] == ANSWERED]
     latencies: list[float] = ((good["received"] - good["sent"]).astype(np.float64) / 1e6).tolist()
     return latencies, len(inside) - len(good)
-
-
-# ---- answers ----
-
-
-def asked(copy: Copy, arrangement: Arrangement, image: bytes) -> list[Thing]:
-    """Raises RuntimeError for an answer that is none."""
-    sent = request(image, arrangement)
-    headers = {"Content-Type": "application/octet-stream"}
-    if sent.json_bytes is not None:
-        headers["Inference-Header-Content-Length"] = str(sent.json_bytes)
-    connection = http.client.HTTPConnection("127.0.0.1", copy.port, timeout=60)
-    try:
-        connection.request("POST", path_of(arrangement), sent.body, headers)
-        reply = connection.getresponse()
-        content = reply.read()
-    finally:
-        connection.close()
-    if reply.status != 200:
-        raise RuntimeError(f"{arrangement.name} answers {reply.status}: {content[:200]!r}")
-    return things(json.loads(content))
-
-
-def things(document: dict[str, Any]) -> list[Thing]:
-    """Of the peer's JSON or a v2 server's."""
-    if "outputs" in document:
-        document = {each["name"]: each["data"] for each in document["outputs"]}
-    corners = np.array(document["boxes"], np.float64).reshape(-1, 4).tolist()
-    return [(tuple(box), int(number)) for box, number in zip(corners, document["class_ids"], strict=True)]
-
-
-def agreement(expected: Sequence[Sequence[Thing]], found: Sequence[Sequence[Thing]]) -> float:
-    """Share of the expected things that are found in the same picture: of the same class, boxes half the same."""
-    total = sum(map(len, expected))
-    same = sum(
-        any(number == other and overlap(box, other_box) >= _LEAST_OVERLAP for other_box, other in there)
-        for here, there in zip(expected, found, strict=True)
-        for box, number in here
-    )
-    return same / total if total else 1.0
-
-
-def overlap(one: Sequence[float], other: Sequence[float]) -> float:
-    return float(overlaps(np.array(one, np.float32), np.array([other], np.float32))[0])
 
 
 # ---- probes ----

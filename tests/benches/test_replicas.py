@@ -1,23 +1,27 @@
 """What `replicas` computes of measurements: arrangements, shares, accounts of processes, results and sentences."""
 
+import json
+import math
 import os
 import subprocess
 import sys
 import threading
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+from benches.stories import replica_asking, replica_results, replica_servers, replicas
 from benches.stories import replica_findings as findings
-from benches.stories import replica_servers, replicas
-from benches.stories.replica_findings import CONTEXTS, COPIES, PEER, PLAIN, Arrangement, Probes, Result, Results, Turn
+from benches.stories.replica_results import CONTEXTS, COPIES, PEER, PLAIN, Arrangement, Probes, Result, Results, Turn
 from benches.stories.report import markdown_table
 from penstock.bench.load import ANSWERED, RECORD, REFUSED
+from tests.examples import small_networks
 
 
 def test_every_arrangement_is_there_once() -> None:
-    found = findings.arrangements((1, 2, 4), 2, peer=True)
+    found = replica_results.arrangements((1, 2, 4), 2, peer=True, plain=True)
     assert len(found) == len(set(found))
     assert [(each.copies, each.threads) for each in found if each.kind == COPIES] == [
         (1, 2), (2, 2), (4, 2), (2, 1), (4, 1),
@@ -27,8 +31,15 @@ def test_every_arrangement_is_there_once() -> None:
     ]  # fmt: skip
     assert [(each.copies, each.threads) for each in found if each.kind == PEER] == [(1, 2), (2, 1), (4, 1)]
     assert [each.instances for each in found if each.kind == PLAIN] == [2]
-    assert {each.kind for each in findings.arrangements((1, 2), 8, peer=False)} == {COPIES, CONTEXTS}
+    assert {each.kind for each in replica_results.arrangements((1, 2), 8, peer=False, plain=False)} == {
+        COPIES,
+        CONTEXTS,
+    }
     assert len({each.name for each in found}) == len(found)
+    on_gpu = replica_results.arrangements((1, 2), 1, peer=True, plain=False)
+    assert [(each.kind, each.copies, each.instances) for each in on_gpu] == [
+        (COPIES, 1, 1), (COPIES, 2, 1), (CONTEXTS, 1, 2), (PEER, 1, 1), (PEER, 2, 1),
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize(("requests", "copies", "shares"), [(8, 4, [2, 2, 2, 2]), (8, 3, [3, 3, 2]), (1, 2, [1, 0])])
@@ -47,16 +58,16 @@ def test_what_was_answered_in_the_window_counts() -> None:
 def test_agreement_is_the_share_of_things_found_again() -> None:
     cup, cat = ((0.0, 0.0, 10.0, 10.0), 967), ((20.0, 20.0, 60.0, 60.0), 285)
     moved, elsewhere, other = ((1.0, 0.0, 11.0, 10.0), 967), ((6.0, 0.0, 16.0, 10.0), 967), (cup[0], 504)
-    assert replicas.agreement([[cup, cat], []], [[cat, moved], [cup]]) == 1
-    assert replicas.agreement([[cup, cat]], [[elsewhere, cat]]) == 0.5
-    assert replicas.agreement([[cup], [cat]], [[other], [cup]]) == 0
-    assert replicas.agreement([[]], [[cup]]) == 1
+    assert replica_asking.agreement([[cup, cat], []], [[cat, moved], [cup]]) == 1
+    assert replica_asking.agreement([[cup, cat]], [[elsewhere, cat]]) == 0.5
+    assert replica_asking.agreement([[cup], [cat]], [[other], [cup]]) == 0
+    assert replica_asking.agreement([[]], [[cup]]) == 1
 
 
 def test_both_servers_answers_are_understood() -> None:
     peer = {"boxes": [[1, 2, 3, 4]], "scores": [0.5], "class_ids": [7], "class_scores": [0.9]}
     listed = [{"name": "class_ids", "data": [7]}, {"name": "boxes", "data": [1, 2, 3, 4]}]
-    assert replicas.things(peer) == replicas.things({"outputs": listed}) == [((1.0, 2.0, 3.0, 4.0), 7)]
+    assert replica_asking.things(peer) == replica_asking.things({"outputs": listed}) == [((1.0, 2.0, 3.0, 4.0), 7)]
 
 
 def test_the_kernels_accounts_are_read() -> None:
@@ -104,24 +115,40 @@ def test_servers_end_with_the_block() -> None:
 
 
 TURN = Turn(
-    2.0, (10.0, 20.0, 30.0, 40.0), 0, 1.0, 8, 4, 300.0, others=0.1, agreement=1.0, gpu_busy=0.0, gpu_memory_mb=0.0
+    2.0,
+    (10.0, 20.0, 30.0, 40.0),
+    0,
+    1.0,
+    8,
+    4,
+    300.0,
+    others=0.1,
+    crops=6,
+    batches=4,
+    agreement=1.0,
+    gpu_busy=0.0,
+    gpu_memory_mb=0.0,
 )
 
 
 def test_turns_add_up() -> None:
-    other = replace(TURN, seconds=1.0, latencies_ms=(50.0,), cpu_seconds=2.0, voluntary=2, memory_mb=100.0, failed=1)
-    found = findings.result(Arrangement(COPIES, 2, 1, 1), [TURN, other])
+    other = replace(
+        TURN, seconds=1.0, latencies_ms=(50.0,), cpu_seconds=2.0, voluntary=2, memory_mb=100.0, failed=1, crops=14
+    )
+    found = replica_results.result(Arrangement(COPIES, 2, 1, 1), [TURN, other])
     assert (found.throughput, found.lowest, found.highest) == (5 / 3, 1.0, 2.0)
     assert (found.p50_ms, found.p95_ms) == (30.0, 50.0)
     assert (found.cores_busy, found.cpu_ms) == (1.0, 600.0)
     assert (found.voluntary, found.involuntary) == (2.0, 1.6)
-    assert (found.memory_mb, found.failed) == (200.0, 1)
+    assert (found.memory_mb, found.failed, found.batch) == (200.0, 1, 2.5)
+    peer = replica_results.result(Arrangement(PEER, 1, 1, 1), [replace(TURN, crops=0, batches=0)])
+    assert math.isnan(peer.batch)
     with pytest.raises(ValueError, match="no picture was answered"):
-        findings.result(Arrangement(COPIES, 2, 1, 1), [replace(TURN, latencies_ms=())])
+        replica_results.result(Arrangement(COPIES, 2, 1, 1), [replace(TURN, latencies_ms=())])
 
 
 def row(kind: str, copies: int, instances: int, threads: int, throughput: float, **others: float) -> Result:
-    found = findings.result(Arrangement(kind, copies, instances, threads), [TURN])
+    found = replica_results.result(Arrangement(kind, copies, instances, threads), [TURN])
     return replace(found, throughput=throughput, **others)
 
 
@@ -192,3 +219,26 @@ def test_tables_and_figures_have_every_arrangement() -> None:
 
 def test_one_arrangement_alone_has_nothing_to_say_of_copies() -> None:
     assert findings.findings(replace(FOUND, counts=(1,), rows=ROWS[:1])) == ()
+
+
+@pytest.mark.slow
+def test_the_story_is_measured_and_written(tmp_path: Path) -> None:
+    classifier = small_networks.classifier(tmp_path)
+    flags = ["--counts=1,2", "--seconds=0.6", "--warm-up=0.2", "--rounds=1", "--budget=6", "--concurrency=4"]
+    assert replicas.main(["-o", str(tmp_path), f"--classifier={classifier}", *flags]) == 0
+    written = json.loads((tmp_path / "replicas.json").read_text())
+    rows = written["data"]["arrangements"]
+    assert len({each["name"] for each in rows}) == 4
+    for each in rows:
+        assert each["throughput"] > 0
+        assert each["failed"] == 0
+        assert each["memory_mb"] > 10
+        assert 0 < each["cpu_ms"] < 1000
+    assert written["data"]["probes"]["network_alone"] > 0
+    assert len(written["findings"]) >= 4
+    assert (tmp_path / "replicas.html").is_file()
+
+
+def test_a_classifier_that_is_not_there_is_an_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert replicas.main(["-o", str(tmp_path), f"--classifier={tmp_path / 'absent.onnx'}"]) == 1
+    assert "no such model" in capsys.readouterr().err
