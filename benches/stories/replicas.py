@@ -212,6 +212,7 @@ def command(arrangement: Arrangement, setup: Setup) -> list[str]:
     given += [f"--yolo={setup.yolo.resolve()}"] if setup.yolo else []
     given += [f"--engines={setup.engines.resolve()}"] if arrangement.engines else []
     given += [f"--instances={arrangement.instances}", f"--threads={arrangement.threads}"]
+    given += ["--together=2"] if setup.device != "cpu" else []
     return module("examples.detect_classify.service", *given)
 
 

@@ -4,8 +4,9 @@ Boxes are centre and size in pixels of the input. Two kinds of networks are brou
 
 * `of_yolo`: an export of the YOLOv5 kind, whose one output has centre, size, objectness and chances of classes.
 * `of_classifier`: a classifier that ends in a mean over places and one product. Its features at a larger input are
-  averaged over windows of several sizes, and each average is classified (Sermanet et al. 2014, OverFeat): one pass over
-  the picture, and every window is a box. Coarser than a network that was taught boxes, with the classifier's weights.
+  classified place by place, and the logits averaged over windows of several sizes, which is the same as classifying the
+  averages (Sermanet et al. 2014, OverFeat): one pass over the picture, and every window is a box. Coarser than a
+  network that was taught boxes, with the classifier's weights.
 
 The class that the detector thinks of stays in the graph: a score a box is 1 % of the bytes of 80 chances. Called by
 `networks`.
@@ -67,12 +68,12 @@ def of_classifier(model: onnx.ModelProto, side: int = SIDE) -> onnx.ModelProto:
     del graph.node[:]
     graph.node.extend([*scaled, *body])
     graph.input[0].CopyFrom(helper.make_tensor_value_info(given, TensorProto.FLOAT, ["batch", 3, side, side]))
-    boxes, nodes = _windows(graph, features, side // STRIDE)
-    product = ["each", _add(graph, "weight_of_class", weight.T.copy())]
-    nodes += [
-        helper.make_node("MatMul", product, ["product"]),
-        helper.make_node("Add", ["product", _add(graph, "bias_of_class", bias)], ["logits_of_windows"]),
-        helper.make_node("Softmax", ["logits_of_windows"], ["chances"], axis=2),
+    product = [features, _add(graph, "of_class", weight[:, :, None, None]), _add(graph, "bias_of_class", bias)]
+    boxes, nodes = _windows(graph, "logits_of_places", side // STRIDE)
+    nodes = [
+        helper.make_node("Conv", product, ["logits_of_places"], kernel_shape=[1, 1]),
+        *nodes,
+        helper.make_node("Softmax", ["each"], ["chances"], axis=2),
         _largest(network, "chances", "scores", keepdims=0),
         # The same boxes for every picture of the batch.
         helper.make_node("Shape", [given], ["pictures"], start=0, end=1),
@@ -82,8 +83,8 @@ def of_classifier(model: onnx.ModelProto, side: int = SIDE) -> onnx.ModelProto:
     return _finished(network, nodes, len(boxes))
 
 
-def _windows(graph: onnx.GraphProto, features: str, places: int) -> tuple[np.ndarray, list[onnx.NodeProto]]:
-    """Boxes FP32 [n, 4], and what makes `each` [batch, n, channels] of the features."""
+def _windows(graph: onnx.GraphProto, logits: str, places: int) -> tuple[np.ndarray, list[onnx.NodeProto]]:
+    """Boxes FP32 [n, 4], and what makes `each` [batch, n, classes] of the logits of places."""
     boxes: list[np.ndarray] = []
     nodes, parts = [], []
     flat = _add(graph, "flat", [0, 0, -1])
@@ -92,7 +93,7 @@ def _windows(graph: onnx.GraphProto, features: str, places: int) -> tuple[np.nda
             continue
         name = f"window_{height}_{width}"
         nodes += [
-            helper.make_node("AveragePool", [features], [name], kernel_shape=[height, width], strides=[1, 1]),
+            helper.make_node("AveragePool", [logits], [name], kernel_shape=[height, width], strides=[1, 1]),
             helper.make_node("Reshape", [name, flat], [f"{name}_flat"]),
         ]
         parts.append(f"{name}_flat")

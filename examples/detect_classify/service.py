@@ -21,6 +21,7 @@ import penstock as ps
 from examples.detect_classify.detections import Rules, found
 from examples.detect_classify.networks import ON_TWO_CORES, Networks, Setting, loaded, networks
 from examples.detect_classify.pictures import Floats, Frame, crops, decoded, letterboxed
+from penstock.engine import Runtime
 
 NAME = "detect_classify"
 DETECTOR, CLASSIFIER = "detector", "classifier"
@@ -38,11 +39,33 @@ def server_of(
     options  those of `ps.Server`.
     """
     server = ps.Server(**options)
-    for name, file in ((DETECTOR, given.detector), (CLASSIFIER, given.classifier)):
-        engine = None if engines is None else engines / f"{name}.engine"
-        server.add(loaded(file, engine, setting), name=name, instances=setting.instances)
+    detector, classifier = (
+        loaded(file, None if engines is None else engines / f"{name}.engine", setting)
+        for name, file in ((DETECTOR, given.detector), (CLASSIFIER, given.classifier))
+    )
+    if setting.pictures == 1:
+        server.add(one_at_a_time(detector, given.side, setting.instances))
+    else:
+        server.add(detector, name=DETECTOR, instances=setting.instances)
+    server.add(classifier, name=CLASSIFIER, instances=setting.instances)
     server.add(pipeline(given))
     return server
+
+
+def one_at_a_time(detector: Runtime, side: int, instances: int) -> ps.ModelFunction:
+    """The detector as a model that takes no second picture into a batch."""
+
+    @ps.model(
+        name=DETECTOR,
+        max_batch_size=1,
+        instances=instances,
+        inputs={"x": ps.F32[3, side, side]},
+        outputs={"boxes": ps.F32[-1, 4], "scores": ps.F32[-1]},
+    )
+    def detect(x: Floats) -> Answer:
+        return detector(x=x)
+
+    return detect
 
 
 def pipeline(given: Networks) -> Any:
@@ -120,13 +143,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--score", type=float, help="from which on a box counts")
     parser.add_argument("--instances", type=int, default=2, help="of each network")
     parser.add_argument("--threads", type=int, default=1, help="of each instance; 0: all cores")
+    parser.add_argument("--together", type=int, default=1, help="pictures; 2 and more: as many as the detector takes")
 
 
 def chosen_server(asked: argparse.Namespace, **options: Any) -> ps.Server:
     given = networks(asked.classifier, asked.yolo)
     if asked.score is not None:
         given = replace(given, rules=replace(given.rules, score=asked.score))
-    return server_of(given, asked.engines, Setting(asked.instances, asked.threads or None), **options)
+    return server_of(given, asked.engines, Setting(asked.instances, asked.threads or None, asked.together), **options)
 
 
 if __name__ == "__main__":
