@@ -23,7 +23,6 @@ import numpy as np
 from benches.stories.replica_servers import child, module
 
 _COPIED: Final = 64 << 20  # bytes: more than a cache holds
-_ROWS: Final = 4
 
 
 def rates(cores: Sequence[int], seconds: float, engine: Path | None) -> list[float]:
@@ -83,7 +82,7 @@ def _network(path: Path) -> Callable[[], object]:
 
     engine = ps.load(path, threads=1, instances=1)
     (taken,) = engine.inputs
-    x = np.random.default_rng(0).random((_ROWS, *taken.shape[1:]), np.float32)
+    x = np.random.default_rng(0).random((1, *taken.shape[1:]), np.float32)
     return lambda: engine(x=x)
 
 

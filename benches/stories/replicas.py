@@ -89,16 +89,15 @@ def measured(options: argparse.Namespace) -> Story:
     counts = tuple(sorted({int(each) for each in options.counts.split(",")} | {1}))
     made = options.out / "replicas"
     given = networks(options.classifier, options.yolo, made)
-    for name, file in ((DETECTOR, given.detector), (CLASSIFIER, given.classifier)):
-        engine(
-            file, made / f"{name}.engine", options.device, options.budget, max(counts) if options.device != "cpu" else 1
-        )
+    on_cpu, peer = options.device == "cpu", bool(options.peer_python)
+    contexts = 1 if on_cpu else max(counts)
+    engine(given.detector, made / f"{DETECTOR}.engine", 1 if on_cpu else _ROWS, options, contexts)
+    engine(given.classifier, made / f"{CLASSIFIER}.engine", _ROWS, options, contexts)
     setup = Setup(
         given, made, options.yolo, given.classifier, options.peer_python, pictures(), options.device,
         options.concurrency, options.seconds, options.warm_up,
     )  # fmt: skip
     setup = replace(setup, reference=reference_of(setup))
-    on_cpu, peer = options.device == "cpu", bool(options.peer_python)
     # Threads of the host say nothing of a GPU.
     wanted = replica_results.arrangements(counts, cores.available() if on_cpu else 1, peer=peer, plain=peer and on_cpu)
     rows = in_turns(wanted, setup, options.rounds)
@@ -117,19 +116,20 @@ def measured(options: argparse.Namespace) -> Story:
 # ---- networks and pictures ----
 
 
-def engine(file: Path, path: Path, device: str, budget: float, contexts: int) -> None:
-    """Built unless the one that is there was built of the same file for this device and runs here."""
+def engine(file: Path, path: Path, most: int, options: argparse.Namespace, contexts: int) -> None:
+    """Built for batches of up to `most`, unless the one that is there was built so and runs here."""
     made_of = path.with_suffix(".txt")
-    stamp = f"{hashlib.sha256(file.read_bytes()).hexdigest()} {device} {budget:g} {contexts}\n"
+    stamp = f"{hashlib.sha256(file.read_bytes()).hexdigest()} {options.device} {options.budget:g} {contexts} {most}\n"
     if path.is_file() and made_of.is_file() and made_of.read_text() == stamp and check(path).action == "run":
         return
-    print(f"building {path.name}, {budget:.0f} s ...", file=sys.stderr, flush=True)
+    print(f"building {path.name}, {options.budget:.0f} s ...", file=sys.stderr, flush=True)
     (taken,) = ps.load(file, runtime="onnxruntime", threads=1).inputs
     row = "x".join(str(each) for each in taken.shape[1:])
-    shapes = ",".join(f"{rows}x{row}" for rows in (1, _ROWS // 2, _ROWS))
+    shapes = ",".join(f"{rows}x{row}" for rows in ((1,) if most == 1 else (1, most // 2, most)))
     ps.build(
-        file, output=path, shapes=f"{taken.name}:{shapes}", device=device, budget_seconds=budget, contexts=contexts
-    )
+        file, output=path, shapes=f"{taken.name}:{shapes}", device=options.device, budget_seconds=options.budget,
+        contexts=contexts,
+    )  # fmt: skip
     made_of.write_text(stamp)
 
 
