@@ -69,26 +69,36 @@ def _provider(device: str) -> str:
 
 
 def plain(folder: Path, device: str, instances: int, most_rows: int) -> ps.ModelFunction:
-    """ONNX Runtime in FP32 by its defaults, a session for each instance; it has met every batch before it is served."""
+    """ONNX Runtime in FP32 by its defaults.
+
+    An instance has a session for each size of a batch, each of which has met its own before it is served, and fills
+    batches up to them: a session whose shapes change searches its convolutions anew, for seconds.
+    """
     import torch  # noqa: F401
     import onnxruntime  # isort: skip
 
     pictures = saved(folder).pictures
-    idle: queue.SimpleQueue[Any] = queue.SimpleQueue()
+    sizes = [size for size in GPU_BATCHES if CLIENT_ROWS <= size <= most_rows]
+    idle: queue.SimpleQueue[dict[int, Any]] = queue.SimpleQueue()
     for _ in range(instances):
-        session = onnxruntime.InferenceSession(str(folder / f"{MODEL}.onnx"), providers=[_provider(device)])
-        if _provider(device) not in session.get_providers():
-            raise RuntimeError(f"onnxruntime does not start its {_provider(device)}: see above")
-        for rows in range(CLIENT_ROWS, most_rows + 1, CLIENT_ROWS):
-            session.run(None, {INPUT: pictures[:rows]})
-        idle.put(session)
+        sessions = {}
+        for size in sizes:
+            session = onnxruntime.InferenceSession(str(folder / f"{MODEL}.onnx"), providers=[_provider(device)])
+            if _provider(device) not in session.get_providers():
+                raise RuntimeError(f"onnxruntime does not start its {_provider(device)}: see above")
+            session.run(None, {INPUT: pictures[:size]})
+            sessions[size] = session
+        idle.put(sessions)
 
     def recognise(x: Pictures) -> Arrays:
-        session = idle.get()
+        size = next(each for each in sizes if each >= len(x))
+        filled = np.concatenate([x, np.zeros((size - len(x), *x.shape[1:]), x.dtype)]) if size > len(x) else x
+        sessions = idle.get()
         try:
-            return dict(zip((INDEX, VALUE), session.run([INDEX, VALUE], {INPUT: x}), strict=True))
+            found = sessions[size].run([INDEX, VALUE], {INPUT: filled})
         finally:
-            idle.put(session)
+            idle.put(sessions)
+        return {name: each[: len(x)] for name, each in zip((INDEX, VALUE), found, strict=True)}
 
     return ps.model(
         name=MODEL, max_batch_size=most_rows, instances=instances,
