@@ -55,6 +55,9 @@ class Reading:
     """The share of lines that it reads as the first way does."""
 
 
+_TICKS: Final = [digit * 10.0**power for power in range(-2, 5) for digit in (1, 2, 5)]  # of logarithmic axes
+
+
 @dataclass(frozen=True)
 class Results:
     """All that was measured, by names in the order of the tables."""
@@ -258,7 +261,7 @@ def _lines(results: Results, key: str, title: str, axis: str, *, log: bool) -> A
         )  # fmt: skip
     return figure.update_layout(
         title=title, xaxis_title="requests at once", yaxis_title=axis, xaxis_type="category",
-        yaxis={"type": "log", "dtick": "D2"} if log else {"rangemode": "tozero"},
+        yaxis={"type": "log", "tickvals": _TICKS} if log else {"rangemode": "tozero"},
     )  # fmt: skip
 
 
