@@ -15,11 +15,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
-from typing import Any, Final
-
-import plotly.graph_objects as go
+from typing import TYPE_CHECKING, Any, Final
 
 from benches.stories.machine import described, machine
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
 
 DEFAULT_FOLDER: Final = Path(".stories")
 COLOURS: Final = ("#2f5fb3", "#e07b24", "#3a9d5d", "#b8405e", "#7a57b8", "#8a6d3b", "#4aa3b8", "#6b7280")
@@ -58,7 +59,7 @@ class Story:
     """The question, one or two sentences."""
 
     tables: tuple[Table, ...]
-    figures: tuple[go.Figure, ...]
+    figures: "tuple[go.Figure, ...]"
     """Each with titles and units on its axes; size, font and background are set by `publish`."""
 
     findings: tuple[str, ...]
@@ -68,9 +69,12 @@ class Story:
     """All that was measured, JSON-able."""
 
 
-def publish(story: Story, folder: Path) -> None:
-    """Prints the story and writes folder/NAME.json, .html and .png. Raises OSError where the folder can't be had."""
-    facts = machine()
+def publish(story: Story, folder: Path, measured_on: Mapping[str, object] | None = None) -> None:
+    """Prints the story and writes folder/NAME.json, .html and .png. Raises OSError where the folder can't be had.
+
+    measured_on  the `machine()` that the figures were taken on, if it is not this one.
+    """
+    facts = measured_on or machine()
     print(markdown(story, facts), flush=True)
     folder.mkdir(parents=True, exist_ok=True)
     place = folder / story.name
@@ -152,7 +156,7 @@ def _finite(value: Any) -> Any:
 # ---- page and picture ----
 
 
-def page(story: Story, figures: list[go.Figure], facts: Mapping[str, object]) -> str:
+def page(story: Story, figures: "list[go.Figure]", facts: Mapping[str, object]) -> str:
     """Self-contained HTML."""
     drawn = [figure.to_html(full_html=False, include_plotlyjs=at == 0) for at, figure in enumerate(figures)]
     findings = "".join(f"<li>{escape(each)}</li>" for each in story.findings)
@@ -178,8 +182,10 @@ def _html_table(table: Table) -> str:
     return f"<table><tr>{heads}</tr>{''.join(f'<tr>{row}</tr>' for row in rows)}</table>"
 
 
-def _laid_out(figure: go.Figure) -> go.Figure:
+def _laid_out(figure: "go.Figure") -> "go.Figure":
     """A copy, readable at a glance and alike in all stories; what the story set itself stays."""
+    import plotly.graph_objects as go
+
     laid = go.Figure(figure)
     own = laid.layout
     laid.update_layout(
@@ -193,7 +199,7 @@ def _laid_out(figure: go.Figure) -> go.Figure:
     return laid
 
 
-def _draw(figures: list[go.Figure], place: Path) -> bool:
+def _draw(figures: "list[go.Figure]", place: Path) -> bool:
     """One picture of all, one below the other; whether it could be drawn."""
     try:
         drawn = [figure.to_image(format="png", scale=_SCALE) for figure in figures]
