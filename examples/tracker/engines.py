@@ -109,7 +109,9 @@ def _engine(
 ) -> ps.Engine:
     path = asked.path(branch, folder)
     if path.is_file():
-        return ps.load(path)
+        found = ps.load(path)
+        assert isinstance(found, ps.Engine)
+        return found
     folder.mkdir(parents=True, exist_ok=True)
     eights = branch == "search" and asked.precision in ("auto", "int8")
     return ps.build(

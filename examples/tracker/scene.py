@@ -43,7 +43,7 @@ def scene(objects: int = 1, frames: int = 60, seed: int = 1) -> Scene:
     """Up to eight objects. Raises ValueError for other numbers."""
     if not 1 <= objects <= OBJECTS or frames < 1:
         raise ValueError(f"expected 1 to {OBJECTS} objects and a frame at least, got {objects} and {frames}")
-    background = cv2.resize(np.asarray(data.coffee()), (4 * _ROOM[0], 2 * _ROOM[1]), interpolation=cv2.INTER_CUBIC)
+    background = cv2.resize(_photograph("coffee"), (4 * _ROOM[0], 2 * _ROOM[1]), interpolation=cv2.INTER_CUBIC)
     pieces = [_piece(*each) for each in _PIECES[:objects]]
     centres = np.stack([_path(number, frames) for number in range(objects)], axis=1)
     random = np.random.default_rng(seed)
@@ -76,7 +76,7 @@ def _path(number: int, frames: int) -> Floats:
     phase = 2 * np.pi * (np.arange(frames) / _ROUND + number / OBJECTS)
     middle = np.array([(number % 4 + 0.5) * _ROOM[0], (number // 4 + 0.5) * _ROOM[1]])
     reach = np.array(_ROOM) / 2 - OBJECT
-    return np.rint(middle + reach * np.stack([np.sin(phase), np.sin(2 * phase)], axis=1))
+    return np.asarray(np.rint(middle + reach * np.stack([np.sin(phase), np.sin(2 * phase)], axis=1)), np.float64)
 
 
 def _frame(background: Pixels, pieces: list[Pixels], centres: Floats, at: int, random: np.random.Generator) -> Pixels:
@@ -85,4 +85,4 @@ def _frame(background: Pixels, pieces: list[Pixels], centres: Floats, at: int, r
         shown[y - OBJECT // 2 : y + OBJECT // 2, x - OBJECT // 2 : x + OBJECT // 2] = piece
     light = 1 + _LIGHT * np.sin(2 * np.pi * at / _ROUND)
     noise = random.normal(0, _NOISE, shown.shape).astype(np.float32)
-    return np.clip(np.rint(shown * np.float32(light) + noise), 0, 255).astype(np.uint8)
+    return np.asarray(np.clip(np.rint(shown * np.float32(light) + noise), 0, 255), np.uint8)

@@ -89,7 +89,8 @@ class Tracking:
         size = self.boxes[:, 2:] * (1 - rate) + chosen[:, 2:] * rate
         height, width = limits
         most = np.array([width, height], np.float64)
-        return np.concatenate([np.clip(centres, 0, most), np.clip(size, _LEAST_SIDE, most)], axis=1)
+        boxes = [np.clip(centres, 0, most), np.clip(size, _LEAST_SIDE, most)]
+        return np.asarray(np.concatenate(boxes, axis=1), np.float64)
 
     def _normalised(self, crops: Floats) -> Floats:
         return np.ascontiguousarray((crops - self._mean) / self._deviation, np.float32)

@@ -20,7 +20,7 @@ def take_turns(ways: Mapping[str, Call], rounds: int, seconds: float, least: int
         raise ValueError(f"expected ways, a round and a call at least, got {len(ways)}, {rounds} and {least}")
     found: dict[str, list[float]] = {name: [] for name in ways}
     for number in range(rounds):
-        for name in list(ways) if number % 2 == 0 else list(reversed(ways)):
+        for name in list(ways)[:: 1 if number % 2 == 0 else -1]:
             found[name].append(median(_turn(ways[name], seconds, least)))
     return found
 

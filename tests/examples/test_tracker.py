@@ -9,7 +9,7 @@ import pytest
 from examples.tracker import tracking
 from examples.tracker.likeness import likeness
 from examples.tracker.scene import OBJECT, OBJECTS, norm_crops, scene
-from examples.tracker.tracking import SEARCH_SIZE, STRIDE, TEMPLATE_SIZE, Floats, Network, Tracking, cropped
+from examples.tracker.tracking import SEARCH_SIZE, STRIDE, Floats, Network, Tracking, cropped
 from examples.tracker.turns import speed_up, take_turns
 
 PLACES = tracking.PLACES
