@@ -36,7 +36,7 @@ def arguments(given: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--parts", nargs="+", default=list(PARTS), choices=PARTS)
     parser.add_argument("--seconds", type=float, default=1.0, help="of each timing")
     parser.add_argument("--rounds", type=int, default=3, help="turns of each contender, on a CPU")
-    parser.add_argument("--budget-scale", type=float, default=1.0, help="of the builds: 4 minutes, on a GPU 2")
+    parser.add_argument("--budget-scale", type=float, default=1.0, help="of the builds: 5 minutes, on a GPU 2")
     parser.add_argument("--sizes", nargs="+", default=list(SIZES), choices=SIZES, help="on a CPU")
     parser.add_argument("--batches", nargs="+", type=int, default=[1, 2, 4, 8, 16, 32, 64], help="on a CPU")
     lab = Path(os.environ.get("PENSTOCK_LAB", REPOSITORY / ".peers")) / "models"

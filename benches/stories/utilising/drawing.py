@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from benches.stories.report import Table
+from benches.stories.report import COLOURS, Table
 from benches.stories.utilising import batches, eight_bits, memory, sizes
 from benches.stories.utilising.layers import Counted
 
@@ -94,12 +94,20 @@ def sweep(found: Sequence[batches.Sweep], available: int) -> tuple[Table, go.Fig
         f"EfficientNet-Lite0 by batch, {available / _MIB:.0f} MiB available", ("batch", *columns), tuple(rows)
     )
     figure = make_subplots(1, 2, subplot_titles=("pictures/s", "highest memory of the process, MiB"))
-    for each in found:
-        figure.add_trace(go.Scatter(name=each.runtime, x=measured, y=[each.rates[at] for at in measured]), 1, 1)
-        peaks = [each.peaks[at] / _MIB for at in measured]
-        figure.add_trace(go.Scatter(name=f"{each.runtime}, memory", x=measured, y=peaks, mode="markers"), 1, 2)
-        line = [each.line.at(at) / _MIB for at in measured]
-        figure.add_trace(go.Scatter(name=f"{each.runtime}, fitted", x=measured, y=line, line={"dash": "dot"}), 1, 2)
+    for each, colour in zip(found, COLOURS, strict=False):
+        rates, peaks = [each.rates[at] for at in measured], [each.peaks[at] / _MIB for at in measured]
+        line, dots = {"color": colour}, {"color": colour, "size": 10}
+        figure.add_trace(go.Scatter(name=each.runtime, x=measured, y=rates, line=line), 1, 1)
+        figure.add_trace(
+            go.Scatter(name=f"{each.runtime}, memory", x=measured, y=peaks, mode="markers", marker=dots), 1, 2
+        )
+        fitted = [each.line.at(at) / _MIB for at in measured]
+        dotted = {"color": colour, "dash": "dot"}
+        figure.add_trace(
+            go.Scatter(name=f"{each.runtime}, fitted", x=measured, y=fitted, mode="lines", line=dotted), 1, 2
+        )
     figure.update_xaxes(title="batch", type="log", tickvals=measured)
-    figure.update_layout(title=f"Batches: best {', '.join(str(memory.best(each.rates)) for each in found)}")
+    figure.update_layout(
+        title="Best batch: " + ", ".join(f"{each.runtime} {memory.best(each.rates)}" for each in found)
+    )
     return table, figure

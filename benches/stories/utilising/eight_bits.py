@@ -83,7 +83,7 @@ def wishes(scale: float) -> Mapping[str, Wish]:
     return {
         FP32: Wish("recogniser-fp32", model, SHAPES, 40 * scale, "fp32", BATCHES, reduce=REDUCE),
         AUTO: Wish(
-            "recogniser-auto", model, SHAPES, 110 * scale, "auto", BATCHES,
+            "recogniser-auto", model, SHAPES, 150 * scale, "auto", BATCHES,
             "examples.ocr.metrics:short_calibration_lines",
             f"benches.stories.utilising.reading:gate drop<={DROP}", REDUCE,
         ),

@@ -95,16 +95,25 @@ def _batches(batches: Mapping[str, Any]) -> Drawn:
             for batch, row in rows.items()
         ),
     )  # fmt: skip
-    line = memory.fitted({batch: held(row) for batch, row in comparable(rows).items()})
+    alike = comparable(rows)
+    rest = {batch: row for batch, row in rows.items() if batch not in alike}
+    line = memory.fitted({batch: held(row) for batch, row in alike.items()})
     figure = make_subplots(1, 2, subplot_titles=("lines/s", "memory of the device, MiB"))
     for name, key in (("computing alone", "compute"), ("whole calls", "milliseconds")):
-        rates = [1000 * batch / row[key] for batch, row in rows.items()]
-        figure.add_trace(go.Scatter(name=name, x=list(rows), y=rates), 1, 1)
-    figure.add_trace(
-        go.Scatter(name="measured", x=list(rows), y=[held(row) / _MIB for row in rows.values()], mode="markers"), 1, 2
-    )
+        rates = [1000 * batch / row[key] for batch, row in alike.items()]
+        figure.add_trace(go.Scatter(name=name, x=list(alike), y=rates), 1, 1)
+    if rest:
+        slow = [1000 * batch / row["compute"] for batch, row in rest.items()]
+        crosses = {"symbol": "x", "size": 11}
+        figure.add_trace(
+            go.Scatter(name="computing, not tuned", x=list(rest), y=slow, mode="markers", marker=crosses), 1, 1
+        )
+    dots = [held(row) / _MIB for row in rows.values()]
+    figure.add_trace(go.Scatter(name="memory", x=list(rows), y=dots, mode="markers", marker={"size": 10}), 1, 2)
     fitted = [line.at(batch) / _MIB for batch in rows]
-    figure.add_trace(go.Scatter(name="fitted", x=list(rows), y=fitted, line={"dash": "dot"}), 1, 2)
+    figure.add_trace(
+        go.Scatter(name="memory, fitted", x=list(rows), y=fitted, mode="lines", line={"dash": "dot"}), 1, 2
+    )
     figure.update_xaxes(title="batch", type="log", tickvals=list(rows))
     figure.update_layout(title="Batches on a GPU")
     return table, figure
