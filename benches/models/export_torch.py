@@ -8,11 +8,12 @@ Runs in an environment of its own (`export-requirements.txt`; torch is no depend
 
 Promises: weights are read as tensors only (`weights_only`, safetensors), exported files have a free batch and, for
 MiniLM, a free length, and answer as torch does, which is checked before they are kept. Beside MiniLM lie token ids of
-sentences, so that the bench needs no tokenizer.
+sentences, so that the bench needs no tokenizer, and its vocabulary, for `examples.embed`.
 """
 
 import argparse
 import importlib.util
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +58,7 @@ def minilm(folder: Path) -> Path:
         for name in ("input_ids", "attention_mask"):
             arrays[f"{side}_{name}"] = tokens[name].astype(np.int64)
     np.savez(folder / "minilm.tokens.npz", **arrays)
+    shutil.copyfile(package / "tokenizer.json", folder / "minilm.tokenizer.json")
     # The operators that exporters write for attention, and not one that hides it.
     model = BertModel.from_pretrained(package, add_pooling_layer=False, attn_implementation="eager").eval()
     batch, length = torch.export.Dim("N", min=1, max=4096), torch.export.Dim("T", min=2, max=512)
