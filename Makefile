@@ -1,7 +1,7 @@
 # The manual of this repository. Every target starts from a bare checkout.
 #
 #   make setup   .venv with the built package, and what demo, tests and benches need
-#   make demo    the main job: serve a real text recogniser, as it is and as an engine built of it, and read real lines
+#   make demo    the main job: build engines of real networks, serve a pipeline over them, and read pages of text
 #   make test    all tests: Rust and Python
 #   make check   formatting, lints, types, layering
 #   make bench   side by side with the peers (installs them into .peers; needs apt-get and root for two load generators)
@@ -31,7 +31,7 @@ $(VENV)/built: $(VENV)/packages $(RUST_SOURCES) pyproject.toml
 	touch $@
 
 demo: setup
-	$(BIN)/python -m examples.ocr.demo
+	$(BIN)/python -m examples.ocr.page.demo
 
 test: test-rust test-python
 

@@ -99,15 +99,9 @@ def engine(options: argparse.Namespace, subject: Subject, folder: Path) -> Any:
     import torch
 
     from benches.gpu import weights
-    from penstock.engine import fingerprint
+    from benches.gpu.assembled import assembled
     from penstock.engine.cuda import form
-    from penstock.engine.cuda.runtime import CudaRuntime
-    from penstock.engine.cuda.tuning import Tuning
-    from penstock.engine.engine import Engine
     from penstock.engine.lowered import from_json
-    from penstock.engine.plan import Bucket, Manifest, Profile, Program, Tactic
-    from penstock.engine.sealed import Sealed
-    from penstock.tensors import TensorSpec
 
     row = subject.inputs[0].shape
     entries = []
@@ -122,33 +116,9 @@ def engine(options: argparse.Namespace, subject: Subject, folder: Path) -> Any:
     path = folder / "model.safetensors"
     form.write(path, entries)
     device = torch.device("cuda:0" if options.device == "cuda" else "cpu")
-    tactic = Tactic("cuda", "fp16" if options.device == "cuda" else "fp32", "lowered", "static",
-                    options=(("steps", "tuned" if options.tune_seconds else "plain"),))  # fmt: skip
-    programs, buckets = {}, []
-    for at, batch in enumerate(sorted(options.batches, reverse=True)):
-        seconds = options.tune_seconds / (1 if batch == max(options.batches) else 3)
-        _again(path, seconds, Tuning)
-        shapes = {"x": (batch, *row)}
-        programs[at] = CudaRuntime.compile(path, tactic, shapes=shapes, instances=1, threads=None, device=device)
-        spent = _milliseconds(programs[at], batch, row)
-        buckets.append((shapes, at, 1e3 * spent))
-        print(f"bucket {batch:3}: {spent:7.3f} ms a call", file=sys.stderr, flush=True)
-    _accurate(path, programs, options, device, row)
-    inputs, outputs = programs[0].inputs, programs[0].outputs
-    top = {"x": (max(options.batches), *row)}
-    manifest = Manifest(
-        name=options.model,
-        inputs=tuple(TensorSpec(each.name, each.datatype, (-1, *each.shape[1:])) for each in inputs),
-        outputs=tuple(TensorSpec(each.name, each.datatype, (-1, *each.shape[1:])) for each in outputs),
-        profiles=(Profile({"x": (1, *row)}, top, top),),
-        programs=tuple(
-            Program(tactic, "", dict(shapes), 0, tuple(each.name for each in outputs)) for shapes, _, _ in buckets
-        ),
-        buckets=tuple(Bucket(dict(shapes), at, spent) for shapes, at, spent in buckets),
-        regions=(), fingerprint=fingerprint.here(), precision=tactic.precision, source_hash="",
-    )  # fmt: skip
-    unread: Any = None  # it was never a file
-    return Engine(Sealed(options.model, manifest, {}, "", unread), programs, 4)
+    found = assembled(path, options.model, row, options.batches, device, options.tune_seconds)
+    _accurate(path, found.programs, options, device, row)
+    return found.engine
 
 
 def _of_bytes(graph: Any, full: dict[str, Any]) -> None:
@@ -160,24 +130,6 @@ def _of_bytes(graph: Any, full: dict[str, Any]) -> None:
     full[weight] = full[weight] / _DEVIATION
     if _MEAN_NAME in full:
         full[_MEAN_NAME] = torch.tensor(_MEAN).reshape(full[_MEAN_NAME].shape)
-
-
-def _again(path: Path, seconds: float, tuning: Any) -> None:
-    """The time of the next bucket; what was chosen so far stays."""
-    beside = path.with_name(path.stem + ".tuning.json")
-    if not beside.is_file():
-        tuning.prepare(path, seconds)
-    beside.write_text(json.dumps(json.loads(beside.read_text()) | {"seconds": seconds}))
-
-
-def _milliseconds(program: Any, rows: int, row: Row, calls: int = 20) -> float:
-    x = pictures(rows, row, program.inputs[0].dtype)
-    instance = program.instance()
-    instance.execute({"x": x})
-    begun = time.perf_counter()
-    for _ in range(calls):
-        instance.execute({"x": x})
-    return 1e3 * (time.perf_counter() - begun) / calls
 
 
 def _accurate(path: Path, programs: Mapping[int, Any], options: argparse.Namespace, device: Any, row: Row) -> None:

@@ -106,6 +106,11 @@ _ALL: Final = (
         "tracker", "torch", (Tensor("template", (3, 127, 127)), Tensor("search", (3, 255, 255))),
         {1: _FASTER, 8: _FASTER},
     ),
+    Subject(
+        "tracker_search", "torch",
+        (Tensor("search", (3, 255, 255)), Tensor("scores_kernel", (256, 4, 4)), Tensor("boxes_kernel", (256, 4, 4))),
+        {1: Bar(), 4: Bar(), 8: Bar()}, listed=False,
+    ),
     Subject("vit_l14", "torch", _PICTURE, _times(b64=21.0)),
     Subject("tiny", "torch", (Tensor("x", (3, 32, 32)),), {1: Bar(), 4: Bar()}, listed=False),
 )  # fmt: skip
@@ -116,6 +121,7 @@ _EIGHT: Final[Mapping[tuple[str, Literal["INT8", "FP8"]], Mapping[int, Bar]]] = 
     ("efficientnet_lite0", "INT8"): _times(b1=0.15, b64=0.50),
     ("vit_b32", "FP8"): _times(b1=0.26, b64=1.0),
     ("vit_l14", "FP8"): _times(b64=15.0),
+    ("tracker_search", "INT8"): {1: Bar(), 8: Bar()},
     ("tiny", "INT8"): {1: Bar(), 4: Bar()},
 }
 """Models in eight bits too, and the bars of that."""

@@ -16,6 +16,7 @@ from torch.nn import functional
 
 from benches.gpu import torch_scales
 from benches.gpu.subjects import Subject
+from examples.tracker import network
 
 # ---- residual networks (He et al. 2015), the stride in the 3x3 as torchvision has it ----
 
@@ -190,6 +191,7 @@ MODULES: Final[Mapping[str, Callable[[], nn.Module]]] = {
     "crnn_bilstm": lambda: text_line(2),
     "yolo": torch_scales.Detector,
     "tracker": torch_scales.Tracker,
+    "tracker_search": lambda: network.SearchBranch(network.Tracker()),
     "tiny": lambda: residual((1, 1), (16, 32), 10),
 }
 

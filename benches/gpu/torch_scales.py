@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from examples.tracker.network import correlation
+
 _ANCHORS: Final = {
     8: ((10, 13), (16, 30), (33, 23)),
     16: ((30, 61), (62, 45), (59, 119)),
@@ -141,27 +143,3 @@ class _Head(nn.Module):
     def forward(self, kernel: Tensor, x: Tensor) -> Tensor:
         found: Tensor = self.out(correlation(self.search(x), self.kernel(kernel)))
         return found
-
-
-def correlation(x: Tensor, kernel: Tensor) -> Tensor:
-    """Each channel of each picture with its own kernel: one grouped convolution, as the family writes it.
-
-    Exported as sums of products of slices: a convolution whose weights are computed has no step.
-    """
-    batch, channels, height, width = kernel.shape
-    if not torch.compiler.is_exporting():
-        y = functional.conv2d(
-            x.reshape(1, batch * channels, *x.shape[2:]),
-            kernel.reshape(batch * channels, 1, height, width),
-            groups=batch * channels,
-        )
-        return y.reshape(batch, channels, *y.shape[2:])
-    rows, columns = x.shape[2] - height + 1, x.shape[3] - width + 1
-    total = None
-    for top in range(height):
-        for left in range(width):
-            seen = x[:, :, top : top + rows, left : left + columns]
-            part = seen * kernel[:, :, top : top + 1, left : left + 1]
-            total = part if total is None else total + part
-    assert total is not None
-    return total

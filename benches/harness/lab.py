@@ -99,10 +99,21 @@ class Lab:
         """The Python that has Mosec."""
         return self._venv("mosec", Path(sys.executable))
 
-    def triton(self) -> Triton:
+    def python(self, name: str) -> Path | None:
+        """The Python of a venv that has what `peers/NAME/requirements.txt` pins; None where it is not installed."""
+        own, stamp = self.folder / "venvs" / name / "bin" / "python", self.folder / "venvs" / name / "installed.txt"
+        wanted = (BENCHES / "peers" / name / "requirements.txt").read_text()
+        return own if own.exists() and stamp.exists() and stamp.read_text() == wanted else None
+
+    def web(self) -> Path:
+        """The Python that has FastAPI, LitServe and ONNX Runtime."""
+        return self._venv("ocr_web", Path(sys.executable))
+
+    def triton(self, name: str = "triton") -> Triton:
+        """`name`: of the folder in `peers/` whose requirements it is installed by."""
         if not DEBIAN_PYTHON.exists():
             raise LabError(f"triton: its python backend needs Debian's {DEBIAN_PYTHON.name}, which is not here")
-        python = self._venv("triton", DEBIAN_PYTHON)
+        python = self._venv(name, DEBIAN_PYTHON)
         packages = python.parent.parent / "lib" / "python3.11" / "site-packages"
         core = packages / "pytriton" / "tritonserver"
         backends = self.folder / "triton" / "backends"
@@ -130,13 +141,11 @@ class Lab:
     def _venv(self, name: str, python: Path) -> Path:
         """The Python of a venv with what `peers/NAME/requirements.txt` pins; nothing to do when it is as it was."""
         requirements = BENCHES / "peers" / name / "requirements.txt"
-        own = self.folder / "venvs" / name / "bin" / "python"
-        stamp = self.folder / "venvs" / name / "installed.txt"
-        if own.exists() and stamp.exists() and stamp.read_text() == requirements.read_text():
-            return own
+        if (there := self.python(name)) is not None:
+            return there
         own = self._create(name, python)
         self._run(name, [str(own), "-m", "pip", "install", "-q", "-r", str(requirements)])
-        stamp.write_text(requirements.read_text())
+        (self.folder / "venvs" / name / "installed.txt").write_text(requirements.read_text())
         return own
 
     def _create(self, name: str, python: Path) -> Path:

@@ -9,14 +9,16 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 TICKS_PER_SECOND = os.sysconf("SC_CLK_TCK")
 
 # Positions behind the command's closing parenthesis in /proc/PID/stat (man 5 proc).
-PARENT, SESSION, FIRST_TIME, TIMES = 1, 3, 11, 4  # utime, stime, cutime, cstime
+STATE, PARENT, SESSION, FIRST_TIME, TIMES = 0, 1, 3, 11, 4  # utime, stime, cutime, cstime
 
+RESUME_SECONDS = 1.0
 STOP_SECONDS = 20
 """Triton takes some seconds to unload; past this the session is killed."""
 
@@ -27,6 +29,7 @@ class ProcessStat:
     parent: int
     session: int
     ticks: int
+    stopped: bool = False
 
 
 def parse_stat(text: str) -> ProcessStat:
@@ -34,7 +37,7 @@ def parse_stat(text: str) -> ProcessStat:
     head, _, tail = text.rpartition(")")
     words = tail.split()
     ticks = sum(int(word) for word in words[FIRST_TIME : FIRST_TIME + TIMES])
-    return ProcessStat(int(head.split(" ", 1)[0]), int(words[PARENT]), int(words[SESSION]), ticks)
+    return ProcessStat(int(head.split(" ", 1)[0]), int(words[PARENT]), int(words[SESSION]), ticks, words[STATE] == "T")
 
 
 def all_processes() -> list[ProcessStat]:
@@ -100,6 +103,22 @@ class Session:
         """User and system time so far of all members. Whoever leaves the session unreaped takes its time along."""
         return sum(process.ticks for process in members(self._process.pid, all_processes())) / TICKS_PER_SECOND
 
+    def pause(self) -> None:
+        """Nobody in it computes until `resume`: a server that polls while it waits costs the others nothing."""
+        self._send(signal.SIGSTOP)
+
+    def resume(self) -> None:
+        """Returns when all run again: a signal that comes before may be given to a thread that never looks at it."""
+        self._send(signal.SIGCONT)
+        end = time.monotonic() + RESUME_SECONDS
+        while any(each.stopped for each in members(self._process.pid, all_processes())) and time.monotonic() < end:
+            time.sleep(0.005)
+
+    def _send(self, number: signal.Signals) -> None:
+        for process in members(self._process.pid, all_processes()):
+            with suppress(ProcessLookupError):
+                os.kill(process.pid, number)
+
     def last_lines(self, count: int = 5) -> str:
         lines = self.log.read_text(errors="replace").strip().splitlines()
         return " | ".join(line.strip() for line in lines[-count:])[-600:] or "nothing said"
@@ -108,6 +127,7 @@ class Session:
         """SIGTERM to the first process, who knows how to end the others; SIGKILL for whoever is left."""
         leader = self._process.pid
         family = members(leader, all_processes())
+        self.resume()
         if not self.ended:
             self._process.send_signal(signal.SIGTERM)
             try:

@@ -4,9 +4,11 @@
 
 Promises: the tables are printed before anything is written; the JSON has no NaN (null stands for what was not
 measured) and says which machine it was; the page needs no network; the picture shows the page's figures, one below the
-other, and where it can't be drawn (kaleido and a chromium are needed) that is said and the rest is there.
+other, and where it can't be drawn (kaleido and a chromium are needed) that is said and the rest is there. Without
+plotly, as on a machine that is lent, there is the JSON alone.
 """
 
+import importlib.util
 import io
 import json
 import math
@@ -15,11 +17,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
-from typing import Any, Final
-
-import plotly.graph_objects as go
+from typing import TYPE_CHECKING, Any, Final
 
 from benches.stories.machine import described, machine
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
 
 DEFAULT_FOLDER: Final = Path(".stories")
 COLOURS: Final = ("#2f5fb3", "#e07b24", "#3a9d5d", "#b8405e", "#7a57b8", "#8a6d3b", "#4aa3b8", "#6b7280")
@@ -58,7 +61,7 @@ class Story:
     """The question, one or two sentences."""
 
     tables: tuple[Table, ...]
-    figures: tuple[go.Figure, ...]
+    figures: "tuple[go.Figure, ...]"
     """Each with titles and units on its axes; size, font and background are set by `publish`."""
 
     findings: tuple[str, ...]
@@ -68,20 +71,27 @@ class Story:
     """All that was measured, JSON-able."""
 
 
-def publish(story: Story, folder: Path) -> None:
-    """Prints the story and writes folder/NAME.json, .html and .png. Raises OSError where the folder can't be had."""
-    facts = machine()
+def publish(story: Story, folder: Path, facts: Mapping[str, object] | None = None) -> None:
+    """Prints the story and writes folder/NAME.json, .html and .png. Raises OSError where the folder can't be had.
+
+    facts  of the machine that it was measured on, where that was another one: what `machine` says there.
+    """
+    facts = facts or machine()
     print(markdown(story, facts), flush=True)
     folder.mkdir(parents=True, exist_ok=True)
     place = folder / story.name
     place.with_suffix(".json").write_text(
         json.dumps(document(story, facts), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
     )
-    figures = [_laid_out(figure) for figure in story.figures]
-    place.with_suffix(".html").write_text(page(story, figures, facts))
-    written = [place.with_suffix(suffix).name for suffix in (".json", ".html")]
-    if figures and _draw(figures, place.with_suffix(".png")):
-        written.append(place.with_suffix(".png").name)
+    written = [place.with_suffix(".json").name]
+    if importlib.util.find_spec("plotly") is None:
+        print("no page and no picture: plotly is not installed", file=sys.stderr)
+    else:
+        figures = [_laid_out(figure) for figure in story.figures]
+        place.with_suffix(".html").write_text(page(story, figures, facts))
+        written.append(place.with_suffix(".html").name)
+        if figures and _draw(figures, place.with_suffix(".png")):
+            written.append(place.with_suffix(".png").name)
     print(f"{folder}: {', '.join(written)}", file=sys.stderr)
 
 
@@ -152,7 +162,7 @@ def _finite(value: Any) -> Any:
 # ---- page and picture ----
 
 
-def page(story: Story, figures: list[go.Figure], facts: Mapping[str, object]) -> str:
+def page(story: Story, figures: "list[go.Figure]", facts: Mapping[str, object]) -> str:
     """Self-contained HTML."""
     drawn = [figure.to_html(full_html=False, include_plotlyjs=at == 0) for at, figure in enumerate(figures)]
     findings = "".join(f"<li>{escape(each)}</li>" for each in story.findings)
@@ -178,8 +188,10 @@ def _html_table(table: Table) -> str:
     return f"<table><tr>{heads}</tr>{''.join(f'<tr>{row}</tr>' for row in rows)}</table>"
 
 
-def _laid_out(figure: go.Figure) -> go.Figure:
+def _laid_out(figure: "go.Figure") -> "go.Figure":
     """A copy, readable at a glance and alike in all stories; what the story set itself stays."""
+    import plotly.graph_objects as go
+
     laid = go.Figure(figure)
     own = laid.layout
     laid.update_layout(
@@ -193,7 +205,7 @@ def _laid_out(figure: go.Figure) -> go.Figure:
     return laid
 
 
-def _draw(figures: list[go.Figure], place: Path) -> bool:
+def _draw(figures: "list[go.Figure]", place: Path) -> bool:
     """One picture of all, one below the other; whether it could be drawn."""
     try:
         drawn = [figure.to_image(format="png", scale=_SCALE) for figure in figures]

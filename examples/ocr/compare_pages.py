@@ -17,11 +17,10 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
 
-from examples.ocr.documents import Document, rendered_documents
+from examples.ocr.documents import Document, real_page, rendered_documents
 from examples.ocr.draw import draw_page
-from examples.ocr.lines import grey_photograph
+from examples.ocr.model import engines_in
 from examples.ocr.page_metrics import (
     PlacedText,
     WordErrors,
@@ -58,7 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--draw", type=Path, help="a folder: what ours read of each page, as pictures")
     parser.add_argument("--json", action="store_true", help="print one JSON document in place of tables")
     chosen = parser.parse_args(arguments)
-    ours = PageReader(chosen.runtime, chosen.engines)
+    ours = PageReader(chosen.runtime, engines_in(chosen.engines))
     peers = {f"rapidocr {peer}": RapidReader(peer) for peer in chosen.peers}
     readers: dict[str, Read] = {OURS: ours, **peers}
     documents = list(rendered_documents(chosen.documents, first=chosen.first))
@@ -104,11 +103,6 @@ def _show(document: Document, answers: dict[str, Sequence[PlacedText]]) -> None:
     for name, errors in found.items():
         for stray in errors[len(document.lines) :]:
             print(f"{document.name}: {name} read where nothing stands: {stray.read!r}")
-
-
-def real_page() -> Pixels:
-    """scikit-image's `page`, in three channels: RapidOCR takes grey pictures too, and makes the same of them."""
-    return np.asarray(Image.fromarray(grey_photograph("page.png")).convert("RGB"), dtype=np.uint8)
 
 
 def _report(records: dict[str, Record], ours: PageReader, page: dict[str, list[str]]) -> dict[str, Any]:

@@ -26,6 +26,7 @@ import cv2
 import numpy as np
 
 from examples.ocr.documents import rendered_documents
+from examples.ocr.model import engines_in
 from examples.ocr.servers import CHECKOUT, child
 from penstock.bench import requests, subject
 from penstock.bench.load import ANSWERED, HTTP, Load, Plan
@@ -83,7 +84,8 @@ def compared(pages: Path, chosen: argparse.Namespace) -> dict[str, list[Rate]]:
     found: dict[str, list[Rate]] = {each: [] for each in [*(f"penstock, {one}" for one in ours), *PEERS]}
     for _ in range(chosen.rounds):
         for each in ours:
-            flags = ["--engines", str(chosen.engines)] if each == "engines" else []
+            engines = engines_in(chosen.engines) if each == "engines" else {}
+            flags = [flag for name, path in engines.items() for flag in (f"--{name}", str(path))]
             with child(each, "examples.ocr.page.service", flags) as server:
                 found[f"penstock, {each}"].append(loaded(server.http, pages, chosen.concurrency, chosen.seconds))
         for each, (runtime, workers) in PEERS.items():

@@ -16,7 +16,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from examples.ocr.layout import FlatPage, flat_page
-from examples.ocr.lines import photograph_path
+from examples.ocr.lines import grey_photograph, photograph_path
 
 Pixels = npt.NDArray[np.uint8]
 Floats = npt.NDArray[np.float32]
@@ -164,3 +164,9 @@ def _photograph(name: str, height: int, width: int, random: np.random.Generator)
 def _colours(name: str) -> Pixels:
     with Image.open(photograph_path(name)) as picture:
         return np.ascontiguousarray(np.asarray(picture.convert("RGB"), dtype=np.uint8)[:, :, ::-1])
+
+
+def real_page() -> Pixels:
+    """scikit-image's `page`, photographed, in three channels: RapidOCR takes grey pictures too, and makes the same of
+    them."""
+    return np.asarray(cv2.cvtColor(grey_photograph("page.png"), cv2.COLOR_GRAY2BGR), dtype=np.uint8)

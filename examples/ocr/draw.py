@@ -1,6 +1,6 @@
 """Draws a page with the box of every line and word, and beside it the words where they stand: what a person checks.
 
-Called by `compare_pages` (`--draw`); the picture opens in anything.
+Called by `demo` and by `compare_pages` (`--draw`); the picture opens in anything.
 """
 
 from collections.abc import Sequence
@@ -24,10 +24,32 @@ LINE_COLOUR: Colour = (28, 110, 200)
 SCORES: tuple[tuple[float, Colour], ...] = ((0.95, (16, 92, 44)), (0.8, (176, 112, 0)), (0.0, (190, 24, 24)))
 LEAST_HEIGHT = 30  # pixels: of the drawing's lines at least, so that its words can be read
 GAP = 12
+DESK: Colour = (120, 124, 130)
+WIDEST = 1800  # pixels of a sheet of several pages
 
 
 def draw_page(pixels: Pixels, lines: Sequence[Line], path: Path) -> None:
-    """Writes a PNG: left the page (blue-green-red [height, width, 3]) with boxes, right its words alone.
+    """Writes `drawn_page` as a PNG."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    drawn_page(pixels, lines).save(path)
+
+
+def draw_pages(pages: Sequence[tuple[Pixels, Sequence[Line]]], path: Path) -> None:
+    """Writes several pages below each other, all of one width, as a PNG."""
+    drawn = [drawn_page(pixels, lines) for pixels, lines in pages]
+    width = min(WIDEST, max(each.width for each in drawn))
+    drawn = [each.resize((width, round(each.height * width / each.width))) for each in drawn]
+    sheet = Image.new("RGB", (width, sum(each.height for each in drawn)), DESK)
+    top = 0
+    for each in drawn:
+        sheet.paste(each, (0, top))
+        top += each.height
+    path.parent.mkdir(parents=True, exist_ok=True)
+    sheet.save(path)
+
+
+def drawn_page(pixels: Pixels, lines: Sequence[Line]) -> Image.Image:
+    """Left the page (blue-green-red [height, width, 3]) with boxes, right its words alone.
 
     Words are green where the reader is sure of them (95 % and more), ochre from 80 %, red below.
     """
@@ -41,11 +63,10 @@ def draw_page(pixels: Pixels, lines: Sequence[Line], path: Path) -> None:
             _outline(ink, word.corners * zoom, colour_of(word.score), 1)
             _write(words, word, zoom)
         _outline(ink, line.corners * zoom, LINE_COLOUR, 2)
-    sheet = Image.new("RGB", (2 * page.width + 3 * GAP, page.height + 2 * GAP), (120, 124, 130))
+    sheet = Image.new("RGB", (2 * page.width + 3 * GAP, page.height + 2 * GAP), DESK)
     sheet.paste(page, (GAP, GAP))
     sheet.paste(words, (page.width + 2 * GAP, GAP))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    sheet.save(path)
+    return sheet
 
 
 def colour_of(score: float) -> Colour:

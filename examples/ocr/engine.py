@@ -1,7 +1,8 @@
-"""The recogniser's engine: built once for this machine, kept under `build/ocr`, and found again while it fits.
+"""The engines of the recogniser and the detector: built once for this machine, kept under `build/ocr`, and found again
+while they fit.
 
 Promises: an engine that is handed out passed the accuracy gate on this machine; one is built again when the
-recogniser, what is asked for, the processor or a library is another than it was built with. Building takes about
+model, what is asked for, the processor or a library is another than it was built with. Building takes about
 BUDGET_SECONDS and says on standard error what it does. Called by `demo`; alone: `python -m examples.ocr.engine`.
 """
 
@@ -14,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from examples.ocr.model import recogniser_path
+from examples.ocr.model import DETECTOR, RECOGNISER, model_path
 from examples.ocr.reader import MAX_WIDTH, MIN_WIDTH
 from penstock.engine import Verdict, check
 
@@ -27,8 +28,10 @@ BUDGET_SECONDS: Final = 60.0
 
 @dataclass(frozen=True, slots=True)
 class Ask:
-    """What the engine is asked to be: the flags of `penstock build`."""
+    """What an engine is asked to be: the flags of `penstock build`. As it stands, that of the recogniser."""
 
+    source: str = RECOGNISER
+    name: str = "read_line"
     # From the narrowest line that `reader` makes to the widest, to be fastest at a line of median width.
     shapes: str = f"x:1x3x48x{MIN_WIDTH},1x3x48x400,8x3x48x{MAX_WIDTH}"
     buckets: str = "1,4"
@@ -50,6 +53,19 @@ class Ask:
             "--precision": self.precision,
         }
         return [part for flag, value in flags.items() if value for part in (flag, value)]
+
+
+DETECTOR_ASK: Final = Ask(
+    source=DETECTOR,
+    name="find_lines",
+    shapes="x:1x3x32x32,1x3x960x736,1x3x1984x1984",
+    buckets="1",
+    reduce="",
+    # In INT8 a page takes a seventh less, and its ranges take longer to find than all else.
+    precision="bf16",
+    calibration="",
+    accuracy="examples.ocr.detection_metric:lines_found drop<=0.005",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,15 +121,15 @@ def engine(ask: Ask = Ask(), folder: Path = FOLDER) -> Built:
 
 def _name(ask: Ask) -> str:
     """Says what an engine was built of and how, so that another recogniser or another wish is another file."""
-    digest = hashlib.sha256(recogniser_path().read_bytes())
+    digest = hashlib.sha256(model_path(ask.source).read_bytes())
     digest.update("\0".join(ask.flags()).encode())
-    return f"read_line-{digest.hexdigest()[:12]}"
+    return f"{ask.name}-{digest.hexdigest()[:12]}"
 
 
 def _build(ask: Ask, path: Path, cache: Path) -> None:
     """As a process of its own, so that its memory and its libraries' threads end with it."""
     penstock = Path(sys.executable).with_name("penstock")
-    files: Sequence[str | Path] = (recogniser_path(), "--output", path, "--timing-cache", cache)
+    files: Sequence[str | Path] = (model_path(ask.source), "--output", path, "--timing-cache", cache)
     command = (penstock, "build", *files, "--json", *ask.flags())
     # The document on its standard output is in the file, too.
     ended = subprocess.run(command, cwd=CHECKOUT, stdout=subprocess.DEVNULL, check=False)

@@ -24,6 +24,8 @@ PACKAGE = "rapidocr"
 RECOGNISER = "PP-OCRv6_rec_small.onnx"
 DETECTOR = "PP-OCRv6_det_small.onnx"
 CLASSIFIER = "ch_ppocr_mobile_v2.0_cls_mobile.onnx"
+# What reads pages, in the order in which they look at one.
+NETWORKS = {"detector": DETECTOR, "classifier": CLASSIFIER, "recogniser": RECOGNISER}
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,15 +68,19 @@ def model_path(name: str) -> Path:
     return path
 
 
-def network(
-    file: str, engines: Path | None, *, runtime: str, threads: int | None = None, instances: int = 1
-) -> Runtime:
-    """One of the models as it is, or the engine in the folder `engines` that is named after it, such as
-    PP-OCRv6_det_small.engine. `runtime`: of the model as it is."""
-    engine = None if engines is None else engines / Path(file).with_suffix(".engine").name
-    if engine is not None and engine.is_file():
+def network(file: str, engine: Path | None, *, runtime: str, threads: int | None = None, instances: int = 1) -> Runtime:
+    """An engine, or without one the model that it is built of, on `runtime`."""
+    if engine is not None:
         return ps.load(engine, threads=threads, instances=instances)
     return ps.load(model_path(file), runtime=runtime, threads=threads, instances=instances)
+
+
+def engines_in(folder: Path | None) -> dict[str, Path]:
+    """By the names in `NETWORKS`, the engines that are there: PP-OCRv6_det_small.engine for PP-OCRv6_det_small.onnx."""
+    if folder is None:
+        return {}
+    found = {name: folder / Path(file).with_suffix(".engine").name for name, file in NETWORKS.items()}
+    return {name: path for name, path in found.items() if path.is_file()}
 
 
 def alphabet_of(path: Path) -> list[str]:

@@ -5,7 +5,7 @@ page at a time on all cores. Called by `compare_pages` and the tests.
 """
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from examples.ocr.model import CLASSIFIER, DETECTOR, RECOGNISER, alphabet_of, network, recogniser_path
+from examples.ocr.model import NETWORKS, alphabet_of, network, recogniser_path
 from examples.ocr.page.reading import read_page
 from examples.ocr.page.words import Line
 from examples.ocr.reader import ANY_WIDTH, FEW_SHAPES
@@ -38,15 +38,14 @@ class Steps:
 
 
 class PageReader:
-    """The networks as `penstock.load` has them. `engines`: a folder; an engine in it named after a network, such as
-    PP-OCRv6_det_small.engine, is loaded in place of the network as it is."""
+    """The networks as `penstock.load` has them; `engines`, by the names in `NETWORKS`, in place of some of them."""
 
-    def __init__(self, runtime: str, engines: Path | None = None) -> None:
+    def __init__(self, runtime: str, engines: Mapping[str, Path] | None = None) -> None:
         self.steps = Steps()
         self._alphabet = alphabet_of(recogniser_path())
         self._calls = CALLS[runtime]
         self._detect, self._classify, self._recognise = (
-            network(name, engines, runtime=runtime) for name in (DETECTOR, CLASSIFIER, RECOGNISER)
+            network(file, (engines or {}).get(name), runtime=runtime) for name, file in NETWORKS.items()
         )
 
     def __call__(self, pixels: Pixels) -> tuple[Line, ...]:

@@ -11,8 +11,8 @@ import numpy.typing as npt
 import pytest
 from PIL import Image
 
-from examples.ocr.compare_pages import main, real_page
-from examples.ocr.documents import KINDS, LOOKS, Document, rendered_documents
+from examples.ocr.compare_pages import main
+from examples.ocr.documents import KINDS, LOOKS, Document, real_page, rendered_documents
 from examples.ocr.draw import colour_of, draw_page
 from examples.ocr.fonts import DISPLAY, PAGES, PRINT, paths_of
 from examples.ocr.layout import MOST_LINES, flat_page

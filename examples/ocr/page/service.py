@@ -18,14 +18,22 @@ import numpy as np
 import numpy.typing as npt
 
 import penstock as ps
-from examples.ocr.model import CLASSIFIER, DETECTOR, RECOGNISER, alphabet_of, network, recogniser_path
+from examples.ocr.model import NETWORKS, alphabet_of, network, recogniser_path
 from examples.ocr.page.boxes import boxes
 from examples.ocr.page.crops import Batch, Crop, batches, crops, directions, upright
 from examples.ocr.page.frame import Frame, prepare
-from examples.ocr.page.words import Line, words
+from examples.ocr.page.words import Line, Word, words
 from examples.ocr.reader import FEW_SHAPES, Floats, UnreadableImageError
 
-NETWORKS = {"detector": DETECTOR, "classifier": CLASSIFIER, "recogniser": RECOGNISER}
+OUTPUTS = {
+    "text": ps.Bytes[-1],
+    "score": ps.F32[-1],
+    "corners": ps.F32[-1, 4, 2],
+    "word_text": ps.Bytes[-1],
+    "word_score": ps.F32[-1],
+    "word_corners": ps.F32[-1, 4, 2],
+    "word_line": ps.I32[-1],
+}
 ROWS = 8  # of a call of the classifier: what an engine of it takes unless it is asked to take more
 
 Answer = dict[str, npt.NDArray[Any]]
@@ -34,21 +42,34 @@ Picture = Annotated[npt.NDArray[np.object_], ps.Bytes[1]]
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """How networks are served. On two cores two instances of one thread each answer more than one of two."""
+    """How the networks are served."""
 
-    instances: int = 2
-    threads: int = 1
+    runtime: str  # of those without an engine
+    instances: int
+    threads: int | None  # of an instance; None: all cores
+    batching: str = "auto"
 
 
-def page_server(engines: Path | None = None, setting: Setting = Setting(), **options: Any) -> ps.Server:
+# What a first version does: each call alone, with all cores.
+PLAIN = Setting("onnxruntime", instances=1, threads=None, batching="triton")
+# On two cores two instances of one thread each answer more than one of two.
+BATCHED = Setting("onnxruntime", instances=2, threads=1)
+ENGINES = Setting("openvino", instances=2, threads=1)
+SETTINGS = {"plain": PLAIN, "batched": BATCHED, "engines": ENGINES}
+
+
+def page_server(engines: Mapping[str, Path] | None = None, setting: Setting = ENGINES, **options: Any) -> ps.Server:
     """A server of `read_page` and its networks, not started.
 
-    engines  a folder; an engine in it named after a network, such as PP-OCRv6_det_small.engine, is served in its place.
+    engines  engine files to serve in place of networks, by the names in `NETWORKS`.
     options  those of `ps.Server`.
     """
-    server = ps.Server(**options)
+    engines = engines or {}
+    server = ps.Server(batching=setting.batching, **options)
     for name, file in NETWORKS.items():
-        runtime = network(file, engines, runtime="openvino", threads=setting.threads, instances=setting.instances)
+        runtime = network(
+            file, engines.get(name), runtime=setting.runtime, threads=setting.threads, instances=setting.instances
+        )
         server.add(runtime, name=name, instances=setting.instances)
     server.add(page_reader())
     return server
@@ -59,9 +80,9 @@ def page_reader() -> Any:
     detect, classify, recognise = (ps.use(name) for name in NETWORKS)
     alphabet = alphabet_of(recogniser_path())
 
-    @ps.pipeline(name="read_page", outputs={"text": ps.Bytes[-1], "score": ps.F32[-1], "corners": ps.F32[-1, 4, 2]})
+    @ps.pipeline(name="read_page", outputs=OUTPUTS)
     async def read_page(image: Picture) -> Answer:
-        """BYTES [1], a PNG or JPEG, to lines in reading order: BYTES [n] in UTF-8, FP32 [n], FP32 [n, 4, 2]."""
+        """BYTES [1], a PNG or JPEG, to its n lines in reading order and their m words, as `answer` says."""
         frame, page = await ps.cpu(opened, image[0])
         lines = await ps.cpu(cut, frame, await detect.batch(page))
         if not lines:
@@ -100,21 +121,34 @@ def named(outputs: npt.NDArray[Any] | Mapping[str, npt.NDArray[Any]]) -> Mapping
 
 
 def answer(lines: Sequence[Line]) -> Answer:
-    text = np.empty(len(lines), object)
-    text[:] = [line.text.encode() for line in lines]
-    corners = [line.corners for line in lines]
+    """Lines and words, each with its text in UTF-8, its score from 0 to 1, and its corners (x, y) in the picture,
+    clockwise from where the text begins. `word_line`: which line a word is of."""
+    words = [word for line in lines for word in line.words]
+    numbers = [number for number, line in enumerate(lines) for _ in line.words]
+    return {**_placed("", lines), **_placed("word_", words), "word_line": np.array(numbers, np.int32)}
+
+
+def _placed(prefix: str, found: Sequence[Line | Word]) -> Answer:
+    text = np.empty(len(found), object)
+    text[:] = [each.text.encode() for each in found]
+    corners = [each.corners for each in found]
     return {
-        "text": text,
-        "score": np.array([line.score for line in lines], np.float32),
-        "corners": np.array(corners, np.float32).reshape(-1, 4, 2),
+        f"{prefix}text": text,
+        f"{prefix}score": np.array([each.score for each in found], np.float32),
+        f"{prefix}corners": np.array(corners, np.float32).reshape(-1, 4, 2),
     }
 
 
 def main() -> None:
     """Listens on free ports of 127.0.0.1, prints them as one JSON line, and ends when its standard input does."""
     arguments = argparse.ArgumentParser(prog="python -m examples.ocr.page.service")
-    arguments.add_argument("--engines", type=Path, help="a folder of engines named after the networks")
-    with page_server(arguments.parse_args().engines, http_port=0, grpc_port=0, metrics_port=None) as server:
+    arguments.add_argument("--setting", choices=SETTINGS, default="engines")
+    for name in NETWORKS:
+        arguments.add_argument(f"--{name}", type=Path, help="an engine to serve in place of the network")
+    chosen = vars(arguments.parse_args())
+    engines = {name: chosen[name] for name in NETWORKS if chosen[name] is not None}
+    cv2.setLogLevel(0)  # what is wrong with a picture is in its answer
+    with page_server(engines, SETTINGS[chosen["setting"]], http_port=0, grpc_port=0, metrics_port=None) as server:
         print(json.dumps({"http_port": server.http_port, "grpc_port": server.grpc_port}), flush=True)
         sys.stdin.read()
 

@@ -10,9 +10,9 @@ import platform
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass, replace
 from datetime import UTC, datetime
+from importlib import metadata
 from typing import Any, Final
 
-import penstock
 from penstock.build.gate import Gate, Verdict
 from penstock.build.metrics import OutputError
 from penstock.engine.plan import Fingerprint, Shape, Shapes, Tactic, tactic_from_json, tactic_to_json
@@ -226,7 +226,7 @@ def of_verdicts(verdicts: Mapping[Tactic, Verdict]) -> tuple[Refused, ...]:
 def environment(machine: Fingerprint) -> Environment:
     """Here and now."""
     built_at = datetime.now(UTC).isoformat(timespec="seconds")
-    return Environment(machine, penstock.__version__, platform.python_version(), built_at)
+    return Environment(machine, metadata.version("penstock"), platform.python_version(), built_at)
 
 
 @dataclass(frozen=True, slots=True)

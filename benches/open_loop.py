@@ -1,0 +1,178 @@
+"""Open loops: the automatic batching beside every fixed delay under Poisson arrivals, and a server that stalls.
+
+    python benches/open_loop.py --rounds 3 --seconds 6
+
+Batching: models whose full batches take 5 ms, at 80 % of what they can answer. All policies meet the same arrivals in
+turns within each round. The table has the median and the 99th percentile of latency from when a request was due; the
+automatic policy's p99 is compared with that of the best fixed delay, with a bootstrap interval over blocks of arrivals.
+
+Stall: a model that stops for 1 s every 10 s, at 85 % of what it can answer otherwise. Latency from when a request was
+due, and from when a connection was free to send it, which is what a generator says that waits for answers.
+
+Exits 1 where the automatic policy is worse than the best delay beyond chance, or a p99 hides the stall.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from harness.lab import REPOSITORY
+from penstock.bench import requests, schedule, subject
+from penstock.bench.load import ANSWERED, HTTP, UNSENT, Load, Plan, Records
+from serve_costs import AUTO, COSTS, MOST, ROW_SECONDS, STALL_EVERY_SECONDS, STALL_SECONDS, named, policies
+
+LOAD = 0.8
+STALL_LOAD = 0.85
+FULL_SECONDS = 5e-3
+WARM_SECONDS = 1.0  # for the server to learn what batches cost
+BLOCK_SECONDS = 0.5  # latencies within a busy spell depend on each other: they are drawn together
+RESAMPLES = 2000
+CONNECTIONS = 256
+STALL_CONNECTIONS = 16  # few, as a generator has that waits for answers
+
+Milliseconds = NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """Of one policy: latencies in order of arrival, and the block of each."""
+
+    latency_ms: Milliseconds
+    block: NDArray[np.int64]
+
+    def p(self, percentile: float) -> float:
+        return float(np.percentile(self.latency_ms, percentile))
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--seconds", type=float, default=6.0, help="of each policy in each round")
+    parser.add_argument("--costs", nargs="*", choices=tuple(COSTS), default=tuple(COSTS))
+    parser.add_argument("--stall-seconds", type=float, default=30.0, help="of the stalling server; 0: not measured")
+    parser.add_argument("--out", type=Path, help="where the figures are written as JSON")
+    chosen = parser.parse_args()
+    with serving() as port:
+        rows = [row for cost in chosen.costs for row in swept(port, cost, chosen.rounds, chosen.seconds)]
+        stall = stalled(port, chosen.stall_seconds) if chosen.stall_seconds else None
+    print("| cost of a batch | policy | p50 ms | p99 ms | p99 over the best delay's | 95 % of resamples |")
+    print("|---|---|---|---|---|---|")
+    for row in rows:
+        ratio = f"{row['ratio']:.3f} | {row['low']:.3f} to {row['high']:.3f}" if "ratio" in row else "|"
+        print(f"| {row['cost']} | {row['policy']} | {row['p50_ms']:.2f} | {row['p99_ms']:.2f} | {ratio} |")
+    if stall is not None:
+        print(f"\nA stall of {STALL_SECONDS:g} s every {STALL_EVERY_SECONDS:g} s, {stall['requests']} requests:")
+        print("| latency | p50 ms | p99 ms | max ms |\n|---|---|---|---|")
+        for name, found in stall["latency_ms"].items():
+            print(f"| {name} | {found['p50']:.1f} | {found['p99']:.1f} | {found['max']:.1f} |")
+    if chosen.out is not None:
+        chosen.out.write_text(json.dumps({"batching": rows, "stall": stall}, indent=2))
+    worse = any(row.get("low", 0.0) > 1.0 for row in rows)
+    hidden = stall is not None and stall["latency_ms"]["from due"]["p99"] < 1000 * STALL_SECONDS
+    return int(worse or hidden)
+
+
+@contextmanager
+def serving():
+    """The port of `serve_costs` in a process of its own."""
+    command = [sys.executable, str(REPOSITORY / "benches" / "serve_costs.py")]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as started:
+        try:
+            yield json.loads(started.stdout.readline())["http_port"]
+        finally:
+            started.stdin.close()
+
+
+def swept(port: int, cost: str, rounds: int, seconds: float) -> list[dict]:
+    """Every policy's row; the automatic one's with its ratio to the best fixed delay."""
+    rate = LOAD * MOST / FULL_SECONDS
+    samples: dict[str, list[Records]] = {policy: [] for policy in policies()}
+    for turn in range(rounds):
+        arrivals = schedule.by_rate(rate, schedule.POISSON, seconds, seed=turn)
+        for policy in samples if turn % 2 == 0 else reversed(samples):
+            samples[policy].append(sent(port, named(cost, policy), arrivals, seconds, CONNECTIONS))
+    found = {policy: sample(turns) for policy, turns in samples.items()}
+    best = min((each for each in found if each != AUTO), key=lambda each: found[each].p(99))
+    rows = [
+        {"cost": cost, "policy": policy, "p50_ms": each.p(50), "p99_ms": each.p(99), "requests": each.latency_ms.size}
+        for policy, each in found.items()
+    ]
+    low, high = ratios(found[AUTO], found[best])
+    rows[0] |= {"ratio": found[AUTO].p(99) / found[best].p(99), "low": low, "high": high, "best": best}
+    return rows
+
+
+def sent(port: int, model: str, arrivals: schedule.Offsets, seconds: float, connections: int) -> Records:
+    """What came of the requests that were due after the warm-up. SystemExit when one was not answered."""
+    address = f"127.0.0.1:{port}"
+    found = subject.Server(HTTP, address).subject(model, "")
+    plan = Plan(
+        HTTP, address, subject.infer_path(found, HTTP), requests.requests(found, requests.Wanted(), HTTP),
+        schedule_ns=arrivals, most_connections=connections,
+    )  # fmt: skip
+    with Load(plan) as load:
+        time.sleep(WARM_SECONDS + seconds)
+        load.stop()
+        records, messages = load.records, load.messages
+    if not np.isin(records["outcome"], (ANSWERED, UNSENT)).all():
+        raise SystemExit(f"open_loop: {model} did not answer all: {messages}")
+    # What was due and not even sent has waited until the end at least.
+    unsent = records["outcome"] == UNSENT
+    records["sent"][unsent] = records["received"][unsent] = records["received"].max()
+    records = np.sort(records, order="scheduled")
+    return records[records["scheduled"] >= records["scheduled"][0] + int(1e9 * WARM_SECONDS)]
+
+
+def sample(turns: Sequence[Records]) -> Sample:
+    latencies, blocks, first = [], [], 0
+    for records in turns:
+        latencies.append((records["received"] - records["scheduled"]) / 1e6)
+        block = (records["scheduled"] - records["scheduled"][0]) // int(1e9 * BLOCK_SECONDS)
+        blocks.append(first + block.astype(np.int64))
+        first = int(blocks[-1][-1]) + 1
+    return Sample(np.concatenate(latencies), np.concatenate(blocks))
+
+
+def ratios(ours: Sample, theirs: Sample) -> tuple[float, float]:
+    """Ends of the middle 95 % of ours over theirs at p99, blocks of the same arrivals drawn together."""
+    rng = np.random.default_rng(0)
+    parts = [[each.latency_ms[each.block == block] for block in np.unique(each.block)] for each in (ours, theirs)]
+    count = min(map(len, parts))
+    found = []
+    for _ in range(RESAMPLES):
+        drawn = rng.integers(count, size=count)
+        mine, other = (np.percentile(np.concatenate([part[one] for one in drawn]), 99) for part in parts)
+        found.append(mine / other)
+    low, high = np.percentile(found, [2.5, 97.5])
+    return float(low), float(high)
+
+
+def stalled(port: int, seconds: float) -> dict:
+    """Latencies by both clocks."""
+    arrivals = schedule.by_rate(STALL_LOAD / ROW_SECONDS, schedule.CONSTANT, seconds, seed=0)
+    records = sent(port, "stalls", arrivals, seconds, STALL_CONNECTIONS)
+    clocks = {"from due": records["scheduled"], "from sent": records["sent"]}
+    return {
+        "requests": int(records.size),
+        "latency_ms": {
+            name: {
+                "p50": float(np.percentile(each, 50)),
+                "p99": float(np.percentile(each, 99)),
+                "max": float(each.max()),
+            }
+            for name, each in ((name, (records["received"] - clock) / 1e6) for name, clock in clocks.items())
+        },
+    }
+
+
+if __name__ == "__main__":
+    sys.exit(main())

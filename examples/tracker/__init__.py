@@ -1,0 +1,1 @@
+"""A Siamese tracker: its template branch runs once per object, its search branch in every frame."""
