@@ -13,12 +13,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from copy import copy
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from benches.gpu.subjects import SUBJECTS
 from benches.stories.machine import machine
-from benches.stories.tracker_results import EAGER, ENGINE, Measured, Way
+from benches.stories.tracker_results import EAGER, ENGINE, NO_GRAPH, Measured, Way
 
 if TYPE_CHECKING:
     from benches.gpu.ours import Model
@@ -30,6 +31,7 @@ _SUBJECT, _EIGHT = SUBJECTS["tracker_search"], SUBJECTS["tracker_search_int8"]
 BATCHES: Final = (1, 8)
 _SEED: Final = 7
 _WAY_SECONDS: Final = 40.0
+_TURNS_SECONDS: Final = 9.0  # for judging and turns, once everything is made
 _ENGINE_SECONDS: Final = 35.0
 """Of the time, kept for engines: shapes, requests under way, split."""
 
@@ -80,9 +82,11 @@ def measure(options: Options) -> Measured:
         {"rounds": options.rounds, "seconds": options.seconds, "tune_s": options.tune_seconds},
     )  # fmt: skip
     with ours.compilers(options.device, _jobs()) as compilers:
-        for batch in BATCHES:
+        for number, batch in enumerate(BATCHES):
+            now = time.monotonic()
+            share = (until - _ENGINE_SECONDS - now) / (len(BATCHES) - number)
             with _noted(f"batch {batch}", absent):
-                ways += _ways(batch, options, compilers, until - _ENGINE_SECONDS, absent)
+                ways += _ways(batch, options, compilers, now + share, absent)
     found = replace(found, ways=tuple(ways))
     with _noted("engines", absent), tempfile.TemporaryDirectory(prefix="tracker-") as folder:
         found = tracker_gpu_engine.measure(found, Path(folder), options, until, absent)
@@ -116,7 +120,7 @@ def _ways(
 
     made: list[tuple[str, Ready]] = []
     for name, make in _makers(batch, options, compilers):
-        left = until - time.monotonic()
+        left = until - _TURNS_SECONDS - time.monotonic()
         if left < 0:
             absent.append(f"{name} at batch {batch} (no time was left)")
             continue
@@ -146,23 +150,29 @@ def _makers(batch: int, options: Options, compilers: "Compilers | None") -> Iter
     given, others = (weights.inputs(_SUBJECT, batch, seed) for seed in (_SEED, _SEED + 1))
     model = _model(_SUBJECT.name, batch, options, given)
     rival = rivals.of_module(_SUBJECT, given, device)
-    wide = _wide(rival, given)
+    wide, narrow = _wide(rival, given), rival.precision.upper()
     yield "eager FP32", lambda: _eager(wide, "FP32")
-    yield "eager TF32", lambda: _eager(_with_tf32(wide), "TF32")
+    yield "engine in 16 bits", lambda: _tuned(model, options, others, compilers)
+    if (options.graphs / f"{_EIGHT.name}.b{batch}.json").is_file():
+        yield "engine INT8", lambda: _eight(batch, given, options, others, compilers)
     for name, make in rivals.makers(rival, search=False):
         if name == rivals.EAGER:
-            yield "eager FP16", lambda make=make: [(f"{EAGER} FP16, channels last", "FP16", make())]  # type: ignore[misc]
+            yield f"eager {narrow}", partial(_named, f"{EAGER} {narrow}, channels last", narrow, make)
         elif name in (rivals.GRAPH, rivals.DEFAULT) and device == "cuda":
-            yield name, lambda name=name, make=make: [(f"{name} FP16", "FP16", make())]  # type: ignore[misc]
+            yield name, partial(_named, f"{name} {narrow}", narrow, make)
+    yield "eager TF32", lambda: _eager(_with_tf32(wide), "TF32")
     for precision in ("fp32", "tf32"):
-        yield f"engine {precision}", lambda precision=precision: _libraries(model, precision)  # type: ignore[misc]
-    yield "engine FP16", lambda: _tuned(model, "FP16", options, others, compilers)
-    eight = f"{_EIGHT.name}.b{batch}.json"
-    if (options.graphs / eight).is_file():
-        yield (
-            "engine INT8",
-            lambda: _tuned(_model(_EIGHT.name, batch, options, given, [others]), "INT8", options, others, compilers),
-        )
+        yield f"engine {precision.upper()}", partial(_libraries, model, precision)
+
+
+def _named(name: str, precision: str, make: "Callable[[], Ready]") -> Made:
+    return [(name, precision, make())]
+
+
+def _eight(batch: int, given: Any, options: Options, others: Any, compilers: "Compilers | None") -> Made:
+    """With scales of inputs that are not judged."""
+    model = _model(_EIGHT.name, batch, options, given, [others])
+    return _tuned(model, options, others, compilers)
 
 
 def _model(name: str, batch: int, options: Options, given: Any, seen: Any = ()) -> "Model":
@@ -222,18 +232,19 @@ def _libraries(model: "Model", precision: str) -> Made:
     return [(name, precision.upper(), made(name, wide.executor(), wide, ""))]
 
 
-def _tuned(model: "Model", precision: str, options: Options, others: Any, compilers: "Compilers | None") -> Made:
+def _tuned(model: "Model", options: Options, others: Any, compilers: "Compilers | None") -> Made:
     """Kernels chosen by time: in one graph, launched early or not, and without a graph."""
     from benches.gpu import ours
     from benches.gpu.results import OURS
 
+    precision = model.label.upper()
     choices, note = ours.tuned(model, options.tune_seconds, others, compilers)
     found: Made = []
     for each in ours.ways(model, choices, note, compilers):
         title = each.way.removeprefix(OURS).strip(", ")
         found.append((", ".join(filter(None, (f"{ENGINE} {precision}, CUDA graph", title))), precision, each))
-    if precision == "FP16":
-        name = f"{ENGINE} {precision}, no CUDA graph"
+    if precision != "INT8":
+        name = f"{ENGINE} {precision}, {NO_GRAPH}"
         found.append((name, precision, _launched(name, model.executor(choices), model, "launched one by one")))
     return found
 

@@ -14,6 +14,7 @@ from benches.stories.tracker_results import (
     BASE,
     EAGER,
     ENGINE,
+    NO_GRAPH,
     TIE,
     Measured,
     Rows,
@@ -99,6 +100,7 @@ def findings(measured: Measured) -> Iterator[str]:
         yield from _gain(measured, batch)
     yield from _falls(measured)
     yield from _precisions(measured)
+    yield from _graphs(measured)
     yield from _shapes(measured.rows)
     yield from _flights(measured)
     yield from _splits(measured)
@@ -156,6 +158,17 @@ def _precisions(measured: Measured) -> Iterator[str]:
         if others:
             said = ", ".join(f"{each.precision} {speed_up(each, first):.2f}" for each in others)
             yield f"Batch {batch}, times faster than the engine in FP32: {said}."
+
+
+def _graphs(measured: Measured) -> Iterator[str]:
+    """What launching every kernel from the host costs."""
+    for batch in batches(measured.ways):
+        of_batch = [way for way in measured.ways if way.batch == batch]
+        off = next((way for way in of_batch if way.counts and way.name.endswith(NO_GRAPH)), None)
+        on = best([way for way in of_batch if way is not off], batch, ENGINE, off.precision) if off else None
+        if off and on:
+            ratio = speed_up(on, off)
+            yield f"Batch {batch}: launched kernel by kernel the engine takes {ratio:.1f} times as long as one graph."
 
 
 def _shapes(rows: tuple[Rows, ...]) -> Iterator[str]:

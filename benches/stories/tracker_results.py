@@ -15,6 +15,9 @@ TIE: Final = 0.03
 EAGER, ENGINE, BASE = "eager", "engine", "ONNX Runtime"
 """What the names of ways begin with."""
 
+NO_GRAPH: Final = "no CUDA graph"
+"""What the name of an engine's way ends with where the host launches every kernel."""
+
 
 @dataclass(frozen=True)
 class Way:

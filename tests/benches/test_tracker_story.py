@@ -83,6 +83,14 @@ def test_an_engine_is_judged_beside_the_best_of_the_others(turns: tuple[float, .
     assert f"; {verdict} than the best of the others (torch.compile BF16, channels last" in said
 
 
+def test_a_graph_is_compared_with_launches_of_its_own_precision() -> None:
+    off = Way("engine FP16, no CUDA graph", 1, "FP16", (3.0, 3.0), 1e-3, True)
+    on = Way("engine FP16, CUDA graph", 1, "FP16", (1.0, 1.5), 1e-3, True)
+    faster = Way("engine INT8, CUDA graph", 1, "INT8", (0.5, 0.5), 1e-2, True)
+    said = list(page.findings(replace(MEASURED, ways=(off, on, faster), rows=(), flights=(), splits=())))
+    assert said == ["Batch 1: launched kernel by kernel the engine takes 2.5 times as long as one graph."]
+
+
 def test_what_is_absent_is_said_and_nothing_measured_is_no_error() -> None:
     empty = replace(MEASURED, ways=(), rows=(), flights=(), splits=(), absent=("eager rows: torch is not installed",))
     assert list(page.findings(empty)) == ["Not measured: eager rows: torch is not installed."]
