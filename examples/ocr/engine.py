@@ -65,6 +65,7 @@ DETECTOR_ASK: Final = Ask(
     precision="bf16",
     calibration="",
     accuracy="examples.ocr.detection_metric:lines_found drop<=0.005",
+    budget_seconds=40.0,
 )
 
 

@@ -147,7 +147,7 @@ def main() -> None:
         arguments.add_argument(f"--{name}", type=Path, help="an engine to serve in place of the network")
     chosen = vars(arguments.parse_args())
     engines = {name: chosen[name] for name in NETWORKS if chosen[name] is not None}
-    cv2.setLogLevel(0)  # what is wrong with a picture is in its answer
+    cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)  # a bad picture's answer says what is wrong
     with page_server(engines, SETTINGS[chosen["setting"]], http_port=0, grpc_port=0, metrics_port=None) as server:
         print(json.dumps({"http_port": server.http_port, "grpc_port": server.grpc_port}), flush=True)
         sys.stdin.read()
