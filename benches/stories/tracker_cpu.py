@@ -18,7 +18,7 @@ import numpy.typing as npt
 import penstock as ps
 from benches.stories import tracker_lab
 from benches.stories.machine import machine
-from benches.stories.tracker_flights import flight
+from benches.stories.tracker_flights import flight, there_and_back
 from benches.stories.tracker_lab import Arrays, Lab
 from benches.stories.tracker_results import BASE, ENGINE, Flight, Measured, Rows, Split, Way
 from examples.tracker.likeness import likeness
@@ -37,6 +37,14 @@ _BETWEEN: Final = 3  # rows that neither engine of one shape was built for
 _NAMES: Final = "scores", "boxes"
 _COSINE: Final = {"FP32": 0.9999, "BF16": 0.999, "INT8": 0.99}
 """What counts as accurate. INT8's is where every region of the held-out frame still has its best place."""
+
+_UNDER_WAY: Final = (
+    ("each waited for at once", 1, 1),
+    ("the next cropped meanwhile", 1, 2),
+    ("two contexts of one thread", 2, 2),
+    ("two contexts, two more waiting", 2, 4),
+)
+"""Title, contexts, and requests handed over before the oldest is waited for."""
 
 _EIGHT_BITS: Final = 2  # times the seconds of a build: it calibrates, and has more candidates
 _WARM: Final = 3
@@ -213,7 +221,7 @@ def _rows(lab: Lab, fixed: Any, path: Path, options: Options) -> Iterator[Rows]:
     built = f"{_RANGE[0]} to {_RANGE[-1]} rows"
     for count in (BATCHES[0], _BETWEEN, BATCHES[-1]):
         inputs, room = lab.held_out(count), next(each for each in BATCHES if each >= count)
-        name = f"{room} rows" if room == count else f"{room} rows, padded"
+        name = f"{_counted(room)}, {_kind(fixed, room)}" + ("" if room == count else ", padded")
         calls = {
             name: partial(_padded, fixed, inputs, room),
             built: partial(_called, ranged, inputs),
@@ -224,6 +232,15 @@ def _rows(lab: Lab, fixed: Any, path: Path, options: Options) -> Iterator[Rows]:
         for name, turns in take_turns(calls, options.rounds, options.seconds).items():
             yield Rows(count, name, tuple(turns))
     ranged.close()
+
+
+def _counted(rows: int) -> str:
+    return f"{rows} row{'s' if rows > 1 else ''}"
+
+
+def _kind(engine: Any, batch: int) -> str:
+    """A race may choose a program of dynamic shapes for an engine of one shape, too."""
+    return f"{_tactic(engine, batch).shapes} program"
 
 
 def _padded(engine: Any, inputs: Arrays, rows: int) -> Answers:
@@ -237,7 +254,7 @@ def _padded(engine: Any, inputs: Arrays, rows: int) -> Answers:
 # ---- one by one, or several under way ----
 
 
-def _flights(lab: Lab, path: Path, options: Options) -> Iterator[Flight]:
+def _flights(lab: Lab, path: Path, options: Options) -> list[Flight]:
     """Requests as a tracker of several objects makes them: each is cropped from the frame before it is handed over."""
     shown, given = scene(OBJECTS, 1), lab.held_out(OBJECTS)
     side = np.full(1, 2.0 * SEARCH_SIZE)
@@ -247,15 +264,14 @@ def _flights(lab: Lab, path: Path, options: Options) -> Iterator[Flight]:
         rows = {name: array[number : number + 1] for name, array in given.items()}
         return rows | {"search": (region - region.mean()) / region.std()}
 
-    for title, contexts, ahead in (
-        ("each waited for at once", 1, 1),
-        ("the next cropped meanwhile", 1, 2),
-        ("two contexts of one thread", 2, 2),
-        ("two contexts, two more waiting", 2, 4),
-    ):
+    def once(way: tuple[str, int, int]) -> Flight:
+        title, contexts, ahead = way
         engine: Any = ps.load(path, instances=contexts)
-        yield flight(engine, title, contexts, ahead, options.flight_seconds, request, OBJECTS)
+        found = flight(engine, title, contexts, ahead, options.flight_seconds / 2, request, OBJECTS)
         engine.close()
+        return found
+
+    return there_and_back(_UNDER_WAY, once)
 
 
 # ---- split ----

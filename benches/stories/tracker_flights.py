@@ -6,7 +6,8 @@ Every fiftieth answer is compared with what the engine answered before. Called b
 
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Final
 
 import numpy as np
@@ -80,3 +81,20 @@ def flight(
             raise WrongError(f"{way}: request {kind} was answered with a cosine of {least:.4f} to its own answer")
     p50, p99 = np.percentile(times, [50, 99])
     return Flight(way, contexts, ahead, answered / spent, float(p50), float(p99))
+
+
+def there_and_back(
+    ways: Sequence[tuple[str, int, int]], once: Callable[[tuple[str, int, int]], Flight]
+) -> list[Flight]:
+    """Every way twice, the second time in the opposite order, and the means: a machine that drifts favours none."""
+    first = [once(way) for way in ways]
+    second = [once(way) for way in reversed(ways)][::-1]
+    return [
+        replace(
+            one,
+            per_second=(one.per_second + other.per_second) / 2,
+            p50_ms=(one.p50_ms + other.p50_ms) / 2,
+            p99_ms=(one.p99_ms + other.p99_ms) / 2,
+        )
+        for one, other in zip(first, second, strict=True)
+    ]

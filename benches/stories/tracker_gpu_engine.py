@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from benches.gpu.subjects import SUBJECTS
-from benches.stories.tracker_flights import flight
+from benches.stories.tracker_flights import flight, there_and_back
 from benches.stories.tracker_results import ENGINE, Flight, Measured, Rows, Split
 from examples.tracker.turns import take_turns
 
@@ -31,6 +31,15 @@ _TUNE_SECONDS: Final = 4.0  # of a bucket; of the largest first, whose choices t
 _KINDS: Final = 8
 _CALLS: Final = 100
 _TURN_SECONDS: Final = 0.15
+_FLIGHT_SECONDS: Final = 0.6
+_UNDER_WAY: Final = (
+    ("one context, each waited for at once", 1, 1),
+    ("one context, late", 1, 4),
+    ("two contexts, late", 2, 4),
+    ("four contexts, late", 4, 8),
+    ("eight contexts, late", 8, 16),
+)
+"""Title, contexts, and requests handed over before the oldest is waited for."""
 
 
 def measure(found: Measured, folder: Path, options: "Options", until: float, absent: list[str]) -> Measured:
@@ -151,17 +160,18 @@ def _rows(engine: Any, options: "Options") -> Iterator[Rows]:
     for rows in range(1, known[-1] + 1):
         room = next(each for each in known if each >= rows)
         turns = take_turns({"call": partial(engine, **_inputs(rows))}, options.rounds, _TURN_SECONDS)["call"]
-        name = f"{room} rows" if room == rows else f"{known[0]} to {known[-1]} rows, padded or in pieces"
+        name = (
+            f"{room} row{'s' if room > 1 else ''}"
+            if room == rows
+            else f"{known[0]} to {known[-1]} rows, padded or in pieces"
+        )
         yield Rows(rows, name, tuple(turns))
 
 
-def _flights(engine: Any) -> Iterator[Flight]:
+def _flights(engine: Any) -> list[Flight]:
     requests: list[Mapping[str, npt.NDArray[Any]]] = [_inputs(1, seed) for seed in range(_KINDS)]
-    for title, contexts, ahead in (
-        ("one context, each waited for at once", 1, 1),
-        ("one context, late", 1, 4),
-        ("two contexts, late", 2, 4),
-        ("four contexts, late", 4, 8),
-        ("eight contexts, late", 8, 16),
-    ):
-        yield flight(engine, title, contexts, ahead, 1.2, requests.__getitem__, _KINDS)
+
+    def once(way: tuple[str, int, int]) -> Flight:
+        return flight(engine, *way, _FLIGHT_SECONDS, requests.__getitem__, _KINDS)
+
+    return there_and_back(_UNDER_WAY, once)

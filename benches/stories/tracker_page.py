@@ -61,7 +61,10 @@ def _tables(measured: Measured, gpu: bool) -> Iterator[Table]:
     if measured.flights:
         yield Table(
             "One by one, or several under way",
-            ("requests of one row", "contexts", "handed over before waiting", "per second", "p50 ms", "p99 ms"),
+            (
+                "requests of one row", "contexts", "handed over before waiting", "per second",
+                "p50 ms until the answer is taken", "p99 ms",
+            ),
             tuple((each.way, each.contexts, each.ahead, each.per_second, each.p50_ms, each.p99_ms)
                   for each in measured.flights),
         )  # fmt: skip
@@ -113,10 +116,7 @@ def _gain(measured: Measured, batch: int) -> Iterator[str]:
     if first is None or engine is None:
         return
     gain = speed_up(engine, first)
-    text = (
-        f"Batch {batch}: {first.name} {first.milliseconds:.3g} ms, {engine.name} {engine.milliseconds:.3g} ms, "
-        f"{gain:.1f} times faster"
-    )
+    text = f"Batch {batch}: {first.name} {_ms(first)} ms, {engine.name} {_ms(engine)} ms, {gain:.1f} times faster"
     if first.name.startswith(EAGER) and batch in _TOLD:
         held = "inside or above" if gain >= _POSSIBLE else "below"
         text += f" ({_TOLD[batch]:g} in the report; {held} the 3 to 5 called possible)"
@@ -126,9 +126,13 @@ def _gain(measured: Measured, batch: int) -> Iterator[str]:
     if fastest is not None and fastest.name != first.name:
         beside = speed_up(engine, fastest)
         verdict = "faster" if beside >= 1 + TIE else "no slower" if beside >= 1 - TIE else "slower"
-        others = f"{fastest.name}, {fastest.milliseconds:.3g} ms"
+        others = f"{fastest.name}, {_ms(fastest)} ms"
         text += f"; {verdict} than the best of the others ({others}): {beside:.2f} times"
     yield text + "."
+
+
+def _ms(way: Way) -> str:
+    return f"{way.milliseconds:.0f}" if way.milliseconds >= 100 else f"{way.milliseconds:.3g}"
 
 
 def _falls(measured: Measured) -> Iterator[str]:
@@ -226,7 +230,7 @@ def _figures(measured: Measured) -> "Iterator[go.Figure]":
         for column, batch in enumerate(known, 1):
             shown = [way for way in measured.ways if way.batch == batch and way.counts][::-1]
             first = plain(measured.ways, batch)
-            labels = [f"{way.milliseconds:.3g} ms, {speed_up(way, first):.1f} x" if first else "" for way in shown]
+            labels = [f"{_ms(way)} ms, {speed_up(way, first):.1f} x" if first else "" for way in shown]
             figure.add_trace(
                 go.Bar(
                     x=[way.milliseconds for way in shown], y=[way.name for way in shown], orientation="h", text=labels,

@@ -67,6 +67,8 @@ class Flight:
 
     per_second: float
     p50_ms: float
+    """From handing a request over until its answer is taken."""
+
     p99_ms: float
 
 

@@ -14,7 +14,7 @@ import penstock as ps
 from benches.stories import tracker_page as page
 from benches.stories import tracker_results as results
 from benches.stories.report import document
-from benches.stories.tracker_flights import WrongError, flight
+from benches.stories.tracker_flights import WrongError, flight, there_and_back
 from benches.stories.tracker_lab import Lab, MissingError, lab
 from benches.stories.tracker_results import Flight, Measured, Rows, Split, Way
 from penstock import graph
@@ -143,6 +143,18 @@ def test_requests_under_way_are_answered_each_with_its_own_answer(engine: Any, c
     assert (found.way, found.contexts, found.ahead) == ("a way", contexts, ahead)
     assert found.per_second > 20
     assert 0 < found.p50_ms <= found.p99_ms
+
+
+def test_ways_run_there_and_back_and_count_by_their_means() -> None:
+    ran: list[str] = []
+
+    def once(way: tuple[str, int, int]) -> Flight:
+        ran.append(way[0])
+        return Flight(*way, float(len(ran)), 10.0 * len(ran), 20.0 * len(ran))
+
+    found = there_and_back([("a", 1, 1), ("b", 2, 2)], once)
+    assert ran == ["a", "b", "b", "a"]
+    assert found == [Flight("a", 1, 1, 2.5, 25.0, 50.0), Flight("b", 2, 2, 2.5, 25.0, 50.0)]
 
 
 def test_an_answer_to_another_request_is_found(engine: Any) -> None:
