@@ -7,9 +7,9 @@ turns within each round. The table has medians over turns of the 50th and the 99
 request was due: one hiccup of the machine decides the p99 of all turns together, and that of one turn only. The
 automatic policy's p99 is compared with that of the best fixed delay, turn by turn, since their arrivals are the same.
 
-Stall: a model that stops for 1 s every 10 s, Poisson arrivals at 87 % of what it answers between its stops. Latency from
-when a request was due, and from when a connection was free to send it, which is what a generator says that waits for
-answers.
+Stall: a model that stops for 1 s every 10 s, Poisson arrivals at 87 % of what it answers between its stops. Latency
+from when a request was due, and from when a connection was free to send it, which is what a generator says that waits
+for answers.
 
 Exits 1 where the automatic policy is worse than the best delay beyond chance, or a p99 hides the stall.
 """
@@ -60,9 +60,8 @@ def main() -> int:
         ratio = f"{row['ratio']:.3f} | {row['low']:.3f} to {row['high']:.3f}" if "ratio" in row else "|"
         print(f"| {row['cost']} | {row['policy']} | {row['p50_ms']:.2f} | {row['p99_ms']:.2f} | {ratio} |")
     if stall is not None:
-        print(
-            f"\nA stall of {STALL_SECONDS:g} s every {STALL_EVERY_SECONDS:g} s, {stall['requests_per_s']:.0f} requests/s:"
-        )
+        often = f"{STALL_SECONDS:g} s every {STALL_EVERY_SECONDS:g} s"
+        print(f"\nA stall of {often}, {stall['requests_per_s']:.0f} requests/s:")
         print("| latency | p50 ms | p99 ms | max ms |\n|---|---|---|---|")
         for name, found in stall["latency_ms"].items():
             print(f"| {name} | {found['p50']:.1f} | {found['p99']:.1f} | {found['max']:.1f} |")
