@@ -7,7 +7,7 @@ from typing import Final
 import plotly.graph_objects as go
 
 from benches.stories.replica_results import CONTEXTS, COPIES, PEER, PLAIN, Probes, Result, Results
-from benches.stories.report import COLOURS, Table
+from benches.stories.report import COLOURS, Table, short
 
 _FULL: Final = 0.9
 """Of the cores busy: there is hardly anything left to take."""
@@ -60,7 +60,7 @@ def figures(found: Results) -> tuple[go.Figure, ...]:
         return figure
 
     def numbers(values: Sequence[float]) -> list[str]:
-        return [f"{value:.3g}" for value in values]
+        return [short(value) for value in values]
 
     throughput = [each.throughput for each in found.rows]
     memory = [each.memory_mb for each in found.rows]

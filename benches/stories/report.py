@@ -71,6 +71,11 @@ class Story:
     """All that was measured, JSON-able."""
 
 
+def short(value: float) -> str:
+    """Three digits, and all of those before the point."""
+    return f"{value:.3g}" if abs(value) < 999.5 else f"{value:,.0f}"
+
+
 def publish(story: Story, folder: Path, facts: Mapping[str, object] | None = None) -> None:
     """Prints the story and writes folder/NAME.json, .html and .png. Raises OSError where the folder can't be had.
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from statistics import median
 from typing import TYPE_CHECKING, Any, Final
 
-from benches.stories.report import COLOURS, Story, Table
+from benches.stories.report import COLOURS, Story, Table, short
 from benches.stories.tracker_results import (
     BASE,
     EAGER,
@@ -202,8 +202,8 @@ def _flights(measured: Measured) -> Iterator[str]:
     most = max(measured.flights, key=lambda each: each.per_second)
     if one is not None and most is not one:
         yield (
-            f"Requests of one row: {one.per_second:.3g} a second when each is waited for, {most.per_second:.3g} with "
-            f"{most.way} ({most.per_second / one.per_second:.2f} times); a request then takes {most.p50_ms:.3g} ms for "
+            f"Requests of one row: {short(one.per_second)} a second when each is waited for, {short(most.per_second)} "
+            f"with {most.way} ({most.per_second / one.per_second:.2f} times); a request then takes {most.p50_ms:.3g} ms for "
             f"{one.p50_ms:.3g}."
         )
 
@@ -248,7 +248,7 @@ def _figures(measured: Measured) -> "Iterator[go.Figure]":
         figure = go.Figure(
             go.Bar(
                 x=[each.way for each in measured.flights], y=[each.per_second for each in measured.flights],
-                text=[f"{each.per_second:.3g}/s, p50 {each.p50_ms:.3g} ms" for each in measured.flights],
+                text=[f"{short(each.per_second)}/s, p50 {each.p50_ms:.3g} ms" for each in measured.flights],
                 textposition="outside", cliponaxis=False, showlegend=False, marker_color=COLOURS[2],
             )
         )  # fmt: skip

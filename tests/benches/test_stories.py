@@ -87,3 +87,10 @@ def test_the_picture_has_all_figures(tmp_path: Path) -> None:
     width, height = struct.unpack(">II", place.read_bytes()[16:24])
     assert width >= 1200
     assert height >= 2 * 600
+
+
+@pytest.mark.parametrize(
+    ("value", "text"), [(0.0874, "0.0874"), (3.0, "3"), (999.2, "999"), (999.6, "1,000"), (32494.0, "32,494")]
+)
+def test_numbers_in_pictures_have_no_exponents(value: float, text: str) -> None:
+    assert report.short(value) == text
