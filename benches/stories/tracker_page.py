@@ -203,8 +203,8 @@ def _flights(measured: Measured) -> Iterator[str]:
     if one is not None and most is not one:
         yield (
             f"Requests of one row: {short(one.per_second)} a second when each is waited for, {short(most.per_second)} "
-            f"with {most.way} ({most.per_second / one.per_second:.2f} times); a request then takes {most.p50_ms:.3g} ms "
-            f"for {one.p50_ms:.3g}."
+            f"with {most.way} ({most.per_second / one.per_second:.2f} times); a request then takes {most.p50_ms:.3g} "
+            f"ms for {one.p50_ms:.3g}."
         )
 
 
