@@ -4,6 +4,7 @@ Promises: every page is sent once; an answer counts only when it carries the id 
 kept with its reason and stops no other. Called by `demo`.
 """
 
+import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -51,7 +52,7 @@ class Run:
 
 def read_pages(protocol: str, address: str, pages: Sequence[bytes], in_flight: int) -> Run:
     """Sends all pages, PNG or JPEG, to `HOST:PORT`: each answer at once makes room for the next."""
-    infer = _over_grpc(address) if protocol == GRPC else _over_http(address, in_flight)
+    infer = _over_grpc(address) if protocol == GRPC else _over_http(address)
 
     def answer(numbered: tuple[int, bytes]) -> Answer:
         number, page = numbered
@@ -81,14 +82,15 @@ def _over_grpc(address: str) -> Infer:
     return infer
 
 
-def _over_http(address: str, connections: int) -> Infer:
-    client = tritonclient.http.InferenceServerClient(
-        address, concurrency=connections, network_timeout=TIMEOUT_SECONDS, connection_timeout=TIMEOUT_SECONDS
-    )
+def _over_http(address: str) -> Infer:
+    own = threading.local()  # a client belongs to the thread that made it, and has one request under way
 
     def infer(page: bytes, identity: str) -> tuple[Line, ...]:
-        # One request a client at a time: its greenlets belong to the thread that made them.
-        found = client.infer(MODEL, _inputs(HTTP, page), request_id=identity)
+        if not hasattr(own, "client"):
+            own.client = tritonclient.http.InferenceServerClient(
+                address, network_timeout=TIMEOUT_SECONDS, connection_timeout=TIMEOUT_SECONDS
+            )
+        found = own.client.infer(MODEL, _inputs(HTTP, page), request_id=identity)
         return _lines(found, identity, str(found.get_response().get("id", "")))
 
     return infer
