@@ -21,6 +21,7 @@ import sys
 import time
 from collections.abc import Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -104,15 +105,16 @@ def swept(port: int, cost: str, rounds: int, seconds: float) -> list[dict]:
     return rows
 
 
-def sent(port: int, model: str, arrivals: schedule.Offsets, seconds: float, connections: int) -> Records:
-    """What came of the requests that were due after the warm-up. SystemExit when one was not answered."""
+def asking(port: int, model: str) -> Plan:
+    """What is sent to a model, and neither when nor how many at once."""
     address = f"127.0.0.1:{port}"
     found = subject.Server(HTTP, address).subject(model, "")
-    plan = Plan(
-        HTTP, address, subject.infer_path(found, HTTP), requests.requests(found, requests.Wanted(), HTTP),
-        schedule_ns=arrivals, most_connections=connections,
-    )  # fmt: skip
-    with Load(plan) as load:
+    return Plan(HTTP, address, subject.infer_path(found, HTTP), requests.requests(found, requests.Wanted(), HTTP))
+
+
+def sent(port: int, model: str, arrivals: schedule.Offsets, seconds: float, connections: int) -> Records:
+    """What came of the requests that were due after the warm-up. SystemExit when one was not answered."""
+    with Load(replace(asking(port, model), schedule_ns=arrivals, most_connections=connections)) as load:
         time.sleep(WARM_SECONDS + seconds)
         load.stop()
         records, messages = load.records, load.messages
@@ -140,10 +142,7 @@ def interval(ratios: Milliseconds) -> tuple[float, float]:
 
 def capacity(port: int, model: str) -> float:
     """Requests a second in a closed loop."""
-    address = f"127.0.0.1:{port}"
-    found = subject.Server(HTTP, address).subject(model, "")
-    sent = requests.requests(found, requests.Wanted(), HTTP)
-    with Load(Plan(HTTP, address, subject.infer_path(found, HTTP), sent, concurrency=4)) as load:
+    with Load(replace(asking(port, model), concurrency=4)) as load:
         time.sleep(CAPACITY_SECONDS)
         load.stop()
         return load.count / CAPACITY_SECONDS

@@ -55,22 +55,33 @@ def assembled(
         spent = _milliseconds(programs[at], batch, row, 20 if device.type == "cuda" else 1)
         buckets.append(Bucket(shapes, at, 1e3 * spent))
         print(f"bucket {batch:3}: {spent:7.3f} ms a call", file=sys.stderr, flush=True)
-    inputs, outputs = programs[0].inputs, programs[0].outputs
-    names = tuple(each.name for each in outputs)
     low, high = ({INPUT: (rows, *row)} for rows in (1, max(batches)))
-    manifest = Manifest(
-        name=name,
-        inputs=tuple(TensorSpec(each.name, each.datatype, (-1, *each.shape[1:])) for each in inputs),
-        outputs=tuple(TensorSpec(each.name, each.datatype, (-1, *each.shape[1:])) for each in outputs),
-        profiles=(Profile(low, high, high),),
-        programs=tuple(Program(tactic, "", dict(each.shapes), 0, names) for each in buckets),
-        buckets=tuple(buckets),
-        regions=(), fingerprint=fingerprint.here(), precision=tactic.precision, source_hash="",
-    )  # fmt: skip
-    unread: Any = None  # it was never a file
-    engine = Engine(Sealed(name, manifest, {}, "", unread), programs, _INSTANCES)
+    engine = unsealed(name, tactic, programs, buckets, Profile(low, high, high), _INSTANCES)
     times = {each.shapes[INPUT][0]: each.microseconds / 1e3 for each in buckets}
     return Assembled(engine, programs, times)
+
+
+def unsealed(
+    name: str,
+    tactic: Tactic,
+    programs: Mapping[int, CudaRuntime],
+    buckets: Sequence[Bucket],
+    profile: Profile,
+    instances: int,
+) -> Engine:
+    """An engine of programs that are there: bucket i is answered by program i, and rows may be any of the profile's."""
+    names = tuple(each.name for each in programs[0].outputs)
+
+    def free(specs: Sequence[TensorSpec]) -> tuple[TensorSpec, ...]:
+        return tuple(TensorSpec(each.name, each.datatype, (-1, *each.shape[1:])) for each in specs)
+
+    manifest = Manifest(
+        name=name, inputs=free(programs[0].inputs), outputs=free(programs[0].outputs), profiles=(profile,),
+        programs=tuple(Program(tactic, "", dict(each.shapes), 0, names) for each in buckets),
+        buckets=tuple(buckets), regions=(), fingerprint=fingerprint.here(), precision=tactic.precision, source_hash="",
+    )  # fmt: skip
+    unread: Any = None  # it was never a file
+    return Engine(Sealed(name, manifest, {}, "", unread), programs, instances)
 
 
 def _allow(path: Path, seconds: float, contexts: int) -> None:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from examples.tracker.network import correlation
+from examples.tracker.network import backbone, correlation
 
 _ANCHORS: Final = {
     8: ((10, 13), (16, 30), (33, 23)),
@@ -121,11 +121,7 @@ class Tracker(nn.Module):
 
     def __init__(self, channels: int = 256, anchors: int = 5) -> None:
         super().__init__()
-        self.backbone = nn.Sequential(
-            nn.Conv2d(3, 96, 11, 2), nn.ReLU(), nn.MaxPool2d(3, 2), nn.Conv2d(96, 256, 5), nn.ReLU(),
-            nn.MaxPool2d(3, 2), nn.Conv2d(256, 384, 3), nn.ReLU(), nn.Conv2d(384, 384, 3), nn.ReLU(),
-            nn.Conv2d(384, channels, 3),
-        )  # fmt: skip
+        self.backbone = backbone(channels)
         self.scores, self.boxes = _Head(channels, 2 * anchors), _Head(channels, 4 * anchors)
 
     def forward(self, template: Tensor, search: Tensor) -> tuple[Tensor, Tensor]:

@@ -10,15 +10,13 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
 
 from benches.harness.processes import TICKS_PER_SECOND, parse_stat
-
-CHECKOUT: Final = Path(__file__).resolve().parents[2]
-_STOP_SECONDS: Final = 35.0  # a server drains for at most 30
+from examples import children
+from examples.children import CHECKOUT
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,25 +52,10 @@ def serving(command: Sequence[str], copies: int, env: Mapping[str, str] | None =
         yield [Copy(_port(each), each.pid) for each in started]
 
 
-@contextmanager
-def child(command: Sequence[str], env: Mapping[str, str]) -> Iterator[subprocess.Popen[str]]:
+def child(command: Sequence[str], env: Mapping[str, str]) -> AbstractContextManager[subprocess.Popen[str]]:
+    """With this checkout's package, whichever the interpreter has installed."""
     paths = os.pathsep.join([str(CHECKOUT / "python"), str(CHECKOUT), os.environ.get("PYTHONPATH", "")])
-    whole = {**os.environ, "PYTHONPATH": paths.rstrip(os.pathsep), **env}
-    process = subprocess.Popen(
-        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=CHECKOUT, env=whole
-    )
-    assert process.stdin is not None
-    assert process.stdout is not None
-    try:
-        yield process
-    finally:
-        process.stdin.close()
-        try:
-            process.wait(_STOP_SECONDS)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-        process.stdout.close()
+    return children.child(command, {**os.environ, "PYTHONPATH": paths.rstrip(os.pathsep), **env})
 
 
 def _port(process: subprocess.Popen[str]) -> int:

@@ -65,15 +65,12 @@ def _engine(folder: Path, batches: list[int], options: "Options", seconds: float
     import torch
 
     from benches.gpu import weights
-    from penstock.engine import fingerprint
+    from benches.gpu.assembled import unsealed
     from penstock.engine.cuda import form
     from penstock.engine.cuda.runtime import CudaRuntime
     from penstock.engine.cuda.tuning import Tuning
-    from penstock.engine.engine import Engine
     from penstock.engine.lowered import from_json
-    from penstock.engine.plan import Bucket, Manifest, Profile, Program, Tactic
-    from penstock.engine.sealed import Sealed
-    from penstock.tensors import TensorSpec
+    from penstock.engine.plan import Bucket, Profile, Tactic
 
     entries = []
     for batch in batches:
@@ -94,19 +91,8 @@ def _engine(folder: Path, batches: list[int], options: "Options", seconds: float
         programs[at] = CudaRuntime.compile(path, tactic, shapes=shapes, instances=1, threads=None, device=device)
         spent = _milliseconds(partial(programs[at], **_inputs(batch)), 10)
         buckets.append(Bucket(shapes, at, 1e3 * spent))
-    names = tuple(each.name for each in programs[0].outputs)
-
-    def free(specs: tuple[TensorSpec, ...]) -> tuple[TensorSpec, ...]:
-        return tuple(TensorSpec(each.name, each.datatype, (-1, *each.shape[1:])) for each in specs)
-
-    manifest = Manifest(
-        name=_SUBJECT.name, inputs=free(programs[0].inputs), outputs=free(programs[0].outputs),
-        profiles=(Profile(_shapes(min(batches)), _shapes(max(batches)), _shapes(max(batches))),),
-        programs=tuple(Program(tactic, "", dict(each.shapes), 0, names) for each in buckets),
-        buckets=tuple(buckets), regions=(), fingerprint=fingerprint.here(), precision=tactic.precision, source_hash="",
-    )  # fmt: skip
-    unread: Any = None  # it was never a file
-    return Engine(Sealed(_SUBJECT.name, manifest, {}, "", unread), programs, 8)
+    low, high = _shapes(min(batches)), _shapes(max(batches))
+    return unsealed(_SUBJECT.name, tactic, programs, buckets, Profile(low, high, high), 8)
 
 
 def _shapes(batch: int) -> dict[str, tuple[int, ...]]:

@@ -6,17 +6,13 @@ Pillow alone. Called by the demo and by the stories of the benches.
 
 import contextlib
 import json
-import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
 
+from examples.children import child
 from examples.clip.asking import Wire
-
-_CHECKOUT: Final = Path(__file__).resolve().parents[2]
-_STOP_SECONDS: Final = 35.0  # a server drains for at most 30
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,20 +29,10 @@ def hosted(tower: Path, *, instances: int = 1, threads: int | None = None) -> It
     """A server of this engine or ONNX file on free ports of 127.0.0.1. Raises RuntimeError when it does not start."""
     command = [sys.executable, "-m", "examples.clip.service", str(tower.resolve()), "--instances", str(instances)]
     command += ["--threads", str(threads)] if threads is not None else []
-    started = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=_CHECKOUT)
-    assert started.stdin is not None
-    assert started.stdout is not None
-    try:
+    with child(command) as started:
+        assert started.stdout is not None
         line = started.stdout.readline()
         if not line:
             raise RuntimeError(f"the server ended with status {started.wait()} before it was ready; see above")
         ports = json.loads(line)
         yield Hosted(f"127.0.0.1:{ports['http_port']}", f"127.0.0.1:{ports['grpc_port']}")
-    finally:
-        started.stdin.close()
-        try:
-            started.wait(_STOP_SECONDS)
-        except subprocess.TimeoutExpired:
-            started.kill()
-            started.wait()
-        started.stdout.close()

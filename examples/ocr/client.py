@@ -19,6 +19,8 @@ import tritonclient.grpc.aio as grpc_aio
 import tritonclient.http as http
 import tritonclient.http.aio as http_aio
 
+from examples.ocr import runs
+
 MODEL = "read_line"
 Protocol = Literal["grpc", "http"]
 # A line takes some 20 ms alone; a minute means that the server is stuck, not slow.
@@ -34,22 +36,10 @@ class Answer:
 
 
 @dataclass(frozen=True, slots=True)
-class Run:
-    answers: tuple[Answer, ...]  # in the order of the pictures
-    seconds: float  # wall time from the first request to the last answer
-
-    @property
-    def errors(self) -> list[str]:
-        return [answer.error for answer in self.answers if answer.error]
-
+class Run(runs.Run[Answer]):
     @property
     def lines_per_second(self) -> float:
-        return (len(self.answers) - len(self.errors)) / self.seconds
-
-    def latency_ms(self, percent: float) -> float:
-        """Percentile over the answered requests, interpolated; NaN when none was answered."""
-        answered = [answer.seconds for answer in self.answers if not answer.error]
-        return float(np.percentile(answered, percent)) * 1000 if answered else float("nan")
+        return self.answered_per_second
 
 
 Infer = Callable[[bytes, str], Awaitable[tuple[str, str, float]]]

@@ -25,9 +25,10 @@ from typing import Any
 import cv2
 import numpy as np
 
+from examples.children import CHECKOUT
 from examples.ocr.documents import rendered_documents
 from examples.ocr.model import engines_in
-from examples.ocr.servers import CHECKOUT, child
+from examples.ocr.servers import child
 from penstock.bench import requests, subject
 from penstock.bench.load import ANSWERED, HTTP, Load, Plan
 

@@ -12,12 +12,13 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from examples.children import CHECKOUT
 from examples.ocr.client import Protocol, Run, read_lines
 from examples.ocr.contact_sheet import write_contact_sheet
 from examples.ocr.engine import Built, engine
 from examples.ocr.lines import Kind, Line, page_lines, rendered_lines
 from examples.ocr.metrics import character_error_rate
-from examples.ocr.servers import CHECKOUT, Measured, Server, in_turns, rounded, server
+from examples.ocr.servers import Measured, Server, in_turns, rounded, server
 from examples.ocr.terminal import picture_rows, style_of
 
 SHEET = CHECKOUT / "build" / "ocr-lines.png"

@@ -7,18 +7,16 @@ one server loaded while the other idles, so that neither gets the machine's bett
 import contextlib
 import json
 import math
-import subprocess
 import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from examples import children
 from examples.ocr.client import Batches, Protocol, Run, batches, read_lines
 from examples.ocr.lines import Line
 
-CHECKOUT = Path(__file__).resolve().parents[2]
-STOP_SECONDS = 35.0  # a server drains for at most 30
 # Of one server in a row. More would even out drift better and cost more starts and ends, when fewer are in flight.
 TURNS = 4
 
@@ -78,24 +76,13 @@ def server(name: str, engine: Path | None = None) -> contextlib.AbstractContextM
 @contextlib.contextmanager
 def child(name: str, module: str, flags: Sequence[str]) -> Iterator[Server]:
     """A module that serves and prints its ports; it ends when its standard input closes, also when we die."""
-    command = [sys.executable, "-m", module, *flags]
-    started = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=CHECKOUT)
-    assert started.stdin is not None
-    assert started.stdout is not None
-    try:
+    with children.child([sys.executable, "-m", module, *flags]) as started:
+        assert started.stdout is not None
         line = started.stdout.readline()
         if not line:
             raise SystemExit(f"the {name} server ended with status {started.wait()} before it was ready; see above")
         ports = json.loads(line)
         yield Server(name, f"127.0.0.1:{ports['http_port']}", f"127.0.0.1:{ports['grpc_port']}", started.pid)
-    finally:
-        started.stdin.close()
-        try:
-            started.wait(STOP_SECONDS)
-        except subprocess.TimeoutExpired:
-            started.kill()
-            started.wait()
-        started.stdout.close()
 
 
 def measure(where: Server, protocol: Protocol, lines: Sequence[Line], in_flight: int) -> Measured:

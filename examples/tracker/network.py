@@ -23,16 +23,21 @@ _LEAST: Final = 1e-3  # of a mean square that is divided by: features without co
 _PLACES: Final = 16  # of a kernel
 
 
+def backbone(channels: int) -> nn.Sequential:
+    """AlexNet's layers as SiamRPN has them, without padding: [n, 3, 127, 127] to [n, channels, 6, 6], 255 to 22."""
+    return nn.Sequential(
+        nn.Conv2d(3, 96, 11, 2), nn.ReLU(), nn.MaxPool2d(3, 2), nn.Conv2d(96, 256, 5), nn.ReLU(),
+        nn.MaxPool2d(3, 2), nn.Conv2d(256, 384, 3), nn.ReLU(), nn.Conv2d(384, 384, 3), nn.ReLU(),
+        nn.Conv2d(384, channels, 3),
+    )  # fmt: skip
+
+
 class Tracker(nn.Module):
     """Template [n, 3, 127, 127] and search [n, 3, 255, 255] to scores [n, 10, 17, 17] and boxes [n, 20, 17, 17]."""
 
     def __init__(self, channels: int = CHANNELS, anchors: int = ANCHORS) -> None:
         super().__init__()
-        self.backbone = nn.Sequential(
-            nn.Conv2d(3, 96, 11, 2), nn.ReLU(), nn.MaxPool2d(3, 2), nn.Conv2d(96, 256, 5), nn.ReLU(),
-            nn.MaxPool2d(3, 2), nn.Conv2d(256, 384, 3), nn.ReLU(), nn.Conv2d(384, 384, 3), nn.ReLU(),
-            nn.Conv2d(384, channels, 3),
-        )  # fmt: skip
+        self.backbone = backbone(channels)
         self.scores, self.boxes = Head(channels, 2 * anchors), Head(channels, 4 * anchors)
 
     def forward(self, template: Tensor, search: Tensor) -> tuple[Tensor, Tensor]:

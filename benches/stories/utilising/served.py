@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 
 from benches.stories.utilising.memory import Memory, of_process
 from benches.stories.utilising.worker import REPOSITORY
+from examples.children import end
 
 _ASKED: Final = 6  # times with each batch: what a library keeps of a shape it has by then
-_STOP_SECONDS: Final = 35.0
 
 
 @dataclass(frozen=True)
@@ -57,9 +57,4 @@ def _server(model: Path) -> Iterator[tuple[int, str]]:
         yield started.pid, f"127.0.0.1:{json.loads(said)['grpc_port']}"
     finally:
         started.terminate()
-        try:
-            started.wait(_STOP_SECONDS)
-        except subprocess.TimeoutExpired:
-            started.kill()
-            started.wait()
-        started.stdout.close()
+        end(started)

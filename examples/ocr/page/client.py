@@ -16,11 +16,14 @@ import numpy as np
 import tritonclient.grpc
 import tritonclient.http
 
+from examples.ocr import runs
+from examples.ocr.client import Protocol
 from examples.ocr.page.words import Line, Word
 
 MODEL = "read_page"
-GRPC, HTTP = "grpc", "http"
-CLIENTS: dict[str, ModuleType] = {GRPC: tritonclient.grpc, HTTP: tritonclient.http}
+GRPC: Protocol = "grpc"
+HTTP: Protocol = "http"
+CLIENTS: dict[Protocol, ModuleType] = {GRPC: tritonclient.grpc, HTTP: tritonclient.http}
 TIMEOUT_SECONDS = 120.0
 
 
@@ -32,25 +35,13 @@ class Answer:
 
 
 @dataclass(frozen=True, slots=True)
-class Run:
-    answers: tuple[Answer, ...]  # in the order of the pages
-    seconds: float  # wall time from the first request to the last answer
-
-    @property
-    def errors(self) -> list[str]:
-        return [each.error for each in self.answers if each.error]
-
+class Run(runs.Run[Answer]):
     @property
     def pages_per_second(self) -> float:
-        return (len(self.answers) - len(self.errors)) / self.seconds
-
-    def latency_ms(self, percent: float) -> float:
-        """Over the answered pages, interpolated; NaN when none was answered."""
-        answered = [each.seconds for each in self.answers if not each.error]
-        return 1000 * float(np.percentile(answered, percent)) if answered else float("nan")
+        return self.answered_per_second
 
 
-def read_pages(protocol: str, address: str, pages: Sequence[bytes], in_flight: int) -> Run:
+def read_pages(protocol: Protocol, address: str, pages: Sequence[bytes], in_flight: int) -> Run:
     """Sends all pages, PNG or JPEG, to `HOST:PORT`: each answer at once makes room for the next."""
     infer = _over_grpc(address) if protocol == GRPC else _over_http(address)
 
@@ -96,7 +87,7 @@ def _over_http(address: str) -> Infer:
     return infer
 
 
-def _inputs(protocol: str, page: bytes) -> list[Any]:
+def _inputs(protocol: Protocol, page: bytes) -> list[Any]:
     tensor = CLIENTS[protocol].InferInput("image", [1], "BYTES")
     tensor.set_data_from_numpy(np.array([page], object))
     return [tensor]

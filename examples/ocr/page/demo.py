@@ -14,13 +14,15 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
+from examples.children import CHECKOUT
+from examples.ocr.client import Protocol
 from examples.ocr.documents import Document, real_page, rendered_documents
 from examples.ocr.draw import Pixels, draw_pages
 from examples.ocr.engine import DETECTOR_ASK, Ask, Built, engine
 from examples.ocr.page.client import GRPC, HTTP, Answer, Run, read_pages
 from examples.ocr.page_metrics import total, word_errors
 from examples.ocr.readers import RapidReader
-from examples.ocr.servers import CHECKOUT, Server, child
+from examples.ocr.servers import Server, child
 
 SHEET = CHECKOUT / "build" / "ocr-pages.png"
 DOCUMENTS, FIRST = 6, 120
@@ -28,7 +30,7 @@ DRAWN = ("turned", "printed over")  # kinds of documents of which the picture sh
 IN_FLIGHT = 8
 MAX_DROP = 0.01  # of word accuracy
 BROKEN = b"\x89PNG\r\n\x1a\n and then nothing"
-PROTOCOLS: Mapping[str, str] = {GRPC: "gRPC", HTTP: "HTTP"}
+PROTOCOLS: Mapping[Protocol, str] = {GRPC: "gRPC", HTTP: "HTTP"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +50,7 @@ class Result:
     """Everything one server did."""
 
     name: str
-    runs: Mapping[str, Run]  # by protocol
+    runs: Mapping[Protocol, Run]
     word_accuracy: float
     page_matched: int
     broken: str  # the reason that a broken picture was answered with; empty when it did not fail alone
@@ -105,11 +107,11 @@ def results(servers: Sequence[Server], asked: Sequence[Page], expected: Sequence
         warm = read_pages(GRPC, where.grpc, encoded, IN_FLIGHT)
         if warm.errors:
             raise SystemExit(f"demo: the {where.name} server is up but cannot read: {warm.errors[0]}")
-    runs: dict[str, dict[str, Run]] = {where.name: {} for where in servers}
+    runs: dict[str, dict[Protocol, Run]] = {where.name: {} for where in servers}
     for protocol, title in PROTOCOLS.items():
         print(f"reading {len(asked)} pages, {IN_FLIGHT} in flight, over {title}, in turns ...", file=sys.stderr)
         for where in servers:
-            runs[where.name][protocol] = read_pages(protocol, address(where, protocol), encoded, IN_FLIGHT)
+            runs[where.name][protocol] = read_pages(protocol, where.address(protocol), encoded, IN_FLIGHT)
     return [
         Result(
             name=where.name,
@@ -121,10 +123,6 @@ def results(servers: Sequence[Server], asked: Sequence[Page], expected: Sequence
         )
         for where in servers
     ]
-
-
-def address(where: Server, protocol: str) -> str:
-    return where.grpc if protocol == GRPC else where.http
 
 
 def word_accuracy(asked: Sequence[Page], runs: Iterable[Run]) -> float:
