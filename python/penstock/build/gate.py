@@ -7,13 +7,10 @@ run itself raises goes through. NaN never passes. `parse` reads the command line
 `penstock compare`; users meet it as `ps.Cosine` and `ps.Metric`.
 """
 
-import importlib
 import math
 import re
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Final, Protocol
 
 import numpy as np
@@ -21,6 +18,7 @@ from numpy.typing import NDArray
 
 from penstock.build.metrics import OutputError, compare_outputs, worst
 from penstock.build.paired import drop_of, further_cosine
+from penstock.engine.importing import find
 from penstock.errors import InvalidArgument, PenstockError
 from penstock.tensors import TensorSpec
 
@@ -282,22 +280,7 @@ def named(text: str) -> Callable[..., Any]:
 
     Raises InvalidArgument where there is none, or where importing it fails. The code is the user's own, and runs.
     """
-    module, _, name = text.partition(":")
-    here = str(Path.cwd())
-    if here not in sys.path:
-        sys.path.insert(0, here)
-    try:
-        found: Any = importlib.import_module(module)
-        for part in name.split("."):
-            found = getattr(found, part)
-    except ModuleNotFoundError as error:
-        missing = error.name or module
-        why = "looked in the working directory and the installed packages" if missing == module else "which it imports"
-        raise InvalidArgument(f"{text}: there is no module {missing!r}, {why}") from error
-    except AttributeError as error:
-        raise InvalidArgument(f"{text}: module {module!r} has no {name!r}") from error
-    except Exception as error:  # whatever the user's module does while it is imported
-        raise InvalidArgument(f"{text}: importing {module!r} raised {type(error).__name__}: {error}") from error
+    found = find(text)
     if not callable(found):
         raise InvalidArgument(f"{text}: expected a function, got {type(found).__name__}")
     return found  # type: ignore[no-any-return]

@@ -17,6 +17,7 @@ from typing import Any, Final, NamedTuple, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from penstock.engine.importing import here_on_path
 from penstock.engine.plan import CustomOperator
 from penstock.engine.runtimes.base import library_message
 from penstock.errors import ExecutionError, InvalidArgument
@@ -116,9 +117,7 @@ def import_ops(source: str) -> None:
 
     The code is the user's own, and runs. Raises InvalidArgument where there is no such thing, or where it fails.
     """
-    here = str(Path.cwd())
-    if here not in sys.path:
-        sys.path.insert(0, here)
+    here_on_path()
     _import(source)
 
 
