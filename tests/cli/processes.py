@@ -35,12 +35,19 @@ def run(*arguments: str, environment: Mapping[str, str] | None = None) -> subpro
 
 
 class Serve:
-    """A running `penstock serve`, from its line `ready` on; ports are those it printed. Killed when the block ends."""
+    """A running `penstock serve`, from its line `ready` on; ports are those it printed. Killed when the block ends.
 
-    def __init__(self, *arguments: str, environment: Mapping[str, str] | None = None) -> None:
-        ports: Sequence[str] = [f"--{each}-port=0" for each in ("http", "grpc", "metrics")]
+    free_ports: listeners that are told to take a free port; what says so itself needs none.
+    """
+
+    def __init__(
+        self,
+        *arguments: str,
+        environment: Mapping[str, str] | None = None,
+        free_ports: Sequence[str] = ("http", "grpc", "metrics"),
+    ) -> None:
         self.process = subprocess.Popen(
-            [*COMMAND, "serve", *ports, *arguments],
+            [*COMMAND, "serve", *(f"--{each}-port=0" for each in free_ports), *arguments],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,

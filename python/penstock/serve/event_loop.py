@@ -70,6 +70,11 @@ class EventLoop:
                 self._thread.start()
         return partial(concurrent.begin, loop=self)
 
+    @property
+    def hosts(self) -> bool:
+        """Whether there is a model that needs it."""
+        return self._thread is not None
+
     def is_here(self) -> bool:
         """Whether the caller is on the loop's thread."""
         return threading.get_ident() == self._ident

@@ -16,28 +16,31 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextvars import ContextVar
 from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any, Final, Protocol, Self, runtime_checkable
 
-import penstock
 from penstock import _core, limits
 from penstock.backends.function import ModelFunction
 from penstock.engine import Runtime, shared_device_memory
 from penstock.engine.shared_device_memory import SharedDeviceMemory
 from penstock.errors import ConfigError, NotFound, PenstockError
 from penstock.repository import Model, Repository, bare, from_function, from_runtime
-from penstock.serve import options
 from penstock.serve.catalogue import Catalogue
 from penstock.serve.control import Control
 from penstock.serve.engine_cache import EngineCache
 from penstock.serve.event_loop import EventLoop
+from penstock.serve.settings import Settings
 from penstock.serve.trace import Trace
 
 log = logging.getLogger("penstock")
 
 # At least this long answers on their way out may still leave.
 _GRACE_SECONDS: Final = 1.0
+
+PROGRAM: Final[ContextVar[str]] = ContextVar("penstock_serve_program")
+"""While `penstock serve` imports a program for its server: what it was asked to serve."""
 
 
 @runtime_checkable
@@ -102,50 +105,60 @@ class Server:
         trace: str | Path | None = None,
         server_name: str = "penstock",
     ) -> None:
-        self.http_port = options.port("http_port", http_port)
-        self.grpc_port = options.port("grpc_port", grpc_port)
-        self.metrics_port = options.port("metrics_port", metrics_port)
-        self._control_options = options.control(
-            model_repository,
-            model_control_mode,
-            load_models,
-            repository_poll_seconds,
-            exit_on_error,
-            exit_timeout_seconds,
-            batching,
-        )
-        self._devices = SharedDeviceMemory() if allow_client_shm and shared_device_memory.available() else None
-        self._listeners = options.Listeners(
-            http_address=options.address("http_address", http_address),
-            http_port=self.http_port,
-            grpc_address=options.address("grpc_address", grpc_address),
-            grpc_port=self.grpc_port,
-            metrics_address=options.address("metrics_address", metrics_address),
-            metrics_port=self.metrics_port,
-            io_threads=options.io_threads(io_threads),
-            max_body_bytes=options.body_bytes(max_body_bytes),
-            http_header_timeout_seconds=options.positive("http_header_timeout_seconds", http_header_timeout_seconds),
-            http_body_timeout_seconds=options.positive("http_body_timeout_seconds", http_body_timeout_seconds),
-            http_idle_timeout_seconds=options.positive("http_idle_timeout_seconds", http_idle_timeout_seconds),
-            write_timeout_seconds=options.positive("write_timeout_seconds", write_timeout_seconds),
-            strict_readiness=strict_readiness,
-            model_control=model_control_mode == "explicit",
-            admin_token=admin_token,
-            server_name=server_name,
-            server_version=penstock.__version__,
-            client_shared_memory=allow_client_shm,
-            extensions=options.extensions(client_shared_memory=allow_client_shm, devices=self._devices is not None),
-        )
-        self._repository = (
-            Repository(self._control_options.repositories) if self._control_options.repositories else None
-        )
-        self._engines = EngineCache(Path(engine_cache) if engine_cache is not None else None)
-        self._trace = Path(trace) if trace is not None else None
         self._added: dict[str, _Source] = {}
         self._front: _core.Front | None = None
         self._event_loop: EventLoop | None = None
         self._catalogue: Catalogue | None = None
         self._control: Control | None = None
+        self.settings = Settings(
+            http_port=http_port,
+            grpc_port=grpc_port,
+            metrics_port=metrics_port,
+            http_address=http_address,
+            grpc_address=grpc_address,
+            metrics_address=metrics_address,
+            model_repository=model_repository,
+            model_control_mode=model_control_mode,
+            load_models=load_models,
+            repository_poll_seconds=repository_poll_seconds,
+            exit_on_error=exit_on_error,
+            strict_readiness=strict_readiness,
+            exit_timeout_seconds=exit_timeout_seconds,
+            batching=batching,
+            max_body_bytes=max_body_bytes,
+            http_header_timeout_seconds=http_header_timeout_seconds,
+            http_body_timeout_seconds=http_body_timeout_seconds,
+            http_idle_timeout_seconds=http_idle_timeout_seconds,
+            write_timeout_seconds=write_timeout_seconds,
+            admin_token=admin_token,
+            allow_client_shm=allow_client_shm,
+            io_threads=io_threads,
+            engine_cache=engine_cache,
+            trace=trace,
+            server_name=server_name,
+        )
+
+    @property
+    def settings(self) -> Settings:
+        """What the server was told. May be replaced until it runs; what is wrong with it is a ConfigError then."""
+        return self._settings
+
+    @settings.setter
+    def settings(self, settings: Settings) -> None:
+        if self.running:
+            raise ConfigError("the server is running already; its settings can't be changed any more")
+        devices = SharedDeviceMemory() if settings.allow_client_shm and shared_device_memory.available() else None
+        listeners, control = settings.listeners(devices=devices is not None), settings.control()
+        self._repository = Repository(control.repositories) if control.repositories else None
+        self._settings, self._listeners, self._control_options, self._devices = settings, listeners, control, devices
+        self._engines = EngineCache(Path(settings.engine_cache) if settings.engine_cache is not None else None)
+        self.http_port, self.grpc_port = listeners.http_port, listeners.grpc_port
+        self.metrics_port = listeners.metrics_port
+
+    @property
+    def running(self) -> bool:
+        """Between `start` and `stop`."""
+        return self._front is not None
 
     def add(
         self,
@@ -178,7 +191,7 @@ class Server:
 
     def start(self) -> None:
         """Listen, load every model, become ready. Raises OSError for a port that is taken, and what loading raises."""
-        if self._front is not None:
+        if self.running:
             raise ConfigError("the server is running already")
         try:
             self._start()
@@ -209,6 +222,12 @@ class Server:
 
     def run(self, on_ready: Callable[[], None] | None = None) -> None:
         """Start, wait for SIGTERM or SIGINT, stop. A second signal ends the process at once with status 1."""
+        if (program := PROGRAM.get(None)) is not None:
+            # It would serve without the flags, and once more after the signal that ends it.
+            raise ConfigError(
+                f"{program}: the program runs its server itself, which penstock serve is to do; put server.run() under "
+                'if __name__ == "__main__":, or return the server'
+            )
         stopping = threading.Event()
 
         def on_signal(number: int, frame: FrameType | None) -> None:
@@ -258,7 +277,8 @@ class Server:
         front = self._front = _core.Front(self._listeners, self._devices)
         atexit.register(self.stop)
         self.http_port, self.grpc_port, self.metrics_port = front.http_port, front.grpc_port, front.metrics_port
-        trace = Trace(self._trace) if self._trace is not None else None
+        path = self._settings.trace
+        trace = Trace(Path(path)) if path is not None else None
         event_loop = self._event_loop = EventLoop(front, trace)
         catalogue = self._catalogue = Catalogue(front, self._repository, wanted.batching, self._engines, event_loop)
         poll = wanted.poll_seconds if wanted.mode == "poll" else None
@@ -269,6 +289,8 @@ class Server:
         for name in self._names_at_start():
             self._load_at_start(lambda name=name: catalogue.load(name))  # type: ignore[misc]
         front.set_ready()
+        if trace is not None and not event_loop.hosts:
+            log.warning("a trace is of pipelines, and this server has none yet: nothing is written to it")
 
     def _names_at_start(self) -> list[str]:
         if self._repository is None:
