@@ -1,4 +1,5 @@
-"""`penstock inspect`: what is in a file. An engine's regions, times, evidence; what a model's layers would become."""
+"""`penstock inspect`: what is in a file. An engine's regions, times, evidence; what a model's layers would become; what
+the requests of a trace took."""
 
 from collections import Counter
 from pathlib import Path
@@ -8,6 +9,7 @@ import typer
 
 from penstock.cli.output import accuracy_text, console, plain, print_json, shapes_text, size_text, specs_json, table
 from penstock.cli.roofline import ROOFLINE, ceilings_json, region_json, roofline_cells
+from penstock.cli.traces import show_trace
 from penstock.errors import InvalidArgument, ModelLoadError
 
 if TYPE_CHECKING:
@@ -17,19 +19,23 @@ if TYPE_CHECKING:
 
 
 def inspect(
-    file: Annotated[Path, typer.Argument(help="An engine, or an ONNX file.", show_default=False)],
-    all_regions: Annotated[bool, typer.Option("--all", help="Every region; default: the slowest 20.")] = False,
+    file: Annotated[Path, typer.Argument(help="An engine, an ONNX file, or a trace (.jsonl).", show_default=False)],
+    all_regions: Annotated[
+        bool, typer.Option("--all", help="Every region, or request; default: the slowest 20, or 5.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> None:
-    """Show what is in an engine (regions, precision, tactics, times, memory, evidence) or in a model."""
+    """Show what is in an engine (regions, precision, tactics, times, memory, evidence), in a model, or in a trace."""
     from penstock.engine import ENGINE_SUFFIX
 
     if file.suffix == ENGINE_SUFFIX:
         _engine(file, as_json=as_json, most=None if all_regions else 20)
     elif file.suffix == ".onnx":
         _onnx(file, as_json=as_json, most=None if all_regions else 20)
+    elif file.suffix == ".jsonl":
+        show_trace(file, as_json=as_json, most=None if all_regions else 5)
     else:
-        raise InvalidArgument(f"{file.name}: expected an engine (.engine) or a model (.onnx)")
+        raise InvalidArgument(f"{file.name}: expected an engine (.engine), a model (.onnx) or a trace (.jsonl)")
 
 
 # ---- models ----

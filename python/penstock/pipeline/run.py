@@ -193,7 +193,7 @@ class Run:
         total = time.perf_counter_ns() - self.started
         self._statistics.count_request(status, self._queued, total)
         if self._steps is not None and self.loop.trace is not None:
-            self.loop.trace.write(self._record(status, total))
+            self.loop.trace.write(self._record(status, total), len(self._steps))
 
     def _record(self, status: str, total: int) -> dict[str, Any]:
         return {

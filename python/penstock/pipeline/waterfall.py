@@ -5,7 +5,8 @@
     crop_rows   cpu   |        ░█                              |    2.33 ->   2.80 ms
     recogniser  call  |         ░░░████████████████████████████|    2.84 ->  12.38 ms
 
-For whoever looks at the file that `ps.Server(trace=...)` writes; reads plain JSON and needs no server.
+For whoever looks at the file that `ps.Server(trace=...)` writes, and for `penstock inspect`; reads plain JSON and needs
+no server.
 """
 
 import json
@@ -13,21 +14,47 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
+from penstock.errors import InvalidArgument, NotFound
+
 _WIDTH: Final = 60
 _WAITED, _WORKED = "░", "█"
 
+# What is read of a line; more may be there.
+_KEYS: Final = frozenset({"pipeline", "request", "status", "queue_ms", "total_ms", "steps"})
+_STEP_KEYS: Final = frozenset({"step", "kind", "status", "start_ms", "end_ms", "queue_ms"})
+
 
 def records(path: str | Path) -> Iterator[dict[str, Any]]:
-    """The requests of a trace, in the order in which they ended. Raises ValueError for a line that is none, with its
-    number; a last line that is still being written is left out."""
-    with Path(path).open(encoding="utf-8") as file:
+    """The requests of a trace, in the order in which they ended. A last line that is still being written is left out.
+
+    Raises NotFound without the file, InvalidArgument for a line that is no request, with its number.
+    """
+    path = Path(path)
+    try:
+        file = path.open(encoding="utf-8")
+    except FileNotFoundError:
+        raise NotFound(f"trace {path.name!r} does not exist") from None
+    with file:
         for number, line in enumerate(file, 1):
             if not line.endswith("\n"):
                 return
             try:
-                yield json.loads(line)
+                record = json.loads(line)
             except ValueError as error:
-                raise ValueError(f"line {number} of the trace is no JSON: {error}") from None
+                raise InvalidArgument(f"{path.name}: line {number} of the trace is no JSON: {error}") from None
+            if missing := _missing(record):
+                raise InvalidArgument(f"{path.name}: line {number} is no request of a trace: it has no {missing}")
+            yield record
+
+
+def _missing(record: Any) -> str:
+    """The first key that is not there."""
+    steps = record.get("steps") if isinstance(record, dict) else None
+    parts = [(record, _KEYS), *((step, _STEP_KEYS) for step in (steps if isinstance(steps, list) else ()))]
+    for part, keys in parts:
+        if missing := keys - (part.keys() if isinstance(part, dict) else set()):
+            return min(missing)
+    return ""
 
 
 def render(record: Mapping[str, Any]) -> str:
