@@ -17,7 +17,7 @@ from penstock.pipeline.summary import summary
 from penstock.pipeline.waterfall import records, render
 from penstock.serve.trace import Trace
 from tests.pipeline.toy import Recogniser, detector, picture, reader, texts
-from tests.serve.calls import SECONDS, Client, infer, serving
+from tests.serve.calls import SECONDS, Client, eventually, infer, serving
 from tests.servers.raw import dumps
 
 IMAGE = picture((1, 0, 0, 0), (2, 0, 0, 0))
@@ -171,6 +171,21 @@ def test_a_disk_that_does_not_keep_up_costs_records_and_nobody_waits(
             closing.result(SECONDS)
     assert [line.get("number") for line in lines] == [None, *range(64)]
     assert "136 requests are missing in trace 'trace'" in caplog.text
+
+
+def test_a_disk_that_hangs_does_not_hold_up_the_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("penstock.serve.trace._CLOSE_SECONDS", 0.05)
+    pipe = tmp_path / "trace"
+    os.mkfifo(pipe)
+    reading = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    trace = Trace(pipe)
+    trace.write({"filling": "x" * 200_000}, 0)
+    trace.close()
+    assert "trace 'trace' is left behind: the disk does not answer" in caplog.text
+    os.close(reading)  # and its thread ends, for nobody reads the pipe any more
+    eventually("its thread has ended", lambda: "trace 'trace' ends here: Broken pipe" in caplog.text)
 
 
 def test_a_summary_counts_the_rows_of_a_trace_and_shows_the_slowest() -> None:
