@@ -84,7 +84,7 @@ def verdicts(
     heard: Silent | None = None,
 ) -> Verdicts:
     profile = Profile(buckets[-1], buckets[0], buckets[0])
-    forms = prepare(source, folder, reduce=[], profiles=[profile])
+    forms = prepare(source, folder, reduce=[], profiles=[profile], on_gpu=False)
     forms.add("odd", quantized, precision="int8")
     found = Verdicts(forms, buckets, Limits(), None, heard or Silent())
     found.set_up(gate, [profile], lambda: Compared(samples))

@@ -66,7 +66,7 @@ def test_a_program_in_eight_bits_is_played_back_as_it_was_tuned(precision: str, 
     inputs = graph.signature(model)[0]
     size = "x".join(map(str, shape))
     options = BuildOptions.of(shapes=f"x:{size}")
-    forms = prepare(model, tmp_path, reduce=(), profiles=profiles(options, inputs))
+    forms = prepare(model, tmp_path, reduce=(), profiles=profiles(options, inputs), on_gpu=True)
     data = quantize.load([{"x": normal(*shape, seed=each)} for each in range(2)], inputs, allow_random=True)
     (recipe,) = quantize.recipes(forms.plain, data, schemes=[quantize.GPU], methods=["minmax"])
     if precision == "int8":

@@ -8,10 +8,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from penstock.graph import bind, optimize, sources
+from penstock.graph import FOR_CPU, bind, optimize, sources
 from penstock.graph.binding import prepare
 from penstock.graph.optimizing import run_pass
-from penstock.graph.passes import PASSES
+from penstock.graph.passes import PASSES, Pass
 from tests.graph import random_graphs as steps
 from tests.graph.random_graphs import Chain, graphs
 from tests.graph.small import Array, assert_same
@@ -32,6 +32,7 @@ LOOKED_FOR: dict[str, tuple[Step, ...]] = {
     "fold-batch-norm": (steps.batch_norm, steps.conv, steps.conv_transpose, steps.unary),
     "fold-affine": (steps.arithmetic, steps.conv, steps.conv_transpose, steps.product),
     "merge-bias": (steps.product, steps.arithmetic),
+    "spread-deconvolutions": (steps.conv_transpose, steps.unary, steps.conv),
 }
 EVERYTHING: tuple[Step, ...] = (*{step: None for group in LOOKED_FOR.values() for step in group}, steps.residual)
 _SETTINGS = settings(
@@ -40,7 +41,7 @@ _SETTINGS = settings(
 
 
 def test_every_pass_has_its_graphs() -> None:
-    assert LOOKED_FOR.keys() == {name for name, _ in PASSES}
+    assert LOOKED_FOR.keys() == {name for name, _ in (*PASSES, *FOR_CPU)}
 
 
 @pytest.mark.parametrize("name", LOOKED_FOR)
@@ -50,18 +51,20 @@ def test_a_pass_alone_keeps_the_results(name: str, data: st.DataObject) -> None:
     rank = data.draw(st.sampled_from([4, 4, 2])) if name in ("fold-affine", "merge-bias", "merge-reshapes") else 4
     model, inputs = data.draw(graphs(*LOOKED_FOR[name], rank=rank))
     changed = prepare(model)
-    lifted = dict(PASSES)
+    lifted = dict((*PASSES, *FOR_CPU))
     run_pass(changed, "fold-constants", lifted["fold-constants"])
     run_pass(changed, name, lifted[name])
     assert_same(model, changed, inputs)
 
 
-@given(graphs(*EVERYTHING), st.booleans())
+@given(graphs(*EVERYTHING), st.booleans(), st.sampled_from([(), FOR_CPU]))
 @settings(_SETTINGS, max_examples=150)
-def test_all_passes_keep_results_and_signature(made: tuple[ir.Model, dict[str, Array]], bound: bool) -> None:
+def test_all_passes_keep_results_and_signature(
+    made: tuple[ir.Model, dict[str, Array]], bound: bool, then: tuple[Pass, ...]
+) -> None:
     model, inputs = made
     shapes = {"x": inputs["x"].shape} if bound else None
-    optimized = optimize(model, shapes=shapes)
+    optimized = optimize(model, shapes=shapes, then=then)
     assert_same(model, optimized.model, inputs)
     assert [value.name for value in optimized.model.graph.inputs] == ["x"]
     assert [value.name for value in optimized.model.graph.outputs] == [value.name for value in model.graph.outputs]

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import pytest
 
-from penstock.graph import optimize
+from penstock.graph import FOR_CPU, optimize
 from tests.graph.small import Array, assert_same, graph, normal, operators
 
 CHANNELS = np.array([0.5, -2.0, 3.0], np.float32)
@@ -339,6 +339,61 @@ def test_what_is_left_of_a_graph(case: Case) -> None:
     assert operators(optimized.model) == case.left
     if "RandomUniformLike" not in case.left:
         assert_same(model, optimized.model, inputs)
+
+
+UP = {"w": normal(3, 5, 2, 2), "b": normal(5, seed=1), "low": np.float32(-0.5), "high": np.float32(0.5)}
+SPREAD = [
+    Case(
+        "a transposed convolution", "{ y = ConvTranspose<strides=[2,2]>(x, w, b) }", UP, {"Conv": 1, "DepthToSpace": 1}
+    ),
+    Case(
+        "one without a bias, in three by three",
+        "{ y = ConvTranspose<strides=[3,3]>(x, w) }",
+        {"w": normal(3, 2, 3, 3)},
+        {"Conv": 1, "DepthToSpace": 1},
+    ),
+    Case(
+        "activations go with the convolution",
+        "{ c = ConvTranspose<strides=[2,2]>(x, w, b) l = Clip(c, low, high) y = Sigmoid(l) }",
+        UP,
+        {"Conv": 1, "Clip": 1, "Sigmoid": 1, "DepthToSpace": 1},
+    ),
+    Case(
+        "what somebody else reads stays in place",
+        "{ c = ConvTranspose<strides=[2,2]>(x, w, b) r = Relu(c) y = Add(c, r) }",
+        UP,
+        {"Conv": 1, "Relu": 1, "DepthToSpace": 1, "Add": 1},
+    ),
+    Case("kernels that overlap", "{ y = ConvTranspose<strides=[1,1]>(x, w, b) }", UP, {"ConvTranspose": 1}),
+    Case("padding", "{ y = ConvTranspose<strides=[2,2], pads=[1,0,0,1]>(x, w) }", UP, {"ConvTranspose": 1}),
+    Case("more output", "{ y = ConvTranspose<strides=[2,2], output_padding=[1,1]>(x, w) }", UP, {"ConvTranspose": 1}),
+    Case(
+        "a gap in the kernel", "{ y = ConvTranspose<strides=[2,2], dilations=[2,2]>(x, w) }", UP, {"ConvTranspose": 1}
+    ),
+    Case(
+        "groups",
+        "{ y = ConvTranspose<strides=[2,2], group=3>(x, w) }",
+        {"w": normal(3, 2, 2, 2)},
+        {"ConvTranspose": 1},
+    ),
+    Case(
+        "unlike sides",
+        "{ y = ConvTranspose<strides=[2,1]>(x, w) }",
+        {"w": normal(3, 2, 2, 1)},
+        {"ConvTranspose": 1},
+    ),
+]
+
+
+@pytest.mark.parametrize("case", SPREAD, ids=lambda case: case.name)
+def test_what_libraries_on_a_cpu_get_of_transposed_convolutions(case: Case) -> None:
+    model = graph(f"{case.text_of_input} {case.text}", case.weights, case.opset)
+    changed = optimize(model, then=FOR_CPU).model
+    assert operators(changed) == case.left
+    last = changed.graph.outputs[0].producer()
+    assert last is not None
+    assert last.op_type != "Sigmoid"
+    assert_same(model, changed, {"x": normal(*case.shape, seed=9)})
 
 
 @pytest.mark.parametrize("mode", ["SAME_UPPER", "SAME_LOWER", "VALID"])

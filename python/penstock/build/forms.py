@@ -112,11 +112,19 @@ def _add_steps(
     return found
 
 
-def prepare(model: ir.Model, folder: Path, *, reduce: Sequence[str], profiles: Sequence[Profile]) -> Forms:
+def prepare(
+    model: ir.Model,
+    folder: Path,
+    *,
+    reduce: Sequence[str],
+    profiles: Sequence[Profile],
+    on_gpu: bool,
+) -> Forms:
     """Apply reductions, optimise, and write the forms in FP32.
 
     profiles  dimensions that have one size in all of them are bound, and shape arithmetic becomes constants; the batch
               stays free, since calls may bring any number of rows.
+    on_gpu    what is optimised is for our own steps, not for libraries on a CPU.
 
     Raises NotFound, ModelLoadError, InvalidArgument (a preprocessing or reduction that does not fit the model).
     """
@@ -128,8 +136,9 @@ def prepare(model: ir.Model, folder: Path, *, reduce: Sequence[str], profiles: S
         reductions.append(reduction)
     notes: list[str] = []
     static = _fixed(profiles, free_rows=batched(*graph.signature(model)))
-    done = _optimized(model, static, notes)
-    without = _optimized(plain, static, notes).model if reductions else done.model
+    then = () if on_gpu else graph.FOR_CPU
+    done = _optimized(model, static, then, notes)
+    without = _optimized(plain, static, then, notes).model if reductions else done.model
     inputs, outputs = graph.signature(model)
     forms = Forms(
         folder, model, done.model, without, inputs, outputs, graph.signature(plain)[1], passes=done.records,
@@ -152,10 +161,10 @@ def _fixed(profiles: Sequence[Profile], *, free_rows: bool) -> Shapes:
     return found
 
 
-def _optimized(model: ir.Model, static: Shapes, notes: list[str]) -> graph.Optimized:
+def _optimized(model: ir.Model, static: Shapes, then: Sequence[graph.Pass], notes: list[str]) -> graph.Optimized:
     """The graph as it is, with a note, where passes can't be applied: libraries run some invalid ONNX, too."""
     try:
-        return graph.optimize(model, shapes=static)
+        return graph.optimize(model, shapes=static, then=then)
     except (ModelLoadError, Internal) as error:
         _LOG.warning("%s", error.message)
         notes.append(error.message)

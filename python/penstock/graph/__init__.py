@@ -9,14 +9,17 @@ from penstock.graph import boundary
 from penstock.graph.binding import bind
 from penstock.graph.files import load, save, to_bytes
 from penstock.graph.optimizing import Optimized, PassRecord, optimize
+from penstock.graph.passes import FOR_CPU, Pass
 from penstock.graph.regions import Listing, listing, regions
 from penstock.graph.signatures import signature
 from penstock.graph.sources import SOURCE_KEY, sources
 
 __all__ = [
+    "FOR_CPU",
     "SOURCE_KEY",
     "Listing",
     "Optimized",
+    "Pass",
     "PassRecord",
     "bind",
     "boundary",

@@ -5,7 +5,7 @@ changed something: the graph is valid and the signature is what it was. Called b
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -17,7 +17,7 @@ from penstock.errors import Internal, ModelLoadError
 from penstock.graph import inference
 from penstock.graph.binding import bind, prepare
 from penstock.graph.editing import Edit
-from penstock.graph.passes import PASSES
+from penstock.graph.passes import PASSES, Pass
 
 # Rounds over all passes. Real models settle within three or four; a bound keeps two passes that undo each other finite.
 _ROUNDS: Final = 16
@@ -46,8 +46,8 @@ class Optimized:
     records: tuple[PassRecord, ...]
 
 
-def optimize(model: ir.Model, *, shapes: Shapes | None = None) -> Optimized:
-    """Simplify a copy; with `shapes` it is bound first.
+def optimize(model: ir.Model, *, shapes: Shapes | None = None, then: Sequence[Pass] = ()) -> Optimized:
+    """Simplify a copy; with `shapes` it is bound first, and `then` these passes run once.
 
     Names and order of inputs and outputs stay, and so do their shapes but for dimensions that were free and turn out to
     be fixed. Graphs of an operator set before 7 are only prepared: their operators broadcast by other rules.
@@ -70,6 +70,7 @@ def optimize(model: ir.Model, *, shapes: Shapes | None = None) -> Optimized:
         if settled:
             break
         inference.infer(copy)
+    records += [run_pass(copy, name, function) for name, function in then]
     return Optimized(copy, tuple(records))
 
 

@@ -13,6 +13,7 @@ from penstock.graph.passes.auto_pad import make_pads_explicit
 from penstock.graph.passes.batch_norm import fold_batch_norm
 from penstock.graph.passes.constants import fold_constants
 from penstock.graph.passes.dead import remove_dead
+from penstock.graph.passes.deconvolution import spread_deconvolutions
 from penstock.graph.passes.duplicates import merge_duplicates
 from penstock.graph.passes.gemm import merge_bias
 from penstock.graph.passes.layout import merge_reshapes, merge_transposes
@@ -20,7 +21,9 @@ from penstock.graph.passes.no_ops import remove_no_ops
 from penstock.graph.passes.pad import fold_pad
 from penstock.graph.patterns import recognise_patterns
 
-PASSES: Final[tuple[tuple[str, Callable[[Edit], None]], ...]] = (
+Pass = tuple[str, Callable[[Edit], None]]
+
+PASSES: Final[tuple[Pass, ...]] = (
     ("fold-constants", fold_constants),
     ("remove-no-ops", remove_no_ops),
     ("merge-transposes", merge_transposes),
@@ -35,3 +38,6 @@ PASSES: Final[tuple[tuple[str, Callable[[Edit], None]], ...]] = (
     ("fold-affine", fold_affine),
     ("merge-bias", merge_bias),
 )
+
+FOR_CPU: Final[tuple[Pass, ...]] = (("spread-deconvolutions", spread_deconvolutions),)
+"""Once, after all others, where libraries on a CPU run the graph: the same sums, by layers that they are faster at."""
