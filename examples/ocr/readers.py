@@ -15,13 +15,14 @@ import numpy as np
 import numpy.typing as npt
 
 from examples.ocr.model import NETWORKS, alphabet_of, network, recogniser_path
+from examples.ocr.page.crops import FEW_WIDTHS
 from examples.ocr.page.reading import read_page
 from examples.ocr.page.words import Line
-from examples.ocr.reader import ANY_WIDTH, FEW_SHAPES
+from examples.ocr.reader import ANY_WIDTH
 
 Pixels = npt.NDArray[np.uint8]
 # OpenVINO prepares kernels for every new shape: `reader.Calls` and README.md have the reasons and figures.
-CALLS = {"onnxruntime": ANY_WIDTH, "openvino": FEW_SHAPES}
+CALLS = {"onnxruntime": ANY_WIDTH, "openvino": FEW_WIDTHS}
 
 
 @dataclass(slots=True)

@@ -20,10 +20,10 @@ import numpy.typing as npt
 import penstock as ps
 from examples.ocr.model import NETWORKS, alphabet_of, network, recogniser_path
 from examples.ocr.page.boxes import boxes
-from examples.ocr.page.crops import Batch, Crop, batches, crops, directions, upright
+from examples.ocr.page.crops import FEW_WIDTHS, Batch, Crop, batches, crops, directions, upright
 from examples.ocr.page.frame import Frame, prepare
 from examples.ocr.page.words import Line, Word, words
-from examples.ocr.reader import FEW_SHAPES, Floats, UnreadableImageError
+from examples.ocr.reader import Floats, UnreadableImageError
 
 OUTPUTS = {
     "text": ps.Bytes[-1],
@@ -112,7 +112,7 @@ def cut(frame: Frame, probabilities: npt.NDArray[Any]) -> list[Crop]:
 def turned(lines: Sequence[Crop], chances: npt.NDArray[Any]) -> tuple[list[Crop], list[Batch]]:
     """The lines as they read, and as the recogniser takes them."""
     found = upright(lines, chances)
-    return found, batches(found, FEW_SHAPES)
+    return found, batches(found, FEW_WIDTHS)
 
 
 def named(outputs: npt.NDArray[Any] | Mapping[str, npt.NDArray[Any]]) -> Mapping[str, npt.NDArray[Any]]:
