@@ -53,6 +53,6 @@ pub(crate) fn take_output<'a>(spec: &'a ModelSpec, outputs: &mut Outputs, index:
             outputs.len()
         )));
     };
-    let emptied = Tensor { datatype: tensor.datatype, shape: Shape::new(), data: Bytes::new() };
+    let emptied = Tensor::new(tensor.datatype, Shape::new(), Bytes::new());
     Ok((&described.name, std::mem::replace(tensor, emptied)))
 }
