@@ -1,7 +1,8 @@
 //! A model whose requests run side by side on an event loop: its one instance thread, and a request under way.
 //!
-//! The thread stays in Rust and never takes the GIL, but to copy what a call has on a GPU. It takes a request when one more may be under way, lays out its
-//! inputs and posts it to the loop, which answers through [`Request`] whenever it is done.
+//! The thread stays in Rust and never takes the GIL, but to copy what a call has on a GPU. It takes a request when one
+//! more may be under way, lays out its inputs and posts it to the loop, which answers through [`Request`] whenever it is
+//! done.
 
 use crate::device_rows;
 use crate::exchange::Shared;

@@ -8,6 +8,7 @@ use crate::instance::failed;
 use crate::passing;
 use penstock_dispatch::Job;
 use penstock_schema::{DataType, ModelSpec, OnDevice, Result, Tensor};
+use pyo3::exceptions::PyTypeError;
 use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
@@ -29,9 +30,8 @@ pub fn taken(value: &Bound<'_, PyAny>, row: bool) -> PyResult<Option<Tensor>> {
     let function = || Ok::<_, PyErr>(py.import("penstock.engine.device_calls")?.getattr("rows")?.unbind());
     let rows = ROWS.get_or_try_init(py, function)?.bind(py).call1((value, row))?;
     let name: String = rows.getattr(intern!(py, "datatype"))?.extract()?;
-    let datatype = DataType::parse(&name).ok_or_else(|| {
-        pyo3::exceptions::PyTypeError::new_err(format!("a tensor of {name} can't be passed to a model"))
-    })?;
+    let datatype = DataType::parse(&name)
+        .ok_or_else(|| PyTypeError::new_err(format!("a tensor of {name} can't be passed to a model")))?;
     carrying(rows, datatype).map(Some)
 }
 
@@ -44,9 +44,10 @@ pub fn carrying(object: Bound<'_, PyAny>, datatype: DataType) -> PyResult<Tensor
     Ok(Tensor { device: Some(device), ..Tensor::new(datatype, shape, bytes::Bytes::new()) })
 }
 
-/// The Python object that owns the memory.
-pub fn object<'a, 'py>(py: Python<'py>, there: &'a OnDevice) -> Option<&'a Bound<'py, PyAny>> {
-    there.owner.downcast_ref::<Py<PyAny>>().map(|owner| owner.bind(py))
+/// The Python object that owns the memory. Error: TypeError for an owner that was not made here.
+pub fn object<'a, 'py>(py: Python<'py>, there: &'a OnDevice) -> PyResult<&'a Bound<'py, PyAny>> {
+    let owner = there.owner.downcast_ref::<Py<PyAny>>();
+    owner.map(|owner| owner.bind(py)).ok_or_else(|| PyTypeError::new_err("memory of a device that nobody here owns"))
 }
 
 /// Whether any of these have inputs on a device.
@@ -56,21 +57,16 @@ pub fn any(jobs: &[Job]) -> bool {
 
 /// Copies what lies on a device to the host. Takes the GIL; waits for the copies without it.
 pub fn fetch(spec: &ModelSpec, jobs: &mut [Job]) -> Result<()> {
-    let inputs = jobs.iter_mut().flat_map(|job| job.inputs.iter_mut().zip(&spec.inputs));
-    for (slot, wanted) in inputs {
-        let Some(tensor) = slot else { continue };
-        let Some(there) = &tensor.device else { continue };
-        let fetched = Python::attach(|py| {
-            let copied = object(py, there).map(|rows| rows.call_method0("on_host")).transpose();
-            let copied = copied.and_then(|array| {
-                let array = array.ok_or_else(|| {
-                    pyo3::exceptions::PyTypeError::new_err(format!("input '{}': nobody owns its memory", wanted.name))
-                })?;
-                passing::array(&wanted.name, Some(wanted), array)
-            });
-            copied.map_err(|error| failed(py, &spec.name, &error))
-        })?;
-        *tensor = Tensor { shape: std::mem::take(&mut tensor.shape), ..fetched };
-    }
-    Ok(())
+    Python::attach(|py| {
+        for (slot, wanted) in jobs.iter_mut().flat_map(|job| job.inputs.iter_mut().zip(&spec.inputs)) {
+            let Some(tensor) = slot else { continue };
+            let Some(there) = &tensor.device else { continue };
+            let fetched = object(py, there)
+                .and_then(|rows| rows.call_method0(intern!(py, "on_host")))
+                .and_then(|array| passing::array(&wanted.name, Some(wanted), array))
+                .map_err(|error| failed(py, &spec.name, &error))?;
+            *tensor = Tensor { shape: std::mem::take(&mut tensor.shape), ..fetched };
+        }
+        Ok(())
+    })
 }

@@ -8,7 +8,7 @@ use crate::inputs::{Gathered, Gatherer, array};
 use crate::outputs::{Whole, check_shape, read};
 use penstock_dispatch::Job;
 use penstock_schema::{ModelSpec, OnDevice, Outputs, Result, TensorSpec};
-use pyo3::exceptions::{PyTypeError, PyValueError};
+use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyList, PySlice, PyTuple};
 
@@ -54,9 +54,7 @@ impl Mixed {
         let host = array(py, self.host)?;
         let single = self.pieces.len() == 1;
         let piece = |piece: &Piece| match piece {
-            Piece::Device(there) => {
-                object(py, there).cloned().ok_or_else(|| PyTypeError::new_err("memory of a GPU without an owner"))
-            }
+            Piece::Device(there) => object(py, there).cloned(),
             Piece::Host { first, last } => {
                 let host = host.as_ref().ok_or_else(|| PyValueError::new_err("rows of the host were not laid out"))?;
                 // Without a batch dimension there are no rows to cut.

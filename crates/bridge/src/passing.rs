@@ -110,7 +110,8 @@ pub fn answer<'py>(py: Python<'py>, spec: &ModelSpec, outputs: Outputs, row: boo
     let numpy = NumPy::get(py)?;
     let row = row && spec.max_batch_size > 0;
     let array = |tensor: Tensor| {
-        if let Some(found) = tensor.device.as_ref().and_then(|there| device_rows::object(py, there)) {
+        if let Some(there) = &tensor.device {
+            let found = device_rows::object(py, there)?;
             return if row { found.get_item(0) } else { Ok(found.clone()) };
         }
         let shape = &tensor.shape[usize::from(row)..];

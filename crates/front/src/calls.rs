@@ -249,6 +249,10 @@ mod tests {
     }
 
     fn version(number: u64) -> Arc<ModelVersion> {
+        on(number, false)
+    }
+
+    fn on(number: u64, on_device: bool) -> Arc<ModelVersion> {
         let tensor = |name: &str| TensorSpec {
             name: name.to_owned(),
             datatype: DataType::Uint8,
@@ -263,7 +267,7 @@ mod tests {
             inputs: vec![tensor("x")],
             outputs: vec![tensor("y")],
             padding: None,
-            on_device: false,
+            on_device,
             config_json: Bytes::new(),
             config_proto: Bytes::new(),
         };
@@ -454,6 +458,25 @@ mod tests {
         let Attempt::Batch(batch) = next.queue.try_pull() else { panic!("the call is there") };
         drop(batch);
         assert_eq!(place.calls.turn().answered[0].outputs.as_ref().unwrap_err().code, Code::Unavailable);
+    }
+
+    #[test]
+    fn a_successor_that_answers_elsewhere_gets_the_calls_that_do_not_mind() {
+        for (before, after, stays, fits) in [
+            (true, false, true, false),
+            (true, false, false, true),
+            (false, true, false, true),
+            (true, true, true, true),
+        ] {
+            let place = place();
+            let first = on(1, before);
+            place.calls.server.registry.publish("m", vec![first.clone()]);
+            let call = Call { on_device: stays, ..place.call(5) };
+            place.calls.server.registry.publish("m", vec![on(1, after)]);
+            first.queue.close();
+            let code = place.calls.submit(call, 0).err().map(|error| error.code);
+            assert_eq!(code, (!fits).then_some(Code::Unavailable), "{before} {after} {stays}");
+        }
     }
 
     #[test]

@@ -90,7 +90,7 @@ pub fn queue(
             Ok(nudge) => return Ok((model, nudge)),
             Err((returned, error)) => {
                 job = returned;
-                let Some(next) = successor(server, &model, pinned) else {
+                let Some(next) = successor(server, &model, pinned, job.on_device) else {
                     job.reply.disarm();
                     return Err(error);
                 };
@@ -108,8 +108,9 @@ pub fn lost() -> Error {
     Error::unavailable("the instance that ran the request was lost; send it again")
 }
 
-/// The version that took the place of one that was closed by a reload, if requests for one fit the other.
-fn successor(server: &Server, closed: &Arc<ModelVersion>, pinned: bool) -> Option<Arc<ModelVersion>> {
+/// The version that took the place of one that was closed by a reload, if requests for one fit the other. `on_device`:
+/// the answer is to stay there; rows that lie there are copied by a model that runs on the host.
+fn successor(server: &Server, closed: &Arc<ModelVersion>, pinned: bool, on_device: bool) -> Option<Arc<ModelVersion>> {
     if !closed.queue.is_closed() {
         return None;
     }
@@ -124,7 +125,7 @@ fn successor(server: &Server, closed: &Arc<ModelVersion>, pinned: bool) -> Optio
         && next.spec.outputs == spec.outputs
         && next.spec.max_batch_size == spec.max_batch_size
         && next.spec.padding == spec.padding
-        && next.spec.on_device == spec.on_device;
+        && (next.spec.on_device || !on_device);
     (fits && !Arc::ptr_eq(&next, closed)).then_some(next)
 }
 

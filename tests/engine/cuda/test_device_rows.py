@@ -1,5 +1,6 @@
 """Batches made of arrays of the host and tensors of the device, on torch's CPU device: everything but streams."""
 
+import dataclasses
 import itertools
 from typing import Any
 
@@ -12,6 +13,7 @@ import torch
 
 from penstock.engine.cuda.device_rows import Rows, joined, lay
 from penstock.engine.engine import Engine
+from penstock.engine.plan import Reduction
 from penstock.errors import InvalidArgument
 from penstock.tensors import TensorSpec
 from tests.engine.cuda.engines import BUCKETS, TACTIC, compiled, of_programs, pictures, written
@@ -76,6 +78,12 @@ def test_an_engine_that_reduces_its_outputs_answers_on_the_host(
     engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert engine.answers_on_device
+    reduces = dataclasses.replace(engine.manifest, reductions=(Reduction("fc", axis=1),))
+    monkeypatch.setattr(engine, "_sealed", dataclasses.replace(engine._sealed, manifest=reduces))
+    assert not engine.answers_on_device
+
+
+def test_an_engine_with_a_program_on_the_host_answers_there(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(engine, "_programs", {**engine._programs, 9: object()})
     assert not engine.answers_on_device
 
@@ -102,5 +110,7 @@ def test_rows_say_what_they_are_and_keep_what_was_given() -> None:
     assert (row.shape, row.on_host().shape) == ((1, 3, 2), (1, 3, 2))
     with pytest.raises(InvalidArgument, match="complex64"):
         Rows(torch.zeros(1, dtype=torch.complex64))
+    with pytest.raises(InvalidArgument, match="has to be dense"):
+        Rows(torch.eye(2).to_sparse())
     with pytest.raises(InvalidArgument, match="can't be taken"):
         Rows(object())

@@ -13,7 +13,7 @@ import torch
 from penstock.engine.cuda.contexts import Array, as_numpy
 from penstock.engine.cuda.device_arrays import DeviceCall
 from penstock.engine.cuda.sites import DTYPES
-from penstock.errors import InvalidArgument
+from penstock.errors import InvalidArgument, ResourceExhausted
 from penstock.tensors import TensorSpec
 
 _UNSIGNED: Final = {torch.uint16: "UINT16", torch.uint32: "UINT32", torch.uint64: "UINT64"}
@@ -32,7 +32,7 @@ class Rows:
         """On the thread that made the array, or whose stream waits for it: that is what DLPack promises.
 
         `row`: it is passed without the batch dimension. Raises InvalidArgument for what is no tensor, or of a type that
-        no model takes.
+        no model takes, and ResourceExhausted where a strided one finds no room to be laid out side by side.
         """
         try:
             tensor = array if isinstance(array, torch.Tensor) else torch.from_dlpack(array)
@@ -42,10 +42,18 @@ class Rows:
         if name is None:
             expected = ", ".join(_NAMES.values())
             raise InvalidArgument(f"a tensor of {tensor.dtype} can't be passed to a model, expected one of {expected}")
+        if tensor.layout is not torch.strided:
+            raise InvalidArgument(f"a tensor has to be dense to be passed to a model, got {tensor.layout}")
         if tensor.requires_grad:
             tensor = tensor.detach()
         if not tensor.is_contiguous():
-            tensor = tensor.contiguous()
+            try:
+                tensor = tensor.contiguous()
+            except torch.cuda.OutOfMemoryError as error:
+                raise ResourceExhausted(
+                    f"a tensor {list(tensor.shape)} is not contiguous, and the GPU has no memory left for one that is; "
+                    "keep fewer tensors at a time"
+                ) from error
         self.tensor: torch.Tensor = tensor
         self.row = row
         """The tensor lacks the batch dimension, which `shape` has: adding it there would cost as much as the rest."""
