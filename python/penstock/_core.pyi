@@ -17,6 +17,7 @@ class Model:
         instance: int,
         execute: Callable[[dict[str, Any]], Mapping[str, Any]],
         memory: Mapping[str, Any] | None = None,
+        execute_on_device: Callable[..., Any] | None = None,
     ) -> None: ...
     def run_concurrently(
         self, exchange: Exchange, begin: Callable[[Request], Coroutine[Any, Any, None]], max_concurrency: int
@@ -96,6 +97,7 @@ class Exchange:
         named: dict[str, Any],
         deadline: int | None,
         taken_by: int | None,
+        on_device: bool,
         call: Any,
     ) -> int: ...
     def nudge(self) -> None: ...

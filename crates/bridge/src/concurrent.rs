@@ -1,15 +1,17 @@
 //! A model whose requests run side by side on an event loop: its one instance thread, and a request under way.
 //!
-//! The thread stays in Rust and never takes the GIL. It takes a request when one more may be under way, lays out its
-//! inputs and posts it to the loop, which answers through [`Request`] whenever it is done.
+//! The thread stays in Rust and never takes the GIL, but to copy what a call has on a GPU. It takes a request when one
+//! more may be under way, lays out its inputs and posts it to the loop, which answers through [`Request`] whenever it is
+//! done.
 
+use crate::device_rows;
 use crate::exchange::Shared;
 use crate::inputs::{Gathered, Gatherer, arguments};
 use crate::instance::{Alive, failed, interned, wake_punctually};
 use crate::model::Model;
 use crate::outputs;
 use parking_lot::{Condvar, Mutex};
-use penstock_dispatch::{Answer, Batch, Clock, Monotonic, Nanos, Queue};
+use penstock_dispatch::{Answer, Batch, Clock, Job, Monotonic, Nanos, Queue};
 use penstock_schema::{Code, Error, ModelSpec, Outputs, Result};
 use pyo3::exceptions::PyRuntimeError;
 use pyo3::prelude::*;
@@ -105,7 +107,7 @@ impl Serving {
             // First the permit: what waits for one waits in the queue, where it can be cancelled.
             let permit = self.permits.take();
             let Some(mut batch) = self.queue.pull(0) else { break };
-            let gathered = self.gatherers.iter_mut().map(|gatherer| gatherer.gather(&mut batch.jobs)).collect();
+            let gathered = self.gather(&mut batch.jobs);
             batch.mark_input_done();
             self.exchange.arrive(Running {
                 number: self.exchange.number(),
@@ -117,6 +119,13 @@ impl Serving {
             });
         }
         self.permits.wait_for_all();
+    }
+
+    fn gather(&mut self, jobs: &mut [Job]) -> Result<Vec<Gathered>> {
+        if device_rows::any(jobs) {
+            device_rows::fetch(&self.face.spec, jobs)?;
+        }
+        self.gatherers.iter_mut().map(|gatherer| gatherer.gather(jobs)).collect()
     }
 }
 
@@ -164,7 +173,7 @@ impl Running {
         }
     }
 
-    fn of_job<T>(&self, read: impl FnOnce(&penstock_dispatch::Job) -> T) -> Option<T> {
+    fn of_job<T>(&self, read: impl FnOnce(&Job) -> T) -> Option<T> {
         self.work.lock().as_ref().and_then(|(batch, _)| batch.jobs.first().map(read))
     }
 }

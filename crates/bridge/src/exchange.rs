@@ -118,8 +118,8 @@ impl Exchange {
     }
 
     /// Queues a request to a model of this server, and gives its number; `call` comes back with the answer. `row`: the
-    /// inputs are one row, without the batch dimension. Times are those of a `Request`. Raises what a client would be
-    /// refused with.
+    /// inputs are one row, without the batch dimension. Times are those of a `Request`. `on_device`: the answer stays on the
+    /// GPU. Raises what a client would be refused with.
     #[allow(clippy::too_many_arguments, reason = "the loop's one hot call: an object of terms would be made each time")]
     fn submit(
         &self,
@@ -131,6 +131,7 @@ impl Exchange {
         named: &Bound<'_, PyDict>,
         deadline: Option<Nanos>,
         taken_by: Option<Nanos>,
+        on_device: bool,
         call: Py<PyAny>,
     ) -> PyResult<u64> {
         let calls = &self.shared.calls;
@@ -146,7 +147,7 @@ impl Exchange {
             let tensor = passing::tensor(&found.spec, &name, value, row)?;
             inputs.push((name, tensor));
         }
-        let wanted = Call { model: found, pinned: version.is_some(), inputs, deadline, taken_by };
+        let wanted = Call { model: found, pinned: version.is_some(), inputs, deadline, taken_by, on_device };
         calls.submit(wanted, Tag { call, row, model: model.to_owned() }).map_err(refused)
     }
 

@@ -112,15 +112,45 @@ impl Gatherer {
         {
             return Ok(Gathered::Body { body, shape, datatype: self.datatype });
         }
+        let filler = self.padding.first().filter(|_| padded).map(|rule| rule.value);
+        let input = self.input;
+        let tensors = jobs.iter().filter_map(|job| job.inputs[input].as_ref());
+        self.laid(shape, length, filler, tensors)
+    }
+
+    /// What a job has for this input.
+    pub fn of<'a>(&self, job: &'a Job) -> Option<&'a Tensor> {
+        job.inputs.get(self.input)?.as_ref()
+    }
+
+    /// The rows of these, one after the other; shapes are equal but for the rows.
+    pub fn gather_tensors(&mut self, tensors: &[&Tensor]) -> Result<Gathered> {
+        let Some(first) = tensors.first() else { return Ok(Gathered::Absent) };
+        let mut shape = first.shape.clone();
+        if tensors.len() > 1 {
+            shape[0] = tensors.iter().filter_map(|tensor| tensor.shape.first()).sum();
+        }
+        let length = byte_length(&shape, self.datatype)?;
+        self.laid(shape, length, None, tensors.iter().copied())
+    }
+
+    /// Copies tensors into what is lent, if they fit, or into the block. `filler`: what they are padded with.
+    fn laid<'a>(
+        &mut self,
+        shape: Shape,
+        length: usize,
+        filler: Option<f64>,
+        tensors: impl Iterator<Item = &'a Tensor>,
+    ) -> Result<Gathered> {
+        let lent = self.lent.as_ref().filter(|lent| length <= lent.length());
         let memory = match lent {
             // SAFETY: whoever lent it has read it by the time `execute` returns, and this thread calls `execute`.
             Some(lent) => unsafe { lent.bytes_mut(length) },
             None => writable(&mut self.block, length)?.bytes_mut(length),
         };
-        let tensors = jobs.iter().filter_map(|job| job.inputs[self.input].as_ref());
-        match self.padding.first() {
-            Some(rule) if padded => pad(memory, &shape, self.datatype, rule.value, tensors)?,
-            _ => concatenate(memory, tensors)?,
+        match filler {
+            Some(value) => pad(memory, &shape, self.datatype, value, tensors)?,
+            None => concatenate(memory, tensors)?,
         }
         if let Some(lent) = lent {
             return Ok(Gathered::Lent { lent: lent.clone(), length, shape, datatype: self.datatype });
@@ -312,21 +342,28 @@ fn dtype_name(datatype: DataType) -> &'static str {
 
 /// The dictionary a model is called with; absent inputs are left out.
 pub fn arguments<'py>(py: Python<'py>, names: &[Py<PyAny>], gathered: Vec<Gathered>) -> PyResult<Bound<'py, PyDict>> {
-    let numpy = NumPy::get(py)?;
     let arguments = PyDict::new(py);
     for (name, input) in names.iter().zip(gathered) {
-        let array = match input {
-            Gathered::Absent => continue,
-            Gathered::Block { block, length, shape, datatype } => {
-                numpy.view(py, Slab::block(block, length), &shape, datatype)?
-            }
-            Gathered::Lent { lent, length, shape, datatype } => {
-                numpy.view(py, Slab::lent(lent, length), &shape, datatype)?
-            }
-            Gathered::Body { body, shape, datatype } => numpy.view(py, Slab::body(body), &shape, datatype)?,
-            Gathered::Elements { pieces, shape } => numpy.objects(py, &pieces, &shape)?,
-        };
-        arguments.set_item(name, array)?;
+        if let Some(array) = array(py, input)? {
+            arguments.set_item(name, array)?;
+        }
     }
     Ok(arguments)
+}
+
+/// One input as an array; none where it is absent.
+pub fn array<'py>(py: Python<'py>, input: Gathered) -> PyResult<Option<Bound<'py, PyAny>>> {
+    let numpy = NumPy::get(py)?;
+    let array = match input {
+        Gathered::Absent => return Ok(None),
+        Gathered::Block { block, length, shape, datatype } => {
+            numpy.view(py, Slab::block(block, length), &shape, datatype)?
+        }
+        Gathered::Lent { lent, length, shape, datatype } => {
+            numpy.view(py, Slab::lent(lent, length), &shape, datatype)?
+        }
+        Gathered::Body { body, shape, datatype } => numpy.view(py, Slab::body(body), &shape, datatype)?,
+        Gathered::Elements { pieces, shape } => numpy.objects(py, &pieces, &shape)?,
+    };
+    Ok(Some(array))
 }

@@ -1,17 +1,26 @@
 //! The life of an instance: pull, gather, execute, split, answer.
 
+use crate::device_rows;
 use crate::inputs::{Gathered, Gatherer, arguments};
+use crate::mixed::{self, Mixed};
 use crate::model::Model;
 use crate::outputs::{self, Whole};
 use crate::slab::Lent;
 use penstock_dispatch::{Answer, Batch, Job, Queue};
-use penstock_schema::{Code, Error, ModelSpec, Result, TensorSpec};
+use penstock_schema::{Code, Error, ModelSpec, Outputs, Result, TensorSpec};
 use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::types::PyString;
 use std::borrow::Cow;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+
+/// What runs a batch.
+pub struct Execute {
+    pub on_host: Py<PyAny>,
+    /// Batches of which some rows lie on a GPU, or some answers are to stay there; none: such rows are copied first.
+    pub on_device: Option<Py<PyAny>>,
+}
 
 /// One worker of one model version. Lives on one thread.
 pub struct Instance {
@@ -22,7 +31,7 @@ pub struct Instance {
     gatherers: Vec<Gatherer>,
     input_names: Vec<Py<PyAny>>,
     output_names: Vec<Py<PyAny>>,
-    execute: Py<PyAny>,
+    execute: Execute,
     /// The backend never touches memory that it has returned.
     fresh_outputs: bool,
 }
@@ -53,7 +62,7 @@ impl Drop for Alive {
 }
 
 impl Instance {
-    pub fn new(py: Python<'_>, number: usize, model: &Model, execute: Py<PyAny>, lent: Vec<Option<Lent>>) -> Instance {
+    pub fn new(py: Python<'_>, number: usize, model: &Model, execute: Execute, lent: Vec<Option<Lent>>) -> Instance {
         let (spec, queue) = (model.spec.clone(), model.queue.clone());
         Instance {
             number,
@@ -88,13 +97,13 @@ impl Instance {
     }
 
     /// Without the GIL: answers what was executed, then waits for more and lays it out.
-    fn turn(&mut self, done: Option<Done>) -> Option<(Batch, Result<Vec<Gathered>>)> {
+    fn turn(&mut self, done: Option<Done>) -> Option<(Batch, Result<Laid>)> {
         match done {
             None => {}
             Some(Done::Apart(answers, batch)) => batch.finish(answers),
             Some(Done::Together(Err(error), batch)) => batch.finish([Err(error)]),
             Some(Done::Together(Ok(whole), batch)) => {
-                let answers = self.split(&whole, &batch.jobs);
+                let answers = self.split(whole, &batch.jobs);
                 batch.finish(answers);
             }
         }
@@ -104,27 +113,52 @@ impl Instance {
         Some((batch, gathered))
     }
 
-    fn gather(&mut self, jobs: &mut [Job]) -> Result<Vec<Gathered>> {
-        self.gatherers.iter_mut().map(|gatherer| gatherer.gather(jobs)).collect()
+    fn gather(&mut self, jobs: &mut [Job]) -> Result<Laid> {
+        let there = device_rows::any(jobs);
+        if self.execute.on_device.is_some() && (there || jobs.iter().any(|job| job.on_device)) {
+            let inputs = self.gatherers.iter_mut().map(|gatherer| Mixed::gather(gatherer, jobs));
+            return inputs.collect::<Result<_>>().map(Laid::Mixed);
+        }
+        if there {
+            device_rows::fetch(&self.spec, jobs)?;
+        }
+        self.gatherers.iter_mut().map(|gatherer| gatherer.gather(jobs)).collect::<Result<_>>().map(Laid::Host)
     }
 
     /// Runs the model once.
-    fn call(&self, py: Python<'_>, gathered: Vec<Gathered>, jobs: &[Job]) -> Result<Executed> {
+    fn call(&self, py: Python<'_>, laid: Laid, jobs: &[Job]) -> Result<Executed> {
+        let gathered = match laid {
+            Laid::Host(gathered) => gathered,
+            Laid::Mixed(inputs) => return self.call_mixed(py, inputs, jobs),
+        };
         let wide = self.padded_size(&gathered);
         let rows = (self.spec.max_batch_size > 0).then(|| jobs.iter().map(|job| job.rows).sum());
         let outputs = arguments(py, &self.input_names, gathered)
-            .and_then(|arguments| self.execute.bind(py).call1((arguments,)))
+            .and_then(|arguments| self.execute.on_host.bind(py).call1((arguments,)))
             .and_then(|result| outputs::read(py, &self.spec, &self.output_names, rows, result, self.fresh_outputs))
             .map_err(|error| failed(py, &self.spec.name, &error))?;
-        Ok(Executed { outputs, wide })
+        Ok(Executed { outputs: Some(outputs), device: Vec::new(), wide })
     }
 
-    fn split(&self, whole: &Executed, jobs: &[Job]) -> Vec<Answer> {
+    fn call_mixed(&self, py: Python<'_>, inputs: Vec<Mixed>, jobs: &[Job]) -> Result<Executed> {
+        let execute = self.execute.on_device.as_ref().unwrap_or(&self.execute.on_host);
+        let names = (&self.input_names[..], &self.output_names[..]);
+        let answers = mixed::call(py, &self.spec, names, inputs, jobs, execute, self.fresh_outputs)
+            .map_err(|error| failed(py, &self.spec.name, &error))?;
+        Ok(Executed { outputs: answers.host, device: answers.device, wide: None })
+    }
+
+    fn split(&self, whole: Executed, jobs: &[Job]) -> Vec<Answer> {
         let mut first = 0;
+        let mut there = whole.device.into_iter();
         let answers = jobs.iter().map(|job| {
-            let outputs = outputs::part(&self.spec, &whole.outputs, job, first, whole.wide);
+            let outputs = match &whole.outputs {
+                _ if job.on_device => there.next(),
+                Some(outputs) => Some(outputs::part(&self.spec, outputs, job, first, whole.wide)),
+                None => None,
+            };
             first += job.rows as usize;
-            Ok(outputs)
+            outputs.ok_or_else(|| Error::internal("the model left no answer where the request wants it"))
         });
         answers.collect()
     }
@@ -133,7 +167,7 @@ impl Instance {
         let jobs = std::slice::from_mut(job);
         let gathered = self.gather(jobs)?;
         let whole = self.call(py, gathered, jobs)?;
-        self.split(&whole, jobs).swap_remove(0)
+        self.split(whole, jobs).swap_remove(0)
     }
 
     /// The batch's size along the first padded axis.
@@ -148,9 +182,18 @@ pub fn interned(py: Python<'_>, tensors: &[TensorSpec]) -> Vec<Py<PyAny>> {
     tensors.iter().map(|tensor| PyString::intern(py, &tensor.name).into_any().unbind()).collect()
 }
 
+/// The inputs of a batch.
+enum Laid {
+    Host(Vec<Gathered>),
+    Mixed(Vec<Mixed>),
+}
+
 /// What a batch came to.
 struct Executed {
-    outputs: Vec<Whole>,
+    /// On the host; none where all who asked left theirs on the device.
+    outputs: Option<Vec<Whole>>,
+    /// Of the jobs that left theirs on the device, in order.
+    device: Vec<Outputs>,
     /// The batch's size along the padded axis, if it has one.
     wide: Option<i64>,
 }

@@ -8,6 +8,7 @@
 
 mod concurrent;
 mod copying;
+mod device_rows;
 mod devices;
 mod exceptions;
 mod exchange;
@@ -16,6 +17,7 @@ mod inputs;
 mod instance;
 mod large;
 mod load;
+mod mixed;
 mod model;
 mod outputs;
 mod passing;

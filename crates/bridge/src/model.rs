@@ -2,7 +2,7 @@
 
 use crate::concurrent::Serving;
 use crate::exchange::Exchange;
-use crate::instance::Instance;
+use crate::instance::{Execute, Instance};
 use crate::slab::Lent;
 use bytes::Bytes;
 use penstock_dispatch::{Mode, Monotonic, Queue, QueuePolicy, Settings, TimeoutAction};
@@ -83,6 +83,7 @@ pub struct SpecificationArgument {
     config_proto: Vec<u8>,
     load_seconds: f64,
     fresh_outputs: bool,
+    on_device: bool,
 }
 
 /// One version of one model: published when its instances are ready.
@@ -123,18 +124,21 @@ impl Model {
     /// Works through batches until the model is closed and its queue empty. `execute` takes a dictionary of arrays,
     /// with the batch as dimension 0, and returns one. `memory`: by input a writable buffer in which batches are laid out
     /// where they fit; `execute` has read it once it returns. Errors: ValueError for a buffer that is none, or read-only.
-    #[pyo3(signature = (instance, execute, memory=None))]
+    /// `execute_on_device` takes batches of which some rows lie on a GPU or some answers stay there (`mixed::call`); of
+    /// models whose specification says so.
+    #[pyo3(signature = (instance, execute, memory=None, execute_on_device=None))]
     fn run(
         &self,
         py: Python<'_>,
         instance: usize,
         execute: Py<PyAny>,
         memory: Option<HashMap<String, Bound<'_, PyAny>>>,
+        execute_on_device: Option<Py<PyAny>>,
     ) -> PyResult<()> {
         let mut memory = memory.unwrap_or_default();
         let lent = |input: &TensorSpec| memory.remove(&input.name).map(|buffer| Lent::new(&buffer)).transpose();
         let lent = self.spec.inputs.iter().map(lent).collect::<PyResult<_>>()?;
-        Instance::new(py, instance, self, execute, lent).run(py);
+        Instance::new(py, instance, self, Execute { on_host: execute, on_device: execute_on_device }, lent).run(py);
         Ok(())
     }
 
@@ -213,6 +217,7 @@ impl SpecificationArgument {
             inputs,
             outputs,
             padding: (!padding.inputs.is_empty()).then_some(padding),
+            on_device: self.on_device,
             config_json: Bytes::from(self.config_json),
             config_proto: Bytes::from(self.config_proto),
         })

@@ -187,7 +187,7 @@ pub fn holds(format: &[u8], size: usize, datatype: DataType) -> bool {
     kind.contains(&code) && Some(size) == datatype.size()
 }
 
-fn check_shape(output: &TensorSpec, rows: Option<u32>, shape: &[i64]) -> PyResult<()> {
+pub fn check_shape(output: &TensorSpec, rows: Option<u32>, shape: &[i64]) -> PyResult<()> {
     let batch = rows.map(i64::from);
     let expected = batch.into_iter().chain(output.dims.iter().copied());
     let fits = shape.len() == output.dims.len() + usize::from(rows.is_some())
@@ -257,7 +257,7 @@ impl Whole {
             }
             Content::Elements { data, starts } => data.slice(starts[from]..starts[to]),
         };
-        let tensor = Tensor { datatype: self.datatype, shape, data };
+        let tensor = Tensor::new(self.datatype, shape, data);
         match cut_size(spec, index, job, wide, &tensor) {
             Some((axis, size)) => cut(tensor, axis, size),
             None => tensor,
@@ -286,5 +286,5 @@ fn cut(tensor: Tensor, axis: usize, size: i64) -> Tensor {
     }
     let mut shape = tensor.shape;
     shape[axis] = size;
-    Tensor { datatype: tensor.datatype, shape, data: data.freeze() }
+    Tensor::new(tensor.datatype, shape, data.freeze())
 }

@@ -1,5 +1,6 @@
 //! Arrays from Python into calls of models, and the answers back into arrays.
 
+use crate::device_rows;
 use crate::inputs::NumPy;
 use crate::outputs::{COPY_BYTES, Kept, as_array, encode, holds};
 use crate::slab::Slab;
@@ -11,14 +12,20 @@ use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict, PyString, PyTuple};
 
 /// One input as a client would send it. `row`: without the batch dimension, which is added. An array over 64 KiB is held
-/// and read later; whoever passes it must not change it before the answer is there.
+/// and read later, and so is a tensor on a GPU; whoever passes it must not change it before the answer is there.
 pub fn tensor(spec: &ModelSpec, name: &str, value: Bound<'_, PyAny>, row: bool) -> PyResult<Tensor> {
     let wanted = spec.input(name).map(|index| &spec.inputs[index]);
+    let row = row && spec.max_batch_size > 0;
+    if !value.is_exact_instance(NumPy::get(value.py())?.ndarray(value.py()))
+        && let Some(tensor) = device_rows::taken(&value, row)?
+    {
+        return Ok(tensor);
+    }
     let mut tensor = match wanted {
         Some(wanted) if wanted.datatype == DataType::Bytes => elements(wanted, value)?,
         _ => array(name, wanted, value)?,
     };
-    if row && spec.max_batch_size > 0 {
+    if row {
         tensor.shape.insert(0, 1);
     }
     Ok(tensor)
@@ -39,10 +46,10 @@ fn elements(wanted: &TensorSpec, value: Bound<'_, PyAny>) -> PyResult<Tensor> {
         if single && wanted.dims == [1] { array.call_method1("reshape", (1,))? } else { array }
     };
     let (data, _) = encode(&array, || format!("input '{}'", wanted.name))?;
-    Ok(Tensor { datatype: DataType::Bytes, shape: shape_of(&array)?, data })
+    Ok(Tensor::new(DataType::Bytes, shape_of(&array)?, data))
 }
 
-fn array(name: &str, wanted: Option<&TensorSpec>, value: Bound<'_, PyAny>) -> PyResult<Tensor> {
+pub fn array(name: &str, wanted: Option<&TensorSpec>, value: Bound<'_, PyAny>) -> PyResult<Tensor> {
     let py = value.py();
     let mut array = if value.is_exact_instance(NumPy::get(py)?.ndarray(py)) { value } else { as_array(py, value)? };
     let shape = shape_of(&array)?;
@@ -73,10 +80,10 @@ fn array(name: &str, wanted: Option<&TensorSpec>, value: Bound<'_, PyAny>) -> Py
     } else {
         Bytes::new()
     };
-    Ok(Tensor { datatype, shape, data })
+    Ok(Tensor::new(datatype, shape, data))
 }
 
-fn shape_of(array: &Bound<'_, PyAny>) -> PyResult<Shape> {
+pub fn shape_of(array: &Bound<'_, PyAny>) -> PyResult<Shape> {
     array.getattr("shape")?.cast::<PyTuple>()?.iter().map(|size| size.extract::<i64>()).collect()
 }
 
@@ -97,11 +104,17 @@ pub fn name_at(spec: &ModelSpec, position: usize) -> Result<&str> {
     })
 }
 
-/// What a call gives: the only output, or all by name. `row`: without the batch dimension, which is one.
+/// What a call gives: the only output, or all by name. `row`: without the batch dimension, which is one. What stayed on a
+/// device is what the runtime made there.
 pub fn answer<'py>(py: Python<'py>, spec: &ModelSpec, outputs: Outputs, row: bool) -> PyResult<Bound<'py, PyAny>> {
     let numpy = NumPy::get(py)?;
+    let row = row && spec.max_batch_size > 0;
     let array = |tensor: Tensor| {
-        let shape = &tensor.shape[usize::from(row && spec.max_batch_size > 0)..];
+        if let Some(there) = &tensor.device {
+            let found = device_rows::object(py, there)?;
+            return if row { found.get_item(0) } else { Ok(found.clone()) };
+        }
+        let shape = &tensor.shape[usize::from(row)..];
         match tensor.datatype {
             DataType::Bytes => numpy.objects(py, &[tensor.data], shape),
             datatype => numpy.view(py, Slab::answer(tensor.data), shape, datatype),

@@ -24,6 +24,7 @@ fn job(mailbox: &Arc<Mailbox>) -> (Job, Receiver) {
         arrived: Monotonic.now(),
         id: Box::default(),
         taken: None,
+        on_device: false,
         reply,
     };
     (job, receiver)

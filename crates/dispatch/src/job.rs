@@ -29,5 +29,7 @@ pub struct Job {
     pub id: Box<str>,
     /// Where an instance notes when it took the job, for whoever wants to know how long it waited.
     pub taken: Option<Arc<AtomicU64>>,
+    /// The answer is to stay on the device that computes it; of a model that can leave it there.
+    pub on_device: bool,
     pub reply: Reply,
 }

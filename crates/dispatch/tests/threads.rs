@@ -12,11 +12,7 @@ use std::thread;
 
 fn job(mailbox: &Arc<Mailbox>, number: u64) -> (Job, Receiver) {
     let (reply, receiver) = reply(mailbox);
-    let tensor = Tensor {
-        datatype: DataType::Uint64,
-        shape: Shape::from_slice(&[1]),
-        data: number.to_le_bytes().to_vec().into(),
-    };
+    let tensor = Tensor::new(DataType::Uint64, Shape::from_slice(&[1]), number.to_le_bytes().to_vec().into());
     let job = Job {
         inputs: Inputs::from_iter([Some(tensor)]),
         rows: 1,
@@ -29,6 +25,7 @@ fn job(mailbox: &Arc<Mailbox>, number: u64) -> (Job, Receiver) {
         arrived: Monotonic.now(),
         id: Box::default(),
         taken: None,
+        on_device: false,
         reply,
     };
     (job, receiver)

@@ -32,6 +32,8 @@ pub struct Call {
     pub deadline: Option<Nanos>,
     /// On the same clock: it must have been taken from its queue by then.
     pub taken_by: Option<Nanos>,
+    /// The answer is to stay on the device that computes it.
+    pub on_device: bool,
 }
 
 /// What came of a call.
@@ -116,13 +118,23 @@ impl<T> Calls<T> {
     /// Queues a call and gives its number. Wakes no instance unless a batch is full: that is what [`Calls::nudge`] is for.
     /// Errors are those that a client would get, and at once.
     pub fn submit(&self, call: Call, tag: T) -> Result<u64> {
-        let Call { model, pinned, inputs, deadline, taken_by } = call;
+        let Call { model, pinned, inputs, deadline, taken_by, on_device } = call;
         let now = Monotonic.now();
         if deadline.is_some_and(|at| at <= now) {
             return Err(Error::new(Code::DeadlineExceeded, "the deadline passed before the request was executed"));
         }
         if taken_by.is_some_and(|at| at <= now) {
             return Err(Error::unavailable("Request timeout expired"));
+        }
+        if on_device && !model.spec.on_device {
+            return Err(Error::new(
+                Code::Unsupported,
+                format!(
+                    "model '{}' answers in memory of the host: expected an engine whose programs all run on a GPU, without \
+                     padding, reshaping or reduced outputs; call it without on_device",
+                    model.spec.name
+                ),
+            ));
         }
         // Rounded up: 0 would mean forever.
         let timeout_us = taken_by.map_or(0, |at| (at - now).div_ceil(1000));
@@ -132,6 +144,7 @@ impl<T> Calls<T> {
             shape: tensor.shape,
             data: tensor.data,
             place: None,
+            device: tensor.device,
         };
         let request = RawRequest {
             inputs: inputs.into_iter().map(raw).collect(),
@@ -143,6 +156,7 @@ impl<T> Calls<T> {
         let taken = Arc::new(AtomicU64::new(0));
         let (mut job, _) = submit::job(&model, request, deadline, sender);
         job.taken = Some(taken.clone());
+        job.on_device = on_device;
         let arrived = job.arrived;
         let (model, nudge) = submit::queue(&self.server, model, job, pinned)?;
         match nudge {
@@ -223,7 +237,7 @@ mod tests {
     use crate::server::Config;
     use bytes::Bytes;
     use penstock_dispatch::{Attempt, Mode, QueuePolicy, Settings};
-    use penstock_schema::{DataType, ModelSpec, Shape, TensorSpec};
+    use penstock_schema::{DataType, ModelSpec, OnDevice, Shape, TensorSpec};
     use std::collections::BTreeMap;
     use std::sync::atomic::AtomicUsize;
     use std::time::Duration;
@@ -235,6 +249,10 @@ mod tests {
     }
 
     fn version(number: u64) -> Arc<ModelVersion> {
+        on(number, false)
+    }
+
+    fn on(number: u64, on_device: bool) -> Arc<ModelVersion> {
         let tensor = |name: &str| TensorSpec {
             name: name.to_owned(),
             datatype: DataType::Uint8,
@@ -249,6 +267,7 @@ mod tests {
             inputs: vec![tensor("x")],
             outputs: vec![tensor("y")],
             padding: None,
+            on_device,
             config_json: Bytes::new(),
             config_proto: Bytes::new(),
         };
@@ -307,14 +326,10 @@ mod tests {
 
     impl Place {
         fn call(&self, value: u8) -> Call {
-            let tensor = Tensor {
-                datatype: DataType::Uint8,
-                shape: Shape::from_slice(&[1, 2]),
-                data: Bytes::copy_from_slice(&[value; 2]),
-            };
+            let tensor = Tensor::new(DataType::Uint8, Shape::from_slice(&[1, 2]), Bytes::copy_from_slice(&[value; 2]));
             let model = self.calls.model("m", None).unwrap();
             let inputs = SmallVec::from_iter([("x".to_owned(), tensor)]);
-            Call { model, pinned: false, inputs, deadline: None, taken_by: None }
+            Call { model, pinned: false, inputs, deadline: None, taken_by: None, on_device: false }
         }
 
         /// Executes what is queued, as one batch; gives its size.
@@ -350,6 +365,35 @@ mod tests {
         assert_eq!((place.calls.open(), place.rings()), (0, 0));
     }
 
+    fn there(byte_size: usize) -> Box<OnDevice> {
+        Box::new(OnDevice { byte_size, owner: Arc::new(()) })
+    }
+
+    #[test]
+    fn what_lies_on_a_device_is_queued_by_its_size_and_let_go_with_its_call() {
+        let place = place();
+        let given = there(2);
+        let tensor = |given: &Box<OnDevice>| Tensor {
+            device: Some(given.clone()),
+            ..Tensor::new(DataType::Uint8, Shape::from_slice(&[1, 2]), Bytes::new())
+        };
+        let numbers: Vec<u64> = (0..2)
+            .map(|tag| {
+                let mut call = place.call(0);
+                call.inputs[0].1 = tensor(&given);
+                place.calls.submit(call, tag).unwrap()
+            })
+            .collect();
+        assert_eq!(place.model.queue.statistics().pending_bytes, 4);
+        place.calls.cancel(numbers[0]);
+        assert_eq!(place.execute(), 1);
+        let turn = place.calls.turn();
+        let [call] = &turn.answered[..] else { panic!("one answer") };
+        assert_eq!(call.outputs.as_ref().unwrap()[0].device, Some(given.clone()));
+        drop(turn);
+        assert_eq!(Arc::strong_count(&given.owner), 1);
+    }
+
     #[test]
     fn a_cancelled_call_is_never_executed() {
         let place = place();
@@ -373,6 +417,8 @@ mod tests {
         assert_eq!(refused(|call| call.inputs.clear()), Code::InvalidArgument);
         assert_eq!(refused(|call| call.inputs[0].1.shape = Shape::from_slice(&[1, 3])), Code::InvalidArgument);
         assert_eq!(refused(|call| call.inputs[0].1.data = Bytes::new()), Code::InvalidArgument);
+        assert_eq!(refused(|call| call.inputs[0].1.device = Some(there(3))), Code::InvalidArgument);
+        assert_eq!(refused(|call| call.on_device = true), Code::Unsupported);
         assert_eq!(refused(|call| call.deadline = Some(0)), Code::DeadlineExceeded);
         assert_eq!(refused(|call| call.taken_by = Some(0)), Code::Unavailable);
         assert_eq!(place.calls.model("other", None).map(|_| ()).unwrap_err().code, Code::NotFound);
@@ -412,6 +458,25 @@ mod tests {
         let Attempt::Batch(batch) = next.queue.try_pull() else { panic!("the call is there") };
         drop(batch);
         assert_eq!(place.calls.turn().answered[0].outputs.as_ref().unwrap_err().code, Code::Unavailable);
+    }
+
+    #[test]
+    fn a_successor_that_answers_elsewhere_gets_the_calls_that_do_not_mind() {
+        for (before, after, stays, fits) in [
+            (true, false, true, false),
+            (true, false, false, true),
+            (false, true, false, true),
+            (true, true, true, true),
+        ] {
+            let place = place();
+            let first = on(1, before);
+            place.calls.server.registry.publish("m", vec![first.clone()]);
+            let call = Call { on_device: stays, ..place.call(5) };
+            place.calls.server.registry.publish("m", vec![on(1, after)]);
+            first.queue.close();
+            let code = place.calls.submit(call, 0).err().map(|error| error.code);
+            assert_eq!(code, (!fits).then_some(Code::Unavailable), "{before} {after} {stays}");
+        }
     }
 
     #[test]

@@ -4,7 +4,7 @@ use crate::registry::ModelVersion;
 use crate::server::Server;
 use crate::shard::{Shard, touch};
 use penstock_dispatch::{Clock, Job, Monotonic, Nanos, Nudge, Reply, reply};
-use penstock_schema::{Error, Inputs, ModelSpec, Outputs, Result};
+use penstock_schema::{Error, Inputs, ModelSpec, Outputs, Result, Tensor};
 use penstock_wire::{ReplyPlan, Validated};
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
@@ -56,7 +56,7 @@ pub fn job(model: &ModelVersion, request: Validated, deadline: Option<Nanos>, re
     let Validated { inputs, rows, priority, timeout_us, plan, .. } = request;
     let job = Job {
         rows,
-        bytes: inputs.iter().flatten().map(|tensor| tensor.data.len()).sum(),
+        bytes: inputs.iter().flatten().map(bytes_of).sum(),
         key: if model.varies { shape_key(&model.spec, &inputs) } else { 0 },
         extent: padded_extent(&model.spec, &inputs),
         inputs,
@@ -66,9 +66,15 @@ pub fn job(model: &ModelVersion, request: Validated, deadline: Option<Nanos>, re
         arrived: Monotonic.now(),
         id: plan.id.as_str().into(),
         taken: None,
+        on_device: false,
         reply,
     };
     (job, plan)
+}
+
+/// Of the host's memory or of a device's: the bound of a queue is for both.
+fn bytes_of(tensor: &Tensor) -> usize {
+    tensor.device.as_ref().map_or(tensor.data.len(), |there| there.byte_size)
 }
 
 /// Queues a job with the version it was meant for, or with the one that has taken its place since. The queue is to be
@@ -84,7 +90,7 @@ pub fn queue(
             Ok(nudge) => return Ok((model, nudge)),
             Err((returned, error)) => {
                 job = returned;
-                let Some(next) = successor(server, &model, pinned) else {
+                let Some(next) = successor(server, &model, pinned, job.on_device) else {
                     job.reply.disarm();
                     return Err(error);
                 };
@@ -102,8 +108,9 @@ pub fn lost() -> Error {
     Error::unavailable("the instance that ran the request was lost; send it again")
 }
 
-/// The version that took the place of one that was closed by a reload, if requests for one fit the other.
-fn successor(server: &Server, closed: &Arc<ModelVersion>, pinned: bool) -> Option<Arc<ModelVersion>> {
+/// The version that took the place of one that was closed by a reload, if requests for one fit the other. `on_device`:
+/// the answer is to stay there; rows that lie there are copied by a model that runs on the host.
+fn successor(server: &Server, closed: &Arc<ModelVersion>, pinned: bool, on_device: bool) -> Option<Arc<ModelVersion>> {
     if !closed.queue.is_closed() {
         return None;
     }
@@ -117,7 +124,8 @@ fn successor(server: &Server, closed: &Arc<ModelVersion>, pinned: bool) -> Optio
     let fits = next.spec.inputs == spec.inputs
         && next.spec.outputs == spec.outputs
         && next.spec.max_batch_size == spec.max_batch_size
-        && next.spec.padding == spec.padding;
+        && next.spec.padding == spec.padding
+        && (next.spec.on_device || !on_device);
     (fits && !Arc::ptr_eq(&next, closed)).then_some(next)
 }
 

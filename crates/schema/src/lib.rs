@@ -11,4 +11,4 @@ mod tensor;
 pub use datatype::DataType;
 pub use error::{Code, Error, Result};
 pub use model::{Axis, ModelSpec, OutputAxis, Padding, TensorSpec};
-pub use tensor::{Inputs, Outputs, Shape, Tensor};
+pub use tensor::{Inputs, OnDevice, Outputs, Shape, Tensor};

@@ -51,6 +51,8 @@ pub struct ModelSpec {
     pub inputs: Vec<TensorSpec>,
     pub outputs: Vec<TensorSpec>,
     pub padding: Option<Padding>,
+    /// Its instances take rows that lie on a device where they are, and can leave answers there.
+    pub on_device: bool,
     /// Answer of the configuration endpoint, ready to send.
     pub config_json: Bytes,
     /// The same as an encoded `inference.ModelConfig`.

@@ -45,6 +45,7 @@ impl Case {
             inputs: vec![tensor("x")],
             outputs: vec![tensor("y")],
             padding: None,
+            on_device: false,
             config_json: Bytes::new(),
             config_proto: Bytes::new(),
         };
@@ -54,7 +55,7 @@ impl Case {
 
     fn outputs(&self) -> Outputs {
         let shape = self.shape.iter().copied().collect();
-        smallvec![Tensor { datatype: DataType::Fp32, shape, data: self.data.clone() }]
+        smallvec![Tensor::new(DataType::Fp32, shape, self.data.clone())]
     }
 
     fn json(&self) -> Result<()> {

@@ -53,6 +53,13 @@ pub(crate) fn take_output<'a>(spec: &'a ModelSpec, outputs: &mut Outputs, index:
             outputs.len()
         )));
     };
-    let emptied = Tensor { datatype: tensor.datatype, shape: Shape::new(), data: Bytes::new() };
+    if tensor.device.is_some() {
+        // Its bytes are not here; an empty output would pass for an answer.
+        return Err(Error::internal(format!(
+            "model '{}': output '{}' lies on a device, expected it in memory of the host",
+            spec.name, described.name
+        )));
+    }
+    let emptied = Tensor::new(tensor.datatype, Shape::new(), Bytes::new());
     Ok((&described.name, std::mem::replace(tensor, emptied)))
 }

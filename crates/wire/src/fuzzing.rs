@@ -29,6 +29,7 @@ pub fn specs() -> Vec<ModelSpec> {
         outputs: inputs.clone(),
         inputs,
         padding: None,
+        on_device: false,
         config_json: Bytes::new(),
         config_proto: Bytes::new(),
     };
@@ -105,11 +106,7 @@ fn answer(spec: &ModelSpec, raw: Result<RawRequest<'_>>) {
         .iter()
         .zip(&spec.outputs)
         .map(|(input, output)| {
-            input.clone().unwrap_or_else(|| Tensor {
-                datatype: output.datatype,
-                shape: [0].into_iter().collect(),
-                data: Bytes::new(),
-            })
+            input.clone().unwrap_or_else(|| Tensor::new(output.datatype, [0].into_iter().collect(), Bytes::new()))
         })
         .collect();
     let framed = grpc::encode(spec, &request.plan, outputs.clone()).expect("valid outputs can be encoded");

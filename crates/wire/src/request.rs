@@ -2,7 +2,7 @@
 
 use crate::Parameters;
 use bytes::Bytes;
-use penstock_schema::{DataType, Error, Inputs, Result, Shape, limits};
+use penstock_schema::{DataType, Error, Inputs, OnDevice, Result, Shape, limits};
 use smallvec::SmallVec;
 use std::{borrow::Cow, fmt};
 
@@ -30,6 +30,8 @@ pub struct RawTensor<'a> {
     pub data: Bytes,
     /// Where the data is instead, in shared memory. Who can read it fills `data` in and takes this away.
     pub place: Option<Box<Place>>,
+    /// Where the data is instead, on a device; of calls within the process only.
+    pub device: Option<Box<OnDevice>>,
 }
 
 /// A range of a registered region of shared memory, as the parameters of a tensor name it. The sum does not overflow.

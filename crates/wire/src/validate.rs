@@ -50,7 +50,8 @@ fn place_inputs(spec: &ModelSpec, sent: SmallVec<[RawTensor<'_>; 2]>) -> Result<
                 None => rows = Some(Rows { count, input: &wanted.name }),
             }
         }
-        inputs[index] = Some(Tensor { datatype: tensor.datatype, shape: tensor.shape, data: tensor.data });
+        inputs[index] =
+            Some(Tensor { datatype: tensor.datatype, shape: tensor.shape, data: tensor.data, device: tensor.device });
     }
     let absent = |(wanted, input): &(&TensorSpec, &Option<Tensor>)| !wanted.optional && input.is_none();
     if let Some((wanted, _)) = spec.inputs.iter().zip(&inputs).find(absent) {
@@ -80,8 +81,11 @@ fn check_tensor(spec: &ModelSpec, wanted: &TensorSpec, tensor: &RawTensor<'_>) -
     if tensor.place.is_some() {
         return Err(Error::internal(format!("input {}: its shared memory was not read", Quoted(&wanted.name))));
     }
-    elements::check(tensor.datatype, &tensor.shape, &tensor.data)
-        .map_err(|problem| Error::invalid(format!("input {}: {problem}", Quoted(&wanted.name))))
+    match &tensor.device {
+        Some(there) => elements::check_length(tensor.datatype, &tensor.shape, there.byte_size as u64),
+        None => elements::check(tensor.datatype, &tensor.shape, &tensor.data),
+    }
+    .map_err(|problem| Error::invalid(format!("input {}: {problem}", Quoted(&wanted.name))))
 }
 
 /// Datatype, rank and sizes.

@@ -6,11 +6,12 @@ mod common;
 use bytes::Bytes;
 use common::{answer, batched, expect_refusal, floats, output, spec, strings, tensor};
 use penstock_schema::Code::Internal;
-use penstock_schema::{DataType, ModelSpec, Outputs, Tensor};
+use penstock_schema::{DataType, ModelSpec, OnDevice, Outputs, Tensor};
 use penstock_wire::grpc::{self, StreamPart, pb};
 use penstock_wire::{Frames, Place, ReplyPlan, WantedOutput, json, metadata};
 use prost::Message;
 use serde_json::json;
+use std::sync::Arc;
 
 fn plan(id: &str, outputs: &[(usize, bool)]) -> ReplyPlan {
     let outputs = outputs.iter().map(|&(index, binary)| WantedOutput { index, binary, place: None }).collect();
@@ -193,6 +194,17 @@ fn answers_that_do_not_match_the_model_are_internal_errors() {
         Internal,
         &["'y'", "8 bytes", "7"],
     );
+}
+
+#[test]
+fn an_output_that_lies_on_a_device_is_an_internal_error_and_never_empty() {
+    let (plan, model) = (plan("", &[(1, true)]), batched());
+    let mut outputs = answer();
+    outputs[1].data = Bytes::new();
+    outputs[1].device = Some(Box::new(OnDevice { byte_size: 8, owner: Arc::new(()) }));
+    let pieces = ["'m'", "lies on a device"];
+    expect_refusal("json", json::encode(&model, &plan, outputs.clone()), Internal, &pieces);
+    expect_refusal("grpc", grpc::encode(&model, &plan, outputs), Internal, &pieces);
 }
 
 #[test]

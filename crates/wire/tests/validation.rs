@@ -11,7 +11,14 @@ use penstock_wire::{Parameters, RawOutput, RawRequest, RawTensor, Validated, Wan
 use smallvec::SmallVec;
 
 fn sent<'a>(name: &'a str, datatype: DataType, shape: &[i64], data: Vec<u8>) -> RawTensor<'a> {
-    RawTensor { name: name.into(), datatype, shape: Shape::from_slice(shape), data: Bytes::from(data), place: None }
+    RawTensor {
+        name: name.into(),
+        datatype,
+        shape: Shape::from_slice(shape),
+        data: Bytes::from(data),
+        place: None,
+        device: None,
+    }
 }
 
 fn x(rows: i64) -> RawTensor<'static> {

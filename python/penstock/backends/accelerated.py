@@ -28,6 +28,11 @@ class AcceleratedBackend(EngineBackend):
         self._plain = plain
         self._takes: dict[_Shapes, bool] = {}
 
+    @property
+    def answers_on_device(self) -> bool:
+        """Not of the shapes that the model runs, and a caller can't know which those are."""
+        return False
+
     def instance(self, index: int, count: int, threads: int | None) -> Instance:
         return _AcceleratedInstance(self, super().instance(index, count, threads), self._plain.unseen())
 

@@ -6,7 +6,7 @@ and closes them; it checks shapes before and after, so that an instance can trus
 """
 
 import re
-from collections.abc import Coroutine, Mapping
+from collections.abc import Coroutine, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from penstock import limits
@@ -50,6 +50,36 @@ class Lender(Protocol):
 def input_memory(instance: "Instance") -> Mapping[str, Array]:
     """What an instance lends; empty for most."""
     return instance.input_memory() if isinstance(instance, Lender) else {}
+
+
+@runtime_checkable
+class DeviceInstance(Protocol):
+    """An instance that takes rows where they lie on a GPU, and can leave its answers there."""
+
+    def execute_on_device(
+        self, inputs: Mapping[str, Sequence[Any]], parts: Sequence[tuple[int, int] | None], host: bool
+    ) -> tuple[Mapping[str, Array] | None, list[Mapping[str, Any]]]:
+        """Run one batch: of each input pieces in the order of the rows, arrays and what `device_calls.rows` gave.
+
+        Answers on the host if `host` wants them, else None; and of each part, its first row and the one behind its
+        last (None: everything), tensors on the device: written, and nobody else's.
+        """
+        ...
+
+
+@runtime_checkable
+class DeviceBackend(Protocol):
+    """A backend that knows of GPUs."""
+
+    @property
+    def answers_on_device(self) -> bool:
+        """Whether all its instances are such as `DeviceInstance`, for every batch."""
+        ...
+
+
+def answers_on_device(backend: "Backend") -> bool:
+    """Whether answers of a backend can stay on a GPU; of most they can't."""
+    return isinstance(backend, DeviceBackend) and backend.answers_on_device
 
 
 class Concurrent(Protocol):

@@ -44,6 +44,11 @@ class EngineBackend:
         return _ON_DEVICE_INSTANCES if self._engine.on_device else 1
 
     @property
+    def answers_on_device(self) -> bool:
+        """Whether tensors on a GPU go in and come out without crossing the host."""
+        return self._engine.answers_on_device
+
+    @property
     def fresh_outputs(self) -> bool:
         """What every runtime promises (`engine/runtimes/base.py`)."""
         return True

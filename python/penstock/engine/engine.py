@@ -9,7 +9,7 @@ import logging
 import math
 import threading
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Final, Literal
@@ -31,6 +31,7 @@ from penstock.engine.runtimes.base import (
     CompiledInstance,
     Lending,
     Memory,
+    OnDevice,
     Shelf,
     address,
     checked,
@@ -234,6 +235,12 @@ class Engine:
         found = (at for at, program in self._programs.items() if isinstance(program, Lending))
         return tuple(sorted(found, key=lambda at: -self._elements(at)))
 
+    @property
+    def answers_on_device(self) -> bool:
+        """Whether every call can have its arrays on a GPU, both ways."""
+        whole = all(isinstance(program, OnDevice) for program in self._programs.values())
+        return whole and not self.manifest.reductions
+
     def compiled(self, index: int) -> Compiled:
         """One program itself, for those who look at how it runs."""
         self._check_open()
@@ -277,6 +284,7 @@ class EngineInstance:
         self._engine, self._priority = engine, priority
         self._instances: dict[int, CompiledInstance] = {}
         self._memory: Memory | None = None
+        self._device: DeviceWorker | None = None
         self._reductions = engine.manifest.reductions
         self._beside = [bool(self._reductions) and program.beside for program in engine.manifest.programs]
 
@@ -314,7 +322,19 @@ class EngineInstance:
         parts = [self._step(step, inputs) for step in found.steps]
         return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
+    def execute_on_device(
+        self, inputs: Mapping[str, Sequence[Any]], parts: Sequence[tuple[int, int] | None], host: bool
+    ) -> tuple[dict[str, Array] | None, list[dict[str, Any]]]:
+        """A batch of which some rows lie on the GPU, or some answers stay there; `DeviceWorker.execute_rows` says how.
+
+        For engines whose `answers_on_device` is true.
+        """
+        if self._device is None:
+            self._device = DeviceWorker(self._engine, self._instance)
+        return self._device.execute_rows(inputs, parts, host)
+
     def close(self) -> None:
+        self._device = None
         for each in self._instances.values():
             each.close()
         self._instances.clear()

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from penstock.backends.base import Array
+from penstock.engine.device_calls import lies_on_gpu
 from penstock.errors import ExecutionError
 from penstock.tensors import TensorSpec
 
@@ -35,6 +36,11 @@ class Answers:
     def _array(self, spec: TensorSpec, value: Any) -> Array:
         if isinstance(value, np.ndarray):
             return value.view(np.uint16) if value.dtype.name == "bfloat16" else value
+        if lies_on_gpu(value):
+            raise ExecutionError(
+                f"output {spec.name!r} lies on a GPU, expected an array of the host; copy it in a step, such as "
+                "await ps.cpu(torch.Tensor.cpu, tensor)"
+            )
         if isinstance(value, list | tuple) and not value:
             return np.empty([max(size, 0) for size in spec.shape], spec.dtype)
         try:

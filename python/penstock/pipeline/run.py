@@ -89,7 +89,15 @@ class Run:
         try:
             loop.circles.check(self.pipeline, model.name)
             call.number = loop.submit(
-                model.name, model.version, row, args, kwargs, request.deadline, request.taken_by, call
+                model.name,
+                model.version,
+                row,
+                args,
+                kwargs,
+                request.deadline,
+                request.taken_by,
+                model.leaves_on_device,
+                call,
             )
         except BaseException as error:
             self.ended(step, "failed", error)

@@ -29,17 +29,30 @@ class Named(Protocol):
 class Use:
     """A model of the server that runs the pipeline, by its name. Made by `use`."""
 
-    __slots__ = ("name", "version")
+    __slots__ = ("leaves_on_device", "name", "version")
 
-    def __init__(self, name: str, version: int | None) -> None:
+    def __init__(self, name: str, version: str | None, *, leaves_on_device: bool = False) -> None:
         self.name = name
-        self.version = None if version is None else str(version)
+        self.version = version
+        self.leaves_on_device = leaves_on_device
+
+    @property
+    def on_device(self) -> "Use":
+        """The same model, whose answers stay on its GPU: `await detect.on_device(image)` gives a torch tensor.
+
+        The tensor is written when it is there, belongs to the caller, and may be passed to further calls and, in `cpu`
+        steps, to functions of torch. Rows of one batch share an allocation, which is freed with the last of them. Calls
+        raise Unsupported for models that don't run on a GPU alone, and ResourceExhausted when it has no memory left.
+        """
+        return Use(self.name, self.version, leaves_on_device=True)
 
     def __call__(self, *args: Any, **kwargs: Any) -> "Awaitable[Any]":
         """Call it with one row: arrays without the batch dimension, in the order of its inputs or by name.
 
         The call is made at once and joins the batches of the model; awaiting it gives the output without the batch
         dimension, or a dict when there are several. Arrays must not be changed before that; answers are read-only.
+        A tensor on a GPU goes to a model there without crossing the host, behind what this thread has enqueued on
+        torch's current stream; for a model on the CPU it is copied.
         Raises what a client would get: InvalidArgument for shapes that don't fit, NotFound, Unavailable when the
         queue is full.
         """
@@ -50,7 +63,8 @@ class Use:
         return _run(f"model {self.name!r}").call(self, False, args, kwargs)
 
     def __repr__(self) -> str:
-        return f"penstock.use({self.name!r}{'' if self.version is None else f', version={self.version}'})"
+        version = "" if self.version is None else f", version={self.version}"
+        return f"penstock.use({self.name!r}{version}){'.on_device' if self.leaves_on_device else ''}"
 
 
 def use(model: str | Named, *, version: int | None = None) -> Use:
@@ -62,11 +76,15 @@ def use(model: str | Named, *, version: int | None = None) -> Use:
 
     Raises InvalidArgument for text that can't be a name.
     """
-    return Use(check_model_name(model if isinstance(model, str) else model.name), version)
+    name = check_model_name(model if isinstance(model, str) else model.name)
+    return Use(name, None if version is None else str(version))
 
 
 def cpu(function: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Awaitable[T]:
     """Call an ordinary function in a thread, so that the event loop goes on: decoding, resizing, contours, crops.
+
+    Or on the GPU, by torch: every thread's current stream is the device's default one, so what a function enqueues
+    comes before the calls that are given its tensors, and it need not wait for it.
 
     There are as many threads as cores, for all pipelines of the server. A step that was not begun when its request
     ends is never begun; one that runs, runs to its end.

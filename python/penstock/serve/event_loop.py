@@ -88,10 +88,11 @@ class EventLoop:
         kwargs: dict[str, Any],
         deadline: int | None,
         taken_by: int | None,
+        on_device: bool,
         call: Call,
     ) -> int:
         """Queue a request to a model; instances look at it once all that is ready has run. Raises PenstockError."""
-        number = self.exchange.submit(model, version, row, args, kwargs, deadline, taken_by, call)
+        number = self.exchange.submit(model, version, row, args, kwargs, deadline, taken_by, on_device, call)
         if not self._nudging:
             self._nudging = True
             self.asyncio_loop.call_soon(self._nudge)

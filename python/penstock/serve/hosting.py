@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from penstock import _core
-from penstock.backends.base import Instance, input_memory
+from penstock.backends.base import DeviceInstance, Instance, input_memory
 from penstock.repository import Model
 from penstock.serve.event_loop import EventLoop
 from penstock.serve.spec import Specification
@@ -25,6 +25,7 @@ class Hosted:
     def __init__(self, model: Model, specification: Specification) -> None:
         self.model = model
         self.core = _core.Model(specification)
+        self._on_device = specification.on_device
         self._instances: list[Instance] = []
         self._threads: list[threading.Thread] = []
 
@@ -45,7 +46,8 @@ class Hosted:
             self._instances.append(self.model.backend.instance(number, count, config.threads))
         memories = [dict(input_memory(instance)) for instance in self._instances]
         for number, instance in enumerate(self._instances):
-            self._thread(number, self.core.run, number, instance.execute, memories[number])
+            there = instance.execute_on_device if self._on_device and isinstance(instance, DeviceInstance) else None
+            self._thread(number, self.core.run, number, instance.execute, memories[number], there)
 
     def _thread(self, number: int, work: Callable[..., None], *args: Any) -> None:
         # Daemons: a program that never stops its server can still end.

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from penstock import limits
+from penstock.backends.base import answers_on_device
 from penstock.backends.settings import DynamicBatching, QueuePolicy
 from penstock.repository import Model
 from penstock.serve.options import Batching as Preference
@@ -75,6 +76,8 @@ class Specification:
     load_seconds: float
     fresh_outputs: bool
     """The backend never touches memory that it has returned, so it may be sent without a copy."""
+    on_device: bool
+    """Instances take rows that lie on a GPU where they are, and can leave answers there."""
     input_padding: list[InputPadding] = field(default_factory=list)
     output_padding: list[OutputPadding] = field(default_factory=list)
 
@@ -96,6 +99,8 @@ def specification(model: Model, preference: Preference, load_seconds: float) -> 
         config_proto=config.to_bytes(),
         load_seconds=load_seconds,
         fresh_outputs=model.backend.fresh_outputs,
+        # Rows are padded, and answers cut back, on the host.
+        on_device=padding is None and answers_on_device(model.backend),
         input_padding=[InputPadding(r.name, r.axis, r.multiple, r.value) for r in padding.inputs] if padding else [],
         output_padding=[OutputPadding(r.name, r.axis, r.divisor) for r in padding.outputs] if padding else [],
     )

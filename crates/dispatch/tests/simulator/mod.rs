@@ -156,6 +156,7 @@ pub fn run(world: &World) -> Report {
                     arrived: now,
                     id: Box::default(),
                     taken: None,
+                    on_device: false,
                     reply,
                 };
                 assert!(queue.submit(job).is_ok(), "the simulated queue has no bound");

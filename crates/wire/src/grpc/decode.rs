@@ -129,7 +129,7 @@ fn input<'a>(field: Field<'a>) -> Result<(RawTensor<'a>, bool)> {
             Quoted(name)
         )));
     }
-    Ok((RawTensor { name: Cow::Borrowed(name), datatype, shape, data, place }, !contents.is_empty()))
+    Ok((RawTensor { name: Cow::Borrowed(name), datatype, shape, data, place, device: None }, !contents.is_empty()))
 }
 
 fn push_dimension(name: &str, shape: &mut Shape, size: u64) -> Result<()> {

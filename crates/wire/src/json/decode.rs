@@ -65,7 +65,14 @@ pub fn decode_raw(spec: &ModelSpec, body: &Bytes) -> Result<RawRequest<'static>>
         None => one_element(input, body)?,
     };
     shape.extend(sizes);
-    let tensor = RawTensor { name: Cow::Owned(input.name.clone()), datatype: input.datatype, shape, data, place: None };
+    let tensor = RawTensor {
+        name: Cow::Owned(input.name.clone()),
+        datatype: input.datatype,
+        shape,
+        data,
+        place: None,
+        device: None,
+    };
     Ok(RawRequest {
         id: Cow::Borrowed(""),
         inputs: smallvec![tensor],

@@ -185,7 +185,7 @@ impl<'de> Visitor<'de> for Input<'_, '_> {
                 ))));
             }
         };
-        Ok(RawTensor { name, datatype, shape, data, place })
+        Ok(RawTensor { name, datatype, shape, data, place, device: None })
     }
 }
 

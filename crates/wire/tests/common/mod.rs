@@ -17,6 +17,7 @@ pub fn spec(max_batch_size: u32, inputs: Vec<TensorSpec>, outputs: Vec<TensorSpe
         inputs,
         outputs,
         padding: None,
+        on_device: false,
         config_json: Bytes::new(),
         config_proto: Bytes::new(),
     }
@@ -33,7 +34,7 @@ pub fn batched() -> ModelSpec {
 }
 
 pub fn output(datatype: DataType, shape: &[i64], data: Vec<u8>) -> Tensor {
-    Tensor { datatype, shape: shape.iter().copied().collect(), data: data.into() }
+    Tensor::new(datatype, shape.iter().copied().collect(), data.into())
 }
 
 /// One answer of `batched`.

@@ -21,7 +21,7 @@ import torch
 from numpy.typing import NDArray
 
 from penstock.engine import cores
-from penstock.engine.cuda.executor import Compute, Executor
+from penstock.engine.cuda.executor import Captured, Compute, Executor
 from penstock.engine.cuda.ranges import named
 from penstock.engine.cuda.sites import DTYPES
 from penstock.engine.cuda.turns import InTurns, Turns
@@ -92,8 +92,10 @@ class GraphContext:
     ) -> None:
         """`computing`: of all contexts of an engine those that compute now, by their ids, kept by themselves."""
         graph = executor.graph
+        self._executor, self._turns = executor, turns
         self._given = memory.tensors(executor)
-        answers = pinned_outputs(executor)
+        answers = self.answers = pinned_outputs(executor)
+        """Pinned, and overwritten by the next call."""
         read, written = list(self._given.values()), list(answers.values())
 
         shapes = " ".join(f"{each.name}:{'x'.join(map(str, each.shape))}" for each in graph.inputs)
@@ -134,6 +136,14 @@ class GraphContext:
                 _SPINNERS.release()
         return self._outputs
 
+    def without_copies(self) -> tuple[Captured, Turns | None]:
+        """The steps alone, in this context's memory and on its stream, and what they wait for before they compute: to
+        be replayed while this context does not run. Where copies are captured with them this captures once more.
+        """
+        if self._turns is not None:
+            return self._captured, self._turns
+        return self._executor.capture(sharing=self._captured), None
+
     def _timed(self) -> float:
         begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
         self._captured.replay()
@@ -143,6 +153,18 @@ class GraphContext:
         end.record(self._captured.stream)
         end.synchronize()
         return float(begin.elapsed_time(end)) / _TIMED_REPLAYS
+
+
+def waited_for(stream: torch.cuda.Stream, milliseconds: float) -> None:
+    """Until the stream has done what takes about so long. No other stream is waited for."""
+    spins = milliseconds < _SPIN_BELOW_MS and _SPINNERS.acquire(blocking=False)
+    try:
+        event = torch.cuda.Event(blocking=not spins)
+        event.record(stream)
+        event.synchronize()
+    finally:
+        if spins:
+            _SPINNERS.release()
 
 
 def round_trip(

@@ -5,15 +5,17 @@ flight at the shapes of one bucket. Answers are written before a call returns an
 that any stream may use them and any library take them. Called by engine contexts; on torch's CPU device for tests.
 """
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from penstock.engine.cuda.contexts import as_numpy
-from penstock.engine.cuda.executor import Executor
+from penstock.engine.cuda.contexts import Array, GraphContext, as_numpy, waited_for
+from penstock.engine.cuda.executor import Captured, Executor
 from penstock.engine.cuda.sites import DTYPES
+from penstock.engine.cuda.turns import Turns
 from penstock.errors import InvalidArgument
 from penstock.tensors import TensorSpec
 
@@ -93,33 +95,84 @@ def _tensor(spec: TensorSpec, array: Any) -> torch.Tensor:
 class DeviceContext:
     """A captured graph without copies to the host. Used by one call at a time."""
 
-    def __init__(self, executor: Executor) -> None:
+    def __init__(self, executor: Executor, beside: GraphContext | None = None) -> None:
+        """`beside`: whose memory it takes, so that one of the two runs at a time."""
         self._executor = executor
-        on_gpu = executor.device.type == "cuda"
-        self._captured = executor.capture() if on_gpu else None
+        self._captured: Captured | None = None
+        self._turns: Turns | None = None
+        self._pinned: Tensors | None = None
+        self._milliseconds = math.inf
+        if beside is not None:
+            self._captured, self._turns = beside.without_copies()
+            self._milliseconds, self._pinned = beside.milliseconds, beside.answers
+        elif executor.device.type == "cuda":
+            self._captured = executor.capture()
         self._inputs = self._captured.inputs if self._captured else executor.blank_inputs()
+        if self._captured is not None:
+            self._entered, self._computed = torch.cuda.Event(), torch.cuda.Event()
 
     def run(self, call: DeviceCall, rows: int | None) -> dict[str, torch.Tensor]:
         """Answers of as many of the bucket's rows; None: of all, for buckets without rows."""
         if self._captured is None or call.stream is None:
             self._fill(call.tensors)
             return self._cut(self._executor.run(self._inputs), rows)
-        own, theirs = self._captured.stream, call.stream
         if call.ready is not None:
-            own.wait_event(call.ready)
-        with torch.cuda.stream(own):
-            self._fill(call.tensors)
-        self._captured.replay()
-        # Memory of the caller's stream may still be read by what the caller enqueued before it was freed.
-        with torch.cuda.stream(theirs):
-            answers = {name: torch.empty_like(part) for name, part in self._views(self._captured.outputs, rows).items()}
-            own.wait_event(theirs.record_event())
-        with torch.cuda.stream(own):
-            for name, part in self._views(self._captured.outputs, rows).items():
-                answers[name].copy_(part, non_blocking=True)
-            own.record_event(done := torch.cuda.Event(blocking=True))
-        done.synchronize()
+            self._captured.stream.wait_event(call.ready)
+        with torch.cuda.stream(call.stream):
+            answers = self._blank(rows)
+            self._entered.record(call.stream)
+        self._compute(self._captured, lambda: self._fill(call.tensors), rows, answers, None)
         return answers
+
+    def run_laid(
+        self, lay: Callable[[Tensors], None], rows: int | None, *, stays: bool, host: bool
+    ) -> tuple[dict[str, torch.Tensor], dict[str, Array] | None]:
+        """As `run`, of inputs that `lay` writes, on the current stream; behind what this thread's stream had before.
+
+        stays  whether answers are wanted on the device; without a batch of rows in between, nothing is made there.
+        host   whether they are wanted on the host.
+        """
+        if self._captured is None:
+            lay(self._inputs)
+            answers = self._cut(self._executor.run(self._inputs), rows)
+            return answers, ({name: as_numpy(each).copy() for name, each in answers.items()} if host else None)
+        pinned = self._views(self._pinned, rows) if host and self._pinned is not None else None
+        answers = self._blank(rows) if stays or (host and pinned is None) else {}
+        # By its name: a thread's current device is another one unless something has told it.
+        self._entered.record(torch.cuda.current_stream(self._executor.device))
+        self._compute(self._captured, lambda: lay(self._inputs), rows, answers, pinned)
+        if not host:
+            return answers, None
+        if pinned is None:
+            return answers, {name: as_numpy(each.cpu()) for name, each in answers.items()}
+        return answers, {name: as_numpy(each).copy() for name, each in pinned.items()}
+
+    def _compute(
+        self,
+        captured: Captured,
+        fill: Callable[[], None],
+        rows: int | None,
+        answers: Tensors,
+        pinned: Tensors | None,
+    ) -> None:
+        """Behind `_entered`: memory of the answers may still be read by what was enqueued before it was freed there."""
+        own = captured.stream
+        own.wait_event(self._entered)
+        with torch.cuda.stream(own):
+            fill()
+            if self._turns is not None:
+                self._turns.take(own, captured.replay, self._computed)
+            else:
+                captured.replay()
+            found = self._views(captured.outputs, rows)
+            for targets in (answers, pinned or {}):
+                for name, target in targets.items():
+                    target.copy_(found[name], non_blocking=True)
+        waited_for(own, self._milliseconds)
+
+    def _blank(self, rows: int | None) -> dict[str, torch.Tensor]:
+        outputs = self._captured.outputs if self._captured else {}
+        return {name: torch.empty_like(part) for name, part in self._views(outputs, rows).items()}
 
     def _fill(self, given: Tensors) -> None:
         """Rows that are missing are like the first."""
@@ -132,9 +185,9 @@ class DeviceContext:
                 target[len(tensor) :].copy_(tensor[:1].expand_as(target[len(tensor) :]), non_blocking=True)
 
     def _views(self, outputs: Tensors, rows: int | None) -> dict[str, torch.Tensor]:
-        if rows is None:
+        whole = len(next(iter(self._inputs.values()))) if rows is not None else 0
+        if rows is None or rows == whole:
             return dict(outputs)
-        whole = len(next(iter(self._inputs.values())))
         return {name: tensor[: len(tensor) // whole * rows] for name, tensor in outputs.items()}
 
     def _cut(self, outputs: Tensors, rows: int | None) -> dict[str, torch.Tensor]:

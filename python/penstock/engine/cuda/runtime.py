@@ -13,6 +13,7 @@ import weakref
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +26,9 @@ from penstock.engine.cuda import form as forms
 from penstock.engine.cuda import tuning
 from penstock.engine.cuda.buckets import Bucket, Model
 from penstock.engine.cuda.ceilings import measured
-from penstock.engine.cuda.contexts import Context, InputMemory, Phases, phases
+from penstock.engine.cuda.contexts import Context, GraphContext, InputMemory, Phases, phases
 from penstock.engine.cuda.device_arrays import DeviceCall, DeviceContext, taken
+from penstock.engine.cuda.device_rows import Pieces, joined, lay
 from penstock.engine.cuda.executor import PRECISIONS
 from penstock.engine.cuda.kernels.driver import OUT_OF_MEMORY
 from penstock.engine.cuda.kernels.replay import Player
@@ -211,6 +213,12 @@ class CudaRuntime:
         self._check_open()
         return taken(specs, arrays, self._buckets[0].executor.device)
 
+    def joined(self, specs: Sequence[TensorSpec], pieces: Pieces) -> DeviceCall:
+        """Inputs of a batch of the engine that this is a program of."""
+        self._check_open()
+        with _running(self._title):
+            return joined(specs, pieces, self._buckets[0].executor.device)
+
     def __call__(self, **arrays: Any) -> dict[str, Array]:
         inputs = checked(self.inputs, arrays)
         self._check_open()
@@ -298,13 +306,24 @@ class CudaInstance:
 
         rows  None: everything as it is, for a bucket without rows.
         """
+        with _running(self._title):
+            return self._on_device_context().run(call, rows)
+
+    def on_device_rows(
+        self, specs: Sequence[TensorSpec], pieces: Pieces, rows: int | None, *, stays: bool, host: bool
+    ) -> tuple[dict[str, torch.Tensor], dict[str, Array] | None]:
+        """As `on_device`, of rows that lie on the host and on the device; answers as they are wanted."""
+        with _running(self._title):
+            return self._on_device_context().run_laid(partial(lay, specs, pieces), rows, stays=stays, host=host)
+
+    def _on_device_context(self) -> DeviceContext:
         if self._closed:
             raise Unavailable(f"{self._title} is closed; load it again")
-        (bucket,) = self._buckets.values()
-        with _running(self._title):
-            if self._device_context is None:
-                self._device_context = DeviceContext(bucket.executor)
-            return self._device_context.run(call, rows)
+        if self._device_context is None:
+            (bucket,) = self._buckets.values()
+            beside = self._contexts.get(_key(bucket.shapes))
+            self._device_context = DeviceContext(bucket.executor, beside if isinstance(beside, GraphContext) else None)
+        return self._device_context
 
     def _context(self, key: tuple[Any, ...]) -> Context:
         if key not in self._contexts:
@@ -400,8 +419,8 @@ def _running(title: str) -> Iterator[None]:
     if short:
         _give_back()
         raise ResourceExhausted(
-            f"{title}: the GPU has no memory left for another context ({short}); "
-            "serve fewer instances, or smaller buckets"
+            f"{title}: the GPU has no memory left for another context, or for answers that stay there ({short}); "
+            "serve fewer instances or smaller buckets, or keep fewer tensors at a time"
         )
 
 

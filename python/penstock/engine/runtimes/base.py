@@ -113,6 +113,18 @@ class DeviceInstance(Protocol):
         """Rows of a `OnDevice.taken` call, up to the program's own; None: everything. Answers stay there."""
         ...
 
+    def on_device_rows(
+        self,
+        specs: Sequence[TensorSpec],
+        pieces: Mapping[str, Sequence[Any]],
+        rows: int | None,
+        *,
+        stays: bool,
+        host: bool,
+    ) -> tuple[dict[str, Any], dict[str, Array] | None]:
+        """As many rows in pieces, in their order. Answers that stay there, if any are wanted, and those on the host."""
+        ...
+
     def close(self) -> None: ...
 
 
@@ -122,6 +134,10 @@ class OnDevice(Protocol):
 
     def taken(self, specs: Sequence[TensorSpec], arrays: Mapping[str, Any]) -> Any:
         """A call, on the caller's thread. Raises InvalidArgument."""
+        ...
+
+    def joined(self, specs: Sequence[TensorSpec], pieces: Mapping[str, Sequence[Any]]) -> Any:
+        """As `taken`, of what an instance runs together: of each input pieces in the order of the rows."""
         ...
 
     def device_instance(self) -> DeviceInstance: ...
