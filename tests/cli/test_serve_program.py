@@ -221,6 +221,33 @@ def test_the_exit_timeout_of_the_command_line_ends_a_program_that_hangs(folder: 
         assert not any("Traceback" in line or "Fatal" in line for line in serve.lines)
 
 
+@pytest.mark.parametrize("sent", ["SIGTERM", "SIGINT"])
+def test_a_signal_that_meets_another_thread_ends_the_server(folder: Path, sent: str) -> None:
+    """The kernel chooses the thread; waiting for a lock, the main thread would not hear of it."""
+    (folder / "app.py").write_text(
+        f"""
+import signal, threading
+
+import penstock as ps
+
+
+@ps.model(name="hit", max_batch_size=8)
+def hit(x: ps.F32[4]) -> ps.F32[4]:
+    assert threading.current_thread() is not threading.main_thread()
+    signal.pthread_kill(threading.get_ident(), signal.{sent})
+    return x
+
+
+server = ps.Server(http_port=0, grpc_port=None, metrics_port=None)
+server.add(hit)
+"""
+    )
+    with Serve("app:server", free_ports=(), environment=INSTALLED) as serve:
+        status, body = ask(serve.port("http"), "POST", "/v2/models/hit/infer", request([1, 4]))
+        assert (status, values(body)) == (200, [1, 2, 3, 4])
+        assert serve.exit_code(seconds=20) == 0
+
+
 # ---- errors ----
 
 

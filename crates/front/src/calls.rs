@@ -373,8 +373,8 @@ mod tests {
     fn what_lies_on_a_device_is_queued_by_its_size_and_let_go_with_its_call() {
         let place = place();
         let given = there(2);
-        let tensor = |given: &Box<OnDevice>| Tensor {
-            device: Some(given.clone()),
+        let tensor = |given: &OnDevice| Tensor {
+            device: Some(Box::new(given.clone())),
             ..Tensor::new(DataType::Uint8, Shape::from_slice(&[1, 2]), Bytes::new())
         };
         let numbers: Vec<u64> = (0..2)

@@ -11,14 +11,12 @@ import atexit
 import gc
 import logging
 import os
-import signal
 import sys
-import threading
 import time
 from collections.abc import Callable, Sequence
 from contextvars import ContextVar
 from pathlib import Path
-from types import FrameType, TracebackType
+from types import TracebackType
 from typing import Any, Final, Protocol, Self, runtime_checkable
 
 from penstock import _core, limits
@@ -32,6 +30,7 @@ from penstock.serve.control import Control
 from penstock.serve.engine_cache import EngineCache
 from penstock.serve.event_loop import EventLoop
 from penstock.serve.settings import Settings
+from penstock.serve.signals import Signals
 from penstock.serve.trace import Trace
 
 log = logging.getLogger("penstock")
@@ -228,40 +227,23 @@ class Server:
                 f"{program}: the program runs its server itself, which penstock serve is to do; put server.run() under "
                 'if __name__ == "__main__":, or return the server'
             )
-        stopping = threading.Event()
-
-        def on_signal(number: int, frame: FrameType | None) -> None:
-            if stopping.is_set():
-                os._exit(1)
-            stopping.set()
-
-        previous = {number: signal.signal(number, on_signal) for number in (signal.SIGTERM, signal.SIGINT)}
-        try:
+        with Signals() as signals:
             self.start()
             self._announce()
             if on_ready is not None:
                 on_ready()
             # What lives now lives to the end: the collector need not look at it again.
             gc.freeze()
-            stopping.wait()
+            signals.wait()
             print("penstock: stopping", file=sys.stderr, flush=True)
-            if not self._stop_beside():
+            done: list[bool] = []
+            signals.wait_for(lambda: done.append(self.stop()), name="penstock-stop")
+            if done != [True]:
                 # A thread that hangs in a model can't be ended, and the interpreter must not be torn down under it.
                 print(
                     "penstock: the exit timeout passed before every request was answered", file=sys.stderr, flush=True
                 )
                 os._exit(1)
-        finally:
-            for number, handler in previous.items():
-                signal.signal(number, handler)
-
-    def _stop_beside(self) -> bool:
-        """`stop` on a thread of its own: this one must be free to see a second signal while the data plane waits."""
-        done: list[bool] = []
-        thread = threading.Thread(target=lambda: done.append(self.stop()), name="penstock-stop", daemon=True)
-        thread.start()
-        thread.join()
-        return done == [True]
 
     def __enter__(self) -> Self:
         self.start()
