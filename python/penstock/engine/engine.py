@@ -38,6 +38,7 @@ from penstock.engine.runtimes.base import (
     padded,
 )
 from penstock.engine.sealed import EVIDENCE, Sealed, graph_member
+from penstock.engine.turns import Turns
 from penstock.errors import ExecutionError, ModelLoadError, Unavailable
 
 _LOG = logging.getLogger(__name__)
@@ -131,7 +132,7 @@ class Engine:
         # Instances for calls from users' threads: taken and put back, made when none is idle. deque is thread-safe.
         self._idle: deque[EngineInstance] = deque()
         # What a call holds grows with its batch: calls beyond what the cores can run wait instead.
-        self._turns = threading.Semaphore(max(instances, cores.available()))
+        self._turns = Turns(max(instances, cores.available()))
         self._closed = False
         self.inputs = sealed.manifest.inputs
         self.outputs = sealed.manifest.outputs
@@ -192,18 +193,19 @@ class Engine:
 
         Raises InvalidArgument (names, types, shapes) and ExecutionError (a library failed).
         """
-        inputs = checked(self.inputs, arrays)
-        with self._turns:
-            try:
-                instance = self._idle.pop()
-            except IndexError:
-                instance = self.instance()
-            try:
-                return instance.execute(inputs)
-            finally:
-                self._idle.append(instance)
-                if self._closed:  # perhaps since this call began: nothing may be kept then
-                    self._idle.clear()
+        return self._turns.run(self._borrowed, checked(self.inputs, arrays))
+
+    def _borrowed(self, inputs: Arrays) -> dict[str, Array]:
+        try:
+            instance = self._idle.pop()
+        except IndexError:
+            instance = self.instance()
+        try:
+            return instance.execute(inputs)
+        finally:
+            self._idle.append(instance)
+            if self._closed:  # perhaps since this call began: nothing may be kept then
+                self._idle.clear()
 
     def close(self) -> None:
         """Give the weights back. Later calls raise Unavailable."""

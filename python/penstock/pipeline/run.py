@@ -110,7 +110,7 @@ class Run:
     ) -> "asyncio.Future[Any]":
         """Begin a step in a thread; `steps.cpu` says what it promises."""
         step = self._step(_name_of(function), "cpu")
-        future = self.loop.asyncio_loop.run_in_executor(self.loop.pool, partial(_work, step, function, args, kwargs))
+        future = self.loop.pool.begin(partial(_work, step, function, args, kwargs))
         self._open.add(future)
         future.add_done_callback(partial(self._worked, step))
         return future

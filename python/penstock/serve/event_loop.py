@@ -8,7 +8,6 @@ import asyncio
 import logging
 import threading
 from collections.abc import Coroutine
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any, Final, Protocol
 
@@ -17,6 +16,7 @@ from penstock.backends.base import Concurrent
 from penstock.engine import cores
 from penstock.errors import Cancelled, Internal, Unavailable
 from penstock.serve.circles import Circles
+from penstock.serve.step_pool import StepPool
 from penstock.serve.trace import Trace
 
 log = logging.getLogger("penstock")
@@ -46,7 +46,7 @@ class EventLoop:
         self._front = front
         self.trace = trace
         self.circles = Circles()
-        self.pool = ThreadPoolExecutor(cores.available(), thread_name_prefix="penstock-cpu")
+        self.pool = StepPool(cores.available())
         """For the functions that bodies call in threads."""
         self.tasks: dict[int, asyncio.Task[None]] = {}
         """By request, those that are under way."""
@@ -112,7 +112,7 @@ class EventLoop:
                 self.asyncio_loop.close()
                 # Closes its sockets now: who refers to this loop may live until the collector comes.
                 del self.exchange
-        self.pool.shutdown(wait=False, cancel_futures=True)
+        self.pool.close()
         if self.trace is not None:
             self.trace.close()
 
