@@ -50,6 +50,7 @@ for line in sys.stdin:
     if verb == "fill":
         data = bytes.fromhex(rest)
         call("cuMemcpyHtoD_v2", at, data, ctypes.c_size_t(len(data)))
+        call("cuStreamSynchronize", None)  # from pageable memory the copy may still be under way
         print("done", flush=True)
     else:
         data = ctypes.create_string_buffer(int(rest))
