@@ -21,7 +21,7 @@ import numpy as np
 import torch
 
 import penstock as ps
-from tests.pipeline.two_engines import CHANNELS, pair, picture
+from tests.pipeline.two_engines import CHANNELS, hosting, pair, picture
 from tests.serve.calls import Array, Client
 
 BUCKETS: Final = (1, 2, 4, 8, 16, 32)
@@ -102,9 +102,7 @@ def measure(size: int, seconds: float, folder: Path) -> None:
         return x
 
     began = time.perf_counter()
-    server = ps.Server(http_port=0, grpc_port=None, metrics_port=None)
-    for name, engine in zip(("detector", "scorer"), pair(folder, "cuda:0", size, BUCKETS), strict=True):
-        server.add(engine, name=name, instances=2)
+    server = hosting(pair(folder, "cuda:0", size, BUCKETS), instances=2)
     for each in (drive, agree, cancel):
         server.add(each)
     with server, Client(server) as client:

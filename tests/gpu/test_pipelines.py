@@ -17,7 +17,7 @@ import penstock as ps
 from penstock.engine.device_calls import rows
 from penstock.engine.engine import Engine
 from penstock.errors import ResourceExhausted
-from tests.pipeline.two_engines import CHANNELS, pair, picture
+from tests.pipeline.two_engines import CHANNELS, hosting, pair, picture
 from tests.serve.calls import Array, Client, at_once, batch_sizes, eventually, infer
 
 pytestmark = pytest.mark.gpu
@@ -38,10 +38,7 @@ def engines(tmp_path_factory: pytest.TempPathFactory) -> tuple[Engine, Engine]:
 
 @pytest.fixture
 def served(engines: tuple[Engine, Engine]) -> Iterator[ps.Server]:
-    server = ps.Server(http_port=0, grpc_port=None, metrics_port=None)
-    for name, engine in zip(("detector", "scorer"), engines, strict=True):
-        server.add(engine, name=name, instances=2)
-    with server:
+    with hosting(engines, instances=2) as server:
         yield server
 
 

@@ -18,7 +18,7 @@ import torch
 
 import penstock as ps
 from penstock.engine.engine import Engine
-from tests.pipeline.two_engines import CHANNELS, pair, picture, says_gpu
+from tests.pipeline.two_engines import CHANNELS, hosting, pair, picture, says_gpu
 from tests.serve.calls import SECONDS, Array, Client, batch_sizes, infer, serving
 
 pytestmark = pytest.mark.torch
@@ -36,10 +36,7 @@ def engines(tmp_path_factory: pytest.TempPathFactory) -> tuple[Engine, Engine]:
 
 @pytest.fixture
 def served(engines: tuple[Engine, Engine]) -> Iterator[ps.Server]:
-    server = ps.Server(http_port=0, grpc_port=None, metrics_port=None)
-    for name, engine in zip(("detector", "scorer"), engines, strict=True):
-        server.add(engine, name=name, instances=1)
-    with server:
+    with hosting(engines, instances=1) as server:
         yield server
 
 

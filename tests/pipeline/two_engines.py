@@ -11,6 +11,7 @@ import numpy as np
 import onnx_ir as ir
 import torch
 
+import penstock as ps
 from penstock import graph
 from penstock.engine.cuda import form
 from penstock.engine.cuda.runtime import CudaRuntime
@@ -72,3 +73,11 @@ def pair(folder: Path, device: str, size: int, buckets: Sequence[int]) -> tuple[
     """What makes maps of pictures, and what makes scores of maps."""
     first = engine(folder, "maps", maps(size), (3, size, size), buckets, device)
     return first, engine(folder, "scores", scores(size), (CHANNELS, size, size), buckets, device)
+
+
+def hosting(engines: tuple[Engine, Engine], *, instances: int) -> ps.Server:
+    """A server of both on a free port, as `detector` and `scorer`; not started."""
+    server = ps.Server(http_port=0, grpc_port=None, metrics_port=None)
+    for name, engine in zip(("detector", "scorer"), engines, strict=True):
+        server.add(engine, name=name, instances=instances)
+    return server
