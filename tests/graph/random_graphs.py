@@ -92,6 +92,40 @@ def conv_transpose(chain: Chain) -> None:
     chain.add("ConvTranspose", inputs, (n, groups * each, *sizes), group=groups, strides=[stride] * 2)
 
 
+def spread(chain: Chain) -> None:
+    """DepthToSpace, for which a 1 x 1 convolution makes the channels."""
+    n, channels, height, width = chain.shape
+    block, left = chain.pick(2, 3), chain.pick(1, 2, 4)
+    if max(height, width) > 16:
+        return
+    chain.add(
+        "Conv",
+        [chain.last, chain.normal(left * block**2, channels, 1, 1)],
+        (n, left * block**2, height, width),
+        kernel_shape=[1, 1],
+    )
+    mode = chain.pick("CRD", "CRD", "CRD", "DCR")
+    chain.add("DepthToSpace", [chain.last], (n, left, height * block, width * block), blocksize=block, mode=mode)
+
+
+def gated(chain: Chain) -> None:
+    """A map times a number for each channel, or for each of a row, and perhaps the map again."""
+    start, shape = chain.last, chain.shape
+    axes = chain.pick([2, 3], [3], [1])
+    kept = tuple(1 if axis in axes else size for axis, size in enumerate(shape))
+    if chain.opset >= 18:
+        inputs, given = [start, chain.weight(np.array(axes, np.int64))], {}
+    else:
+        inputs, given = [start], {"axes": axes}
+    chain.add("ReduceMean", inputs, kept, **given, keepdims=1)
+    chain.add(chain.pick("Sigmoid", "Tanh"), [chain.last], kept)
+    order = [start, chain.last]
+    chain.add("Mul", chain.pick(order, order[::-1]), shape)
+    if chain.pick(True, True, False):
+        order = [start, chain.last]
+        chain.add("Add", chain.pick(order, order[::-1]), shape)
+
+
 def batch_norm(chain: Chain) -> None:
     channels = chain.shape[1]
     variance = chain.weight(chain.random.uniform(0.2, 2, channels).astype(np.float32))
@@ -288,7 +322,7 @@ def graphs(draw: Draw, *steps: Callable[[Chain], None], rank: int = 4) -> tuple[
     shape = tuple(draw(st.sampled_from([1, 2, 3, 4] if axis < 2 else [4, 5, 6, 8])) for axis in range(rank))
     chain = Chain(draw, opset, random, shape)
     for step in draw(st.lists(st.sampled_from(steps), min_size=1, max_size=6)):
-        if step in (conv, conv_transpose, pool, lowest_pad) and len(chain.shape) != 4:
+        if step in (conv, conv_transpose, spread, gated, pool, lowest_pad) and len(chain.shape) != 4:
             continue
         if np.prod(chain.shape) <= 20000:
             step(chain)

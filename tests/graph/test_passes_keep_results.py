@@ -33,6 +33,8 @@ LOOKED_FOR: dict[str, tuple[Step, ...]] = {
     "fold-affine": (steps.arithmetic, steps.conv, steps.conv_transpose, steps.product),
     "merge-bias": (steps.product, steps.arithmetic),
     "spread-deconvolutions": (steps.conv_transpose, steps.unary, steps.conv),
+    "sink-depth-to-space": (steps.spread, steps.unary, steps.conv),
+    "merge-residual-gates": (steps.gated, steps.residual, steps.arithmetic),
 }
 EVERYTHING: tuple[Step, ...] = (*{step: None for group in LOOKED_FOR.values() for step in group}, steps.residual)
 _SETTINGS = settings(

@@ -382,6 +382,53 @@ SPREAD = [
         {"w": normal(3, 2, 2, 1)},
         {"ConvTranspose": 1},
     ),
+    Case(
+        "one after the other",
+        "{ c = ConvTranspose<strides=[2,2]>(x, w, b) r = Relu(c) "
+        "d = ConvTranspose<strides=[2,2]>(r, v) y = Sigmoid(d) }",
+        UP | {"v": normal(5, 1, 2, 2, seed=2)},
+        {"Conv": 2, "Relu": 1, "Sigmoid": 1, "DepthToSpace": 1},
+    ),
+    Case(
+        "one by one after it, of few channels",
+        "{ c = ConvTranspose<strides=[2,2]>(x, w, b) y = Conv(c, v, o) }",
+        UP | {"v": normal(4, 5, 1, 1, seed=2), "o": normal(4, seed=3)},
+        {"Conv": 2, "DepthToSpace": 1},
+    ),
+    Case(
+        "the other order of channels",
+        '{ d = DepthToSpace<blocksize=2, mode="DCR">(x) y = Conv(d, v) }',
+        {"v": normal(1, 1, 1, 1)},
+        {"DepthToSpace": 1, "Conv": 1},
+        shape=(1, 4, 4, 4),
+        text_of_input="(float[1,4,4,4] x) => (float[?,?,?,?] y)",
+    ),
+]
+FOLLOWED = [
+    Case("many channels", "{ y = Conv(d, v) }", {"v": normal(5, 3, 1, 1)}, {}),
+    Case("three by three", "{ y = Conv(d, v) }", {"v": normal(1, 3, 3, 3)}, {}),
+    Case("strides", "{ y = Conv<strides=[2,2]>(d, v) }", {"v": normal(1, 3, 1, 1)}, {}),
+    Case("padding", "{ y = Conv<pads=[1,1,1,1]>(d, v) }", {"v": normal(1, 3, 1, 1)}, {}),
+    Case("groups", "{ y = Conv<group=3>(d, v) }", {"v": normal(3, 1, 1, 1)}, {}),
+    Case("another reader", "{ c = Conv(d, v) y = Add(c, d) }", {"v": normal(1, 3, 1, 1)}, {}),
+]
+POOLED = "{ m = GlobalAveragePool(x) g = Sigmoid(m) "
+GATED = [
+    Case("a gate with a residual", POOLED + "p = Mul(x, g) y = Add(x, p) }", {}, {}),
+    Case("the other way round", POOLED + "p = Mul(g, x) y = Add(p, x) }", {}, {}),
+    Case("of a row", "{ m = ReduceMean<axes=[3]>(x) g = Tanh(m) p = Mul(x, g) y = Add(p, x) }", {}, {}),
+]
+NOT_GATED = [
+    Case("as large as the map", "{ g = Sigmoid(x) p = Mul(x, g) y = Add(x, p) }", {}, {}),
+    Case("of another map", POOLED + "r = Relu(x) p = Mul(x, g) y = Add(r, p) }", {}, {}),
+    Case("read twice", POOLED + "p = Mul(x, g) a = Add(x, p) y = Add(a, p) }", {}, {}),
+    Case(
+        "in half precision",
+        POOLED + "p = Mul(x, g) y = Add(x, p) }",
+        {},
+        {},
+        text_of_input="(float16[1,3,8,8] x) => (float16[?,?,?,?] y)",
+    ),
 ]
 
 
@@ -394,6 +441,36 @@ def test_what_libraries_on_a_cpu_get_of_transposed_convolutions(case: Case) -> N
     assert last is not None
     assert last.op_type != "Sigmoid"
     assert_same(model, changed, {"x": normal(*case.shape, seed=9)})
+
+
+@pytest.mark.parametrize("case", FOLLOWED, ids=lambda case: case.name)
+def test_depth_to_space_stays_ahead_of_what_costs_more_before_it(case: Case) -> None:
+    spread = '{ d = DepthToSpace<blocksize=2, mode="CRD">(x) ' + case.text.removeprefix("{")
+    model = graph(f"(float[1,12,4,4] x) => (float[?,?,?,?] y) {spread}", case.weights)
+    changed = optimize(model, then=FOR_CPU).model
+    assert changed.graph[0].op_type == "DepthToSpace"
+    assert_same(model, changed, {"x": normal(1, 12, 4, 4, seed=9)})
+
+
+@pytest.mark.parametrize("case", GATED, ids=lambda case: case.name)
+def test_libraries_on_a_cpu_walk_a_gated_map_once(case: Case) -> None:
+    model = graph(f"{case.text_of_input} {case.text}", case.weights)
+    changed = optimize(model, then=FOR_CPU).model
+    (added,) = (node for node in changed.graph if node.op_type == "Add")
+    assert changed.graph.outputs[0].producer() is not added
+    assert added.inputs[0] is not changed.graph.inputs[0]
+    assert_same(model, changed, {"x": normal(*case.shape, seed=9)})
+
+
+@pytest.mark.parametrize("case", NOT_GATED, ids=lambda case: case.name)
+def test_a_gate_stays_as_it_is(case: Case) -> None:
+    model = graph(f"{case.text_of_input} {case.text}", case.weights)
+    changed = optimize(model, then=FOR_CPU).model
+    last = changed.graph.outputs[0].producer()
+    assert last is not None
+    assert last.op_type == "Add"
+    kind = np.float16 if "float16" in case.text_of_input else np.float32
+    assert_same(model, changed, {"x": normal(*case.shape, seed=9).astype(kind)})
 
 
 @pytest.mark.parametrize("mode", ["SAME_UPPER", "SAME_LOWER", "VALID"])

@@ -14,11 +14,13 @@ from penstock.graph.passes.batch_norm import fold_batch_norm
 from penstock.graph.passes.constants import fold_constants
 from penstock.graph.passes.dead import remove_dead
 from penstock.graph.passes.deconvolution import spread_deconvolutions
+from penstock.graph.passes.depth_to_space import sink_depth_to_space
 from penstock.graph.passes.duplicates import merge_duplicates
 from penstock.graph.passes.gemm import merge_bias
 from penstock.graph.passes.layout import merge_reshapes, merge_transposes
 from penstock.graph.passes.no_ops import remove_no_ops
 from penstock.graph.passes.pad import fold_pad
+from penstock.graph.passes.residual_gates import merge_residual_gates
 from penstock.graph.patterns import recognise_patterns
 
 Pass = tuple[str, Callable[[Edit], None]]
@@ -39,5 +41,9 @@ PASSES: Final[tuple[Pass, ...]] = (
     ("merge-bias", merge_bias),
 )
 
-FOR_CPU: Final[tuple[Pass, ...]] = (("spread-deconvolutions", spread_deconvolutions),)
+FOR_CPU: Final[tuple[Pass, ...]] = (
+    ("spread-deconvolutions", spread_deconvolutions),
+    ("sink-depth-to-space", sink_depth_to_space),
+    ("merge-residual-gates", merge_residual_gates),
+)
 """Once, after all others, where libraries on a CPU run the graph: the same sums, by layers that they are faster at."""

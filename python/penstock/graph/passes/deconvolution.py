@@ -15,12 +15,11 @@ from typing import Final
 import numpy as np
 import onnx_ir as ir
 
-from penstock.graph.editing import Edit, constant, input_of, integer, integers, is_operator, string
+from penstock.graph.editing import Edit, constant, input_of, integer, integers, string
+from penstock.graph.passes.pointwise import again, describe, followers
 
 # DepthToSpace has had modes since then.
 _OPSET: Final = 11
-# Of one number each; further inputs are bounds.
-_ALONE: Final = ("Relu", "Sigmoid", "HardSigmoid", "HardSwish", "Tanh", "LeakyRelu", "Elu", "Clip", "Softplus")
 
 
 def spread_deconvolutions(edit: Edit) -> None:
@@ -52,41 +51,20 @@ def _block(node: ir.Node) -> int | None:
 
 
 def _spread(edit: Edit, node: ir.Node, block: int) -> None:
-    last, chain = node, []
-    while (reader := edit.only_consumer(last.outputs[0])) is not None and _alone(reader, last.outputs[0]):
-        chain.append(reader)
-        last = reader
-    if not edit.replaceable(last.outputs[0]):
-        return
-    weight, bias = node.inputs[1], input_of(node, 2)
+    chain = followers(edit, node)
+    last = [node, *chain][-1]
+    source, weight, bias = node.inputs[0], node.inputs[1], input_of(node, 2)
     weights, offsets = constant(weight), constant(bias)
-    if weight is None or weights is None:
+    if source is None or weight is None or weights is None or not edit.replaceable(last.outputs[0]):
         return
     inputs, outputs = weights.shape[:2]
     spread = weights.transpose(1, 2, 3, 0).reshape(outputs * block**2, inputs, 1, 1)
-    operands = [node.inputs[0], edit.constant(weight, spread)]
+    operands = [source, edit.constant(weight, spread)]
     if bias is not None and offsets is not None:
         operands.append(edit.constant(bias, np.repeat(offsets, block**2)))
     value = edit.insert(last, "Conv", operands, {"kernel_shape": (1, 1)}, [node])
-    _describe(value, node.inputs[0], outputs * block**2)
-    for each in chain:
-        attributes = {name: attribute.value for name, attribute in each.attributes.items()}
-        value = edit.insert(last, each.op_type, [value, *each.inputs[1:]], attributes, [each])
-        _describe(value, node.inputs[0], outputs * block**2)
+    describe(value, source, outputs * block**2)
+    value = again(edit, last, value, chain)
     result = edit.insert(last, "DepthToSpace", [value], {"blocksize": block, "mode": "CRD"}, [node])
     if edit.forward(last.outputs[0], result):
-        for each in (*reversed(chain), node):
-            edit.remove(each)
-
-
-def _alone(node: ir.Node, value: ir.Value) -> bool:
-    bounds = [each for each in node.inputs[1:] if each is not None]
-    return is_operator(node, *_ALONE) and node.inputs[0] is value and all(constant(each) is not None for each in bounds)
-
-
-def _describe(value: ir.Value, like: ir.Value | None, channels: int) -> None:
-    """The type of a layer's input, and its shape with other channels."""
-    assert like is not None
-    value.type = like.type
-    if like.shape is not None:
-        value.shape = ir.Shape([like.shape[0], channels, *list(like.shape)[2:]])
+        edit.remove(*reversed(chain), node)
