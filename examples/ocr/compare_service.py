@@ -33,6 +33,7 @@ from penstock.bench import requests, subject
 from penstock.bench.load import ANSWERED, HTTP, Load, Plan
 
 WARM = 8  # pages before those that count: libraries prepare kernels for shapes that they meet first
+OURS = ("plain networks", "engines")
 PEERS = {
     f"RapidOCR, {runtime}, {workers}": (runtime, workers)
     for runtime in ("openvino", "onnxruntime")
@@ -57,6 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--first", type=int, default=120, help="document that they begin with")
     parser.add_argument("--seconds", type=float, default=15.0, help="of a turn")
     parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--readers", nargs="+", choices=[*OURS, *PEERS], help="these alone (default: all)")
     parser.add_argument("--json", action="store_true")
     chosen = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory() as name:
@@ -81,16 +83,22 @@ def encoded(count: int, first: int) -> list[str]:
 
 
 def compared(pages: Path, chosen: argparse.Namespace) -> dict[str, list[Rate]]:
-    ours = ["plain networks", *(["engines"] if chosen.engines else [])]
-    found: dict[str, list[Rate]] = {each: [] for each in [*(f"penstock, {one}" for one in ours), *PEERS]}
+    """By reader, a Rate for each round; told on standard error as they come."""
+    asked = chosen.readers or [*OURS, *PEERS]
+    if not chosen.engines:
+        asked = [each for each in asked if each != "engines"]
+    found: dict[str, list[Rate]] = {f"penstock, {each}" if each in OURS else each: [] for each in asked}
     for _ in range(chosen.rounds):
-        for each in ours:
-            engines = engines_in(chosen.engines) if each == "engines" else {}
-            flags = [flag for name, path in engines.items() for flag in (f"--{name}", str(path))]
-            with child(each, "examples.ocr.page.service", flags) as server:
-                found[f"penstock, {each}"].append(loaded(server.http, pages, chosen.concurrency, chosen.seconds))
-        for each, (runtime, workers) in PEERS.items():
-            found[each].append(peer(pages, runtime, workers, chosen))
+        for name, each in zip(found, asked, strict=True):
+            if each in PEERS:
+                turn = peer(pages, *PEERS[each], chosen)
+            else:
+                engines = engines_in(chosen.engines) if each == "engines" else {}
+                flags = [flag for network, path in engines.items() for flag in (f"--{network}", str(path))]
+                with child(each, "examples.ocr.page.service", flags) as server:
+                    turn = loaded(server.http, pages, chosen.concurrency, chosen.seconds)
+            found[name].append(turn)
+            print(f"{name}: {turn.pages_per_second:.2f} pages/s, p99 {turn.p99_ms:.0f} ms", file=sys.stderr, flush=True)
     return found
 
 
