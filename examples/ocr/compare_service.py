@@ -17,7 +17,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,6 @@ from examples.ocr.servers import child
 from penstock.bench import requests, subject
 from penstock.bench.load import ANSWERED, HTTP, Load, Plan
 
-WARM = 8  # pages before those that count: libraries prepare kernels for shapes that they meet first
 OURS = ("plain networks", "engines")
 PEERS = {
     f"RapidOCR, {runtime}, {workers}": (runtime, workers)
@@ -56,7 +55,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--concurrency", type=int, default=16)
     parser.add_argument("--pages", type=int, default=12, help="different ones")
     parser.add_argument("--first", type=int, default=120, help="document that they begin with")
-    parser.add_argument("--seconds", type=float, default=15.0, help="of a turn")
+    parser.add_argument("--seconds", type=float, default=15.0, help="of a turn that count")
+    # Libraries prepare kernels for shapes that they meet first: ours answers a fifth less in its first 20 seconds.
+    parser.add_argument("--warm-seconds", type=float, default=20.0, help="of a turn before those")
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--readers", nargs="+", choices=[*OURS, *PEERS], help="these alone (default: all)")
     parser.add_argument("--json", action="store_true")
@@ -96,23 +97,24 @@ def compared(pages: Path, chosen: argparse.Namespace) -> dict[str, list[Rate]]:
                 engines = engines_in(chosen.engines) if each == "engines" else {}
                 flags = [flag for network, path in engines.items() for flag in (f"--{network}", str(path))]
                 with child(each, "examples.ocr.page.service", flags) as server:
-                    turn = loaded(server.http, pages, chosen.concurrency, chosen.seconds)
+                    turn = loaded(server.http, pages, chosen)
             found[name].append(turn)
             print(f"{name}: {turn.pages_per_second:.2f} pages/s, p99 {turn.p99_ms:.0f} ms", file=sys.stderr, flush=True)
     return found
 
 
-def loaded(address: str, pages: Path, concurrency: int, seconds: float) -> Rate:
+def loaded(address: str, pages: Path, chosen: argparse.Namespace) -> Rate:
     model = subject.Server(HTTP, address).subject("read_page", "")
     sent = requests.requests(model, requests.Wanted(str(pages), json_outputs=True), HTTP)
     plan = Plan(
-        HTTP, address, subject.infer_path(model, HTTP), sent, concurrency=concurrency, answer_within_seconds=300
+        HTTP, address, subject.infer_path(model, HTTP), sent, concurrency=chosen.concurrency, answer_within_seconds=300
     )
     with Load(plan) as load:
-        while len(load.records) < max(WARM, concurrency):
+        time.sleep(chosen.warm_seconds)
+        while len(load.records) < chosen.concurrency:
             time.sleep(0.05)
         begin = time.monotonic_ns()
-        time.sleep(seconds)
+        time.sleep(chosen.seconds)
         end = time.monotonic_ns()
         load.stop()
         records, messages = load.records, load.messages
@@ -129,7 +131,9 @@ def rate(milliseconds: Any, seconds: float) -> Rate:
 
 def peer(pages: Path, runtime: str, workers: int, chosen: argparse.Namespace) -> Rate:
     """In a process of its own."""
-    asked = {"runtime": runtime, "workers": workers, "concurrency": chosen.concurrency, "seconds": chosen.seconds}
+    asked = {"runtime": runtime, "workers": workers} | {
+        each: getattr(chosen, each) for each in ("concurrency", "seconds", "warm_seconds")
+    }
     command = [
         sys.executable,
         "-W",
@@ -164,13 +168,14 @@ def read_as_peer() -> None:
     times: list[tuple[float, float]] = []
     with ThreadPoolExecutor(asked["workers"], initializer=begin) as pool:
         number, until = 0, float("inf")
-        under_way = []
+        warm = time.perf_counter() + asked["warm_seconds"]
+        under_way: list[Future[tuple[float, float]]] = []
         while time.perf_counter() < until or under_way:
             while time.perf_counter() < until and len(under_way) < asked["concurrency"]:
                 under_way.append(pool.submit(read, time.perf_counter(), number))
                 number += 1
             times.append(under_way.pop(0).result())
-            if len(times) == max(WARM, asked["concurrency"]):
+            if until == float("inf") and len(times) >= asked["concurrency"] and time.perf_counter() >= warm:
                 begun = time.perf_counter()
                 until = begun + asked["seconds"]
     counted = [(handed, ended) for handed, ended in times if begun <= ended < until]
