@@ -24,6 +24,8 @@ def onnxruntime_run(path: str, optimised: bool) -> Run:
 
     options = onnxruntime.SessionOptions()
     options.log_severity_level = _LIBRARY_ERROR
+    # By number: left to itself the library takes all cores of the machine, whichever this process is kept to.
+    options.intra_op_num_threads = len(os.sched_getaffinity(0))
     if not optimised:
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])

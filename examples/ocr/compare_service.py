@@ -3,13 +3,14 @@
     python -m examples.ocr.compare_service --engines build/ocr/engines --concurrency 16
 
 Both read the same encoded pages, decode them themselves and have both cores. RapidOCR is a library and no server: pages
-wait in a queue for one or for two workers, each with its own networks, whichever answers more; latency counts from when
-a page was handed in, as the server's does.
+wait in a queue for one worker with all cores, or for two with half of them each and networks of their own; latency
+counts from when a page was handed in, as the server's does.
 """
 
 import argparse
 import base64
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -62,6 +63,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--readers", nargs="+", choices=[*OURS, *PEERS], help="these alone (default: all)")
     parser.add_argument("--json", action="store_true")
     chosen = parser.parse_args(arguments)
+    if "engines" in (chosen.readers or ()) and not chosen.engines:
+        parser.error("the reader 'engines' needs --engines DIR")
     with tempfile.TemporaryDirectory() as name:
         pages = Path(name) / "pages.json"
         pages.write_text(
@@ -85,22 +88,20 @@ def encoded(count: int, first: int) -> list[str]:
 
 def compared(pages: Path, chosen: argparse.Namespace) -> dict[str, list[Rate]]:
     """By reader, a Rate for each round; told on standard error as they come."""
-    asked = chosen.readers or [*OURS, *PEERS]
-    if not chosen.engines:
-        asked = [each for each in asked if each != "engines"]
-    found: dict[str, list[Rate]] = {f"penstock, {each}" if each in OURS else each: [] for each in asked}
+    asked = chosen.readers or [each for each in (*OURS, *PEERS) if each != "engines" or chosen.engines]
+    found: dict[str, list[Rate]] = {each: [] for each in asked}
     for _ in range(chosen.rounds):
-        for name, each in zip(found, asked, strict=True):
+        for each, turns in found.items():
             if each in PEERS:
                 turn = peer(pages, *PEERS[each], chosen)
             else:
                 engines = engines_in(chosen.engines) if each == "engines" else {}
-                flags = [flag for network, path in engines.items() for flag in (f"--{network}", str(path))]
+                flags = [flag for name, path in engines.items() for flag in (f"--{name}", str(path))]
                 with child(each, "examples.ocr.page.service", flags) as server:
                     turn = loaded(server.http, pages, chosen)
-            found[name].append(turn)
-            print(f"{name}: {turn.pages_per_second:.2f} pages/s, p99 {turn.p99_ms:.0f} ms", file=sys.stderr, flush=True)
-    return found
+            turns.append(turn)
+            print(f"{each}: {turn.pages_per_second:.2f} pages/s, p99 {turn.p99_ms:.0f} ms", file=sys.stderr, flush=True)
+    return {f"penstock, {each}" if each in OURS else each: turns for each, turns in found.items()}
 
 
 def loaded(address: str, pages: Path, chosen: argparse.Namespace) -> Rate:
@@ -155,10 +156,12 @@ def read_as_peer() -> None:
 
     pages = [base64.b64decode(each["image"]["b64"]) for each in json.loads(Path(sys.argv[1]).read_text())["data"]]
     asked = json.loads(sys.argv[2])
-    own = threading.local()
+    own, ready = threading.local(), threading.Barrier(asked["workers"])
+    threads = max(1, len(os.sched_getaffinity(0)) // asked["workers"]) if asked["workers"] > 1 else None
 
     def begin() -> None:
-        own.read = RapidReader(asked["runtime"])
+        ready.wait()  # so that each worker takes one of these
+        own.read = RapidReader(asked["runtime"], threads)
 
     def read(handed_in: float, number: int) -> tuple[float, float]:
         picture = cv2.imdecode(np.frombuffer(pages[number % len(pages)], np.uint8), cv2.IMREAD_COLOR)
@@ -166,7 +169,10 @@ def read_as_peer() -> None:
         return handed_in, time.perf_counter()
 
     times: list[tuple[float, float]] = []
-    with ThreadPoolExecutor(asked["workers"], initializer=begin) as pool:
+    with ThreadPoolExecutor(asked["workers"]) as pool:
+        # All of them have their networks before the clock starts, as a server has when it is ready.
+        for started in [pool.submit(begin) for _ in range(asked["workers"])]:
+            started.result()
         number, until = 0, float("inf")
         warm = time.perf_counter() + asked["warm_seconds"]
         under_way: list[Future[tuple[float, float]]] = []

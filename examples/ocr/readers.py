@@ -4,6 +4,7 @@ Promises: each is called with the same pixels and answers lines in its own order
 page at a time on all cores. Called by `compare_pages` and the tests.
 """
 
+import os
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -61,6 +62,9 @@ class PageReader:
         )
 
 
+_THREADS = {"onnxruntime": ("onnxruntime.intra_op_num_threads",), "openvino": ("openvino.inference_num_threads",)}
+
+
 @dataclass(frozen=True, slots=True)
 class PeerLine:
     text: str
@@ -69,13 +73,21 @@ class PeerLine:
 
 
 class RapidReader:
-    """RapidOCR as it comes, on ONNX Runtime or OpenVINO."""
+    """RapidOCR as it comes, on ONNX Runtime or OpenVINO.
 
-    def __init__(self, runtime: str) -> None:
+    threads  of each network; None: all cores that this process may use. They are always asked for by number: left to
+             itself ONNX Runtime takes every core of the machine, those too that its process is kept from.
+    """
+
+    def __init__(self, runtime: str, threads: int | None = None) -> None:
         from rapidocr import EngineType, RapidOCR  # a second and a half, and of no use to who reads with ours
 
         engine = {"onnxruntime": EngineType.ONNXRUNTIME, "openvino": EngineType.OPENVINO}[runtime]
         settings: dict[str, Any] = {f"{part}.engine_type": engine for part in ("Det", "Cls", "Rec")}
+        number = threads or len(os.sched_getaffinity(0))
+        settings |= {f"EngineConfig.{one}": number for one in _THREADS[runtime]}
+        if threads:  # else OpenVINO ties the threads of every reader to the same first cores
+            settings["EngineConfig.openvino.enable_cpu_pinning"] = False
         # Critical: an empty page is no reason to write to the terminal.
         self._read = RapidOCR(params={"Global.log_level": "critical", **settings})
 

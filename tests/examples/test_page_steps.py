@@ -8,11 +8,11 @@ import numpy.typing as npt
 import pytest
 
 from examples.ocr.page.boxes import boxes, clockwise, in_reading_order
-from examples.ocr.page.crops import FEW_WIDTHS, Batch, Crop, batches, crops, directions, upright
+from examples.ocr.page.crops import FEW_WIDTHS, WIDTHS, Batch, Crop, batches, crops, directions, upright
 from examples.ocr.page.frame import Frame, prepare
 from examples.ocr.page.reading import read_page
 from examples.ocr.page.words import words
-from examples.ocr.reader import MIN_WIDTH, Calls, Floats, Pixels, UnreadableImageError
+from examples.ocr.reader import MAX_WIDTH, MIN_WIDTH, Calls, Floats, Pixels, UnreadableImageError
 
 ALPHABET = ("", "a", "b", "c", " ")
 RNG = np.random.default_rng(7)
@@ -262,12 +262,31 @@ def test_the_classifier_sees_every_line_at_its_own_size_and_long_ones_in_their_m
     assert blue.tolist() == pytest.approx([180 / 3, 420 / 3], abs=2)
 
 
-@pytest.mark.parametrize(("length", "width"), [(40, 80), (80, 160), (90, 160), (96, 192), (111, 192), (900, 1792)])
+@pytest.mark.parametrize(
+    ("length", "width"),
+    [
+        (40, 80),
+        (80, 160),
+        (90, 160),
+        (96, 192),
+        (111, 192),
+        (159, 288),
+        (180, 320),
+        (223, 384),
+        (550, 1024),
+        (900, 1792),
+    ],
+)
 def test_a_line_is_squeezed_to_a_width_that_needs_no_padding(length: int, width: int) -> None:
     (line,) = crops(ramp(400, 1000), np.stack([rectangle(500, 20, length, 24)]))
     assert line.pixels.shape == (48, width, 3)
     (batch,) = batches([line], FEW_WIDTHS)
     assert batch.pictures.shape == (1, 3, 48, max(width, MIN_WIDTH))
+
+
+def test_no_width_of_a_line_is_padded() -> None:
+    assert (WIDTHS[0], WIDTHS[-1]) == (MIN_WIDTH, MAX_WIDTH)
+    assert [FEW_WIDTHS.width(width) for width in WIDTHS] == list(WIDTHS)
 
 
 def test_every_line_is_in_one_batch_padded_to_the_width_of_the_call() -> None:

@@ -93,19 +93,22 @@ def conv_transpose(chain: Chain) -> None:
 
 
 def spread(chain: Chain) -> None:
-    """DepthToSpace, for which a 1 x 1 convolution makes the channels."""
-    n, channels, height, width = chain.shape
-    block, left = chain.pick(2, 3), chain.pick(1, 2, 4)
-    if max(height, width) > 16:
-        return
-    chain.add(
-        "Conv",
-        [chain.last, chain.normal(left * block**2, channels, 1, 1)],
-        (n, left * block**2, height, width),
-        kernel_shape=[1, 1],
-    )
-    mode = chain.pick("CRD", "CRD", "CRD", "DCR")
-    chain.add("DepthToSpace", [chain.last], (n, left, height * block, width * block), blocksize=block, mode=mode)
+    """A 1 x 1 convolution and perhaps DepthToSpace, which it makes the channels for; once and again."""
+    for _ in range(chain.pick(1, 2, 3)):
+        n, channels, height, width = chain.shape
+        block, left = chain.pick(1, 2, 3), chain.pick(1, 2, 4)
+        if max(height, width) > 16:
+            return
+        inputs = [chain.last, chain.normal(left * block**2, channels, 1, 1)]
+        if chain.pick(True, False):
+            inputs.append(chain.normal(left * block**2))
+        chain.add("Conv", inputs, (n, left * block**2, height, width), kernel_shape=[1, 1])
+        if chain.pick(True, False):
+            chain.add(chain.pick("Relu", "Sigmoid"), [chain.last], chain.shape)
+        if chain.pick(True, True, False):
+            shape = (n, left, height * block, width * block)
+            mode = chain.pick("CRD", "CRD", "CRD", "DCR")
+            chain.add("DepthToSpace", [chain.last], shape, blocksize=block, mode=mode)
 
 
 def gated(chain: Chain) -> None:

@@ -35,7 +35,7 @@ from examples.ocr.reader import (
 # were wrong with 32 throughout and 97 padded to 64, with a tenth more columns.
 WIDTHS = (*range(MIN_WIDTH, 320, 32), *range(320, 1024, 64), *range(1024, MAX_WIDTH + 1, 128))
 # For such libraries: a line a call, so one shape for each width.
-FEW_WIDTHS = Calls(step=32, rows=1)
+FEW_WIDTHS = Calls(step=32, rows=1)  # all of them are multiples of it, and so nothing is padded
 TALL = 1.5  # times as high as wide: lines that run up or down. What the models were trained with
 DIRECTION_WIDTH = 192  # columns of the direction classifier's input. `cls_image_shape`
 # A longer line is looked at in its middle. Of 699 lines of rendered pages, 98 were over 600 columns wide; of those the

@@ -45,5 +45,7 @@ FOR_CPU: Final[tuple[Pass, ...]] = (
     ("spread-deconvolutions", spread_deconvolutions),
     ("sink-depth-to-space", sink_depth_to_space),
     ("merge-residual-gates", merge_residual_gates),
+    # Of weights that were spread and spread again only the last are kept.
+    ("remove-dead", remove_dead),
 )
 """Once, after all others, where libraries on a CPU run the graph: the same sums, by layers that they are faster at."""

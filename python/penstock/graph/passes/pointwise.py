@@ -1,13 +1,14 @@
 """What is done to each number of a map alone, and so may be done before the numbers are moved as well as after."""
 
 from collections.abc import Iterable
+from typing import Final
 
 import onnx_ir as ir
 
 from penstock.graph.editing import Edit, constant, is_operator
 
 # Of one number each; further inputs are bounds.
-_ALONE = ("Relu", "Sigmoid", "HardSigmoid", "HardSwish", "Tanh", "LeakyRelu", "Elu", "Clip", "Softplus")
+_ALONE: Final = ("Relu", "Sigmoid", "HardSigmoid", "HardSwish", "Tanh", "LeakyRelu", "Elu", "Clip", "Softplus")
 
 
 def followers(edit: Edit, node: ir.Node) -> list[ir.Node]:
@@ -25,7 +26,7 @@ def again(edit: Edit, before: ir.Node, value: ir.Value, chain: Iterable[ir.Node]
     for each in chain:
         attributes = {name: attribute.value for name, attribute in each.attributes.items()}
         like, value = value, edit.insert(before, each.op_type, [value, *each.inputs[1:]], attributes, [each])
-        value.type, value.shape = like.type, like.shape
+        value.type, value.shape = like.type, None if like.shape is None else ir.Shape(list(like.shape))
     return value
 
 
