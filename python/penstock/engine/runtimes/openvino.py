@@ -15,7 +15,6 @@ import threading
 from collections import deque
 from collections.abc import Mapping
 from pathlib import Path
-from statistics import median
 from typing import Any, Final
 
 import numpy as np
@@ -23,7 +22,7 @@ import openvino
 
 from penstock.engine import cores
 from penstock.engine.plan import Region, Shapes, Tactic
-from penstock.engine.runtimes import onnx_file, openvino_wide, profiles, settings, signal_stack
+from penstock.engine.runtimes import counters, onnx_file, openvino_wide, profiles, settings, signal_stack
 from penstock.engine.runtimes.base import Array, Arrays, checked, library_message
 from penstock.errors import ExecutionError, InvalidArgument, ModelLoadError, Unavailable, Unsupported
 from penstock.tensors import TensorSpec
@@ -150,22 +149,28 @@ class OpenVinoRuntime:
     def regions(self, inputs: Arrays, repeats: int = 20) -> tuple[Region, ...]:
         """What the library executes for these inputs, by its own counters: a second copy of the model, with them on.
 
-        Names of `nodes` are those of the compiled file; times are medians over the calls after the first.
+        Names of `nodes` are those of the compiled file; times are those of the calls after the first, without what
+        held up a few of them.
         """
         blob = openvino.Tensor(np.frombuffer(self.export(), np.uint8))
         counted = _core().import_model(blob, "CPU", {**self._asked, "PERF_COUNT": True})
         instance = OpenVinoInstance(counted.create_infer_request(), self.inputs, self.outputs, self._path)
-        times: dict[str, list[float]] = {}
-        instance.views(inputs)  # kernels are made in the first call
-        for _ in range(max(1, repeats)):
-            instance.views(inputs)
-            for name, microseconds in instance.profile():
-                times.setdefault(name, []).append(microseconds)
+        averages: dict[str, list[tuple[int, float]]] = {}
+        calls = 0
+        for more in (1, *counters.groups(max(1, repeats))):  # kernels are made in the first call
+            for _ in range(more):
+                instance.views(inputs)
+            calls += more
+            for name, average in instance.profile():
+                averages.setdefault(name, []).append((calls, average))
+        times = {name: counters.typical(own) for name, own in averages.items()}
         # After the calls, in which kernels that depend on shapes are chosen.
         layers = counted.get_runtime_model().get_ordered_ops()
         found = [(each, times.get(each.get_friendly_name())) for each in layers]
         names = profiles.node_names(self._path)
-        return tuple(_region(each, median(own), names) for each, own in found if own and _layer_type(each) not in _DATA)
+        return tuple(
+            _region(each, own, names) for each, own in found if own is not None and _layer_type(each) not in _DATA
+        )
 
     def instance(self, *, priority: int = 0) -> "OpenVinoInstance":
         del priority  # a CPU has no streams
@@ -234,7 +239,10 @@ class OpenVinoInstance:
             raise ExecutionError(f"OpenVINO failed: {library_message(error, self._path)}") from error
 
     def profile(self) -> list[tuple[str, float]]:
-        """Microseconds of each layer that the last call executed; for models compiled to count them."""
+        """Of each layer that the last call executed, microseconds on average of all calls so far.
+
+        For models compiled to count them.
+        """
         assert self._request is not None
         return [
             (layer.node_name, layer.real_time.total_seconds() * 1e6)
