@@ -1,4 +1,4 @@
-"""What passes make of graphs that libraries on a CPU run, and which they must leave alone; results are compared, too."""
+"""What passes make of graphs that libraries on a CPU run, and which they must leave alone; results are compared."""
 
 import numpy as np
 import onnx
