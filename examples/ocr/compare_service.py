@@ -10,7 +10,6 @@ counts from when a page was handed in, as the server's does.
 import argparse
 import base64
 import json
-import os
 import statistics
 import subprocess
 import sys
@@ -32,6 +31,7 @@ from examples.ocr.model import engines_in
 from examples.ocr.servers import child
 from penstock.bench import requests, subject
 from penstock.bench.load import ANSWERED, HTTP, Load, Plan
+from penstock.engine import cores
 
 OURS = ("plain networks", "engines")
 PEERS = {
@@ -157,7 +157,7 @@ def read_as_peer() -> None:
     pages = [base64.b64decode(each["image"]["b64"]) for each in json.loads(Path(sys.argv[1]).read_text())["data"]]
     asked = json.loads(sys.argv[2])
     own, ready = threading.local(), threading.Barrier(asked["workers"])
-    threads = max(1, len(os.sched_getaffinity(0)) // asked["workers"]) if asked["workers"] > 1 else None
+    threads = cores.per_instance(asked["workers"], None) if asked["workers"] > 1 else None
 
     def begin() -> None:
         ready.wait()  # so that each worker takes one of these

@@ -4,7 +4,6 @@ Promises: each is called with the same pixels and answers lines in its own order
 page at a time on all cores. Called by `compare_pages` and the tests.
 """
 
-import os
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -20,6 +19,7 @@ from examples.ocr.page.crops import FEW_WIDTHS
 from examples.ocr.page.reading import read_page
 from examples.ocr.page.words import Line
 from examples.ocr.reader import ANY_WIDTH
+from penstock.engine import cores
 
 Pixels = npt.NDArray[np.uint8]
 # OpenVINO prepares kernels for every new shape: `reader.Calls` and README.md have the reasons and figures.
@@ -62,9 +62,6 @@ class PageReader:
         )
 
 
-_THREADS = {"onnxruntime": ("onnxruntime.intra_op_num_threads",), "openvino": ("openvino.inference_num_threads",)}
-
-
 @dataclass(frozen=True, slots=True)
 class PeerLine:
     text: str
@@ -84,8 +81,8 @@ class RapidReader:
 
         engine = {"onnxruntime": EngineType.ONNXRUNTIME, "openvino": EngineType.OPENVINO}[runtime]
         settings: dict[str, Any] = {f"{part}.engine_type": engine for part in ("Det", "Cls", "Rec")}
-        number = threads or len(os.sched_getaffinity(0))
-        settings |= {f"EngineConfig.{one}": number for one in _THREADS[runtime]}
+        asked = {"onnxruntime": "intra_op_num_threads", "openvino": "inference_num_threads"}[runtime]
+        settings[f"EngineConfig.{runtime}.{asked}"] = threads or cores.available()
         if threads:  # else OpenVINO ties the threads of every reader to the same first cores
             settings["EngineConfig.openvino.enable_cpu_pinning"] = False
         # Critical: an empty page is no reason to write to the terminal.

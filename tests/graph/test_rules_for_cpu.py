@@ -170,8 +170,7 @@ def test_unlike_blocks_are_joined_in_the_order_of_both(first: int, then: int, mo
 def test_a_foreign_operator_of_the_same_name_is_none() -> None:
     proto = onnx.parser.parse_model(
         '<ir_version: 10, opset_import: ["" : 17, "foreign" : 1]> small '
-        "(float[1,12,4,4] x) => (float[?,?,?,?] y) "
-        '{ d = DepthToSpace<blocksize=2, mode="CRD">(x) c = Conv(d, of_three) '
+        f"{TWELVE} {UPPER} c = Conv(d, of_three) "
         'y = foreign.DepthToSpace<blocksize=2, mode="CRD">(c) }'
     )
     proto.graph.initializer.append(onnx.numpy_helper.from_array(SPREADS["of_three"], "of_three"))
@@ -193,8 +192,7 @@ def test_channels_that_do_not_fill_the_next_blocks_break_nothing() -> None:
 
 @pytest.mark.parametrize("case", FOLLOWED, ids=lambda case: case.name)
 def test_depth_to_space_stays_ahead_of_what_costs_more_before_it(case: Case) -> None:
-    spread = '{ d = DepthToSpace<blocksize=2, mode="CRD">(x) ' + case.text.removeprefix("{")
-    model = graph(f"(float[1,12,4,4] x) => (float[?,?,?,?] y) {spread}", case.weights)
+    model = graph(f"{TWELVE} {UPPER}{case.text.removeprefix('{')}", case.weights)
     changed = optimize(model, then=FOR_CPU).model
     assert changed.graph[0].op_type == "DepthToSpace"
     assert_same(model, changed, {"x": normal(1, 12, 4, 4, seed=9)})
