@@ -49,6 +49,9 @@ def arguments() -> argparse.Namespace:
         help="the gate of builds and of single candidates, where no metric is",
     )
     parser.add_argument("--fresh", action="store_true", help="measure again what was measured")
+    apart = parser.add_mutually_exclusive_group()
+    apart.add_argument("--only-build", action="store_true", help="build engines into --lab, and measure nothing")
+    apart.add_argument("--built", action="store_true", help="measure engines that are in --lab, and build none")
     parser.add_argument("--without-nncf", action="store_true", help="install and use no environment for NNCF")
     parser.add_argument(
         "--check", action="store_true", help="exit 1 when ours is slower than a single candidate, or inaccurate"
@@ -86,6 +89,10 @@ def main() -> int:
         if kept.is_file() and not options.fresh and (old := json.loads(kept.read_text()))["stamp"] == stamp:
             results.append(report.result_from_json(old["result"]))
             continue
+        if options.only_build:
+            if failure := build(subject, path, options)[1]:
+                absent.append((name, failure))
+            continue
         try:
             result = measure(subject, path, options)
         except LostError as error:
@@ -93,6 +100,9 @@ def main() -> int:
             continue
         kept.write_text(json.dumps({"stamp": stamp, "result": report.result_to_json(result)}, indent=1) + "\n")
         results.append(result)
+    if options.only_build:
+        print("".join(f"{name}: {why}\n" for name, why in absent), end="", file=sys.stderr)
+        return 1 if absent else 0
     run = report.Run(
         machine=cpu,
         flags=tuple(flag for flag in FLAGS_OF_INTEREST if flag in flags),
@@ -109,17 +119,17 @@ def main() -> int:
     print(text)
     if options.rounds < _NEEDED_ROUNDS:
         print(f"engine_cpu: {options.rounds} rounds tell whether it runs, not what the figures are", file=sys.stderr)
-    found = list(report.checks(run))
-    print(f"engine_cpu: {report.verdict_counts(found)}", file=sys.stderr)
-    return 1 if options.check and any(check.verdict in ("SLOWER", "INACCURATE") for check in found) else 0
+    checks = list(report.checks(run))
+    print(f"engine_cpu: {report.verdict_counts(checks)}", file=sys.stderr)
+    return 1 if options.check and any(check.verdict in ("SLOWER", "INACCURATE") for check in checks) else 0
 
 
 def measure(subject: Subject, path: Path, options: argparse.Namespace) -> report.Result:
     print(f"{subject.name}: {path.name}", file=sys.stderr, flush=True)
     started = time.monotonic()
-    gate = Gate(options.cosine, subject.metric, subject.drop)
-    engine, failure = build(subject, path, gate, options)
+    engine, failure = found(subject, options) if options.built else build(subject, path, options)
     seconds = time.monotonic() - started
+    gate = Gate(options.cosine, subject.metric, subject.drop)
     models = options.lab / "models"
     files = Files(
         source=path,
@@ -135,9 +145,19 @@ def measure(subject: Subject, path: Path, options: argparse.Namespace) -> report
     return report.Result(subject.name, subject.shape, tuple(rows), seconds, gate.text, failure)
 
 
-def build(subject: Subject, path: Path, gate: Gate, options: argparse.Namespace) -> tuple[Path | None, str]:
+def found(subject: Subject, options: argparse.Namespace) -> tuple[Path | None, str]:
+    """What an earlier `build` left, or why there is nothing."""
+    out = engine_of(subject, options)
+    return (out, "") if out.is_file() else (None, f"no {out.name} was built")
+
+
+def engine_of(subject: Subject, options: argparse.Namespace) -> Path:
+    return Path(options.lab / "engines" / f"{subject.name}.engine")
+
+
+def build(subject: Subject, path: Path, options: argparse.Namespace) -> tuple[Path | None, str]:
     """The engine, or what `penstock build` said. By the command line and in its own process, as users build."""
-    out = options.lab / "engines" / f"{subject.name}.engine"
+    out, gate = engine_of(subject, options), Gate(options.cosine, subject.metric, subject.drop)
     out.parent.mkdir(parents=True, exist_ok=True)
     out.unlink(missing_ok=True)
     smallest, largest = (

@@ -95,6 +95,20 @@ def test_what_stays_wide_is_told_by_name(kept: int, text: str) -> None:
     assert evidence.kept_wide(SensitivityRecord(tuple(f"conv{at}" for at in range(kept)), 20, 0.1, 3)) == text
 
 
+def test_rounded_weights_are_told_beside_what_stays_wide() -> None:
+    together = "weights of 21 layers rounded to sixteen bits together"
+    found = SensitivityRecord((), 20, 0.1, 1, "mixed", 21)
+    assert evidence.kept_wide(found) == f"{together}, no layer in FP32"
+    some = evidence.kept_wide(replace(found, kept=("conv0",)))
+    assert some == f"1 of 20 layers that can stay in FP32 do: conv0; {together} but for those"
+
+
+def test_evidence_from_before_weights_were_rounded_together_is_read() -> None:
+    written = FOUND.to_json()
+    del written["mixed"]["rounded"]
+    assert evidence.from_json(written) == FOUND
+
+
 def test_evidence_from_before_programs_were_judged_alone_is_read() -> None:
     written = FOUND.to_json()
     del written["alone"]

@@ -15,7 +15,8 @@ from penstock.build import mixing
 from penstock.build.gate import Cosine, Metric, Verdict
 from penstock.build.judging import Compared, in_steps, judges, well_inside
 from penstock.engine import runtimes
-from penstock.engine.plan import WIDE_KEY, Tactic
+from penstock.engine.plan import ROUNDED_KEY, WIDE_KEY, Tactic
+from penstock.errors import ModelLoadError
 from penstock.tactics import Form, Measurement, candidates, compiled
 from tests.quantize import networks
 
@@ -104,6 +105,85 @@ def test_many_layers_are_tried_first_where_much_is_lost(alone: Verdict, kept: in
     assert len([node for node in model.graph if node.op_type == "Conv"]) == 8
     mixing.search(model, BF16, alone, judged, budget_seconds=60)
     assert first[0] == kept
+
+
+def trials_of(model: ir.Model, *verdicts: Verdict) -> tuple[list[tuple[int, int]], Any]:
+    """Convolutions in FP32 and layers with rounded weights, of every trial; and a judge that says these in turn."""
+    seen: list[tuple[int, int]] = []
+
+    def judged(trial: ir.Model) -> Verdict:
+        wide = sum(WIDE_KEY in node.metadata_props for node in trial.graph if node.op_type == "Conv")
+        seen.append((wide, sum(ROUNDED_KEY in node.metadata_props for node in trial.graph)))
+        return verdicts[min(len(seen), len(verdicts)) - 1]
+
+    return seen, judged
+
+
+def test_weights_rounded_together_may_be_all_that_is_needed() -> None:
+    model = graph.optimize(networks.residual()).model
+    seen, judged = trials_of(model, cosine(0.9999))
+    found = mixing.search(model, BF16, cosine(0.9986), judged, networks.pictures(4), budget_seconds=60)
+    assert found is not None
+    assert found.model is not None
+    assert seen == [(0, 9)]
+    assert (found.record.kept, found.record.rounded, found.record.form) == ((), 9, "mixed")
+    assert found.record.evaluations == 1
+    assert found.inside
+
+
+def test_layers_are_kept_beside_weights_that_are_rounded_together() -> None:
+    model = graph.optimize(networks.residual()).model
+    seen, judged = trials_of(model, cosine(0.9986), cosine(0.9999))
+    found = mixing.search(model, BF16, cosine(0.8), judged, networks.pictures(4), budget_seconds=60)
+    assert found is not None
+    assert seen == [(0, 9), (1, 8)]  # as many as the rounded weights leave to do
+    assert len(found.record.kept) == 1
+    assert found.record.evaluations == 2
+
+
+def test_what_just_passes_with_rounded_weights_is_better_than_nothing() -> None:
+    model = graph.optimize(networks.residual()).model
+    seen, judged = trials_of(model, cosine(0.9991), cosine(0.99))
+    found = mixing.search(model, BF16, cosine(0.99), judged, networks.pictures(4), budget_seconds=60)
+    assert found is not None
+    assert found.model is not None
+    assert len(seen) > 1
+    assert (found.record.kept, found.record.form, found.inside) == ((), "mixed", False)
+
+
+def test_a_network_without_convolutions_has_its_weights_rounded() -> None:
+    model = graph.optimize(networks.transformer()).model
+    seen, judged = trials_of(model, cosine(0.9999))
+    assert mixing.search(model, BF16, cosine(0.99), judged, budget_seconds=60) is None
+    found = mixing.search(model, BF16, cosine(0.99), judged, networks.sequences(3), budget_seconds=60)
+    assert found is not None
+    assert seen == [(0, 2)]
+    failing = trials_of(model, cosine(0.99))[1]
+    found = mixing.search(model, BF16, cosine(0.99), failing, networks.sequences(3), budget_seconds=60)
+    assert found is not None
+    assert found.model is None
+    assert found.record.form == ""
+
+
+def test_only_bf16_is_worth_rounding_together() -> None:
+    model = graph.optimize(networks.residual()).model
+    seen, judged = trials_of(model, cosine(0.9999))
+    fp16 = Tactic("openvino", "fp16", "optimized")
+    mixing.search(model, fp16, cosine(0.9986), judged, networks.pictures(4), budget_seconds=60)
+    assert seen == [(1, 0)]
+
+
+def test_weights_stay_where_nobody_can_say_what_layers_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuses(*_: Any, **__: Any) -> Any:
+        raise ModelLoadError("no kernel for it")
+
+    monkeypatch.setattr("penstock.engine.runtimes.onnxruntime.OnnxRuntime.load", refuses)
+    model = graph.optimize(networks.residual()).model
+    seen, judged = trials_of(model, cosine(0.9999))
+    found = mixing.search(model, BF16, cosine(0.9986), judged, networks.pictures(4), budget_seconds=60)
+    assert found is not None
+    assert seen == [(1, 0)]
+    assert found.record.rounded == 0
 
 
 @pytest.mark.parametrize(

@@ -109,6 +109,18 @@ def test_a_static_program_that_computes_otherwise_has_its_own_verdict(odd: Verdi
     assert odd.failed(ODD, 0)
 
 
+def test_weights_that_were_rounded_by_data_are_judged_as_what_learned_from_it(tmp_path: Path) -> None:
+    source = networks.transformer()
+    samples = networks.sequences(4).samples
+    shapes = ({"x": tuple(samples[0]["x"].shape)},)
+    found = verdicts(tmp_path, source, source, samples, buckets=shapes)
+    forms = found._forms
+    forms.add("mixed", quantize.keeping(source, (), {"up": np.ones((32, 64), np.float32)}), precision="bf16")
+    learned = found.judge(Tactic("onnxruntime", "int8", "odd"))
+    assert found.judge(Tactic("openvino", "bf16", "mixed")) is learned
+    assert found.judge(Tactic("openvino", "bf16", "optimized")) is not learned
+
+
 def test_each_bucket_has_a_verdict_of_its_own(odd: Verdicts) -> None:
     assert odd.of(STATIC, 0).passed
     assert odd.failed(STATIC, 1, look=True)

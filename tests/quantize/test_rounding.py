@@ -4,11 +4,12 @@ import itertools
 import time
 from dataclasses import replace
 
+import ml_dtypes
 import numpy as np
 import pytest
 
 from penstock.graph import optimize
-from penstock.quantize import SCHEMES, Calibration, pick, polish, recipes
+from penstock.quantize import SCHEMES, Calibration, in_bfloat16, keeping, pick, polish, recipes
 from penstock.quantize.layers import plan
 from penstock.quantize.moments import moments, reading
 from penstock.quantize.observe import runner
@@ -227,3 +228,44 @@ def test_the_rounded_form_is_picked_where_it_is_closest() -> None:
     with runner(model, names) as run:
         picked = pick([plain, *polish(plain, data)], held_out, run)
     assert "-rounded" in picked.recipe.name
+
+
+def bfloat16(array: Array) -> Array:
+    return array.astype(ml_dtypes.bfloat16).astype(FLOAT32)
+
+
+def test_weights_rounded_to_bf16_together_answer_more_alike_than_the_nearest() -> None:
+    model, (data, held_out) = optimize(residual()).model, pictures(40).split()
+    known = {node.name or "": node.inputs[1] for node in model.graph if node.op_type in ("Conv", "Gemm", "MatMul")}
+    arrays = {name: value.const_value.numpy() for name, value in known.items() if value and value.const_value}
+    found = in_bfloat16(model, data)
+    assert found.keys() == arrays.keys()  # those of gates and single channels among them
+    for name, weight in found.items():
+        assert weight.shape == arrays[name].shape
+        np.testing.assert_array_equal(weight, bfloat16(weight))
+        assert (weight != bfloat16(arrays[name])).any()
+    expected = answers(model, held_out)
+    nearest = {name: bfloat16(array) for name, array in arrays.items()}
+    before, after = (error(expected, answers(keeping(model, (), each), held_out)) for each in (nearest, found))
+    assert 0 < after < 0.5 * before
+    again = in_bfloat16(model, data)
+    assert all((again[name] == weight).all() for name, weight in found.items())
+
+
+def test_nothing_is_rounded_or_learned_after_the_deadline() -> None:
+    model, data = optimize(residual()).model, pictures(4)
+    late = time.monotonic() - 1
+    assert in_bfloat16(model, data, deadline=late) == {}
+    readings = [each for layer in plan(model, Scheme()).layers if (each := reading(layer)) is not None]
+    assert moments(model, readings, data.samples, late) == {}
+
+
+def test_moments_do_not_depend_on_how_many_rows_are_multiplied_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, data = optimize(residual()).model, pictures(5)
+    readings = [each for layer in plan(model, Scheme()).layers if (each := reading(layer)) is not None]
+    together = moments(model, readings, data.samples)
+    monkeypatch.setattr("penstock.quantize.moments._LEAST_ROWS", 1)
+    monkeypatch.setattr("penstock.quantize.moments._ROWS_AT_ONCE", 0.0)
+    apart = moments(model, readings, data.samples)
+    for name, each in together.items():
+        np.testing.assert_allclose(apart[name], each, rtol=1e-5, atol=1e-6)

@@ -2,12 +2,14 @@
 
 import time
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import onnx_ir as ir
 import pytest
 
-from penstock.engine.plan import WIDE_KEY
+from penstock.engine.plan import ROUNDED_KEY, WIDE_KEY
 from penstock.quantize import convolutions, keeping, search_run
 from tests.quantize.networks import Builder, residual
 
@@ -39,6 +41,50 @@ def test_a_convolution_is_marked_with_what_belongs_to_it(names: tuple[str, ...],
     model = residual()
     assert marked(keeping(model, names)) == expected
     assert marked(model) == set()
+
+
+def rounded(model: ir.Model) -> set[str]:
+    return {node.name or "" for node in model.graph if node.metadata_props.get(ROUNDED_KEY) == "bf16"}
+
+
+def weight(model: ir.Model, name: str) -> npt.NDArray[Any]:
+    (node,) = (node for node in model.graph if node.name == name)
+    value = node.inputs[1]
+    assert value is not None
+    assert value.const_value is not None
+    found: npt.NDArray[Any] = value.const_value.numpy()
+    return found
+
+
+def test_layers_that_are_not_kept_get_the_weights_that_are_given() -> None:
+    model = residual()
+    names = ("stem", "first", "fc")
+    own = {name: weight(model, name).copy() for name in names}
+    given = {name: array + 1 for name, array in own.items()}
+    size = len(model.graph.initializers)
+    made = keeping(model, ("stem", "second"), given)
+    assert marked(made) == {"stem", "stem_relu", "pool", "second", "sum", "sum_relu"}
+    assert rounded(made) == {"first", "fc"}
+    assert len(made.graph.initializers) == size  # what nothing reads any more is gone
+    np.testing.assert_array_equal(weight(made, "stem"), own["stem"])
+    for name in ("first", "fc"):
+        np.testing.assert_array_equal(weight(made, name), given[name])
+    assert rounded(model) == set()
+    for name in names:
+        np.testing.assert_array_equal(weight(model, name), own[name])
+
+
+def test_layers_that_share_a_weight_are_given_one_each() -> None:
+    b = Builder()
+    b.weight("shared", np.ones((4, 4, 1, 1), np.float32))
+    b.node("Conv", [b.node("Conv", ["x", "shared"], "one"), "shared"], "two")
+    model = b.model(["n", 4, 8, 8], "two", ["n", 4, 8, 8])
+    made = keeping(model, (), {"one": np.full((4, 4, 1, 1), 2, np.float32)})
+    assert (weight(made, "one") == 2).all()
+    assert (weight(made, "two") == 1).all()
+    both = keeping(model, (), {name: np.full((4, 4, 1, 1), at, np.float32) for at, name in enumerate(("one", "two"))})
+    assert (weight(both, "one") == 0).all()
+    assert (weight(both, "two") == 1).all()
 
 
 def test_what_stands_before_the_first_layer_is_marked_with_it() -> None:

@@ -360,7 +360,7 @@ class Build:
         self._progress.stage("mix", tactic.name)
         self._mix = mixing.search(
             self._forms.plain, tactic, alone, lambda model: self._verdicts.tried(model, tactic),
-            budget_seconds=self._budget.share(budget.MIX),
+            None if self._custom_ops else self._learned, budget_seconds=self._budget.share(budget.MIX),
         )  # fmt: skip
         if self._mix is not None and self._mix.model is not None:
             self._race_form(mixing.FORM, self._mix.model, self._mix.precision, budget.MIX)

@@ -135,6 +135,9 @@ class SensitivityRecord:
     form: str = ""
     """The form that was made so; empty when no set of layers was found that passes."""
 
+    rounded: int = 0
+    """Layers whose weights were rounded together to sixteen bits, those that were left in a wider type among them."""
+
 
 @dataclass(frozen=True, slots=True)
 class Environment:
@@ -296,10 +299,14 @@ def _reason(evidence: Evidence, table: Sequence[Row], bucket: int) -> str:
 
 
 def kept_wide(found: SensitivityRecord) -> str:
-    """What stays in FP32 in a form in sixteen bits: the first by name."""
+    """What stays in FP32 in a form in sixteen bits: the first by name; and whether weights were rounded together."""
+    together = f"weights of {found.rounded} layers rounded to sixteen bits together"
+    if not found.kept:
+        return f"{together}, no layer in FP32"
     names, more = ", ".join(found.kept[:_NAMED]), len(found.kept) - _NAMED
     text = f"{len(found.kept)} of {found.layers} layers that can stay in FP32 do: {names}"
-    return f"{text} and {more} more" if more > 0 else text
+    text += f" and {more} more" if more > 0 else ""
+    return f"{text}; {together} but for those" if found.rounded else text
 
 
 def milliseconds(microseconds: float) -> str:

@@ -16,7 +16,7 @@ from penstock import graph
 from penstock.build.custom_ops import write_parts
 from penstock.engine.cuda import form as lowered
 from penstock.engine.lowered import LoweredGraph
-from penstock.engine.plan import LOWERED, OPTIMIZED, SOURCE, Profile, Reduction, Shapes
+from penstock.engine.plan import LOWERED, OPTIMIZED, ROUNDED_KEY, SOURCE, Profile, Reduction, Shapes
 from penstock.engine.routing import batched
 from penstock.errors import Internal, ModelLoadError
 from penstock.graph.eight_bits import in_fp8, in_int8, unquantized
@@ -69,7 +69,9 @@ class Forms:
         graph.save(model, path)
         write_parts(model, path)
         self.sources[name] = {node.name or "": graph.sources(node) for node in model.graph}
-        made = Form(path, precision, precision == "int8")
+        made = Form(
+            path, precision, precision == "int8", any(ROUNDED_KEY in node.metadata_props for node in model.graph)
+        )
         self.files[name] = made
         return made
 

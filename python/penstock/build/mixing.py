@@ -2,25 +2,34 @@
 
 A form like any other: its marks say which layers stay wide (`quantize.wide`), it is raced in one precision by the one
 library that can mix, and the gate has the last word. Only looked for where sixteen bits are fast and fail, or pass with
-so little to spare that further inputs may fail. Called by the driver.
+so little to spare that further inputs may fail. Where there is calibration data the weights of layers in BF16 are
+rounded together first, which may be all that is needed. Called by the driver.
 """
 
+import logging
 import math
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Final, Literal
 
+import numpy as np
 import onnx_ir as ir
+from numpy.typing import NDArray
 
 from penstock import graph, quantize
 from penstock.build.evidence import SensitivityRecord
 from penstock.build.forms import BESIDE
 from penstock.build.gate import Verdict
 from penstock.build.judging import USED, margin, well_inside
-from penstock.build.keeping import choose
+from penstock.build.keeping import Layers, choose
 from penstock.engine.plan import Tactic
+from penstock.errors import PenstockError
+from penstock.quantize import Calibration, Kept
 from penstock.tactics import Measurement
 from penstock.tactics.candidates import OPENVINO
+
+_LOG = logging.getLogger(__name__)
 
 FORM: Final = "mixed"
 _NARROW: Final = frozenset({"bf16", "fp16"})
@@ -36,6 +45,10 @@ _FEW: Final = 1 / 16
 _MANY: Final = 1 / 2
 _FAR: Final = 3.0
 
+# Of the time, for weights that are rounded together; trials have the rest.
+_ROUNDING: Final = 0.5
+
+Floats = NDArray[np.float32]
 Times = Sequence[float | None]
 
 
@@ -65,29 +78,60 @@ def candidate(timed: Sequence[Measurement], passes: Callable[[Tactic], bool]) ->
 
 
 def search(
-    model: ir.Model, tactic: Tactic, alone: Verdict, judged: Callable[[ir.Model], Verdict], *, budget_seconds: float
+    model: ir.Model,
+    tactic: Tactic,
+    alone: Verdict,
+    judged: Callable[[ir.Model], Verdict],
+    learned: Calibration | None = None,
+    *,
+    budget_seconds: float,
 ) -> Mix | None:
-    """Keep as few layers in FP32 as bring the model well inside the gate, or else inside; None without such layers.
+    """Keep as few layers in FP32 as bring the model well inside the gate, or else inside; None where nothing can be
+    done.
 
-    model   the graph to mark: norms folded, without reductions.
-    alone   the verdict without such layers.
-    judged  the verdict on a marked graph, run as the tactic says.
+    model    the graph to mark: norms folded, without reductions.
+    alone    the verdict without such layers.
+    judged   the verdict on a graph, run as the tactic says.
+    learned  what the weights of layers in BF16 are rounded together by.
     """
+    precision: Literal["bf16", "fp16"] = "fp16" if tactic.precision == "fp16" else "bf16"
+    deadline = time.monotonic() + budget_seconds
     layers = quantize.convolutions(model)
-    if not layers:
+    weights: Mapping[str, Floats] = {}
+    if learned is not None and precision == "bf16":
+        weights = _rounded(model, learned, deadline - (1 - _ROUNDING) * budget_seconds)
+    if weights:
+        alone = judged(quantize.keeping(model, (), weights))
+    elif not layers:
         return None
+
+    def look(evaluate: Callable[[Layers], float], passes: Callable[[float], bool]) -> Kept:
+        if weights and passes(score := evaluate(frozenset())):
+            return Kept(frozenset(), score, True, 1, True)
+        ended = quantize.search_run(
+            layers, evaluate, passes, budget_seconds=deadline - time.monotonic(), first_share=_first_share(alone)
+        )
+        return replace(ended, evaluations=ended.evaluations + bool(weights))
+
     found, verdict = choose(
-        lambda evaluate, passes: quantize.search_run(
-            layers, evaluate, passes, budget_seconds=budget_seconds, first_share=_first_share(alone)
-        ),
-        lambda kept: judged(quantize.keeping(model, kept)), len, most=_MOST * len(layers),
+        look, lambda kept: judged(quantize.keeping(model, kept, weights)) if kept else alone, len,
+        most=_MOST * len(layers),
     )  # fmt: skip
     names = tuple(_source(node) for node in model.graph if node.name in found.layers)
     score = found.score if math.isfinite(found.score) else None
-    record = SensitivityRecord(names, len(layers), score, found.evaluations, FORM if found.passed else "")
-    precision: Literal["bf16", "fp16"] = "fp16" if tactic.precision == "fp16" else "bf16"
-    mixed = quantize.keeping(model, found.layers) if found.passed else None
+    form = FORM if found.passed else ""
+    record = SensitivityRecord(names, len(layers), score, found.evaluations, form, len(weights))
+    mixed = quantize.keeping(model, found.layers, weights) if found.passed else None
     return Mix(record, mixed, precision, well_inside(verdict))
+
+
+def _rounded(model: ir.Model, learned: Calibration, deadline: float) -> Mapping[str, Floats]:
+    """None where the library that says what layers read does not run the model."""
+    try:
+        return quantize.in_bfloat16(model, learned, deadline=deadline)
+    except PenstockError as error:
+        _LOG.info("weights are not rounded together: %s", error)
+        return {}
 
 
 def _first_share(alone: Verdict) -> float:

@@ -193,8 +193,10 @@ class Verdicts:
 
     def judge(self, *wanted: Tactic) -> Judge:
         """Who judges what these compute together."""
-        narrow = any(tactic.precision in ("int8", "fp8") and tactic.form != SOURCE for tactic in wanted)
-        return self._judges.learned if narrow else self._judges.plain
+        return self._judges.learned if any(map(self._learned, wanted)) else self._judges.plain
+
+    def _learned(self, tactic: Tactic) -> bool:
+        return self._forms.files[tactic.form].learned or (tactic.precision in ("int8", "fp8") and tactic.form != SOURCE)
 
     def of_engine(self, chosen: Sequence[Tactic], run: Run) -> Verdict:
         """The verdict on a sealed engine with these tactics at its buckets: on inputs as they are, then at the shapes

@@ -26,6 +26,8 @@ PLAIN_STEPS: Final = (("steps", "plain"),)
 TUNED_STEPS: Final = (("steps", "tuned"),)
 WIDE_KEY: Final = "penstock.precision"
 """In the metadata of an ONNX node: `fp32` where it stays so, whatever narrower type the tactic asks for."""
+ROUNDED_KEY: Final = "penstock.rounded"
+"""In the metadata of an ONNX node: the type that holds its weights exactly, to which calibration data rounded them."""
 
 LOWERED: Final = "lowered"
 """What the names of forms begin with that are steps for a GPU (engine.lowered) and not ONNX."""

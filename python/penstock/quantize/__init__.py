@@ -12,6 +12,7 @@ from penstock.quantize.observe import Statistics, TensorStatistics, cached, coll
 from penstock.quantize.place import layers, quantize, watched
 from penstock.quantize.progress import Progress
 from penstock.quantize.recipe import Picked, Recipe, improve, pick, polish, recipes
+from penstock.quantize.rounding import in_bfloat16
 from penstock.quantize.scheme import GPU, SCHEMES, Range, Scheme, suited
 from penstock.quantize.sensitivity import Kept, Noise, rank_by_noise, search
 from penstock.quantize.wide import convolutions, keeping, search_run
@@ -34,6 +35,7 @@ __all__ = [
     "collect",
     "convolutions",
     "improve",
+    "in_bfloat16",
     "keeping",
     "layers",
     "load",

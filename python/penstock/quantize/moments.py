@@ -5,6 +5,8 @@ are its patches, padding included. Rows are drawn at random places of every samp
 are alike. Called by rounding.
 """
 
+import math
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
@@ -22,6 +24,9 @@ Floats = NDArray[np.float32]
 # Rows that a matrix is made of: enough for small ones, and more than it has columns.
 _ROWS: Final = 2048
 _ROWS_PER_INPUT: Final = 1.5
+# Multiplied at once, at the least, and by what a matrix has.
+_LEAST_ROWS: Final = 256
+_ROWS_AT_ONCE: Final = 0.25
 # Beyond this many inputs of a sum, a matrix and its factors take too much time and room.
 _MOST_INPUTS: Final = 8192
 
@@ -64,22 +69,56 @@ def reading(layer: Layer) -> Reading | None:
     return found if found.inputs <= _MOST_INPUTS else None
 
 
-def moments(model: ir.Model, readings: Sequence[Reading], samples: Sequence[Mapping[str, Any]]) -> dict[str, Floats]:
-    """[groups, inputs, inputs] by layer: the mean of x x' over positions of the samples."""
-    sums: dict[str, Floats] = {}
-    counts = dict.fromkeys((each.name for each in readings), 0)
+def moments(
+    model: ir.Model, readings: Sequence[Reading], samples: Sequence[Mapping[str, Any]], deadline: float = math.inf
+) -> dict[str, Floats]:
+    """[groups, inputs, inputs] by layer: the mean of x x' over positions of the samples.
+
+    deadline  on the monotonic clock; where it comes before the last sample, nothing is known.
+    """
     random = np.random.default_rng(0)
+    sums = {each.name: _Sum(each) for each in readings}
     with runner(model, {each.layer.activation.name or "" for each in readings}) as run:
         for sample in samples:
+            if time.monotonic() > deadline:
+                return {}
             answers = run(sample)
             for each in readings:
                 wanted = int(max(_ROWS, _ROWS_PER_INPUT * each.inputs)) // len(samples) + 1
-                seen = _rows(each, answers[each.layer.activation.name or ""], wanted, random)
-                # Of one matrix and its own transpose BLAS computes a half; of stacks of them numpy asks for the whole.
-                product = np.stack([rows.T @ rows for rows in seen])
-                sums[each.name] = product + sums.get(each.name, np.zeros((), np.float32))
-                counts[each.name] += seen.shape[1]
-    return {name: total / np.float32(max(1, counts[name])) for name, total in sums.items()}
+                sums[each.name].add(_rows(each, answers[each.layer.activation.name or ""], wanted, random))
+    return {name: each.mean() for name, each in sums.items()}
+
+
+class _Sum:
+    """Of products of rows. A few rows at a time would read and write the whole matrix for each few."""
+
+    def __init__(self, read: Reading) -> None:
+        self._matrix: Floats = np.zeros((read.groups, read.inputs, read.inputs), np.float32)
+        self._enough = max(_LEAST_ROWS, _ROWS_AT_ONCE * read.inputs)
+        self._rows: list[Floats] = []
+        self._count = 0
+
+    def add(self, rows: Floats) -> None:
+        """[groups, rows, inputs]."""
+        self._rows.append(rows)
+        if sum(each.shape[1] for each in self._rows) >= self._enough:
+            self._multiply()
+
+    def mean(self) -> Floats:
+        """[groups, inputs, inputs]."""
+        self._multiply()
+        self._matrix /= np.float32(max(1, self._count))
+        return self._matrix
+
+    def _multiply(self) -> None:
+        if not self._rows:
+            return
+        together = np.concatenate(self._rows, axis=1)
+        self._rows.clear()
+        self._count += together.shape[1]
+        # Of one matrix and its own transpose BLAS computes a half; of stacks of them numpy asks for the whole.
+        for group, rows in enumerate(together):
+            self._matrix[group] += rows.T @ rows
 
 
 def _rows(each: Reading, array: NDArray[Any], wanted: int, random: np.random.Generator) -> Floats:

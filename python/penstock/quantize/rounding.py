@@ -8,16 +8,18 @@ Post-Training Quantization for Generative Pre-trained Transformers", ICLR 2023).
 last, and are rounded while there is most left to make up for them.
 
 What a layer reads is read in eight bits: that noise is part of H. H is not centred, so what is least is the mean error,
-too. Called by recipe.
+too. To BF16 it is done in the same way, with that type's numbers in place of whole ones. Called by recipe and build.
 """
 
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Final
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Final, TypeVar
 
+import ml_dtypes
 import numpy as np
 import onnx_ir as ir
+from numpy.typing import NDArray
 
 from penstock.quantize.data import Calibration
 from penstock.quantize.layers import plan
@@ -25,6 +27,10 @@ from penstock.quantize.moments import Floats, Reading, moments, reading
 from penstock.quantize.place import Narrow, quantize_weight
 from penstock.quantize.progress import Progress, quiet
 from penstock.quantize.scheme import Range, Scheme
+
+# Layers that libraries compute in BF16: all that have constant weights.
+_ALL: Final = Scheme("bf16", gates=True)
+_Number = TypeVar("_Number", bound=np.generic)
 
 _SAMPLES: Final = 64
 # Of matrices that are collected in one run over the data.
@@ -47,21 +53,49 @@ def rounded(
     """By name of the layer: weights in eight bits that answer more like the model's than the nearest ones do.
 
     ranges    of activations; layers whose input has none are left out, and those that are not understood.
-    deadline  on the monotonic clock, after which no further group of layers is begun.
+    deadline  on the monotonic clock, after which no further layer is begun.
     """
     known = [layer for layer in plan(model, scheme).layers if layer.activation.name in ranges]
     readings = [each for layer in known if (each := reading(layer)) is not None]
-    chosen = data.samples[:samples]
     found: dict[str, Narrow] = {}
-    for part in _parts(readings):
-        if time.monotonic() > deadline:
-            break
-        seen = moments(model, part, chosen)
-        for each in part:
-            grid = scheme.grid(ranges[each.layer.activation.name or ""])
-            found[each.name] = _solved(each, seen.pop(each.name), grid.scale**2 / 12, scheme.weight_bits)
-            progress("rounding", len(found), len(readings))
+    for each, seen in _seen(model, readings, data.samples[:samples], deadline):
+        grid = scheme.grid(ranges[each.layer.activation.name or ""])
+        found[each.name] = _solved(each, seen, grid.scale**2 / 12, scheme.weight_bits)
+        progress("rounding", len(found), len(readings))
     return found
+
+
+def in_bfloat16(
+    model: ir.Model, data: Calibration, *, samples: int = _SAMPLES, deadline: float = math.inf
+) -> dict[str, Floats]:
+    """By name of the layer: weights that BF16 holds exactly, in float32, which answer more like the model's than the
+    nearest ones of that type do. Layers at the front come first.
+
+    deadline  on the monotonic clock, after which no further layer is begun.
+    """
+    readings = [each for layer in plan(model, _ALL).layers if (each := reading(layer)) is not None]
+    found: dict[str, Floats] = {}
+    for each, seen in _seen(model, readings, data.samples[:samples], deadline):
+        values = _planes(_matrix(each), seen, 0.0, _nearest_bfloat16)
+        if values is not None:
+            found[each.name] = _as_weight(each, _nearest_bfloat16(values))
+    return found
+
+
+def _nearest_bfloat16(numbers: NDArray[Any]) -> Floats:
+    return numbers.astype(ml_dtypes.bfloat16).astype(np.float32)
+
+
+def _seen(
+    model: ir.Model, readings: Sequence[Reading], samples: Sequence[Mapping[str, Any]], deadline: float
+) -> Iterator[tuple[Reading, Floats]]:
+    """Each layer, with the second moments of what it reads, until the deadline."""
+    for part in _parts(readings):
+        seen = moments(model, part, samples, deadline)
+        for each in part:
+            if not seen or time.monotonic() > deadline:
+                return
+            yield each, seen.pop(each.name)
 
 
 def _parts(readings: Sequence[Reading]) -> Iterator[list[Reading]]:
@@ -79,14 +113,21 @@ def _parts(readings: Sequence[Reading]) -> Iterator[list[Reading]]:
 def _solved(read: Reading, seen: Floats, noise: float, bits: int) -> Narrow:
     """noise: the variance that eight bits add to each input."""
     nearest = quantize_weight(read.weight, read.layer.axis, bits=bits)
+    steps = nearest.scales.reshape(read.groups, 1, -1)
+    values = nearest_plane(_matrix(read) / steps, seen, noise, 2 ** (bits - 1) - 1)
+    return nearest if values is None else Narrow(_as_weight(read, values.astype(np.int8)), nearest.scales)
+
+
+def _matrix(read: Reading) -> Floats:
+    """Its weights as [groups, inputs, outputs of a group]."""
     rows = np.moveaxis(read.weight, read.layer.axis, 0)
-    # [groups, inputs, outputs of a group]
-    matrix: Floats = rows.reshape(read.groups, -1, read.inputs).transpose(0, 2, 1).astype(np.float32)
-    values = nearest_plane(matrix / nearest.scales.reshape(read.groups, 1, -1), seen, noise, 2 ** (bits - 1) - 1)
-    if values is None:
-        return nearest
-    narrow = values.transpose(0, 2, 1).reshape(rows.shape).astype(np.int8)
-    return Narrow(np.ascontiguousarray(np.moveaxis(narrow, 0, read.layer.axis)), nearest.scales)
+    return rows.reshape(read.groups, -1, read.inputs).transpose(0, 2, 1).astype(np.float32)
+
+
+def _as_weight(read: Reading, matrix: NDArray[_Number]) -> NDArray[_Number]:
+    """The other way round."""
+    rows = np.moveaxis(read.weight, read.layer.axis, 0).shape
+    return np.ascontiguousarray(np.moveaxis(matrix.transpose(0, 2, 1).reshape(rows), 0, read.layer.axis))
 
 
 def nearest_plane(weights: Floats, seen: Floats, noise: float, top: int) -> Floats | None:
@@ -96,6 +137,14 @@ def nearest_plane(weights: Floats, seen: Floats, noise: float, top: int) -> Floa
     seen     [groups, inputs, inputs]: second moments of the inputs.
     noise    variance that is added to every input.
     """
+    values = _planes(weights, seen, noise, lambda numbers: np.clip(np.rint(numbers), -top, top))
+    return None if values is None else np.rint(values)
+
+
+def _planes(
+    weights: Floats, seen: Floats, noise: float, nearest: Callable[[NDArray[Any]], NDArray[Any]]
+) -> Floats | None:
+    """`nearest_plane` for the numbers that `nearest` answers; within float32's rounding of those."""
     inputs = weights.shape[1]
     diagonal = np.einsum("gii->gi", seen)
     order = np.argsort(diagonal, axis=1)
@@ -118,7 +167,7 @@ def nearest_plane(weights: Floats, seen: Floats, noise: float, top: int) -> Floa
         for at in range(end - 1, start - 1, -1):
             inside = factor[:, at : at + 1, at + 1 : end] @ errors[:, at + 1 : end]
             target = wanted[:, at] + behind[:, at - start] + inside[:, 0]
-            errors[:, at] = wanted[:, at] - np.clip(np.rint(target), -top, top)
+            errors[:, at] = wanted[:, at] - nearest(target)
     values = np.empty_like(wanted)
     np.put_along_axis(values, order[:, :, None], wanted - errors, 1)
-    return np.rint(values)
+    return values

@@ -10,13 +10,16 @@ A marked form is ordinary ONNX: the mark is metadata of nodes (`plan.WIDE_KEY`),
 
 import math
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from types import MappingProxyType
 from typing import Final
 
 import onnx_ir as ir
 
-from penstock.engine.plan import WIDE_KEY
-from penstock.graph.editing import constant, is_operator
+from penstock.engine.plan import ROUNDED_KEY, WIDE_KEY
+from penstock.graph.editing import Edit, constant, is_operator
+from penstock.graph.passes.dead import remove_dead
+from penstock.quantize.moments import Floats
 from penstock.quantize.sensitivity import Evaluate, Kept
 
 # What libraries compute in a convolution's kernel, and which has to be of the same type as it.
@@ -29,6 +32,7 @@ _LAYERS: Final = ("Conv", "ConvTranspose", "MatMul", "Gemm", "LSTM", "GRU", "RNN
 # The first try is this share of the layers, and what is added or taken away at the end one in so many of those found.
 _FIRST_SHARE: Final = 1 / 16
 _STEP_SHARE: Final = 8
+_AS_THEY_ARE: Final[Mapping[str, Floats]] = MappingProxyType({})
 
 
 def convolutions(model: ir.Model) -> tuple[str, ...]:
@@ -36,10 +40,14 @@ def convolutions(model: ir.Model) -> tuple[str, ...]:
     return tuple(node.name for node in model.graph if is_operator(node, "Conv") and node.name)
 
 
-def keeping(model: ir.Model, names: Collection[str]) -> ir.Model:
-    """A copy in which these convolutions are marked, and what lies between them or is computed in their kernels."""
+def keeping(model: ir.Model, names: Collection[str], weights: Mapping[str, Floats] = _AS_THEY_ARE) -> ir.Model:
+    """A copy in which these convolutions are marked, and what lies between them or is computed in their kernels.
+
+    weights  by name of the layer: what layers that are not marked have in place of their own.
+    """
     wanted = frozenset(names)
     copy = model.clone()
+    _give(copy, {name: weight for name, weight in weights.items() if name not in wanted})
     kept: set[ir.Node | None] = {node for node in copy.graph if is_operator(node, "Conv") and node.name in wanted}
     if not kept:
         return copy
@@ -62,6 +70,16 @@ def keeping(model: ir.Model, names: Collection[str]) -> ir.Model:
         if node in kept:
             node.metadata_props[WIDE_KEY] = "fp32"
     return copy
+
+
+def _give(model: ir.Model, weights: Mapping[str, Floats]) -> None:
+    edit = Edit(model)
+    for node in model.graph:
+        weight = weights.get(node.name or "")
+        if weight is not None:  # layers may share one, and each rounds it for what it reads itself
+            edit.set_input(node, 1, edit.constant(f"{node.name}_weight", weight))
+            node.metadata_props[ROUNDED_KEY] = "bf16"
+    remove_dead(edit)
 
 
 def _feeds(node: ir.Node | None, reader: ir.Node) -> bool:

@@ -47,6 +47,9 @@ class Form:
     quantized: bool
     """Holds Q/DQ operators, from `quantize` or from the user, or steps in eight bits: its precision is in the graph."""
 
+    learned: bool = False
+    """Calibration data went into its weights, so that it may answer the samples it has seen better than others."""
+
 
 def candidates(
     forms: Mapping[str, Form], allowed: Collection[str], features: Collection[str], buckets: Sequence[Shapes]
