@@ -15,7 +15,7 @@ from typing import Final
 from penstock.backends.base import check_model_name
 from penstock.backends.engine import NAME as ENGINE
 from penstock.errors import ConfigError, InvalidArgument, ModelLoadError, NotFound, PenstockError
-from penstock.repository import overrides
+from penstock.repository import overrides, warmup
 from penstock.repository.beneath import inside
 from penstock.repository.complete import DEFAULT_MAX_BATCH
 from penstock.repository.config import All, Config, Latest, Specific, parse
@@ -136,6 +136,7 @@ class Repository:
                 except BaseException:
                     release()
                     raise
+                models[-1].warmup = warmup.samples(models[-1].config, directory, root)
         except BaseException:
             for model in models:
                 model.close()
