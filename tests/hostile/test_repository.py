@@ -47,7 +47,35 @@ def test_a_name_over_grpc_is_refused_alike(explicit_server: RunningServer, name:
 
 
 CONTENT = base64.b64encode(b"anything").decode()
+
+
+def warming(**input_data: Any) -> bytes:
+    """A load whose configuration asks for a warm-up of the model's input with this data."""
+    x = {"data_type": "TYPE_FP32", "dims": [4], **input_data}
+    sample = {"name": "s", "batch_size": 4, "inputs": {"x": x}}
+    return dumps(parameters={"config": dumps(max_batch_size=4, model_warmup=[sample]).decode()})
+
+
 BODIES: Mapping[str, bytes] = {
+    **{
+        f"warm-up from {name[:20]!r}": warming(input_data_file=name)
+        for name in (
+            "../config.pbtxt",
+            "../../second/1/model.onnx",
+            "/etc/passwd",
+            "..",
+            "",
+            "a//b",
+            "absent",
+            "x\0y",
+            "a" * 256,
+        )
+    },
+    "warm-up of 2^62 elements": warming(dims=[2**62], zero_data=True),
+    "warm-up of a negative size": warming(dims=[-(2**62)], zero_data=True),
+    "warm-up of 10,000 dimensions": warming(dims=[1] * 10_000, zero_data=True),
+    "warm-up without data": warming(),
+    "warm-up of another type": warming(data_type="TYPE_STRING", zero_data=True),
     **{
         f"file {name[:20]!r}": dumps(parameters={"config": CONFIG, f"file:{name}": CONTENT})
         for name in (

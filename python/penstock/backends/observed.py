@@ -8,7 +8,8 @@ asks for an engine.
 
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Final
 
@@ -36,6 +37,7 @@ class Batches:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._on = True
+        self._away = False
         self._total = 0
         self._counts: dict[Shapes, int] = {}
         self._kept: dict[Shapes, dict[str, Array]] = {}
@@ -52,8 +54,17 @@ class Batches:
             self._on = False
             self._kept.clear()
 
+    @contextmanager
+    def looking_away(self) -> Iterator[None]:
+        """While batches are run that no client sent; for one caller at a time."""
+        self._away = True
+        try:
+            yield
+        finally:
+            self._away = False
+
     def saw(self, inputs: Mapping[str, Array]) -> None:
-        if not self._on:  # most of a model's life
+        if not self._on or self._away:  # most of a model's life
             return
         shapes: Shapes = tuple((name, array.shape) for name, array in inputs.items())
         with self._lock:

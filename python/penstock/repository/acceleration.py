@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from penstock.errors import ConfigError
+from penstock.repository.beneath import plain
 from penstock.tensors import TensorSpec
 
 TENSORRT: Final = "tensorrt"
@@ -43,8 +44,6 @@ _NOTED: Final = frozenset(
 _TIME: Final = re.compile(r"(?:[0-9]{1,6}h)?(?:[0-9]{1,6}m)?(?:[0-9]{1,6}s)?", re.ASCII)
 _COSINE: Final = re.compile(r"cosine\s*>=\s*(0(?:\.[0-9]{1,12})?|1(?:\.0*)?)", re.ASCII)
 _SHAPES: Final = re.compile(r"[^;,]+:(?:[0-9]+(?:x[0-9]+)*|scalar)(?:[;,][^;,]+)*", re.ASCII)
-_PART: Final = re.compile(r"[A-Za-z0-9._-]{1,255}")
-_MAX_PARTS: Final = 8
 _MAX_CHARS: Final = 4096  # of one value: shapes of dozens of inputs
 _DEFAULT_SECONDS: Final = 300.0  # as `penstock build`
 _MOST_CONTEXTS: Final = 16  # of `--contexts`
@@ -166,9 +165,7 @@ def _seconds(text: str | None, where: str) -> float:
 def _calibration(text: str | None, where: str) -> str | None:
     if text is None:
         return None
-    parts = text.split("/")
-    plain = all(_PART.fullmatch(part) and part not in (".", "..") for part in parts)
-    if not plain or len(parts) > _MAX_PARTS or not text.endswith(".npz"):
+    if not plain(text) or not text.endswith(".npz"):
         raise ConfigError(
             f"{where}: calibration is {text!r}, expected a .npz file beneath the model's directory, as in inputs.npz"
         )

@@ -25,6 +25,7 @@ from penstock.repository import messages
 from penstock.repository.acceleration import Acceleration, fixed_shapes
 from penstock.repository.complete import BARE_FILE_MAX_BATCH, complete, reshaped
 from penstock.repository.config import Config, validated
+from penstock.repository.warmup import Sample
 from penstock.tensors import TensorSpec, to_triton
 
 log = logging.getLogger("penstock")
@@ -76,6 +77,9 @@ class Model:
 
     concurrent: Concurrent | None = None
     """For models whose requests run side by side on the server's event loop; instances are not made then."""
+
+    warmup: tuple[Sample, ...] = ()
+    """What every instance runs before the model takes requests."""
 
     def close(self) -> None:
         """Close the backend; a second call does nothing."""
@@ -153,7 +157,8 @@ def accelerated(model: Model, built: Engine) -> Model:
             if not plain.hold():
                 raise Unavailable(f"model {model.name!r} is closed")
             backend = AcceleratedBackend(built, plain)
-        return Model(model.name, model.version, model.config, reshaped(model.config, backend, plain))
+        seen = reshaped(model.config, backend, plain)
+        return Model(model.name, model.version, model.config, seen, warmup=model.warmup)
     except BaseException:
         backend.close()
         raise

@@ -3,7 +3,6 @@
 Nothing is written before every name and the total size have passed. The directory lives as long as a model of it does.
 """
 
-import re
 import shutil
 import tempfile
 import threading
@@ -13,9 +12,8 @@ from typing import Final
 
 from penstock import limits
 from penstock.errors import InvalidArgument, ResourceExhausted
+from penstock.repository.beneath import plain
 
-_PART: Final = re.compile(r"[A-Za-z0-9._-]+")
-_MAX_PARTS: Final = 8  # VERSION/DIRECTORY/.../FILE: deeper than any model keeps its weights
 _PREFIX: Final = "file:"  # how the parameters of a load request name files
 
 
@@ -53,13 +51,13 @@ def checked_names(name: str, files: Mapping[str, bytes]) -> dict[str, tuple[str,
         )
     found: dict[str, tuple[str, ...]] = {}
     for key in files:
-        parts = tuple(key.removeprefix(_PREFIX).split("/"))
-        if not 1 <= len(parts) <= _MAX_PARTS or not all(map(_is_plain, parts)):
+        path = key.removeprefix(_PREFIX)
+        if not plain(path):
             raise InvalidArgument(
                 f"load of {name!r}: file {key[:80]!a} is refused, expected VERSION/FILE of A-Z a-z 0-9 . _ - "
                 f"with at most {limits.NAME_BYTES} characters each"
             )
-        found[key] = parts
+        found[key] = tuple(path.split("/"))
     places = set(found.values())
     if len(places) != len(found) or any(parts[:end] in places for parts in places for end in range(1, len(parts))):
         raise InvalidArgument(f"load of {name!r}: a file is given twice, or is also the directory of another")
@@ -80,7 +78,3 @@ def write(name: str, files: Mapping[str, bytes]) -> FileDirectory:
         directory.release()
         raise
     return directory
-
-
-def _is_plain(part: str) -> bool:
-    return _PART.fullmatch(part) is not None and part not in (".", "..") and len(part) <= limits.NAME_BYTES

@@ -15,7 +15,8 @@ from typing import Final
 from penstock.backends.base import check_model_name
 from penstock.backends.engine import NAME as ENGINE
 from penstock.errors import ConfigError, InvalidArgument, ModelLoadError, NotFound, PenstockError
-from penstock.repository import overrides
+from penstock.repository import overrides, warmup
+from penstock.repository.beneath import inside
 from penstock.repository.complete import DEFAULT_MAX_BATCH
 from penstock.repository.config import All, Config, Latest, Specific, parse
 from penstock.repository.models import RUNTIME_OF_SUFFIX, SUPPORTED, Model, loaded
@@ -135,6 +136,7 @@ class Repository:
                 except BaseException:
                     release()
                     raise
+                models[-1].warmup = warmup.samples(models[-1].config, directory, root)
         except BaseException:
             for model in models:
                 model.close()
@@ -148,7 +150,7 @@ class Repository:
             raise NotFound(f"model {name!r} is not in the repository")
         if len(found) > 1:
             raise ConfigError(f"model {name!r} is in {len(found)} repositories; keep it in one")
-        _inside(found[0], found[0].parent, f"model {name!r}")
+        inside(found[0], found[0].parent, f"model {name!r}")
         return found[0]
 
     def _entry(self, name: str) -> IndexEntry:
@@ -174,15 +176,6 @@ def _hold(directory: overrides.FileDirectory) -> Callable[[], None]:
     return directory.release
 
 
-def _inside(path: Path, root: Path, what: str) -> Path:
-    """The path itself, once it is certain that it leads nowhere outside the root."""
-    try:
-        path.resolve(strict=True).relative_to(root)
-    except (OSError, ValueError, RuntimeError):
-        raise ModelLoadError(f"{what}: {path.name!r} is missing, or a link that leads out of the repository") from None
-    return path
-
-
 def _versions(directory: Path) -> list[int]:
     with os.scandir(directory) as entries:
         names = [entry.name for entry in entries if entry.is_dir()]
@@ -198,7 +191,7 @@ def _calibration(config: Config, directory: Path) -> Path | None:
         return None
     where = f"model {config.name!r}: calibration"
     path = directory / config.acceleration.calibration
-    if not _inside(path, directory.resolve(), where).is_file():
+    if not inside(path, directory.resolve(), where).is_file():
         raise ConfigError(f"{where}: {path.name!r} is not a file")
     return path
 
@@ -208,7 +201,7 @@ def _config_text(directory: Path, root: Path) -> str | None:
     if not path.exists() and not path.is_symlink():
         return None
     where = f"{_CONFIG} of model {directory.name!r}"
-    _inside(path, root, where)
+    inside(path, root, where)
     try:
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
@@ -249,8 +242,8 @@ def _model_file(config: Config, directory: Path, root: Path) -> Path:
         if (directory / name).exists():
             message.backend = runtime or RUNTIME_OF_SUFFIX[Path(name).suffix]
             if (weights := (directory / name).with_suffix(".bin")).is_symlink():  # an .xml reads its weights from there
-                _inside(weights, root, where)
-            return _inside(directory / name, root, where)
+                inside(weights, root, where)
+            return inside(directory / name, root, where)
     present = sorted(entry.name for entry in os.scandir(directory))[:5]
     raise ModelLoadError(
         f"{where} has {', '.join(present) or 'no files'}, expected {' or '.join(names)}; served are {SUPPORTED}"

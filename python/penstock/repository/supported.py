@@ -84,7 +84,11 @@ _NOTED: Final[tuple[tuple[str, Test, str], ...]] = (
         lambda m: any(item.label_filename for item in m.output),
         "the classification extension is not offered",
     ),
-    ("model_warmup", lambda m: len(m.model_warmup) > 0, "the first request of each shape may take longer"),
+    (
+        "model_warmup with batch_size 0",
+        lambda m: any(sample.batch_size == 0 for sample in m.model_warmup),
+        "such a sample is skipped, as by Triton",
+    ),
     ("cc_model_filenames", lambda m: len(m.cc_model_filenames) > 0, "models run on the CPU"),
     ("metric_tags", lambda m: len(m.metric_tags) > 0, "metrics carry model and version"),
     ("model_metrics", lambda m: m.HasField("model_metrics"), "histograms have the server's own buckets"),

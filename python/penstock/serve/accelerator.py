@@ -100,6 +100,8 @@ class Accelerator:
             if path is None:
                 return model
             found = accelerated(model, _opened(model, path))
+            # Its warm-up may read files that came with the load.
+            found.release, model.release = model.release, found.release
         except (PenstockError, OSError) as error:
             log.warning("model %r: the engine in the cache is not used: %s", model.name, _sentence(error))
             return model

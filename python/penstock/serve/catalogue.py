@@ -222,7 +222,7 @@ class Catalogue:
         models = [self._accelerator.ready_made(model) for model in models]
         seconds = time.perf_counter() - started
         specifications = [specification(model, self._batching, seconds) for model in models]
-        return host(models, specifications, self._event_loop)
+        return host(models, specifications, self._event_loop, lambda: self._closed)
 
     def _entry(self, name: str) -> _Entry:
         with self._lock:
