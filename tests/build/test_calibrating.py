@@ -48,22 +48,27 @@ def losing(losses: Mapping[str, float], asked: list[frozenset[str]] | None = Non
     return judged
 
 
+class Heard:
+    """What is said while recipes are made."""
+
+    def __init__(self) -> None:
+        self.stages: list[str] = []
+
+    def stage(self, name: str, detail: str = "") -> None:
+        self.stages.append(name)
+
+    def racing(self, event: Any) -> None:
+        raise AssertionError("nothing is raced here")
+
+
 def test_every_scheme_is_polished_before_one_is_picked() -> None:
     """Which is closest before rounding may not be afterwards."""
     model, (learned, unseen) = optimize(recurrent()).model, pictures(24).split()
     schemes = [replace(each, weight_bits=7) for each in SCHEMES.values()]
-    heard: list[str] = []
-
-    class Heard:
-        def stage(self, name: str, detail: str = "") -> None:
-            heard.append(name)
-
-        def racing(self, event: Any) -> None:
-            raise AssertionError("nothing is raced here")
-
+    heard = Heard()
     with runner(model, ["y"]) as run:
-        recipe, cosines = picked(model, learned, unseen, schemes, run, time.monotonic() + 60, Heard())
-    assert heard == ["improve", "polish"]
+        recipe, cosines = picked(model, learned, unseen, schemes, run, time.monotonic() + 60, heard)
+    assert heard.stages == ["improve", "polish"]
     rounded = {name for name in cosines if name.endswith("-rounded")}
     assert {"-both" in name for name in rounded} == {False, True}
     assert cosines[recipe.name] == max(cosines.values())
@@ -72,7 +77,8 @@ def test_every_scheme_is_polished_before_one_is_picked() -> None:
 @pytest.mark.parametrize(
     ("cosine", "gate", "hopeless"),
     [
-        (0.99, Cosine(0.999), False),
+        (0.991, Cosine(0.999), False),
+        (0.989, Cosine(0.999), True),
         (0.98, Cosine(0.999), True),
         (0.98, Cosine(0.99), False),
         (-1.0, Cosine(0.999), True),
@@ -81,6 +87,19 @@ def test_every_scheme_is_polished_before_one_is_picked() -> None:
 )
 def test_what_loses_many_times_what_is_allowed_is_not_raced(cosine: float, gate: Gate, hopeless: bool) -> None:
     assert out_of_reach(cosine, gate) is hopeless
+    assert not out_of_reach(0.98, Cosine(0.999), 2.5)  # corrections may bring it near enough
+
+
+def test_what_corrections_can_not_bring_near_is_not_corrected() -> None:
+    model, (learned, unseen) = optimize(recurrent()).model, pictures(24).split()
+    heard = Heard()
+    gate = Cosine(1 - 1e-9)
+    with runner(model, ["y"]) as run:
+        recipe, cosines = picked(
+            model, learned, unseen, list(SCHEMES.values()), run, time.monotonic() + 60, heard, gate
+        )
+    assert out_of_reach(cosines[recipe.name], gate, 2.5)
+    assert heard.stages == []
 
 
 @pytest.mark.parametrize(

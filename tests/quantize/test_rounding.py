@@ -260,6 +260,20 @@ def test_nothing_is_rounded_or_learned_after_the_deadline() -> None:
     assert moments(model, readings, data.samples, late) == {}
 
 
+def test_half_of_the_samples_are_enough(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, data = optimize(residual()).model, pictures(8)
+    readings = [each for layer in plan(model, Scheme()).layers if (each := reading(layer)) is not None]
+    for seen, known in ((3, False), (4, True), (8, True)):
+        clock = iter([0.0] * seen + [2.0] * 8)
+        monkeypatch.setattr("penstock.quantize.moments.time.monotonic", lambda clock=clock: next(clock))
+        found = moments(model, readings, data.samples, 1.0)
+        monkeypatch.undo()
+        assert (found.keys() == {each.name for each in readings}) is known
+        if seen == 4:
+            half = moments(model, readings, data.samples[:4])
+            np.testing.assert_allclose(found["fc"], half["fc"], rtol=1e-5, atol=1e-6)
+
+
 def test_moments_do_not_depend_on_how_many_rows_are_multiplied_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     model, data = optimize(residual()).model, pictures(5)
     readings = [each for layer in plan(model, Scheme()).layers if (each := reading(layer)) is not None]

@@ -31,7 +31,9 @@ _SHARE: Final = 0.5
 _NUMBERS: Final = 16_000_000
 _FEWEST: Final = 8
 # Times what the gate allows. Losses add up over layers: to lose so much less, nearly all of them have to be in float.
-_OUT_OF_REACH: Final = 15.0
+_OUT_OF_REACH: Final = 10.0
+# What corrections take away of a loss at the most.
+_CORRECTED: Final = 2.5
 # Of all products; with fewer of them in eight bits there is nothing left to win.
 _LEAST_IN_EIGHT_BITS: Final = 0.1
 # A narrower tactic that fails the gate is worth repairing when it is at least this much faster than what passed.
@@ -46,10 +48,12 @@ def picked(
     reference: Callable[[Arrays], Arrays],
     deadline: float,
     progress: Progress,
+    gate: Gate | None = None,
 ) -> tuple[Recipe, dict[str, float]]:
     """The recipe closest to `reference` on unseen samples, and how close each came.
 
     deadline  on the monotonic clock, after which no further one is made
+    gate      what can't be brought near it is not corrected
     """
     began, learned = time.monotonic(), enough(learned)
     made = quantize.recipes(model, learned, schemes=schemes)
@@ -65,7 +69,8 @@ def picked(
         return quantize.polish(recipe, learned, others=others, deadline=deadline)
 
     for stage, better in (("improve", improved), ("polish", polished)):
-        if best.cosine < _CLOSE and time.monotonic() < deadline:
+        hopeless = gate is not None and out_of_reach(best.cosine, gate, _CORRECTED)
+        if best.cosine < _CLOSE and not hopeless and time.monotonic() < deadline:
             progress.stage(stage, f"{best.recipe.name}, cosine {best.cosine:.4f}")
             made = itertools.chain([best.recipe], _until(deadline, better(best.recipe)))
             best = quantize.pick(made, unseen, reference)
@@ -105,9 +110,12 @@ def left_in_float(
     return found
 
 
-def out_of_reach(cosine: float, gate: Gate) -> bool:
-    """Whether layers left in float can't make up for what the best recipe loses on unseen samples."""
-    return isinstance(gate, Cosine) and 1 - cosine > _OUT_OF_REACH * (1 - gate.minimum)
+def out_of_reach(cosine: float, gate: Gate, corrected: float = 1.0) -> bool:
+    """Whether layers left in float can't make up for what the best recipe loses on unseen samples.
+
+    corrected  times less it may still come to lose.
+    """
+    return isinstance(gate, Cosine) and 1 - cosine > corrected * _OUT_OF_REACH * (1 - gate.minimum)
 
 
 def worth_a_gate(form: str, timed: Sequence[Measurement]) -> Tactic | None:

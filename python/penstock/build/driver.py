@@ -1,8 +1,8 @@
 """The driver: a model in, a sealed engine out, inside an accuracy budget and a time budget.
 
-The order is in docs/decisions/0003: forms in FP32, race, gate; with calibration data INT8 forms, race, gate, and the
-search for layers to keep in a wider type; then the finalists are timed side by side, programs are selected and sealed,
-and the sealed engine itself is put through the gate once more. An engine that fails is never handed out.
+The order is in docs/decisions/0003: forms in FP32, race, gate; sixteen bits with layers in FP32; with calibration data
+INT8 forms, race, gate, and the search for layers to keep in a wider type; then the finalists are timed side by side,
+programs are selected and sealed, and the sealed engine is gated once more. An engine that fails is never handed out.
 
 Libraries run in child processes until something is sealed. Called by `entry`.
 """
@@ -92,10 +92,10 @@ class Build:
         self._set_up_gate()
         if self._on_gpu:
             self._widen()
+        else:  # before eight bits, which take what time there is, and mostly fail where sixteen do
+            self._add_mixed()
         if self._quantizes and self._worth_quantizing():
             self._add_quantized()
-        if not self._on_gpu:
-            self._add_mixed()
         self._set_up_beside()
         self._confirm()
         sealing = Sealing(
@@ -408,7 +408,7 @@ class Build:
         schemes = [quantize.suited(scheme, features) for scheme in quantize.SCHEMES.values()]
         recipe, cosines = picked(
             self._forms.plain, self._learned, self._unseen, [quantize.GPU] if self._on_gpu else schemes, reference,
-            deadline, self._progress,
+            deadline, self._progress, None if self._on_gpu else self._options.gate,
         )  # fmt: skip
         self._closest = cosines[recipe.name]
         self._calibration = CalibrationRecord(self._data.digest, len(self._learned), tuple(cosines), recipe.method)

@@ -38,6 +38,8 @@ _MEMORY: Final = 512 * 2**20
 # What is added to the diagonal, as a share of its mean: so few rows say little of small moments.
 _DAMPING: Final = 0.01
 _BLOCK: Final = 128
+# Of the time that is left: what layers read, and the rest for rounding.
+_LOOKING: Final = 0.6
 
 
 def rounded(
@@ -91,7 +93,8 @@ def _seen(
 ) -> Iterator[tuple[Reading, Floats]]:
     """Each layer, with the second moments of what it reads, until the deadline."""
     for part in _parts(readings):
-        seen = moments(model, part, samples, deadline)
+        began = time.monotonic()
+        seen = moments(model, part, samples, began + _LOOKING * (deadline - began))
         for each in part:
             if not seen or time.monotonic() > deadline:
                 return
