@@ -2,8 +2,9 @@
 
 import pytest
 
-from penstock.build.selection import Candidate, select
+from penstock.build.selection import Candidate, select, siblings
 from penstock.engine.plan import Tactic
+from penstock.tactics import Lost, Measurement, Race
 
 SAFE = Tactic("onnxruntime", "fp32")
 WIDE = Tactic("openvino", "fp32")
@@ -58,3 +59,33 @@ def test_a_bucket_that_nothing_runs_has_no_choice(times: tuple[float | None, ...
 
 def test_a_tactic_that_runs_some_buckets_only_serves_those() -> None:
     assert chosen(Candidate(SAFE, (30.0, 30.0)), Candidate(HALF, (10.0, None))) == [HALF, SAFE]
+
+
+FIXED_WIDE = Tactic("openvino", "fp32", shapes="static")
+
+
+def race(*timed: tuple[Tactic, int, float], lost: tuple[Tactic, ...] = ()) -> Race:
+    measurements = tuple(Measurement(tactic, bucket, us, 0.1, 20) for tactic, bucket, us in timed)
+    return Race(
+        ({"x": (1, 4)}, {"x": (8, 4)}), measurements, tuple(Lost(each, "crashed while compiling") for each in lost)
+    )
+
+
+@pytest.mark.parametrize(
+    ("known", "failing", "expected"),
+    [
+        (race((HALF, 0, 10), (HALF, 1, 80), (WIDE, 0, 20), (WIDE, 1, 90)), (), [FIXED]),
+        (race((HALF, 0, 10), (HALF, 1, 80), (WIDE, 0, 20), (WIDE, 1, 90)), (HALF,), [FIXED_WIDE]),
+        (race((HALF, 0, 10), (HALF, 1, 95), (WIDE, 0, 20), (WIDE, 1, 90)), (), [FIXED, FIXED_WIDE]),
+        (race((FIXED, 0, 10), (FIXED, 1, 80), (WIDE, 0, 20), (WIDE, 1, 90)), (), [HALF]),
+        (race((HALF, 0, 10), (HALF, 1, 80), (FIXED, 0, 11), (FIXED, 1, 81)), (), []),
+        (race((HALF, 0, 10), (HALF, 1, 80), lost=(FIXED,)), (), []),
+        (race((SAFE, 0, 10), (SAFE, 1, 80), (HALF, 0, 20)), (), []),
+        (race((HALF, 0, 10)), (HALF,), []),
+    ],
+)
+def test_the_other_program_of_what_would_be_chosen_is_tried(
+    known: Race, failing: tuple[Tactic, ...], expected: list[Tactic]
+) -> None:
+    wanted = [SAFE, HALF, WIDE, FIXED, FIXED_WIDE, Tactic("openvino", "fp16", shapes="static")]
+    assert siblings(wanted, race=known, passes=lambda tactic, _: tactic not in failing) == expected

@@ -10,6 +10,7 @@ FURTHER_INPUTS: Final = 0.04
 CALIBRATE: Final = 0.35
 INT8: Final = 0.5
 MIX: Final = 0.4
+SIBLINGS: Final = 0.25
 REPAIR: Final = 0.6
 CONFIRM: Final = 0.3
 WIDER: Final = 0.6

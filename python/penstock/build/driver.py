@@ -13,6 +13,7 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -26,13 +27,13 @@ from penstock.build.calibrating import left_in_float, out_of_reach, picked, wort
 from penstock.build.evidence import CalibrationRecord, Evidence, SensitivityRecord
 from penstock.build.forms import BESIDE, add_fp8, add_int8, add_lowered, beside, prepare
 from penstock.build.gate import Metric, Verdict
-from penstock.build.judging import Run, calling, reduction_microseconds, to_compare, well_inside
+from penstock.build.judging import Run, calling, to_compare, well_inside
 from penstock.build.on_gpu import STEPS_FP8, OnGpu, import_ahead, multiplies_rows, why_not
 from penstock.build.options import AUTO, BuildOptions, allowed, buckets, profiles
 from penstock.build.progress import Progress
 from penstock.build.samples import Samples
 from penstock.build.sealing import Draft, Sealing
-from penstock.build.selection import Candidate, Selection, select
+from penstock.build.selection import Candidate, Selection, select, siblings
 from penstock.build.shapes import distinct
 from penstock.build.target import target
 from penstock.build.verdicts import Verdicts, judged_as
@@ -94,9 +95,10 @@ class Build:
             self._widen()
         else:  # before eight bits, which take what time there is, and mostly fail where sixteen do
             self._add_mixed()
+            self._add_siblings()
         if self._quantizes and self._worth_quantizing():
             self._add_quantized()
-        self._set_up_beside()
+        self._beside_microseconds = self._verdicts.reductions_beside(self._race, self._samples.at)
         self._confirm()
         sealing = Sealing(
             self._path.stem, self._forms, self._profiles, self._buckets, self._samples, self._machine,
@@ -232,13 +234,15 @@ class Build:
         self, forms: Mapping[str, Form], share: float, known: Race | None = None, only: Picking | None = None
     ) -> Race:
         """Time every tactic for these forms, or some; with what is `known` of others it is one race, and one scale."""
-        self._progress.stage("race", ", ".join(forms))
         wanted = (
             self._gpu.tactics(forms, free_shapes=self._free_shapes)
             if self._on_gpu
             else tactics.candidates(forms, self._allowed, self._machine.features, self._buckets)
         )
         wanted = only(wanted) if only is not None else wanted
+        if known is not None and only is not None and not (wanted and self._budget.left):
+            return known
+        self._progress.stage("race", ", ".join(dict.fromkeys(tactic.form for tactic in wanted)))
         seconds = self._gpu.race_seconds(self._budget.left, share) if self._on_gpu else self._budget.share(share)
         found = tactics.race(
             self._forms.files, self._buckets, self._samples.at, machine=self._machine, allowed=self._allowed,
@@ -250,6 +254,11 @@ class Build:
                 self._gpu.remember(self._forms.files[name], self._cache)
         return found
 
+    def _add_siblings(self) -> None:
+        """Programs for one shape of what would be chosen now, and for all, where nobody had the time for both."""
+        only = partial(siblings, race=self._race, passes=self._verdicts.passes)
+        self._race = self._raced(self._forms.files, budget.SIBLINGS, self._race, only)
+
     @property
     def _first_share(self) -> float:
         return (budget.TUNE if self._on_gpu else budget.FLOAT) if self._quantizes else 1 - budget.CONFIRM
@@ -257,6 +266,8 @@ class Build:
     def _confirm(self) -> None:
         """Time the best few side by side, so that what is chosen is the best and not the luckiest."""
         near = OnGpu.finalist_ratio if self._on_gpu else tactics.FINALIST_RATIO
+        if not self._on_gpu:
+            self._add_siblings()
         for bucket in range(len(self._buckets)):
             seconds = max(1.0, self._budget.share(budget.CONFIRM) / (len(self._buckets) - bucket))
             found = tactics.finalists(self._race, bucket, near)
@@ -330,17 +341,6 @@ class Build:
         found = [self._race.of(tactic, bucket) for bucket in range(len(self._buckets))]
         extra = self._beside_microseconds if beside(tactic.form) else [0.0] * len(found)
         return tuple(each.median_us + more if each else None for each, more in zip(found, extra, strict=True))
-
-    def _set_up_beside(self) -> None:
-        """What reductions cost when NumPy computes them, by bucket."""
-        self._beside_microseconds = [0.0] * len(self._buckets)
-        timed = [each.tactic for each in self._race.measurements if beside(each.tactic.form)]
-        if not timed:
-            return
-        tactic = judged_as(timed[0])
-        with tactics.compiled(tactic, self._forms.files[tactic.form], limits=self._limits) as child:
-            outputs = [child.run(self._samples.at(shapes)) for shapes in self._buckets]
-        self._beside_microseconds = [reduction_microseconds(each, self._forms.reductions) for each in outputs]
 
     @property
     def _free_shapes(self) -> bool:

@@ -5,11 +5,12 @@ bucket has a program within the tolerance of its best; among equals the one with
 the driver after the gate has struck out what may not be used.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from itertools import combinations
 
 from penstock.engine.plan import Tactic
+from penstock.tactics import Race
 
 # Within this of the fastest counts as fast as the fastest: half the spread of paired medians on a quiet machine, so
 # that what is given away and what is not seen together stay within that spread.
@@ -18,6 +19,21 @@ TOLERANCE = 0.015
 MOST_PROGRAMS = 3
 # Tactics that are looked at together; only those that are near the best of some bucket get so far.
 _MOST_CANDIDATES = 12
+
+
+def siblings(wanted: Iterable[Tactic], race: Race, passes: Callable[[Tactic, int], bool]) -> list[Tactic]:
+    """Of these tactics, those that differ from the best of some bucket in nothing but having one shape or all, and were
+    not tried.
+
+    passes  whether a tactic may be used at a bucket; asked from the fastest on until one may.
+    """
+    best = [
+        next((each.tactic for each in race.at(bucket) if passes(each.tactic, bucket)), None)
+        for bucket in range(len(race.buckets))
+    ]
+    near = {replace(each, shapes="dynamic") for each in best if each is not None}
+    tried = {each.tactic for each in race.measurements} | {each.tactic for each in race.lost}
+    return [each for each in wanted if each not in tried and replace(each, shapes="dynamic") in near]
 
 
 @dataclass(frozen=True, slots=True)

@@ -34,6 +34,7 @@ from penstock.build.judging import (
     margin,
     much_nearer,
     reducing,
+    reduction_microseconds,
     within,
 )
 from penstock.build.on_gpu import OnGpu
@@ -140,6 +141,10 @@ class Verdicts:
             self._look_at(tactic, bucket)
         return self._standing(tactic, bucket) or self._found[wanted]
 
+    def passes(self, tactic: Tactic, bucket: int) -> bool:
+        """Whether it may be used at the bucket."""
+        return self.of(tactic, bucket).passed
+
     def alone(self, tactic: Tactic, bucket: int | None) -> bool:
         """Whether its program at the bucket has a verdict of its own."""
         return bucket is not None and (tactic, bucket) in self._alone
@@ -190,6 +195,18 @@ class Verdicts:
             return self._now(replace(tactic, form=name, shapes=shapes), bucket)[1]
         finally:
             self._forms.files.pop(name).path.unlink(missing_ok=True)
+
+    def reductions_beside(self, race: tactics.Race, at: Callable[[Shapes], Arrays]) -> list[float]:
+        """Microseconds that NumPy takes for reductions, by bucket: none where no timed form leaves them to it.
+
+        at  inputs of a bucket's shapes.
+        """
+        tactic = next((judged_as(each.tactic) for each in race.measurements if beside(each.tactic.form)), None)
+        if tactic is None:
+            return [0.0] * len(self._buckets)
+        with tactics.compiled(tactic, self._forms.files[tactic.form], limits=self._limits) as child:
+            outputs = [child.run(at(shapes)) for shapes in self._buckets]
+        return [reduction_microseconds(each, self._forms.reductions) for each in outputs]
 
     def judge(self, *wanted: Tactic) -> Judge:
         """Who judges what these compute together."""
