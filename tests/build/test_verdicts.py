@@ -20,7 +20,7 @@ from penstock.build.verdicts import Verdicts
 from penstock.engine.plan import Profile, Tactic
 from penstock.errors import InvalidArgument
 from penstock.graph import optimize
-from penstock.tactics import Limits
+from penstock.tactics import Limits, Measurement, Race
 from tests.quantize import networks
 
 Array = NDArray[Any]
@@ -119,6 +119,20 @@ def test_weights_that_were_rounded_by_data_are_judged_as_what_learned_from_it(tm
     learned = found.judge(Tactic("onnxruntime", "int8", "odd"))
     assert found.judge(Tactic("openvino", "bf16", "mixed")) is learned
     assert found.judge(Tactic("openvino", "bf16", "optimized")) is not learned
+
+
+def test_what_fails_is_no_measure_of_what_is_slow(tmp_path: Path) -> None:
+    """The faster one is wrong: a race goes on without it, and keeps its times beside."""
+    heard = Silent()
+    found = verdicts(tmp_path, model(), model(wrong_below=9), rows(30), heard=heard)
+    safe, spare = Tactic("onnxruntime", "fp32"), Tactic("onnxruntime", "fp32", "optimized")
+    timed = [(ODD, 0, 10.0), (safe, 0, 40.0), (spare, 0, 50.0), (safe, 1, 15.0), (ODD, 1, 20.0)]
+    race = Race(tuple(BUCKETS), tuple(Measurement(tactic, at, us, 0.1, 20) for tactic, at, us in timed))
+    standing, failed = found.parted(race)
+    assert {(each.tactic, each.bucket_index) for each in failed} == {(ODD, 0), (ODD, 1)}
+    assert [each.tactic for each in standing.at(0)] == [safe, spare]
+    assert standing.at(1)[0].tactic == safe
+    assert heard.stages == [f"gate {ODD.name}", f"gate {safe.name}"]  # nobody asked about the slower one
 
 
 def test_each_bucket_has_a_verdict_of_its_own(odd: Verdicts) -> None:

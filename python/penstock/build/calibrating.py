@@ -118,12 +118,14 @@ def out_of_reach(cosine: float, gate: Gate, corrected: float = 1.0) -> bool:
     return isinstance(gate, Cosine) and 1 - cosine > corrected * _OUT_OF_REACH * (1 - gate.minimum)
 
 
-def worth_a_gate(form: str, timed: Sequence[Measurement]) -> Tactic | None:
+def worth_a_gate(form: str, timed: Sequence[Measurement], failed: Callable[[Tactic], bool]) -> Tactic | None:
     """The fastest tactic of a form in eight bits and what was made of it, where it is faster than what is wider by more
     than the gate's time is worth; `timed` has the fastest first.
+
+    failed  whether a wider tactic is known to be refused.
     """
     ours = [each for each in timed if each.tactic.form.startswith(form)]
-    wide = [each for each in timed if each.tactic.precision not in ("int8", "fp8")]
+    wide = [each for each in timed if each.tactic.precision not in ("int8", "fp8") and not failed(each.tactic)]
     if not ours or (wide and ours[0].median_us * _WORTH_REPAIRING > wide[0].median_us):
         return None
     return ours[0].tactic

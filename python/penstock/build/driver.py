@@ -34,7 +34,7 @@ from penstock.build.progress import Progress
 from penstock.build.samples import Samples
 from penstock.build.sealing import Draft, Sealing
 from penstock.build.selection import Candidate, Selection, select, siblings
-from penstock.build.shapes import distinct
+from penstock.build.shapes import distinct, free_shapes
 from penstock.build.target import target
 from penstock.build.verdicts import Verdicts, judged_as
 from penstock.engine import Engine, fingerprint
@@ -138,6 +138,7 @@ class Build:
             model = graph.boundary.preprocess(model, text)
         inputs = graph.signature(model)[0]
         self._profiles = profiles(options, inputs)
+        self._free_shapes = free_shapes(self._profiles)
         # The shapes to be fastest at come first: that is where the race spends its time and drops who can't win.
         self._buckets = distinct(
             [
@@ -233,7 +234,9 @@ class Build:
     def _raced(
         self, forms: Mapping[str, Form], share: float, known: Race | None = None, only: Picking | None = None
     ) -> Race:
-        """Time every tactic for these forms, or some; with what is `known` of others it is one race, and one scale."""
+        """Time every tactic for these forms, or some; with what is `known` of others it is one race, and one scale.
+        What is known to fail is no measure of what is slow.
+        """
         wanted = (
             self._gpu.tactics(forms, free_shapes=self._free_shapes)
             if self._on_gpu
@@ -242,6 +245,7 @@ class Build:
         wanted = only(wanted) if only is not None else wanted
         if known is not None and only is not None and not (wanted and self._budget.left):
             return known
+        known, failed = self._verdicts.parted(known) if known is not None else (None, [])
         self._progress.stage("race", ", ".join(dict.fromkeys(tactic.form for tactic in wanted)))
         seconds = self._gpu.race_seconds(self._budget.left, share) if self._on_gpu else self._budget.share(share)
         found = tactics.race(
@@ -252,11 +256,11 @@ class Build:
         if self._on_gpu and self._cache is not None:
             for name in (each for each in forms if each.startswith(LOWERED)):
                 self._gpu.remember(self._forms.files[name], self._cache)
-        return found
+        return replace(found, measurements=(*found.measurements, *failed))
 
     def _add_siblings(self) -> None:
         """Programs for one shape of what would be chosen now, and for all, where nobody had the time for both."""
-        only = partial(siblings, race=self._race, passes=self._verdicts.passes)
+        only = partial(siblings, race=self._verdicts.parted(self._race)[0])
         self._race = self._raced(self._forms.files, budget.SIBLINGS, self._race, only)
 
     @property
@@ -270,7 +274,7 @@ class Build:
             self._add_siblings()
         for bucket in range(len(self._buckets)):
             seconds = max(1.0, self._budget.share(budget.CONFIRM) / (len(self._buckets) - bucket))
-            found = tactics.finalists(self._race, bucket, near)
+            found = tactics.finalists(self._verdicts.parted(self._race)[0], bucket, near)
             few = [each for each in found if not self._verdicts.failed(each, bucket, look=True)]
             few = mixing.with_mix(few[:_MOST_FINALISTS], self._race.at(bucket))
             if len(few) < 2:
@@ -342,14 +346,6 @@ class Build:
         extra = self._beside_microseconds if beside(tactic.form) else [0.0] * len(found)
         return tuple(each.median_us + more if each else None for each, more in zip(found, extra, strict=True))
 
-    @property
-    def _free_shapes(self) -> bool:
-        """Whether calls come with shapes that padding the batch of a bucket can't reach."""
-        return any(
-            profile.minimum[name][1:] != profile.maximum[name][1:]
-            for profile in self._profiles for name in profile.minimum
-        )  # fmt: skip
-
     # ---- sixteen bits with FP32 ----
 
     def _add_mixed(self) -> None:
@@ -388,7 +384,7 @@ class Build:
             self._notes.append("INT8 loses too much for layers left in float to make up for it, so it was not timed")
             return
         form = self._race_eight_bits(recipe.name, recipe.model)
-        tactic = worth_a_gate(form, self._race.at(_OPTIMUM))
+        tactic = worth_a_gate(form, self._race.at(_OPTIMUM), lambda wide: self._verdicts.failed(wide, _OPTIMUM))
         if tactic is None or self._verdicts.of(tactic).passed:
             return
         static = replace(tactic, shapes="static")

@@ -5,7 +5,7 @@ bucket has a program within the tolerance of its best; among equals the one with
 the driver after the gate has struck out what may not be used.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
 
@@ -21,19 +21,13 @@ MOST_PROGRAMS = 3
 _MOST_CANDIDATES = 12
 
 
-def siblings(wanted: Iterable[Tactic], race: Race, passes: Callable[[Tactic, int], bool]) -> list[Tactic]:
+def siblings(wanted: Iterable[Tactic], race: Race) -> list[Tactic]:
     """Of these tactics, those that differ from the best of some bucket in nothing but having one shape or all, and were
     not tried.
-
-    passes  whether a tactic may be used at a bucket; asked from the fastest on until one may.
     """
-    best = [
-        next((each.tactic for each in race.at(bucket) if passes(each.tactic, bucket)), None)
-        for bucket in range(len(race.buckets))
-    ]
-    near = {replace(each, shapes="dynamic") for each in best if each is not None}
+    best = {replace(timed[0].tactic, shapes="dynamic") for at in range(len(race.buckets)) if (timed := race.at(at))}
     tried = {each.tactic for each in race.measurements} | {each.tactic for each in race.lost}
-    return [each for each in wanted if each not in tried and replace(each, shapes="dynamic") in near]
+    return [each for each in wanted if each not in tried and replace(each, shapes="dynamic") in best]
 
 
 @dataclass(frozen=True, slots=True)

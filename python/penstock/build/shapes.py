@@ -227,6 +227,11 @@ def buckets(inputs: Sequence[TensorSpec], profile: Profile, batches: Sequence[in
     return tuple(made)
 
 
+def free_shapes(profiles: Iterable[Profile]) -> bool:
+    """Whether calls come with shapes that padding the batch of a bucket can't reach."""
+    return any(each.minimum[name][1:] != each.maximum[name][1:] for each in profiles for name in each.minimum)
+
+
 def distinct(found: Iterable[Shapes]) -> tuple[dict[str, tuple[int, ...]], ...]:
     """Each combination of shapes once, in order."""
     kept = dict.fromkeys(tuple((name, tuple(shape)) for name, shape in each.items()) for each in found)

@@ -141,9 +141,17 @@ class Verdicts:
             self._look_at(tactic, bucket)
         return self._standing(tactic, bucket) or self._found[wanted]
 
-    def passes(self, tactic: Tactic, bucket: int) -> bool:
-        """Whether it may be used at the bucket."""
-        return self.of(tactic, bucket).passed
+    def parted(self, race: tactics.Race) -> tuple[tactics.Race, list[tactics.Measurement]]:
+        """A race without what is known to fail, so that nothing is called slow beside it; and what was taken out.
+
+        At each bucket tactics are judged from the fastest on, until one passes. On a GPU nothing is judged.
+        """
+        if self._gpu is not None:
+            return race, []
+        for bucket in range(len(race.buckets)):
+            next((each for each in race.at(bucket) if self.of(each.tactic, bucket).passed), None)
+        failed = [each for each in race.measurements if self.failed(each.tactic, each.bucket_index)]
+        return replace(race, measurements=tuple(each for each in race.measurements if each not in failed)), failed
 
     def alone(self, tactic: Tactic, bucket: int | None) -> bool:
         """Whether its program at the bucket has a verdict of its own."""
