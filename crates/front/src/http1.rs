@@ -29,6 +29,7 @@ pub async fn serve(
     role: Role,
     request: Request<Incoming>,
 ) -> Result<Reply, Infallible> {
+    let token = watch.answering();
     watch.enter(Phase::Busy);
     // hyper takes a message with both lengths as chunked and forgets the other. A proxy in front may have read it the
     // other way, so a connection never goes on after a chunked request: nothing can hide behind it.
@@ -43,7 +44,6 @@ pub async fn serve(
     if chunked || unread {
         reply.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
     }
-    let token = watch.answering();
     watch.enter(Phase::Reply);
     Ok(reply.map(|body| body.answering(token)))
 }
