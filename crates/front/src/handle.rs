@@ -25,7 +25,7 @@ const CUT_TIME: Duration = Duration::from_secs(1);
 
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
-    #[error("cannot listen on {address} for {what}: {reason}; choose another port with --{what}-port")]
+    #[error("cannot listen on {address} for {what}: {reason}")]
     Bind { what: &'static str, address: SocketAddr, reason: std::io::Error },
     #[error("cannot start a server thread: {0}")]
     Thread(#[from] std::io::Error),

@@ -189,7 +189,7 @@ class Server:
         return self._catalogue.concurrent(name).statistics()
 
     def start(self) -> None:
-        """Listen, load every model, become ready. Raises OSError for a port that is taken, and what loading raises."""
+        """Listen, load every model, become ready. Raises ListenError for a port that is taken, and what loading does."""
         if self.running:
             raise ConfigError("the server is running already")
         try:
@@ -303,7 +303,8 @@ class Server:
             ("metrics", listeners.metrics_address, self.metrics_port),
         ):
             if port is not None:
-                print(f"penstock: {what} on {address}:{port}", file=sys.stderr)
+                host = f"[{address}]" if ":" in address else address
+                print(f"penstock: {what} on {host}:{port}", file=sys.stderr)
         print("penstock: ready", file=sys.stderr, flush=True)
 
 
