@@ -129,6 +129,14 @@ def test_a_directory_whose_name_no_model_can_have_is_said_once(
     assert "'my model'" in line
 
 
+def test_a_setting_without_effect_is_warned_of(repository: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (repository / "first" / "config.pbtxt").write_text("instance_group [ { rate_limiter { priority: 1 } } ]")
+    with serving(model_repository=repository):
+        pass
+    (line,) = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert line.startswith("model 'first': rate_limiter has no effect")
+
+
 def test_a_model_that_goes_while_the_repository_is_looked_at_is_gone(
     repository: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -189,7 +189,7 @@ class Server:
         return self._catalogue.concurrent(name).statistics()
 
     def start(self) -> None:
-        """Listen, load every model, become ready. Raises ListenError for a port that is taken, and what loading does."""
+        """Listen, load every model, become ready. Raises ListenError for a taken port, and what loading raises."""
         if self.running:
             raise ConfigError("the server is running already")
         try:
