@@ -212,9 +212,9 @@ def expected(case: str, kind: Literal["penstock", "triton"], otherwise: str | No
 HEADING = """# Where Penstock answers something else than Triton
 
 Penstock speaks the interface of Triton Inference Server, and clients see the same names, numbers and errors, except for
-the rows below and for what is not built, which is listed at the end. Each row is a test: it runs against Penstock, and against a real Triton 2.51 where one is installed
-(`pytest tests/conformance tests/hostile --server triton`). "process ends" means that Triton crashes, hangs or runs out
-of memory on the request, so the test is not sent to it.
+the rows below and for what is not built, which is listed at the end. Each row is a test: it runs against Penstock, and
+against a real Triton 2.51 where one is installed (`pytest tests/conformance tests/hostile --server triton`). "process
+ends" means that Triton crashes, hangs or runs out of memory on the request, so the test is not sent to it.
 
 Numbers are HTTP statuses, names are gRPC statuses. This page is written by `python -m tests.conformance.differences`.
 """
