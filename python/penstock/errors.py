@@ -3,6 +3,7 @@
     PenstockError                500  INTERNAL
     ├── InvalidArgument          400  INVALID_ARGUMENT    the request, call or file is wrong and will stay wrong
     │   ├── ConfigError          400  INVALID_ARGUMENT    config.pbtxt, or a setting that stands for it
+    │   ├── ListenError          400  INVALID_ARGUMENT    an address that can't be listened on; an OSError, too
     │   ├── ModelLoadError       400  INVALID_ARGUMENT    a model that can't be loaded as it is
     │   └── AccuracyError        400  INVALID_ARGUMENT    a model that no engine keeps to the accuracy asked for
     ├── Unauthenticated          401  UNAUTHENTICATED
@@ -44,6 +45,15 @@ class InvalidArgument(PenstockError):
 
 class ConfigError(InvalidArgument):
     """A model configuration that can't be read, or that contradicts itself or its model."""
+
+
+class ListenError(InvalidArgument, OSError):
+    """A port that is taken, or an address that is not this machine's. `listener`: http, grpc or metrics."""
+
+    def __init__(self, message: str, listener: str, errno: int | None = None) -> None:
+        super().__init__(message)
+        self.listener = listener
+        self.errno = errno
 
 
 class ModelLoadError(InvalidArgument):

@@ -125,6 +125,19 @@ def test_a_busy_port_is_one_line(model: Path) -> None:
         assert word in line
 
 
+def test_an_address_of_another_machine_is_one_line_with_the_flag_of_addresses(model: Path) -> None:
+    ports = ("--http-port", "0", "--grpc-port", "0", "--metrics-port", "0")
+    ended = run("serve", str(model), "--http-address", "192.0.2.1", *ports)
+    (line,) = ended.stderr.splitlines()
+    assert ended.returncode == 1
+    assert line.endswith("choose another with --http-address")
+
+
+def test_an_ipv6_address_is_printed_in_brackets(model: Path) -> None:
+    with Serve(str(model), "--http-address", "::1") as serve:
+        assert any(line.startswith("penstock: http on [::1]:") for line in serve.lines)
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from penstock.repository.supported import table
+
 # Triton's process ends, hangs or leaks on the case, so that it is not sent in a run against Triton.
 NOT_SENT = "process ends"
 
@@ -210,12 +212,49 @@ def expected(case: str, kind: Literal["penstock", "triton"], otherwise: str | No
 HEADING = """# Where Penstock answers something else than Triton
 
 Penstock speaks the interface of Triton Inference Server, and clients see the same names, numbers and errors, except for
-the rows below. Each row is a test: it runs against Penstock, and against a real Triton 2.51 where one is installed
-(`pytest tests/conformance tests/hostile --server triton`). "process ends" means that Triton crashes, hangs or runs out
-of memory on the request, so the test is not sent to it.
+the rows below and for what is not built, which is listed at the end. Each row is a test: it runs against Penstock, and
+against a real Triton 2.51 where one is installed (`pytest tests/conformance tests/hostile --server triton`). "process
+ends" means that Triton crashes, hangs or runs out of memory on the request, so the test is not sent to it.
 
 Numbers are HTTP statuses, names are gRPC statuses. This page is written by `python -m tests.conformance.differences`.
 """
+
+
+NOT_BUILT = (
+    ("the classification extension (`class_count`)", "501, UNIMPLEMENTED"),
+    ("the generate extension, trace and log settings over the network", "501, UNIMPLEMENTED"),
+    ("the Python backend (`model.py`) and other backends than onnxruntime and openvino", "the load fails"),
+)
+
+ENDING = """
+## What is not built
+
+| | |
+|---|---|
+{not_built}
+
+A model whose configuration says one of these is refused when it is loaded:
+
+| setting | why |
+|---|---|
+{refused}
+
+These have no effect, and the log warns of each that a configuration says:
+
+| setting | why |
+|---|---|
+{noted}
+
+So have the parameters {parameters}.
+"""
+
+
+def _ending() -> str:
+    refused, noted, parameters = table()
+    rows = (NOT_BUILT, [(f"`{name}`", why) for name, why in refused], [(f"`{name}`", why) for name, why in noted])
+    texts = ["\n".join(f"| {first} | {second} |" for first, second in each) for each in rows]
+    listed = ", ".join(f"`{each}`" for each in parameters)
+    return ENDING.format(not_built=texts[0], refused=texts[1], noted=texts[2], parameters=listed)
 
 
 def page() -> str:
@@ -226,7 +265,7 @@ def page() -> str:
     rows = ["| case | Triton 2.51 | Penstock | why |", "|---|---|---|---|"]
     for (why, triton, penstock), cases in groups.items():
         rows.append(f"| {', '.join(f'`{case}`' for case in cases)} | {triton} | {penstock} | {why} |")
-    return HEADING + "\n" + "\n".join(rows) + "\n"
+    return HEADING + "\n" + "\n".join(rows) + "\n" + _ending()
 
 
 if __name__ == "__main__":

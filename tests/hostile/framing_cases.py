@@ -75,11 +75,19 @@ CASES = (
     RawCase("request-line-of-one-word", b"GARBAGE\r\n\r\n" + HIDDEN, (400, 0)),
     RawCase("request-line-with-a-nul", b"GET /v2\0 HTTP/1.1\r\nHost: a\r\n\r\n" + HIDDEN),
     RawCase("request-line-with-two-targets", b"GET /v2 /v2 HTTP/1.1\r\nHost: a\r\n\r\n" + HIDDEN),
+    RawCase("no-host", b"GET /v2 HTTP/1.1\r\n\r\n" + HIDDEN),
+    RawCase("no-host-of-a-request-with-a-body", post(length(SIZE), body=GOOD).replace(b"Host: a\r\n", b"") + HIDDEN),
+    RawCase("two-hosts", post(b"Host: b", length(SIZE), body=GOOD + HIDDEN)),
+    RawCase("the-same-host-twice", b"GET /v2 HTTP/1.1\r\nHost: a\r\nHost: a\r\n\r\n" + HIDDEN),
+    RawCase("two-hosts-on-http-1.0", b"GET /v2 HTTP/1.0\r\nHost: a\r\nHost: b\r\n\r\n" + HIDDEN),
     RawCase("version-9.9", b"GET /v2 HTTP/9.9\r\nHost: a\r\n\r\n" + HIDDEN, (400, 505, 0)),
     RawCase("preface-of-http-2", b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\0" * 9, (400, 505, 0)),
     RawCase("greeting-of-tls", bytes.fromhex("16030100c8010000c40303") + b"\x55" * 190, (400, 0)),
     RawCase("binary-noise", bytes(range(256)) * 4, (400, 0)),
 )
+
+# HTTP/1.0 names no host.
+NO_HOST_1_0 = RawCase("no-host-on-http-1.0", b"GET /v2 HTTP/1.0\r\n\r\n", (200,))
 
 # Framings that are ambiguous and answered all the same: one response, then closed.
 ONE_RESPONSE = (

@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.hostile.framing_cases import CASES, ONE_RESPONSE, SIZE, RawCase, length, post
+from tests.hostile.framing_cases import CASES, NO_HOST_1_0, ONE_RESPONSE, SIZE, RawCase, length, post
 from tests.hostile.json_cases import GOOD
 from tests.hostile.memory import measure
 from tests.servers.cases import assert_clean_error
@@ -23,7 +23,7 @@ def assert_one_answer(case: RawCase, done: Exchange) -> None:
         assert_clean_error(done.replies[0])
 
 
-@pytest.mark.parametrize("case", [*CASES, *ONE_RESPONSE], ids=lambda case: case.name)
+@pytest.mark.parametrize("case", [*CASES, *ONE_RESPONSE, NO_HOST_1_0], ids=lambda case: case.name)
 def test_a_message_without_clear_bounds_is_refused_and_closed(server: RunningServer, case: RawCase) -> None:
     assert_one_answer(case, exchange(server, case.sent, half_close=case.half_close))
 

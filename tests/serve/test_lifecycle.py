@@ -1,6 +1,7 @@
 """The life of a `Server`: arguments, adding, starting, stopping with requests in flight, and starting again."""
 
 import contextlib
+import errno
 import http.client
 import socket
 import threading
@@ -13,7 +14,7 @@ import numpy as np
 import pytest
 
 import penstock as ps
-from penstock.errors import ConfigError, InvalidArgument, NotFound, PenstockError
+from penstock.errors import ConfigError, InvalidArgument, ListenError, NotFound, PenstockError
 from tests.serve.calls import SECONDS, Array, Client, eventually, infer, serving
 from tests.servers.onnx_files import write_scale
 
@@ -178,6 +179,17 @@ def test_a_busy_port_fails_the_start_and_leaves_nothing_behind() -> None:
             with pytest.raises(OSError, match=f"127.0.0.1:{port}"), quiet_server(metrics_port=port):
                 pass
         assert listening() == before
+
+
+@pytest.mark.parametrize(("address", "number"), [("127.0.0.1", errno.EADDRINUSE), ("192.0.2.1", errno.EADDRNOTAVAIL)])
+def test_what_can_not_be_listened_on_is_an_error_of_ours_without_flags(address: str, number: int) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(ListenError) as caught, quiet_server(http_address=address, http_port=port):
+            pass
+    assert (caught.value.listener, caught.value.errno) == ("http", number)
+    assert f"{address}:{port}" in caught.value.message
+    assert "--" not in caught.value.message
 
 
 def test_stop_answers_what_is_in_flight_and_refuses_what_comes_after() -> None:

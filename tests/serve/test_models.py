@@ -1,6 +1,7 @@
 """Which models a server has: repositories and how they are followed, readiness, versions, instances."""
 
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -88,6 +89,52 @@ def test_polling_follows_the_files(repository: Path) -> None:
         assert factor(server, "second") == 1, "a broken file must leave the old model serving"
         put(repository, "second", 4)
         eventually("the mended model serves", lambda: factor(server, "second") == 4)
+
+
+def test_a_repository_that_is_gone_for_a_while_is_said_once_and_read_again(
+    repository: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    away = repository.with_name("away")
+
+    def lines() -> list[str]:
+        return [record.getMessage() for record in caplog.records if "read" in record.getMessage()]
+
+    with serving(model_repository=repository, model_control_mode="poll", repository_poll_seconds=POLL) as server:
+        assert factor(server, "first") == 2
+        repository.rename(away)
+        eventually("it is said", lambda: lines() != [])
+        with Client(server) as client:
+            refused = client.ask("POST", "/v2/repository/index", b"")
+        assert refused.status == 503
+        assert f"'{repository.name}' can't be read" in refused.error
+        assert str(repository.parent) not in refused.error
+        time.sleep(5 * POLL)
+        assert factor(server, "first") == 2
+        put(away, "first", 5)
+        away.rename(repository)
+        eventually("the changed model serves", lambda: factor(server, "first") == 5)
+    assert len(lines()) == 2, lines()
+    assert not any(record.exc_info for record in caplog.records)
+
+
+def test_a_directory_whose_name_no_model_can_have_is_said_once(
+    repository: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (repository / "my model" / "1").mkdir(parents=True)
+    (repository / ".git").mkdir()
+    with serving(model_repository=repository, model_control_mode="poll", repository_poll_seconds=POLL) as server:
+        put(repository, "new", 3)
+        eventually("the new model serves", lambda: factor(server, "new") == 3)
+    (line,) = [record.getMessage() for record in caplog.records if "not served" in record.getMessage()]
+    assert "'my model'" in line
+
+
+def test_a_setting_without_effect_is_warned_of(repository: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (repository / "first" / "config.pbtxt").write_text("instance_group [ { rate_limiter { priority: 1 } } ]")
+    with serving(model_repository=repository):
+        pass
+    (line,) = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert line.startswith("model 'first': rate_limiter has no effect")
 
 
 def test_a_model_that_goes_while_the_repository_is_looked_at_is_gone(

@@ -4,7 +4,7 @@ use crate::devices::PythonDevices;
 use crate::model::Model;
 use bytes::Bytes;
 use parking_lot::Mutex;
-use penstock_front::{Config, Devices, Handle, IndexEntry, OperationAnswer, OperationRequest, State};
+use penstock_front::{Config, Devices, Handle, IndexEntry, OperationAnswer, OperationRequest, StartError, State};
 use penstock_schema::{Code, Error};
 use pyo3::exceptions::{PyOSError, PyRuntimeError, PyValueError};
 use pyo3::prelude::*;
@@ -56,14 +56,13 @@ pub struct Front {
 #[pymethods]
 impl Front {
     /// Binds and serves. `devices` reaches the memory of GPUs that clients share (`engine.shared_device_memory`), where
-    /// there is any. Errors: OSError when a port is taken, ValueError for an address that is none.
+    /// there is any. Errors: ListenError when a port is taken, ValueError for an address that is none.
     #[new]
     #[pyo3(signature = (listeners, devices=None))]
-    fn new(listeners: ListenersArgument, devices: Option<Py<PyAny>>) -> PyResult<Front> {
+    fn new(py: Python<'_>, listeners: ListenersArgument, devices: Option<Py<PyAny>>) -> PyResult<Front> {
         let config = listeners.config()?;
         let devices = devices.map(|devices| Arc::new(PythonDevices(devices)) as Arc<dyn Devices>);
-        let (handle, operations) =
-            Handle::start(config, devices).map_err(|error| PyOSError::new_err(error.to_string()))?;
+        let (handle, operations) = Handle::start(config, devices).map_err(|error| not_started(py, &error))?;
         let port = |address: Option<SocketAddr>| address.map(|address| address.port());
         Ok(Front {
             server: handle.server.clone(),
@@ -136,6 +135,16 @@ impl Front {
         py.detach(|| self.handle.lock().stop(grace));
         Ok(())
     }
+}
+
+/// `penstock.errors.ListenError` where a listener is to blame.
+fn not_started(py: Python<'_>, error: &StartError) -> PyErr {
+    let message = error.to_string();
+    let StartError::Bind { what, reason, .. } = error else { return PyOSError::new_err(message) };
+    let class = py.import("penstock.errors").and_then(|errors| errors.getattr("ListenError"));
+    class
+        .and_then(|class| class.call1((message, *what, reason.raw_os_error())))
+        .map_or_else(|failure| failure, PyErr::from_value)
 }
 
 /// Something that a client asked for and only Python can do. Dropped unanswered, it is answered as unavailable.

@@ -63,7 +63,7 @@ pub fn read(
     // A dictionary in the usual case; looked at first, since the general mapping costs more.
     let (values, fresh): (Vec<Bound<'_, PyAny>>, bool) = match result.cast_into::<PyDict>() {
         Ok(dict) => {
-            let value = |name| dict.get_item(name)?.ok_or_else(|| missing(spec, name, dict.len()));
+            let value = |name| dict.get_item(name)?.ok_or_else(|| missing(spec, name, dict.as_any()));
             let fresh = references(&dict) == 1;
             (names.iter().map(value).collect::<PyResult<_>>()?, fresh)
         }
@@ -73,16 +73,30 @@ pub fn read(
                 let got = type_name(&result);
                 PyTypeError::new_err(format!("expected a mapping of output names to arrays, got {got}"))
             })?;
-            let value = |name| mapping.get_item(name).map_err(|_| missing(spec, name, mapping.len().unwrap_or(0)));
+            let value = |name| mapping.get_item(name).map_err(|_| missing(spec, name, mapping.as_any()));
             (names.iter().map(value).collect::<PyResult<_>>()?, false)
         }
     };
     spec.outputs.iter().zip(values).map(|(output, value)| whole(py, output, rows, value, fresh, promised)).collect()
 }
 
-fn missing(spec: &ModelSpec, name: &Py<PyAny>, got: usize) -> PyErr {
-    PyValueError::new_err(format!("output '{name}' is missing: expected {} outputs, got {got}", spec.outputs.len()))
+fn missing(spec: &ModelSpec, name: &Py<PyAny>, result: &Bound<'_, PyAny>) -> PyErr {
+    let expected: Vec<&str> = spec.outputs.iter().map(|output| output.name.as_str()).collect();
+    let keys = result.try_iter().into_iter().flatten().flatten().take(NAMES_SHOWN);
+    let mut got: Vec<String> = keys.map(|key| key.to_string().chars().take(NAME_SHOWN).collect()).collect();
+    if got.is_empty() {
+        got.push("nothing".to_owned());
+    }
+    PyValueError::new_err(format!(
+        "output '{name}' is missing: expected {}, got {}",
+        expected.join(", "),
+        got.join(", ")
+    ))
 }
+
+/// Of what a model returned under wrong names: enough to see what it meant.
+const NAMES_SHOWN: usize = 8;
+const NAME_SHOWN: usize = 64;
 
 fn type_name(value: &Bound<'_, PyAny>) -> String {
     value.get_type().name().map(|name| name.to_string()).unwrap_or_else(|_| "an object".to_owned())

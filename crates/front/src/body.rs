@@ -1,6 +1,8 @@
 //! Bodies: collecting what a client sends under the limits, and sending ready-made frames without copying them.
 
 use crate::server::{Busy, Config};
+use crate::shard::{Arrival, Shard};
+use crate::stream::Answering;
 use bytes::{Buf, Bytes, BytesMut};
 use http::HeaderMap;
 use http_body::{Body, Frame, SizeHint};
@@ -34,19 +36,19 @@ pub struct Frames {
     /// Dropped with the body: small answers are in the socket's buffer then.
     _busy: Option<Busy>,
     /// As `_busy`, for the connection: an answer is under way.
-    _answering: Option<Arc<()>>,
+    _answering: Option<Arc<Answering>>,
 }
 
 /// From here on an answer may not fit a socket's buffer, so that it is still being written when its body is dropped.
 const LARGE_BYTES: usize = 64 << 10;
 
-/// Bytes that keep their request in flight until they are written, or the client is gone.
-struct Held {
+/// Bytes that hold something until they are written, or the client is gone.
+struct Held<T> {
     data: Bytes,
-    _busy: Busy,
+    _token: T,
 }
 
-impl AsRef<[u8]> for Held {
+impl<T> AsRef<[u8]> for Held<T> {
     fn as_ref(&self) -> &[u8] {
         &self.data
     }
@@ -56,10 +58,25 @@ impl AsRef<[u8]> for Held {
 pub fn hold(frames: &mut [Bytes], busy: Busy) -> Option<Busy> {
     match frames.iter_mut().rev().find(|frame| frame.len() > LARGE_BYTES) {
         Some(large) => {
-            *large = Bytes::from_owner(Held { data: std::mem::take(large), _busy: busy });
+            hold_one(large, busy);
             None
         }
         None => Some(busy),
+    }
+}
+
+/// Ties a token to one frame.
+fn hold_one<T: Send + 'static>(frame: &mut Bytes, token: T) {
+    *frame = Bytes::from_owner(Held { data: std::mem::take(frame), _token: token });
+}
+
+/// The connection counts as answering until these frames are written.
+pub fn hold_until_written(frames: &mut [Bytes], token: &Arc<Answering>) {
+    if frames.iter().any(|frame| frame.len() > LARGE_BYTES) {
+        token.is_large();
+    }
+    if let Some(last) = frames.last_mut() {
+        hold_one(last, token.clone());
     }
 }
 
@@ -96,7 +113,17 @@ impl Frames {
     }
 
     /// The connection counts as answering until hyper has taken all of this.
-    pub fn answering(mut self, token: Arc<()>) -> Frames {
+    pub fn answering(mut self, token: Arc<Answering>) -> Frames {
+        if self.data.iter().any(|frame| frame.len() > LARGE_BYTES) {
+            token.is_large();
+        }
+        self._answering = Some(token);
+        self
+    }
+
+    /// As `answering`, until all of this is written: HTTP/2 keeps what its peer has no window for.
+    pub fn answering_until_written(mut self, token: Arc<Answering>) -> Frames {
+        hold_until_written(&mut self.data, &token);
         self._answering = Some(token);
         self
     }
@@ -136,16 +163,19 @@ impl Body for Frames {
 /// `skip` tells from the first piece where a tensor begins; that byte is placed at an aligned address. A body that
 /// arrives in one piece, as small ones do, is not copied at all.
 ///
-/// Errors: 413 over the limit or in too many chunks, 408 when it comes too slowly, 400 when it breaks off.
-pub async fn collect(body: Incoming, config: &Config, skip: impl FnOnce(&[u8]) -> usize) -> Result<Bytes> {
+/// Errors: 413 over the limit or in too many chunks, 408 when it comes too slowly, 400 when it breaks off, 503 when the
+/// server ends and no more of it comes.
+pub async fn collect(body: Incoming, shard: &Shard, skip: impl FnOnce(&[u8]) -> usize) -> Result<Bytes> {
+    let config = &shard.server.config;
     let declared = body.size_hint().exact();
     if declared.is_some_and(|length| length > config.max_body_bytes as u64) {
         return Err(too_large(config));
     }
     let mut body = pin!(body);
     let started = Instant::now();
-    let first = tokio::time::timeout_at(started + config.body_grace, next(&mut body)).await;
-    let Some(first) = first.map_err(|_| too_slow(0))?? else { return Ok(Bytes::new()) };
+    let mut arrival = shard.arrival();
+    let first = piece(&mut body, &mut arrival, started + config.body_grace, 0).await?;
+    let Some(first) = first else { return Ok(Bytes::new()) };
     if first.len() > config.max_body_bytes {
         return Err(too_large(config));
     }
@@ -160,7 +190,7 @@ pub async fn collect(body: Incoming, config: &Config, skip: impl FnOnce(&[u8]) -
     loop {
         let deadline =
             started + config.body_grace + Duration::from_secs(buffer.len() as u64 / limits::BODY_MIN_BYTES_PER_SECOND);
-        let frame = tokio::time::timeout_at(deadline, next(&mut body)).await.map_err(|_| too_slow(buffer.len()))??;
+        let frame = piece(&mut body, &mut arrival, deadline, buffer.len()).await?;
         let Some(data) = frame else { return Ok(buffer.freeze()) };
         chunks += 1;
         if buffer.len() + data.len() > config.max_body_bytes {
@@ -173,6 +203,21 @@ pub async fn collect(body: Incoming, config: &Config, skip: impl FnOnce(&[u8]) -
             )));
         }
         buffer.extend(data);
+    }
+}
+
+/// The next piece of a body, of which `got` bytes have come.
+async fn piece(
+    body: &mut Pin<&mut Incoming>,
+    arrival: &mut Arrival,
+    deadline: Instant,
+    got: usize,
+) -> Result<Option<Bytes>> {
+    tokio::select! {
+        biased;
+        data = next(body) => data,
+        () = tokio::time::sleep_until(deadline) => Err(too_slow(got)),
+        error = arrival.is_given_up() => Err(error),
     }
 }
 

@@ -9,6 +9,7 @@ mod unary;
 use crate::body::{self, Frames, aside, collect};
 use crate::server::Config;
 use crate::shard::Shard;
+use crate::stream::Answering;
 use bytes::Bytes;
 use http::header::{CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue};
 use http::{Method, Request, Response, StatusCode};
@@ -34,6 +35,16 @@ const TIMEOUT: HeaderName = HeaderName::from_static("grpc-timeout");
 pub enum Answer {
     Ready(Frames),
     Stream(stream::Answers),
+}
+
+impl Answer {
+    /// The connection counts as answering until this is written.
+    fn answering(self, token: Arc<Answering>) -> Answer {
+        match self {
+            Answer::Ready(frames) => Answer::Ready(frames.answering_until_written(token)),
+            Answer::Stream(answers) => Answer::Stream(answers.answering(token)),
+        }
+    }
 }
 
 impl Body for Answer {
@@ -84,7 +95,11 @@ impl Call {
 }
 
 /// Answers one call; whatever goes wrong becomes a status.
-pub async fn serve(shard: Arc<Shard>, request: Request<Incoming>) -> std::result::Result<Reply, Infallible> {
+pub async fn serve(
+    shard: Arc<Shard>,
+    answering: Arc<Answering>,
+    request: Request<Incoming>,
+) -> std::result::Result<Reply, Infallible> {
     let started = Instant::now();
     let (parts, body) = request.into_parts();
     let content_type = parts.headers.get(CONTENT_TYPE).map(HeaderValue::as_bytes).unwrap_or_default();
@@ -96,7 +111,7 @@ pub async fn serve(shard: Arc<Shard>, request: Request<Incoming>) -> std::result
         Ok(call) => answer(&shard, parts.uri.path(), call).await,
         Err(error) => Err(error),
     };
-    Ok(answered.unwrap_or_else(|error| failure(&error)))
+    Ok(answered.unwrap_or_else(|error| failure(&error)).map(|answer| answer.answering(answering)))
 }
 
 fn call(started: Instant, headers: HeaderMap, body: Incoming) -> Result<Call> {
@@ -140,11 +155,12 @@ pub fn deadline_exceeded() -> Error {
 }
 
 /// Reads the single message of a unary call.
-pub async fn message(body: Incoming, encoding: Option<Encoding>, config: &Config) -> Result<Bytes> {
+pub async fn message(body: Incoming, encoding: Option<Encoding>, shard: &Shard) -> Result<Bytes> {
+    let config = &shard.server.config;
     // Requests end with their tensors, whose sizes are nearly always multiples of the alignment: aligning the end of the
     // message aligns the tensor.
     let end = |first: &[u8]| prefix(first).map_or(0, |(_, length)| PREFIX_BYTES + length);
-    let body = collect(body, config, end).await?;
+    let body = collect(body, shard, end).await?;
     let (compressed, length) =
         prefix(&body).ok_or_else(|| Error::internal("gRPC message: the body ends within the length prefix"))?;
     if length > config.max_body_bytes {

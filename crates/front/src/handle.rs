@@ -25,7 +25,7 @@ const CUT_TIME: Duration = Duration::from_secs(1);
 
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
-    #[error("cannot listen on {address} for {what}: {reason}; choose another port with --{what}-port")]
+    #[error("cannot listen on {address} for {what}: {reason}")]
     Bind { what: &'static str, address: SocketAddr, reason: std::io::Error },
     #[error("cannot start a server thread: {0}")]
     Thread(#[from] std::io::Error),
@@ -101,17 +101,23 @@ impl Handle {
         Ok((Handle { server, http, grpc, metrics, stop, threads: handles }, operations))
     }
 
-    /// Refuses new requests and waits until those in flight are answered. Returns how many were not.
+    /// Refuses new requests and waits until those in flight are answered. Returns how many were not; they are refused.
     pub fn drain(&self, timeout: Duration) -> usize {
         self.server.set_state(State::Draining);
+        self.stop.send_replace(Stop::Drain);
         let deadline = Instant::now() + timeout;
         while self.server.in_flight() > 0 && Instant::now() < deadline {
             std::thread::sleep(DRAIN_LOOK);
         }
-        self.server.in_flight()
+        let left = self.server.in_flight();
+        if left > 0 {
+            self.stop.send_replace(Stop::Soon);
+        }
+        left
     }
 
-    /// Ends all connections: for `grace` they may finish what is being written, then they are cut.
+    /// Ends all connections: those without a request at once, others when their answers are written or, at the latest,
+    /// after `grace`.
     pub fn stop(&mut self, grace: Duration) {
         self.stop.send_replace(Stop::Soon);
         wait(&self.threads, grace);

@@ -11,8 +11,8 @@ use crate::server::{Server, State};
 use crate::shard::{Role, Shard};
 use crate::stream::{Phase, Watch};
 use bytes::Bytes;
-use http::header::{ALLOW, CONNECTION, CONTENT_TYPE, HeaderValue, RETRY_AFTER, TRANSFER_ENCODING};
-use http::{Method, Request, Response, StatusCode};
+use http::header::{ALLOW, CONNECTION, CONTENT_TYPE, HOST, HeaderValue, RETRY_AFTER, TRANSFER_ENCODING};
+use http::{Method, Request, Response, StatusCode, Version};
 use http_body::Body;
 use hyper::body::Incoming;
 use penstock_schema::{Code, Error, Result, limits};
@@ -29,12 +29,20 @@ pub async fn serve(
     role: Role,
     request: Request<Incoming>,
 ) -> Result<Reply, Infallible> {
+    let token = watch.answering();
     watch.enter(Phase::Busy);
     // hyper takes a message with both lengths as chunked and forgets the other. A proxy in front may have read it the
     // other way, so a connection never goes on after a chunked request: nothing can hide behind it.
     let chunked = request.headers().contains_key(TRANSFER_ENCODING);
     let has_body = !request.body().is_end_stream();
     let answered = match role {
+        _ if !names_its_host(&request) => Ok(refuse(
+            StatusCode::BAD_REQUEST,
+            &format!(
+                "HTTP/1.1 request: expected one Host header, got {}",
+                request.headers().get_all(HOST).iter().count()
+            ),
+        )),
         Role::Metrics => metrics_page(&shard.server, &request),
         _ => answer(&shard, request).await,
     };
@@ -43,9 +51,18 @@ pub async fn serve(
     if chunked || unread {
         reply.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
     }
-    let token = watch.answering();
     watch.enter(Phase::Reply);
     Ok(reply.map(|body| body.answering(token)))
+}
+
+/// Two hosts are read in two ways by those before and behind this server (RFC 9112, section 3.2). HTTP/1.0 has none.
+fn names_its_host(request: &Request<Incoming>) -> bool {
+    let mut hosts = request.headers().get_all(HOST).iter();
+    match (hosts.next(), hosts.next()) {
+        (Some(_), None) => true,
+        (None, _) => request.version() < Version::HTTP_11,
+        (Some(_), Some(_)) => false,
+    }
 }
 
 /// Whether an answer may have been given before the body was read. hyper closes the connection then, and the client

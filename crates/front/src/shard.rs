@@ -7,7 +7,7 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use parking_lot::Mutex;
 use penstock_dispatch::{Mailbox, Queue};
-use penstock_schema::limits;
+use penstock_schema::{Error, limits};
 use std::cell::RefCell;
 use std::future::Future;
 use std::pin::pin;
@@ -15,7 +15,7 @@ use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, mpsc, watch};
 
 /// The coarse clock's tick: fine enough for time-outs of seconds.
 const TICK: Duration = Duration::from_millis(250);
@@ -33,6 +33,10 @@ const PING_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long the acceptor rests when the process has no descriptors left.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
+fn ticks(time: Duration) -> u32 {
+    time.as_millis().div_ceil(TICK.as_millis()).max(1) as u32
+}
+
 /// The protocol of a listener.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Role {
@@ -42,10 +46,12 @@ pub enum Role {
 }
 
 /// How far stopping has come.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Stop {
     Not,
-    /// Connections finish what they have begun.
+    /// Requests that have arrived are answered, new ones refused, and those that stopped arriving are given up.
+    Drain,
+    /// Answers under way go out. There is nothing else to wait for, or the time for it is over.
     Soon,
     /// Connections are cut.
     Now,
@@ -59,6 +65,10 @@ pub struct Accepted {
     permit: OwnedSemaphorePermit,
 }
 
+/// A peer that was silent for this long, while the server stops, is not about to send or to close: packets are around
+/// the world sooner.
+const QUIET: Duration = TICK;
+
 /// How often a stopping shard looks whether its connections have ended.
 const STOP_LOOK: Duration = Duration::from_millis(5);
 
@@ -69,6 +79,8 @@ pub struct Shard {
     clock: Arc<AtomicU32>,
     watches: Mutex<Vec<Weak<Watch>>>,
     stop: watch::Receiver<Stop>,
+    /// Wakes requests that wait for models when no time is left for them.
+    overdue: Notify,
 }
 
 thread_local! {
@@ -101,7 +113,14 @@ pub fn runtime() -> std::io::Result<tokio::runtime::Runtime> {
 impl Shard {
     pub fn new(server: Arc<Server>, stop: watch::Receiver<Stop>) -> Arc<Shard> {
         let clock = Arc::new(AtomicU32::new(0));
-        Arc::new(Shard { server, mailbox: Mailbox::new(), clock, watches: Mutex::default(), stop })
+        Arc::new(Shard {
+            server,
+            mailbox: Mailbox::new(),
+            clock,
+            watches: Mutex::default(),
+            stop,
+            overdue: Notify::new(),
+        })
     }
 
     /// Serves what the acceptors send until they are gone and every connection has ended.
@@ -114,12 +133,32 @@ impl Shard {
                 Err(error) => tracing::debug!(%error, "connection lost before it was served"),
             }
         }
+        let began = self.clock.load(Relaxed);
         while self.watches.lock().iter().any(|watch| watch.strong_count() > 0) {
-            if *self.stop.borrow() == Stop::Now {
-                self.watches.lock().iter().filter_map(Weak::upgrade).for_each(|watch| watch.abort());
+            self.overdue.notify_waiters();
+            let now = *self.stop.borrow() == Stop::Now;
+            // The first tick may be nearly over when it is counted.
+            let quiet = self.clock.load(Relaxed).wrapping_sub(began) > ticks(QUIET);
+            for watch in self.watches.lock().iter().filter_map(Weak::upgrade) {
+                let patience = if watch.wrote_much() { ticks(LINGER) } else { ticks(QUIET) };
+                if now || quiet && watch.silence() > patience && watch.is_done() {
+                    watch.abort();
+                }
             }
             tokio::time::sleep(STOP_LOOK).await;
         }
+    }
+
+    /// Ends when a request that still waits for its answer is to be given up, because the server's time is over.
+    pub async fn overdue(&self) {
+        self.overdue.notified().await;
+    }
+
+    /// What the server has come to now, for [`Arrival::is_given_up`].
+    pub fn arrival(&self) -> Arrival {
+        let stop = self.stop.clone();
+        let began = *stop.borrow();
+        Arrival { stop, began }
     }
 
     fn adopt(self: &Arc<Self>, socket: TcpStream, role: Role, permit: OwnedSemaphorePermit) {
@@ -135,7 +174,6 @@ impl Shard {
     /// Advances the coarse clock and ends connections that have been in a phase for too long.
     async fn sweep(self: Arc<Self>) {
         let config = &self.server.config;
-        let ticks = |time: Duration| time.as_millis().div_ceil(TICK.as_millis()).max(1) as u32;
         let (head, idle) = (ticks(config.header_timeout), ticks(config.idle_timeout));
         let (reply, linger) = (ticks(config.write_timeout), ticks(LINGER));
         loop {
@@ -161,20 +199,50 @@ impl Shard {
     }
 }
 
+/// Something that is still coming in from a client.
+pub struct Arrival {
+    stop: watch::Receiver<Stop>,
+    /// Where the server was when it began to arrive.
+    began: Stop,
+}
+
+impl Arrival {
+    /// Ends when the server has gone a step further towards its end, and the client a while without sending: to be
+    /// raced with what the client sends, piece by piece.
+    pub async fn is_given_up(&mut self) -> Error {
+        let began = self.began;
+        self.until(|stop| stop > began).await
+    }
+
+    /// As `is_given_up`, for what may begin at any time and has to be over when the server ends.
+    pub async fn is_over(&mut self) -> Error {
+        self.until(|stop| stop >= Stop::Soon).await
+    }
+
+    async fn until(&mut self, reached: impl Fn(Stop) -> bool) -> Error {
+        // A sender that is gone ends the wait as well.
+        let _ = self.stop.wait_for(|stop| reached(*stop)).await.is_ok();
+        tokio::time::sleep(QUIET).await;
+        Error::unavailable("server is shutting down, and the request had not arrived; send it to another replica")
+    }
+}
+
 async fn serve_http(shard: Arc<Shard>, socket: TcpStream, watch: Arc<Watch>, role: Role) {
     let io = TokioIo::new(Stream::http1(socket, watch.clone()));
     let mut stop = shard.stop.clone();
+    let seen = watch.clone();
     let service = service_fn(move |request| http1::serve(shard.clone(), watch.clone(), role, request));
     let connection = hyper::server::conn::http1::Builder::new().serve_connection(io, service);
     let mut connection = pin!(connection);
-    until_stopped(&mut stop, connection.as_mut(), |connection| connection.graceful_shutdown()).await;
+    until_stopped(&mut stop, &seen, connection.as_mut(), |connection| connection.graceful_shutdown()).await;
 }
 
 async fn serve_grpc(shard: Arc<Shard>, socket: TcpStream, watch: Arc<Watch>) {
-    let io = TokioIo::new(Stream::http2(socket, watch));
+    let io = TokioIo::new(Stream::http2(socket, watch.clone()));
     let mut stop = shard.stop.clone();
     let max_body = shard.server.config.max_body_bytes as u64;
-    let service = service_fn(move |request| grpc::serve(shard.clone(), request));
+    let seen = watch.clone();
+    let service = service_fn(move |request| grpc::serve(shard.clone(), seen.answering(), request));
     let mut builder = hyper::server::conn::http2::Builder::new(TokioExecutor::new());
     builder
         .timer(TokioTimer::new())
@@ -190,12 +258,13 @@ async fn serve_grpc(shard: Arc<Shard>, socket: TcpStream, watch: Arc<Watch>) {
         .max_send_buf_size(limits::HTTP2_WINDOW_BYTES as usize);
     let connection = builder.serve_connection(io, service);
     let mut connection = pin!(connection);
-    until_stopped(&mut stop, connection.as_mut(), |connection| connection.graceful_shutdown()).await;
+    until_stopped(&mut stop, &watch, connection.as_mut(), |connection| connection.graceful_shutdown()).await;
 }
 
-/// Runs a connection; when the server stops, lets it finish what it has begun.
+/// Runs a connection; when the server stops, lets it finish what it has begun, if it has begun anything.
 async fn until_stopped<C, E>(
     stop: &mut watch::Receiver<Stop>,
+    watch: &Watch,
     mut connection: std::pin::Pin<&mut C>,
     finish: impl FnOnce(std::pin::Pin<&mut C>),
 ) where
@@ -206,6 +275,12 @@ async fn until_stopped<C, E>(
         biased;
         ended = connection.as_mut() => ended,
         _ = stopped(stop) => {
+            match watch.phase() {
+                // hyper would wait for the rest of a head, and for the whole of HTTP/2's preface.
+                Phase::Head => return,
+                Phase::Idle => watch.leave(),
+                Phase::Busy | Phase::Reply | Phase::Linger => {}
+            }
             finish(connection.as_mut());
             connection.await
         }
@@ -215,9 +290,9 @@ async fn until_stopped<C, E>(
     }
 }
 
-/// Ends when the server stops, or is gone.
+/// Ends when the server has nothing to wait for but answers on their way, or is gone.
 async fn stopped(stop: &mut watch::Receiver<Stop>) {
-    let _ = stop.wait_for(|stop| *stop != Stop::Not).await.is_ok();
+    let _ = stop.wait_for(|stop| *stop >= Stop::Soon).await.is_ok();
 }
 
 /// Accepts on one listener and deals the sockets out to the shards in turn.

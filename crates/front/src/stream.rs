@@ -9,7 +9,7 @@ use parking_lot::Mutex;
 use std::io::{self, IoSlice};
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, AtomicU32, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, Ordering::Relaxed};
 use std::task::{Context, Poll, ready};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
@@ -32,14 +32,30 @@ pub enum Phase {
     Linger = 4,
 }
 
+/// What a connection is answering: requests that have reached a handler and answers that are not written hold it.
+#[derive(Default)]
+pub struct Answering {
+    /// An answer was so large that much of it may be in the kernel's buffers when it is written.
+    large: AtomicBool,
+}
+
+impl Answering {
+    pub fn is_large(&self) {
+        self.large.store(true, Relaxed);
+    }
+}
+
 /// What the sweeper of a shard sees of a connection. Times are ticks of the shard's coarse clock.
 pub struct Watch {
     phase: AtomicU8,
     since: AtomicU32,
     clock: Arc<AtomicU32>,
+    /// When the last byte came or went.
+    active: AtomicU32,
     task: Mutex<Option<AbortHandle>>,
-    /// Held by the body of the answer under way.
-    answering: Arc<()>,
+    answering: Arc<Answering>,
+    /// The server ends and this connection was idle: its peer has nothing to read.
+    leaving: AtomicBool,
     _permit: OwnedSemaphorePermit,
 }
 
@@ -48,10 +64,12 @@ impl Watch {
         let since = AtomicU32::new(clock.load(Relaxed));
         Arc::new(Watch {
             phase: AtomicU8::new(Phase::Idle as u8),
+            active: AtomicU32::new(since.load(Relaxed)),
             since,
             clock,
             task: Mutex::new(None),
-            answering: Arc::new(()),
+            answering: Arc::default(),
+            leaving: AtomicBool::new(false),
             _permit: permit,
         })
     }
@@ -81,8 +99,8 @@ impl Watch {
         self.touch();
     }
 
-    /// What the body of an answer holds until hyper has taken all of it.
-    pub fn answering(&self) -> Arc<()> {
+    /// What a request holds from its head to the end of its answer.
+    pub fn answering(&self) -> Arc<Answering> {
         self.answering.clone()
     }
 
@@ -92,6 +110,36 @@ impl Watch {
 
     fn touch(&self) {
         self.since.store(self.clock.load(Relaxed), Relaxed);
+    }
+
+    /// From now on closing does not wait for the peer to close, too.
+    pub fn leave(&self) {
+        self.leaving.store(true, Relaxed);
+    }
+
+    /// Whether nothing was left to wait for, should the peer stay silent.
+    pub fn is_done(&self) -> bool {
+        match self.phase() {
+            Phase::Idle | Phase::Head => true,
+            // HTTP/2 has no other phase between its requests.
+            Phase::Busy => !self.is_answering(),
+            Phase::Reply => false,
+            Phase::Linger => true,
+        }
+    }
+
+    /// Whether the peer may still be reading what was written long ago.
+    pub fn wrote_much(&self) -> bool {
+        self.answering.large.load(Relaxed)
+    }
+
+    /// Ticks since a byte came or went.
+    pub fn silence(&self) -> u32 {
+        self.clock.load(Relaxed).wrapping_sub(self.active.load(Relaxed))
+    }
+
+    fn moved(&self) {
+        self.active.store(self.clock.load(Relaxed), Relaxed);
     }
 
     /// Ticks spent in the present phase.
@@ -171,6 +219,7 @@ impl AsyncRead for Stream {
         let before = buffer.filled().len();
         ready!(Pin::new(&mut self.socket).poll_read(context, buffer))?;
         let received = buffer.filled().len() - before;
+        self.watch.moved();
         if self.preface > 0 {
             self.preface = self.preface.saturating_sub(received);
             if self.preface == 0 {
@@ -193,6 +242,7 @@ impl AsyncWrite for Stream {
         }
         let written = ready!(Pin::new(&mut self.socket).poll_write(context, data))?;
         self.watch.touch();
+        self.watch.moved();
         Poll::Ready(Ok(written))
     }
 
@@ -209,6 +259,7 @@ impl AsyncWrite for Stream {
         }
         let written = ready!(Pin::new(&mut self.socket).poll_write_vectored(context, data))?;
         self.watch.touch();
+        self.watch.moved();
         Poll::Ready(Ok(written))
     }
 
@@ -232,8 +283,12 @@ impl AsyncWrite for Stream {
         let mut scrap = [0; 16 << 10];
         while self.lingered < LINGER_BYTES {
             let mut buffer = ReadBuf::new(&mut scrap);
-            match ready!(Pin::new(&mut self.socket).poll_read(context, &mut buffer)) {
-                Ok(()) if !buffer.filled().is_empty() => self.lingered += buffer.filled().len(),
+            match Pin::new(&mut self.socket).poll_read(context, &mut buffer) {
+                Poll::Ready(Ok(())) if !buffer.filled().is_empty() => {
+                    self.lingered += buffer.filled().len();
+                    self.watch.moved();
+                }
+                Poll::Pending if !self.watch.leaving.load(Relaxed) => return Poll::Pending,
                 _ => break,
             }
         }

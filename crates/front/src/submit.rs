@@ -3,7 +3,7 @@
 use crate::registry::ModelVersion;
 use crate::server::Server;
 use crate::shard::{Shard, touch};
-use penstock_dispatch::{Clock, Job, Monotonic, Nanos, Nudge, Reply, reply};
+use penstock_dispatch::{Clock, Job, Monotonic, Nanos, Nudge, Receiver, Reply, reply};
 use penstock_schema::{Error, Inputs, ModelSpec, Outputs, Result, Tensor};
 use penstock_wire::{ReplyPlan, Validated};
 use std::hash::{DefaultHasher, Hash, Hasher};
@@ -44,11 +44,22 @@ pub async fn infer(shard: &Shard, model: Arc<ModelVersion>, request: Validated, 
         // Instances refuse what has waited too long when they pull; should all of them be busy then, it is done here.
         tokio::select! {
             biased;
-            answered = &mut answer => return Ok(Answered { outputs: received(answered)?, model, plan }),
+            outputs = settled(shard, &mut answer) => return Ok(Answered { outputs: outputs?, model, plan }),
             () = tokio::time::sleep(Duration::from_micros(microseconds)) => model.queue.expire(),
         }
     }
-    Ok(Answered { outputs: received(answer.await)?, model, plan })
+    Ok(Answered { outputs: settled(shard, &mut answer).await?, model, plan })
+}
+
+/// The answer, or that the server's time was over before it came.
+async fn settled(shard: &Shard, answer: &mut Receiver) -> Result<Outputs> {
+    tokio::select! {
+        biased;
+        answered = answer => received(answered),
+        () = shard.overdue() => Err(Error::unavailable(
+            "server is shutting down, and its time was over before the model answered; send to another replica",
+        )),
+    }
 }
 
 /// What a queue gets of a request, and what is kept of it for the way out. `deadline` is on the clock of the queues.

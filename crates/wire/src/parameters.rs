@@ -5,6 +5,7 @@
 use crate::request::{Place, Quoted};
 use penstock_schema::{Error, Result, limits};
 use std::borrow::Cow;
+use std::fmt;
 
 /// One parameter value. JSON integers are `Int` when they fit, else `Uint`.
 #[derive(Clone, Debug, PartialEq)]
@@ -31,9 +32,22 @@ impl Value<'_> {
             Value::Bool(value) => value.to_string(),
             Value::Int(value) => value.to_string(),
             Value::Uint(value) => value.to_string(),
-            Value::Double(value) => value.to_string(),
+            Value::Double(value) => Float(*value).to_string(),
             Value::String(value) => Quoted(value).to_string(),
         }
+    }
+}
+
+/// A number that was read as a float, so that `1.0` is told from `1`, and what lost digits says so.
+pub(crate) struct Float(pub f64);
+
+/// From here on (2^53) neighbouring integers are one float.
+const LAST_EXACT: f64 = 9_007_199_254_740_992.0;
+
+impl fmt::Display for Float {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let about = if self.0.abs() < LAST_EXACT { "" } else { "about " };
+        write!(formatter, "{about}{:?}", self.0)
     }
 }
 

@@ -91,7 +91,7 @@ class FunctionInstance:
     def __init__(self, model: ModelFunction) -> None:
         self.execute: Callable[[dict[str, Array]], Mapping[str, Array]]
         names = [spec.name for spec in model.outputs]
-        run = _one_output(model.function, names[0]) if len(names) == 1 else _many_outputs(model, names)
+        run = _one_output(model, names[0]) if len(names) == 1 else _many_outputs(model, names)
         bfloat16 = [spec.name for spec in model.outputs if spec.datatype == "BF16"]
         self.execute = _viewing_bfloat16(run, bfloat16) if bfloat16 else run
 
@@ -102,9 +102,13 @@ class FunctionInstance:
 _Run = Callable[[dict[str, Array]], Mapping[str, Array]]
 
 
-def _one_output(function: Function, name: str) -> _Run:
+def _one_output(model: ModelFunction, name: str) -> _Run:
+    function = model.function
+
     def execute(inputs: dict[str, Array]) -> Mapping[str, Array]:
         answer = function(**inputs)
+        if answer is None:
+            raise ExecutionError(f"model {model.name!r} returned nothing (None), expected an array for {name!r}")
         return answer if isinstance(answer, dict) else {name: answer}
 
     return execute

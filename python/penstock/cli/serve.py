@@ -4,6 +4,7 @@ A flag that was given counts, also where a program made the server; one that was
 the default of `Server`, which is the flag's own.
 """
 
+import errno
 import json
 import logging
 import os
@@ -17,7 +18,7 @@ import typer
 from penstock import limits
 from penstock.cli.custom_ops import CustomOps
 from penstock.engine import RUNTIMES
-from penstock.errors import InvalidArgument
+from penstock.errors import InvalidArgument, ListenError
 
 if TYPE_CHECKING:
     from penstock.serve import Server
@@ -151,7 +152,15 @@ def serve(
             ports = {"http_port": server.http_port, "grpc_port": server.grpc_port, "metrics_port": server.metrics_port}
             print(json.dumps(ports), flush=True)
 
-    server.run(on_ready=announce)
+    try:
+        server.run(on_ready=announce)
+    except ListenError as error:
+        raise ListenError(f"{error}; choose another with {_flag(error)}", error.listener, error.errno) from None
+
+
+def _flag(error: ListenError) -> str:
+    """What sets the part of an address that is wrong."""
+    return f"--{error.listener}-{'address' if error.errno == errno.EADDRNOTAVAIL else 'port'}"
 
 
 def _check_kind(

@@ -6,6 +6,7 @@ Safe to call from several threads.
 """
 
 import hashlib
+import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,12 +15,14 @@ from typing import Final
 
 from penstock.backends.base import check_model_name
 from penstock.backends.engine import NAME as ENGINE
-from penstock.errors import ConfigError, InvalidArgument, ModelLoadError, NotFound, PenstockError
+from penstock.errors import ConfigError, InvalidArgument, ModelLoadError, NotFound, PenstockError, Unavailable
 from penstock.repository import overrides, warmup
 from penstock.repository.beneath import inside
 from penstock.repository.complete import DEFAULT_MAX_BATCH
 from penstock.repository.config import All, Config, Latest, Specific, parse
 from penstock.repository.models import RUNTIME_OF_SUFFIX, SUPPORTED, Model, loaded
+
+log = logging.getLogger("penstock")
 
 _CONFIG: Final = "config.pbtxt"
 # Backend or platform of a configuration -> runtime, and the file it looks for when none is named.
@@ -53,17 +56,24 @@ class Repository:
 
     def __init__(self, roots: Sequence[str | Path]) -> None:
         self._roots: list[Path] = []
+        self._passed_over: set[str] = set()  # said once
         for root in map(Path, roots):
             if not root.is_dir():
                 raise NotFound(f"model repository {root.name!r} is not a directory")
             self._roots.append(root.resolve())
 
     def names(self) -> list[str]:
-        """Names of all model directories, sorted. What can't be a model's name is passed over."""
+        """Names of all model directories, sorted. What can't be a model's name is passed over with a warning.
+
+        Raises Unavailable when a repository can't be read.
+        """
         found: set[str] = set()
         for root in self._roots:
-            with os.scandir(root) as entries:
-                found.update(entry.name for entry in entries if entry.is_dir() and _is_name(entry.name))
+            try:
+                with os.scandir(root) as entries:
+                    found.update(entry.name for entry in entries if entry.is_dir() and self._is_name(entry.name))
+            except OSError as error:
+                raise Unavailable(f"model repository {root.name!r} can't be read: {error.strerror}") from None
         return sorted(found)
 
     def index(self) -> list[IndexEntry]:
@@ -158,13 +168,20 @@ class Repository:
             return IndexEntry(name, tuple(self.versions(name)))
         except PenstockError as error:
             return IndexEntry(name, (), error.message)
+        except OSError as error:
+            return IndexEntry(name, (), f"its directory can't be read: {error.strerror}")
 
-
-def _is_name(name: str) -> bool:
-    try:
-        return check_model_name(name)[0] != "."  # hidden directories belong to version control and mounts
-    except InvalidArgument:
-        return False
+    def _is_name(self, name: str) -> bool:
+        if name.startswith("."):
+            return False  # hidden directories belong to version control and mounts
+        try:
+            check_model_name(name)
+        except InvalidArgument as error:
+            if name not in self._passed_over:
+                self._passed_over.add(name)
+                log.warning("a directory of the model repository is not served: %s", error)
+            return False
+        return True
 
 
 def _held_by_nobody() -> Callable[[], None]:

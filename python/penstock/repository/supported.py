@@ -118,6 +118,12 @@ def refuse_unsupported(message: Any, where: str) -> None:
             raise ConfigError(f"{where}: {setting} is not supported: {reason}")
 
 
+def table() -> tuple[tuple[tuple[str, str], ...], tuple[tuple[str, str], ...], tuple[str, ...]]:
+    """For the documentation: what is refused, what has no effect, each with the reason, and parameters without one."""
+    refused, noted = (tuple((name, reason) for name, _, reason in rows) for rows in (_REFUSED, _NOTED))
+    return refused, noted, tuple(sorted(_NOTED_PARAMETERS))
+
+
 def notes(message: Any) -> tuple[str, ...]:
     """One sentence for each setting that has no effect."""
     found = [f"{setting} has no effect: {reason}" for setting, test, reason in _NOTED if test(message)]

@@ -218,7 +218,7 @@ class Catalogue:
             raise Unavailable("server is shutting down")
         for model in models:
             for note in model.config.notes:
-                log.info("model %r: %s", model.name, note)
+                log.warning("model %r: %s", model.name, note)
         models = [self._accelerator.ready_made(model) for model in models]
         seconds = time.perf_counter() - started
         specifications = [specification(model, self._batching, seconds) for model in models]

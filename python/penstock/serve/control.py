@@ -75,11 +75,21 @@ class Control:
             self._free.release()
 
     def _poll(self) -> None:
+        problem = ""
         while not self._stop.wait(self._poll_seconds):
             try:
                 self._catalogue.poll()
+            except PenstockError as error:
+                # Once per episode, however long it lasts.
+                if error.message != problem:
+                    problem = error.message
+                    log.error("%s; models in service stay as they are", problem)
             except Exception:
                 log.exception("the repository could not be polled")
+            else:
+                if problem:
+                    problem = ""
+                    log.warning("the model repository can be read again")
 
 
 def _thread(target: Callable[..., None], *arguments: _core.Operation) -> threading.Thread:

@@ -35,8 +35,8 @@ from penstock.serve.trace import Trace
 
 log = logging.getLogger("penstock")
 
-# At least this long answers on their way out may still leave.
-_GRACE_SECONDS: Final = 1.0
+# At least this long answers on their way out may still leave, and models end.
+_GRACE_SECONDS: Final = 0.5
 
 PROGRAM: Final[ContextVar[str]] = ContextVar("penstock_serve_program")
 """While `penstock serve` imports a program for its server: what it was asked to serve."""
@@ -189,7 +189,7 @@ class Server:
         return self._catalogue.concurrent(name).statistics()
 
     def start(self) -> None:
-        """Listen, load every model, become ready. Raises OSError for a port that is taken, and what loading raises."""
+        """Listen, load every model, become ready. Raises ListenError for a taken port, and what loading raises."""
         if self.running:
             raise ConfigError("the server is running already")
         try:
@@ -199,7 +199,10 @@ class Server:
             raise
 
     def stop(self) -> bool:
-        """Refuse new requests, finish those in flight, end. True when all of them were answered in time."""
+        """Refuse new requests, finish those in flight, end. True when all of them were answered in time.
+
+        Those that were not are refused as well. Peers that send nothing are not waited for.
+        """
         front, catalogue, control, event_loop = self._front, self._catalogue, self._control, self._event_loop
         self._front = self._catalogue = self._control = self._event_loop = None
         atexit.unregister(self.stop)
@@ -209,12 +212,14 @@ class Server:
         if catalogue is not None:
             catalogue.stop_building()
         left = front.drain(self._control_options.exit_timeout_seconds)
+        end = max(deadline, time.monotonic() + _GRACE_SECONDS)
         if control is not None:
             control.stop()
-        done = catalogue is None or catalogue.close(max(_GRACE_SECONDS, deadline - time.monotonic()))
+        done = catalogue is None or catalogue.close(max(0.0, end - time.monotonic()))
         if event_loop is not None:
             event_loop.stop()
-        front.stop(max(_GRACE_SECONDS, deadline - time.monotonic()))
+        # Where requests are left, connections have been ending since the drain gave them up.
+        front.stop(max(0.0 if left else _GRACE_SECONDS, end - time.monotonic()))
         if left:
             log.error("%d requests were not answered before the exit timeout", left)
         return done and left == 0
@@ -298,7 +303,8 @@ class Server:
             ("metrics", listeners.metrics_address, self.metrics_port),
         ):
             if port is not None:
-                print(f"penstock: {what} on {address}:{port}", file=sys.stderr)
+                host = f"[{address}]" if ":" in address else address
+                print(f"penstock: {what} on {host}:{port}", file=sys.stderr)
         print("penstock: ready", file=sys.stderr, flush=True)
 
 

@@ -19,7 +19,7 @@ use std::time::Instant;
 pub async fn infer(shard: &Arc<Shard>, call: Call) -> Result<Reply> {
     let busy = shard.server.enter()?;
     let deadline = call.until();
-    let message = message(call.body, call.encoding, &shard.server.config).await?;
+    let message = message(call.body, call.encoding, shard).await?;
     let request = read(shard, message).await?;
     // One of a nanosecond has passed by now, and such a request is never run.
     if deadline.is_some_and(|at| at <= Instant::now()) {

@@ -1,9 +1,10 @@
 //! Bidirectional streams: messages are taken off as they come, worked on side by side, and answered in order.
 
 use super::{Call, STATUS, inflate, prefix, status};
-use crate::body;
+use crate::body::{self, hold_until_written};
 use crate::server::Config;
 use crate::shard::Shard;
+use crate::stream::Answering;
 use bytes::{Buf, Bytes, BytesMut};
 use http::{HeaderMap, HeaderValue};
 use http_body::Frame;
@@ -71,6 +72,8 @@ pub struct Answers {
     ended: bool,
     reader: JoinHandle<()>,
     deadline: Option<Pin<Box<Sleep>>>,
+    /// Held by each message, too, until it is written.
+    answering: Option<Arc<Answering>>,
 }
 
 impl Drop for Answers {
@@ -92,9 +95,16 @@ impl Answers {
         let ready = backlog.clone();
         let reader = tokio::spawn(async move {
             let mut messages = Messages { body: call.body, encoding: call.encoding, buffer: BytesMut::new() };
+            let mut arrival = shard.arrival();
             loop {
                 ready.has_room().await;
-                let next = match messages.next(&shard.server.config).await {
+                // A stream in which nothing is under way may stay open for ever.
+                let next = tokio::select! {
+                    biased;
+                    next = messages.next(&shard.server.config) => next,
+                    error = arrival.is_over() => Err(error),
+                };
+                let next = match next {
                     Ok(None) => return,
                     Ok(Some(message)) => {
                         let (ready, answer) = (ready.clone(), answer(message));
@@ -112,7 +122,22 @@ impl Answers {
                 }
             }
         });
-        Answers { pending, current: None, frames: VecDeque::new(), backlog, ended: false, reader, deadline }
+        Answers {
+            pending,
+            current: None,
+            frames: VecDeque::new(),
+            backlog,
+            ended: false,
+            reader,
+            deadline,
+            answering: None,
+        }
+    }
+
+    /// The connection counts as answering until the stream has ended and all of it is written.
+    pub fn answering(mut self, token: Arc<Answering>) -> Answers {
+        self.answering = Some(token);
+        self
     }
 
     pub fn poll_frame(&mut self, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
@@ -129,7 +154,10 @@ impl Answers {
             }
             if let Some(pending) = &mut self.current {
                 match ready!(Pin::new(&mut pending.0).poll(context)) {
-                    Ok(frames) => {
+                    Ok(mut frames) => {
+                        if let Some(token) = &self.answering {
+                            hold_until_written(&mut frames, token);
+                        }
                         self.frames.extend(frames);
                         self.current = None;
                     }

@@ -17,7 +17,7 @@ use std::sync::Arc;
 /// One call of the inference service.
 pub async fn answer(shard: &Arc<Shard>, method: &str, call: Call) -> Result<Reply> {
     let server = &shard.server;
-    let bytes = message(call.body, call.encoding, &server.config).await?;
+    let bytes = message(call.body, call.encoding, shard).await?;
     match method {
         "ServerLive" => reply(&pb::ServerLiveResponse { live: true }),
         "ServerReady" => reply(&pb::ServerReadyResponse { ready: server.is_ready() }),
@@ -85,7 +85,7 @@ pub async fn answer(shard: &Arc<Shard>, method: &str, call: Call) -> Result<Repl
 pub async fn health(shard: &Arc<Shard>, call: Call) -> Result<Reply> {
     use pb::health::health_check_response::ServingStatus;
     let server = &shard.server;
-    let request: pb::health::HealthCheckRequest = decode(message(call.body, call.encoding, &server.config).await?)?;
+    let request: pb::health::HealthCheckRequest = decode(message(call.body, call.encoding, shard).await?)?;
     let serving = match request.service.as_str() {
         "" | "inference.GRPCInferenceService" => server.is_ready(),
         model => {

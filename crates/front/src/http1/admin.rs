@@ -104,7 +104,7 @@ fn parameters(fields: &mut Map<String, Value>) -> Result<Map<String, Value>> {
 
 /// The body as a JSON object; an empty body is an empty one.
 pub async fn object(shard: &Shard, request: Request<Incoming>, limit: usize) -> Result<Map<String, Value>> {
-    let body = collect(request.into_body(), &shard.server.config, |_| 0).await?;
+    let body = collect(request.into_body(), shard, |_| 0).await?;
     if body.len() > limit {
         return Err(Error::too_large(format!("request body: expected at most {limit} bytes, got {}", body.len())));
     }

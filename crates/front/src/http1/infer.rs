@@ -33,7 +33,7 @@ pub async fn infer(shard: &Arc<Shard>, name: &str, version: Option<&str>, reques
     let accepted = parts.headers.get(ACCEPT_ENCODING).and_then(|value| compress::accept(value.to_str().ok()?));
 
     let limit = shard.server.config.max_body_bytes;
-    let mut body = collect(body, &shard.server.config, |_| header_length.unwrap_or(0)).await?;
+    let mut body = collect(body, shard, |_| header_length.unwrap_or(0)).await?;
     if let Some(encoding) = encoding {
         body = aside(move || compress::inflate(encoding, &body, limit)).await?.into();
     }

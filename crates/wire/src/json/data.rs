@@ -3,6 +3,7 @@
 use super::values::{Refusal, Scalar, too_deep};
 use crate::Value;
 use crate::elements;
+use crate::parameters::Float;
 use crate::request::Quoted;
 use penstock_schema::{DataType, Error, Result, Shape, limits};
 use serde::de::{self, DeserializeSeed, Deserializer, SeqAccess, Visitor};
@@ -193,7 +194,7 @@ impl<'de, K: Element + ?Sized> Visitor<'de> for Nested<'_, K> {
 
     fn visit_f64<E: de::Error>(self, value: f64) -> std::result::Result<(), E> {
         let taken = K::float(value, self.data);
-        self.take(taken, value)
+        self.take(taken, Float(value))
     }
 
     fn visit_str<E: de::Error>(self, value: &str) -> std::result::Result<(), E> {
