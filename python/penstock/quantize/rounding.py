@@ -16,7 +16,6 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Final, TypeVar
 
-import ml_dtypes
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
@@ -27,6 +26,7 @@ from penstock.quantize.moments import Floats, Reading, moments, reading
 from penstock.quantize.place import Narrow, quantize_weight
 from penstock.quantize.progress import Progress, quiet
 from penstock.quantize.scheme import Range, Scheme
+from penstock.tensors import bfloat16
 
 # Layers that libraries compute in BF16: all that have constant weights.
 _ALL: Final = Scheme("bf16", gates=True)
@@ -85,7 +85,7 @@ def in_bfloat16(
 
 
 def _nearest_bfloat16(numbers: NDArray[Any]) -> Floats:
-    return numbers.astype(ml_dtypes.bfloat16).astype(np.float32)
+    return numbers.astype(bfloat16()).astype(np.float32)
 
 
 def _seen(
