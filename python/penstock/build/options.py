@@ -21,6 +21,7 @@ from penstock.build.shapes import profiles as profiles_of
 from penstock.engine import import_ops
 from penstock.engine.plan import PRECISIONS, Profile, Shapes
 from penstock.errors import InvalidArgument
+from penstock.tactics.cache import ours
 from penstock.tensors import TensorSpec
 
 Samples = Iterable[Mapping[str, NDArray[Any]]]
@@ -102,6 +103,9 @@ class BuildOptions:
             )
         if not 1 <= contexts <= MOST_CONTEXTS:
             raise InvalidArgument(f"contexts {contexts}: expected from 1 to {MOST_CONTEXTS}, as in --contexts 4")
+        cache = Path(timing_cache) if timing_cache is not None else None
+        if cache is not None:
+            ours(cache)  # raises for a file that saving would replace
         where = parse_device(device)
         if contexts > 1 and where == "cpu":
             raise InvalidArgument(
@@ -116,7 +120,7 @@ class BuildOptions:
             gate=gates.parse(accuracy) if isinstance(accuracy, str) else accuracy or Cosine(),
             calibration=calibration,
             budget_seconds=budget_seconds or DEFAULT_BUDGET_SECONDS,
-            timing_cache=Path(timing_cache) if timing_cache is not None else None,
+            timing_cache=cache,
             workspace_bytes=workspace_bytes,
             preprocess=(preprocess,) if isinstance(preprocess, str) else tuple(preprocess),
             reduce=(reduce,) if isinstance(reduce, str) else tuple(reduce),

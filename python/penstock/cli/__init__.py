@@ -15,6 +15,7 @@ from penstock.cli.compare import compare
 from penstock.cli.inspect import inspect
 from penstock.cli.serve import serve
 from penstock.cli.time import time
+from penstock.cli.usage import usage
 from penstock.errors import PenstockError
 
 app = typer.Typer(
@@ -25,7 +26,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 for verb in (serve, build, inspect, check, time, compare, bench):
-    app.command(name=verb.__name__)(verb)
+    app.command(name=verb.__name__)(usage(verb))
 
 
 def _version(wanted: bool) -> None:
