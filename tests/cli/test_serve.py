@@ -134,11 +134,6 @@ def test_a_busy_port_is_one_line(model: Path) -> None:
         (["--model-repository", "absent"], ("'absent'", "not a directory")),
         (["--model-repository", "broken.onnx"], ("'broken.onnx'", "not a directory")),
         (["--model-repository", ".", "--model-control-mode", "explicit", "--load-model", "no"], ("'no'", "repository")),
-        (["--model-repository", ".", "--model-control-mode", "manual"], ("'manual'", "none, poll or explicit")),
-        (["--model-repository", ".", "--batching", "always"], ("'always'", "auto or triton")),
-        (["broken.onnx", "--http-address", "nowhere.invalid"], ("nowhere.invalid", "IP address")),
-        (["broken.onnx", "--instances", "0"], ("instance", "0")),
-        (["broken.onnx", "--max-body-bytes", "0"], ("max_body_bytes", "0")),
     ],
     ids=lambda each: " ".join(each) if isinstance(each, list) else "",
 )
