@@ -13,6 +13,7 @@ from typing import Any, Final
 
 from numpy.typing import NDArray
 
+from penstock import limits
 from penstock.build import gate as gates
 from penstock.build.gate import Cosine, Gate
 from penstock.build.shapes import Asked
@@ -31,7 +32,6 @@ AUTO: Final = "auto"
 # Enough for the libraries and forms of a mid-sized model on two cores; large models want more, and say so in evidence.
 DEFAULT_BUDGET_SECONDS: Final = 300.0
 
-_LONGEST_SECONDS: Final = 365 * 24 * 3600.0  # what clocks can add
 MOST_CONTEXTS: Final = 16  # beyond that a kernel takes no less of a GPU
 
 _UNIT_SECONDS: Final = {"h": 3600.0, "m": 60.0, "s": 1.0, "ms": 0.001}
@@ -96,7 +96,7 @@ class BuildOptions:
         modules = (custom_ops,) if isinstance(custom_ops, str) else tuple(custom_ops)
         for each in modules:
             import_ops(each)
-        if budget_seconds is not None and not 0 < budget_seconds <= _LONGEST_SECONDS:
+        if budget_seconds is not None and not 0 < budget_seconds <= limits.LONGEST_SECONDS:
             raise UsageError.of("budget_seconds", budget_seconds, "more than none and at most a year, as in 5m")
         if workspace_bytes is not None and workspace_bytes < 1:
             raise UsageError.of("workspace_bytes", workspace_bytes, "at least one byte, as in 1GiB")

@@ -46,7 +46,9 @@ def main() -> None:
     """The `penstock` command."""
     try:
         app()
-    except (PenstockError, OSError) as error:
+    except (PenstockError, OSError, MemoryError) as error:
         text = error.message if isinstance(error, PenstockError) else str(error)
+        if isinstance(error, MemoryError):
+            text = f"there is not enough memory: {text or 'none was given'}"
         print(f"penstock: {text}", file=sys.stderr)
         sys.exit(1)

@@ -13,9 +13,6 @@ import typer
 
 from penstock.errors import UsageError
 
-# A year, in seconds: for ever, and what clocks can still be set to.
-LONGEST_SECONDS: Final = 365 * 24 * 3600
-
 # Settings whose flags have another name, as Triton's and trtexec's do.
 _FLAGS: Final[Mapping[str, str]] = {
     "load_models": "--load-model",

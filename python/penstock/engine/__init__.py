@@ -9,7 +9,7 @@ from pathlib import Path
 
 from penstock.engine.check import Verdict, check
 from penstock.engine.custom import custom_op, import_ops
-from penstock.engine.engine import Engine, EngineContext, open_engine
+from penstock.engine.engine import ENGINE_SUFFIX, Engine, EngineContext, open_engine
 from penstock.engine.runtimes.base import Runtime, RuntimeInstance
 from penstock.errors import InvalidArgument, ModelLoadError, NotFound
 
@@ -27,8 +27,6 @@ __all__ = [
     "load",
     "open_engine",
 ]
-
-ENGINE_SUFFIX = ".engine"
 
 
 def _onnxruntime(path: Path, instances: int, threads: int | None) -> Runtime:

@@ -104,8 +104,8 @@ def address(what: str, value: str) -> str:
 def seconds(what: str, value: float) -> float:
     """A time-out."""
     number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not number or not 0 < value <= limits.TIMEOUT_SECONDS:
-        expected = f"more than 0 seconds and at most {limits.TIMEOUT_SECONDS} (a year)"
+    if not number or not 0 < value <= limits.LONGEST_SECONDS:
+        expected = f"more than 0 seconds and at most {limits.LONGEST_SECONDS} (a year)"
         raise UsageError.of(what, value, expected)
     return float(value)
 
