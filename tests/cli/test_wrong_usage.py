@@ -136,3 +136,51 @@ def test_flags_of_build(arguments: tuple[str, ...], said: str, tmp_path: Path, r
 def test_flags_of_bench(arguments: tuple[str, ...], said: str, refused: Run) -> None:
     """Before anything is asked of a server: there is none."""
     assert said in refused("bench", "-m", "double", "-u", "127.0.0.1:1", *arguments)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("--runtime", "foo"), "--runtime: expected one of onnxruntime, openvino, got 'foo'"),
+        (("--duration", "inf"), "'--duration'"),
+        (("--duration", "nan"), "'--duration'"),
+        (("--warmUp", "1e30"), "'--warmUp'"),
+        (("--threads", "100000"), "'--threads'"),
+        (("--streams", "100000"), "'--streams'"),
+    ],
+    ids=lambda each: " ".join(each) if isinstance(each, tuple) else "",
+)
+def test_flags_of_time(arguments: tuple[str, ...], said: str, refused: Run) -> None:
+    assert said in refused("time", "scale.onnx", *arguments)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("time", "absent.engine"), "engine 'absent.engine' does not exist"),
+        (("compare", "scale.onnx", "absent.engine"), "engine 'absent.engine' does not exist"),
+        (("time", "folder.engine"), "'folder.engine' is a directory, expected the name of an engine"),
+        (("inspect", "folder.onnx"), "folder.onnx is a directory, expected an engine"),
+        (("inspect", "absent"), "'absent' does not exist"),
+        (("time", "scale.onnx", "--inputs", "absent.npz"), "inputs 'absent.npz' do not exist; expected a .npz file or"),
+        (("time", "scale.onnx", "--shapes", "x:99999999999x4"), "takes 1599999999984 bytes, and "),
+    ],
+    ids=lambda each: " ".join(each) if isinstance(each, tuple) else "",
+)
+def test_what_is_wrong_with_files_exits_1(
+    arguments: tuple[str, ...],
+    said: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    write_scale(tmp_path / "scale.onnx", 2)
+    for name in ("folder.engine", "folder.onnx"):
+        (tmp_path / name).mkdir()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["penstock", *arguments])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert said in line
