@@ -357,7 +357,6 @@ def test_time_in_json(folder: Path, engine: Path, name: str) -> None:
         (["absent.engine"], "absent.engine"),
         (["net.engine", "--shapes", "x:17x9"], "'x'"),
         (["net.engine", "--runtime", "openvino"], "brings its own libraries"),
-        (["net.onnx", "--runtime", "tensorflow"], "unknown runtime 'tensorflow'"),
         (["net.onnx", "--inputs", "absent.npz"], "absent.npz"),
     ],
     ids=lambda each: " ".join(each) if isinstance(each, list) else "",
