@@ -4,6 +4,9 @@
     ├── InvalidArgument          400  INVALID_ARGUMENT    the request, call or file is wrong and will stay wrong
     │   ├── ConfigError          400  INVALID_ARGUMENT    config.pbtxt, or a setting that stands for it
     │   ├── ListenError          400  INVALID_ARGUMENT    an address that can't be listened on; an OSError, too
+
+
+    │   │   └── UsageError       400  INVALID_ARGUMENT    a setting or a flag that can't be meant
     │   ├── ModelLoadError       400  INVALID_ARGUMENT    a model that can't be loaded as it is
     │   └── AccuracyError        400  INVALID_ARGUMENT    a model that no engine keeps to the accuracy asked for
     ├── Unauthenticated          401  UNAUTHENTICATED
@@ -24,7 +27,10 @@ never holds a host path or a traceback.
 
 # ruff: noqa: N818  (the names are those of the gRPC statuses)
 
-from typing import ClassVar
+from typing import ClassVar, Final, Self
+
+# Of a value in a message; what is longer is cut.
+_SHOWN_CHARS: Final = 100
 
 
 class PenstockError(Exception):
@@ -54,6 +60,24 @@ class ListenError(InvalidArgument, OSError):
         super().__init__(message)
         self.listener = listener
         self.errno = errno
+
+
+class UsageError(ConfigError):
+    """A setting that can't be meant, whatever models, files and servers are like: wrong usage of a command."""
+
+    setting: str = ""
+    """As it is named in Python; empty where several don't go together."""
+
+    problem: str = ""
+    """What was expected and what came, without the name."""
+
+    @classmethod
+    def of(cls, setting: str, value: object, expected: str) -> Self:
+        """`setting` is `value`, expected `expected`."""
+        shown = _shown(value)
+        made = cls(f"{setting} is {shown}, expected {expected}")
+        made.setting, made.problem = setting, f"expected {expected}, got {shown}"
+        return made
 
 
 class ModelLoadError(InvalidArgument):
@@ -111,3 +135,11 @@ class Internal(PenstockError):
 
 class ExecutionError(Internal):
     """A model raised, or returned something its signature does not allow."""
+
+
+def _shown(value: object) -> str:
+    try:
+        text = repr(value)
+    except ValueError:  # Python writes no integers of thousands of digits
+        return "a number of thousands of digits"
+    return text if len(text) <= _SHOWN_CHARS else f"{text[:_SHOWN_CHARS]}..."

@@ -140,7 +140,7 @@ def test_ranges_are_start_end_and_step(text: str, expected: list[float]) -> None
     assert list(Levels.parse(text, "range", whole=False)) == expected
 
 
-@pytest.mark.parametrize("text", ["", "0", "3:1", "1:2:0", "1:2:3:4", "a", "1:100000", "nan", "1.5"])
+@pytest.mark.parametrize("text", ["", "0", "3:1", "1:2:0", "1:2:3:4", "a", "1:100000", "1:2:inf", "nan", "1.5"])
 def test_ranges_that_cant_be_meant_are_refused(text: str) -> None:
     with pytest.raises(InvalidArgument, match="range"):
         Levels.parse(text, "range", whole=True)

@@ -117,6 +117,7 @@ def test_files_that_are_no_inputs_are_refused(document: str, expected: str, tmp_
         (Wanted(), r"input 'x' has the shape \[3, -1\]: say which, as in --shape x:3,224"),
         (Wanted(shapes={"x": (4, 5)}), r"the model's is \[3, -1\]"),
         (Wanted(shapes={"z": (1,)}), "model m has inputs x, t"),
+        (Wanted(shapes={"x": (3, 99999999999)}), "takes 1199999999988 bytes in a request of 1 rows, expected at most"),
         (Wanted(shapes=SHAPES, batch=9), "takes up to 8 rows"),
     ],
 )

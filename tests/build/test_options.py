@@ -91,7 +91,7 @@ def test_a_precision_allows_itself_and_everything_wider(precision: str, narrowes
 @pytest.mark.parametrize(
     ("contexts", "device", "expected"),
     [
-        (0, "auto", "expected from 1 to 16, as in --contexts 4"),
+        (0, "auto", "expected from 1 to 16"),
         (17, "cuda:0", "expected from 1 to 16"),
         (2, "cpu", "only a GPU's kernels are chosen for several at once"),
     ],

@@ -73,13 +73,11 @@ def test_a_page_draws_the_curve(target: Target, tmp_path: Path) -> None:
     [
         (("-m", "absent"), "absent"),
         (("-m", "double", "-b", "9"), "batch size 9: model double takes up to 8 rows"),
-        (("-m", "double", "--streaming"), "only gRPC has streams"),
-        (("-m", "double", "--concurrency-range", "0"), "expected start:end:step"),
-        (("-m", "double", "--binary-search"), "give one"),
-        (("-m", "double", "--concurrency-range", "1", "--request-rate-range", "1"), "give one of"),
+        (("-m", "double", "--shape", "x:99999999999"), "the model's is [4]"),
+        (("-m", "double", "-f", "absent/table.csv"), "directory 'absent' for table.csv does not exist"),
+        (("-m", "double", "--html", "absent/page.html"), "directory 'absent' for page.html does not exist"),
+        (("-m", "double", "--html", "."), "is a directory, expected the name of a file"),
         (("-m", "double", "--input-data", "absent.json"), "no such file of inputs"),
-        (("-m", "double", "-H", "nothing"), "expected NAME:VALUE"),
-        (("-m", "double", "--request-rate-range", "5", "--request-distribution", "gamma"), "poisson or constant"),
     ],
 )
 def test_what_cant_be_benched_is_one_line(arguments: tuple[str, ...], expected: str, target: Target) -> None:

@@ -147,11 +147,6 @@ def test_an_ipv6_address_is_printed_in_brackets(model: Path) -> None:
         (["--model-repository", "absent"], ("'absent'", "not a directory")),
         (["--model-repository", "broken.onnx"], ("'broken.onnx'", "not a directory")),
         (["--model-repository", ".", "--model-control-mode", "explicit", "--load-model", "no"], ("'no'", "repository")),
-        (["--model-repository", ".", "--model-control-mode", "manual"], ("'manual'", "none, poll or explicit")),
-        (["--model-repository", ".", "--batching", "always"], ("'always'", "auto or triton")),
-        (["broken.onnx", "--http-address", "nowhere.invalid"], ("nowhere.invalid", "IP address")),
-        (["broken.onnx", "--instances", "0"], ("instance", "0")),
-        (["broken.onnx", "--max-body-bytes", "0"], ("max_body_bytes", "0")),
     ],
     ids=lambda each: " ".join(each) if isinstance(each, list) else "",
 )

@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 
+from penstock.errors import InvalidArgument
+from penstock.pipeline.waterfall import records, render
 from tests.cli.processes import Serve, run
 from tests.cli.test_building import document, error_line
 from tests.cli.test_serve import ask
@@ -165,5 +167,42 @@ def test_what_is_no_trace_is_one_line(folder: Path) -> None:
     assert "odd.jsonl: line 1 is no request of a trace: it has no pipeline" in error_line(run("inspect", "odd.jsonl"))
     assert "'absent.jsonl' does not exist" in error_line(run("inspect", "absent.jsonl"))
     assert "a trace (.jsonl)" in error_line(run("inspect", "app.py"))
+    assert "'absent.py' does not exist" in error_line(run("inspect", "absent.py"))
+    (folder / "folder.jsonl").mkdir()
+    assert "folder.jsonl is a directory" in error_line(run("inspect", "folder.jsonl"))
     (folder / "empty.jsonl").write_text("")
     assert run("inspect", "empty.jsonl").stdout == "empty.jsonl: 0 requests\n"
+
+
+STEP = {"step": "s", "kind": "call", "status": "ok", "start_ms": 0, "end_ms": 1.5, "queue_ms": None}
+RECORD = {"pipeline": "p", "request": "1", "status": "ok", "queue_ms": 0.5, "total_ms": 2.0, "steps": [STEP]}
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        (b"\xff", "is no JSON"),
+        (b"[" * 100_000, "is no JSON"),
+        (json.dumps(RECORD | {"total_ms": "x"}).encode(), 'total_ms is "x", expected milliseconds'),
+        (json.dumps(RECORD | {"total_ms": float("nan")}).encode(), "total_ms is NaN, expected milliseconds"),
+        (json.dumps(RECORD | {"queue_ms": True}).encode(), "queue_ms is true, expected milliseconds"),
+        (json.dumps(RECORD | {"pipeline": ["p"]}).encode(), 'pipeline is ["p"], expected text'),
+        (json.dumps(RECORD | {"steps": {}}).encode(), "steps is {}, expected a list"),
+        (
+            json.dumps(RECORD | {"steps": [STEP | {"end_ms": 1e300}]}).encode(),
+            "end_ms is 1e+300, expected milliseconds",
+        ),
+        (json.dumps(RECORD | {"steps": [3]}).encode(), "it has no end_ms"),
+        (b'{"pipeline": 1' + b"0" * 400 + b"}", "it has no queue_ms"),
+    ],
+)
+def test_a_line_that_no_server_wrote_is_named(line: bytes, words: str, tmp_path: Path) -> None:
+    (tmp_path / "t.jsonl").write_bytes(json.dumps(RECORD).encode() + b"\n" + line + b"\n")
+    with pytest.raises(InvalidArgument, match=r"t\.jsonl: line 2 ") as caught:
+        list(records(tmp_path / "t.jsonl"))
+    assert words in caught.value.message
+
+
+def test_times_that_do_not_fit_together_are_drawn_within_the_line() -> None:
+    drawn = render(RECORD | {"total_ms": 1e-9, "steps": [STEP | {"start_ms": -1e9, "end_ms": 1e9}]})
+    assert max(map(len, drawn.splitlines())) < 200

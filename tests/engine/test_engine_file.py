@@ -19,7 +19,7 @@ import penstock as ps
 from penstock import limits
 from penstock.engine import Engine, check, sealed
 from penstock.engine.plan import Manifest
-from penstock.errors import ModelLoadError, NotFound
+from penstock.errors import ModelLoadError, NotFound, UsageError
 from tests import onnx_models
 from tests.engine.engines import OPENVINO, ORT, Plan, members, profile
 
@@ -105,6 +105,19 @@ def test_a_failed_write_leaves_what_was_there(
         sealed.write(engine, made[0], {**made[1], "artifacts/9.blob": tmp_path / "absent"}, EVIDENCE)
     assert engine.read_bytes() == before
     assert [path.name for path in tmp_path.iterdir()] == ["m.engine"]
+
+
+def test_a_place_that_can_not_be_written_is_named_as_it_was_given(engine: Path, tmp_path: Path) -> None:
+    loaded = ps.load(engine)
+    assert isinstance(loaded, Engine)
+    (tmp_path / "folder.engine").mkdir()
+    for name in ("absent/a.engine", "folder.engine"):
+        with pytest.raises(OSError, match="directory") as caught:
+            loaded.save(tmp_path / name)
+        assert (caught.value.filename, caught.value.filename2) == (str(tmp_path / name), None)
+    with pytest.raises(UsageError, match=r"'a\.txt', expected a name that ends in \.engine"):
+        loaded.save(tmp_path / "a.txt")
+    assert sorted(each.name for each in tmp_path.iterdir()) == ["folder.engine", "m.engine"]
 
 
 def test_an_engine_outlives_its_file(engine: Path) -> None:

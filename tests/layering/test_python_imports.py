@@ -23,7 +23,7 @@ def test_the_checkout_is_seen() -> None:
     sources = checkout()
     found = [each for path in sources if path.startswith(rules.PACKAGE) and path.endswith(".py")
              for each in rules.imports(path, sources[path])]  # fmt: skip
-    assert {each.path for each in found if each.target == "penstock._core"} >= {SERVE, "python/penstock/cli/serve.py"}
+    assert {each.path for each in found if each.target == "penstock._core"} >= {SERVE, "python/penstock/bench/load.py"}
     assert {each.package for each in found} >= {"onnxruntime", "openvino", "ml_dtypes", "numpy", "typer"}
 
 

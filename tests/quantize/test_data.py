@@ -174,8 +174,13 @@ def test_pickled_arrays_are_refused(tmp_path: Path) -> None:
     objects = np.empty(1, object)
     objects[0] = {"code": "would run"}
     np.save(tmp_path / "x.npy", objects)
-    with pytest.raises(InvalidArgument, match=r"x\.npy is no readable"):
+    with pytest.raises(
+        InvalidArgument, match=r"x\.npy is no readable.* it holds something else than arrays of numbers$"
+    ):
         load(tmp_path, [X])
+    (tmp_path / "data.npz").write_bytes(b"neither an archive nor an array")
+    with pytest.raises(InvalidArgument, match=r"data\.npz is no readable.* something else than arrays of numbers$"):
+        load(tmp_path / "data.npz", [X])
 
 
 @pytest.mark.parametrize("source", ["nowhere.npz", "no_such_module_at_all:f", "json:no_such_function"])

@@ -6,6 +6,8 @@ raised by a model on a worker thread, so it fails its requests with 500 and neit
 """
 
 import asyncio
+import subprocess
+import sys
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -273,3 +275,37 @@ def test_a_poisonous_request_fails_alone(size: int) -> None:
     assert batch_sizes(statistics) == {8: 1}
     assert statistics["inference_stats"]["success"]["count"] == 7
     assert statistics["inference_stats"]["fail"]["count"] == 1
+
+
+# ---- the log ----
+
+PROGRAM = """
+import http.client, sys
+import penstock as ps
+
+@ps.model(name="m", inputs={{"x": ps.F32[-1]}}, outputs={{"y": ps.F32[-1]}})
+def failing(x):
+    raise ValueError("what went wrong")
+
+for _ in range(2):  # one log, however many servers
+    server = ps.Server(http_port=0, grpc_port=None, metrics_port=None{options})
+    server.add(failing)
+    with server:
+        client = http.client.HTTPConnection("127.0.0.1", server.http_port)
+        client.request("POST", "/v2/models/m/infer", sys.argv[1])
+        assert client.getresponse().status == 500
+        client.close()
+"""
+
+
+@pytest.mark.parametrize(("options", "times"), [("", 2), (", log_verbose=0", 2), (", log_verbose=None", 0)])
+def test_a_program_finds_the_traceback_of_a_failure_on_standard_error(options: str, times: int) -> None:
+    request = dumps(inputs=[{"name": "x", "shape": [1, 1], "datatype": "FP32", "data": [1]}])
+    ended = subprocess.run(
+        [sys.executable, "-c", PROGRAM.format(options=options), request.decode()],
+        capture_output=True, text=True, timeout=60, check=True,
+    )  # fmt: skip
+    assert ended.stderr.count("model 'm' failed: ValueError: what went wrong") == times
+    assert ended.stderr.count("Traceback") == times
+    assert ended.stderr.count("in failing") == times
+    assert times or not ended.stderr

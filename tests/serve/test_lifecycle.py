@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 import penstock as ps
-from penstock.errors import ConfigError, InvalidArgument, ListenError, NotFound, PenstockError
+from penstock.errors import ConfigError, InvalidArgument, ListenError, NotFound, PenstockError, UsageError
 from tests.serve.calls import SECONDS, Array, Client, eventually, infer, serving
 from tests.servers.onnx_files import write_scale
 
@@ -41,13 +41,22 @@ def quiet_server(**options: Any) -> ps.Server:
         ({"http_address": "example.invalid"}, ("http_address", "IP address")),
         ({"model_control_mode": "manual"}, ("model_control_mode", "'manual'", "none, poll or explicit")),
         ({"batching": "none"}, ("batching", "'none'", "auto or triton")),
-        ({"load_models": ["a"]}, ("model_control_mode explicit",)),
+        ({"load_models": ["a"]}, ("load_models", "control mode none", "explicit")),
         ({"repository_poll_seconds": 0}, ("repository_poll_seconds", "0")),
         ({"exit_timeout_seconds": float("nan")}, ("exit_timeout_seconds", "nan")),
         ({"http_header_timeout_seconds": -1}, ("http_header_timeout_seconds", "-1")),
         ({"write_timeout_seconds": float("inf")}, ("write_timeout_seconds", "inf")),
         ({"max_body_bytes": 0}, ("max_body_bytes", "0")),
         ({"io_threads": 0}, ("io_threads", "0")),
+        ({"io_threads": 10**20}, ("io_threads", "1 to 256")),
+        ({"max_body_bytes": 10**30}, ("max_body_bytes", "to 1099511627776")),
+        ({"exit_timeout_seconds": 1e30}, ("exit_timeout_seconds", "1e+30", "at most 31536000")),
+        ({"exit_timeout_seconds": float("inf")}, ("exit_timeout_seconds", "inf", "at most")),
+        ({"exit_timeout_seconds": "30"}, ("exit_timeout_seconds", "'30'")),
+        ({"http_port": "a"}, ("http_port", "'a'", "an integer")),
+        ({"http_port": 1.5}, ("http_port", "1.5", "an integer")),
+        ({"http_port": True}, ("http_port", "True", "an integer")),
+        ({"log_verbose": 3}, ("log_verbose", "0 to 2", "None")),
         ({"model_repository": "/nowhere/at/all"}, ("'all'", "not a directory")),
     ],
     ids=lambda each: str(each)[1:-1].replace("'", "") if isinstance(each, dict) else "",
@@ -58,6 +67,11 @@ def test_a_wrong_option_is_named_before_anything_runs(options: dict[str, Any], w
     for word in words:
         assert word in str(caught.value)
     assert "/nowhere" not in str(caught.value)
+
+
+def test_a_number_that_python_would_not_write_is_refused_like_others() -> None:
+    with pytest.raises(UsageError, match="max_body_bytes is a number of thousands of digits, expected"):
+        quiet_server(max_body_bytes=10**5000)
 
 
 def test_what_can_not_be_added_is_refused(tmp_path: Path) -> None:
@@ -73,6 +87,12 @@ def test_what_can_not_be_added_is_refused(tmp_path: Path) -> None:
         server.add(echo("n"), name="other")
     with pytest.raises(ConfigError, match="under a name"):
         server.add(runtime)
+    with pytest.raises(ConfigError, match=r"decorate it with @ps\.model"):
+        server.add(lambda x: x)  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match=r"type int is nothing to serve: expected a @ps\.model"):
+        server.add(3)  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match="instances is 0, expected an integer from 1 to"):
+        server.add(tmp_path / "scale.onnx", name="none", instances=0)
     server.add(tmp_path / "scale.onnx")
     with pytest.raises(ConfigError, match="'scale' was added already"):
         server.add(runtime, name="scale")

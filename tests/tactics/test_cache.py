@@ -10,6 +10,7 @@ import pytest
 
 from penstock.engine.cuda.choices import Choice
 from penstock.engine.plan import Fingerprint, Tactic
+from penstock.errors import UsageError
 from penstock.tactics import TimingCache
 from penstock.tactics import cache as module
 from penstock.tactics.cache import Chosen, Loss, Timing, content_hash
@@ -107,15 +108,13 @@ def test_every_part_of_the_question_counts() -> None:
 @pytest.mark.parametrize(
     "content",
     [
-        pytest.param(b"", id="empty"),
-        pytest.param(b"\x00\xff\xfe", id="binary"),
-        pytest.param(b"[" * 100_000, id="deep"),
-        pytest.param(b"[1, 2]", id="a-list"),
-        pytest.param(b'{"format": "something else", "entries": {}}', id="foreign"),
         pytest.param(b'{"format": "penstock-timing-cache-1", "entries": []}', id="entries-of-another-kind"),
+        pytest.param(b'{"format": "penstock-timing-cache-9", "entries": {}}', id="another-version"),
+        pytest.param(b'{"format": "penstock-timing-cache-1", "entries": {"\xff\xfe', id="damaged"),
+        pytest.param(b'{"format": "penstock-timing-cache-1", "entries": ' + b"[" * 100_000, id="deep"),
     ],
 )
-def test_a_foreign_file_is_left_out_and_replaced(
+def test_a_damaged_file_is_left_out_and_replaced(
     content: bytes, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     path = tmp_path / "timings.json"
@@ -130,13 +129,62 @@ def test_a_foreign_file_is_left_out_and_replaced(
     assert TimingCache(path, MACHINE).get(_key(cache)) == TIMING
 
 
+FOREIGN = [
+    pytest.param(b"\x00\xff\xfe", id="binary"),
+    pytest.param(b"[" * 100_000, id="deep"),
+    pytest.param(b"[1, 2]", id="a-list"),
+    pytest.param(b"{", id="short"),
+    pytest.param(b'{"format": "something else", "entries": {}}', id="foreign"),
+    pytest.param(b"notes of mine\n", id="text"),
+]
+
+
+@pytest.mark.parametrize("content", FOREIGN)
+def test_a_file_of_another_kind_is_refused_and_stays(content: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "notes.txt"
+    path.write_bytes(content)
+    with pytest.raises(UsageError, match=r"timing_cache is 'notes.txt', expected a timing cache.*left as it is"):
+        TimingCache(path, MACHINE)
+    assert path.read_bytes() == content
+
+
+@pytest.mark.parametrize("content", FOREIGN)
+def test_a_file_that_took_the_name_meanwhile_stays(
+    content: bytes, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "notes.txt"
+    cache = TimingCache(path, MACHINE)
+    cache.put(_key(cache), TIMING)
+    path.write_bytes(content)
+    cache.save()
+    assert path.read_bytes() == content
+    assert "notes.txt is not saved" in caplog.text
+
+
+def test_an_empty_file_is_taken(tmp_path: Path) -> None:
+    path = tmp_path / "timings.json"
+    path.touch()
+    assert not TimingCache(path, MACHINE).warning
+    _saved(path)
+    assert len(TimingCache(path, MACHINE)) == 1
+
+
+@pytest.mark.parametrize("place", [".", "/dev/null", "file/timings.json"])
+def test_what_can_hold_no_cache_is_refused(place: str, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UsageError, match=r"no plain file|can't be read: Not a directory"):
+        TimingCache(tmp_path / place, MACHINE)
+
+
 def test_a_file_that_is_cut_anywhere_is_left_out(tmp_path: Path) -> None:
     path = tmp_path / "timings.json"
     _saved(path, 2)
     whole = path.read_bytes()
-    for size in range(0, len(whole), 37):
+    for size in range(37, len(whole), 37):
         path.write_bytes(whole[:size])
-        assert len(TimingCache(path, MACHINE)) == 0
+        cache = TimingCache(path, MACHINE)
+        assert len(cache) == 0
+        assert cache.warning
 
 
 @pytest.mark.parametrize(
@@ -201,8 +249,8 @@ def test_builds_at_the_same_time_keep_each_others_entries(tmp_path: Path) -> Non
 
 
 def test_a_place_that_cannot_be_written_is_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    (tmp_path / "file").write_text("")
     cache = TimingCache(tmp_path / "file" / "timings.json", MACHINE)
+    (tmp_path / "file").write_text("")
     cache.put(_key(cache), TIMING)
     cache.save()
     assert "timings.json is not saved" in caplog.text

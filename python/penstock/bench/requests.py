@@ -5,6 +5,7 @@ Several different sets are made, so that no cache on the way answers for the mod
 
 import base64
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,6 +27,7 @@ ZERO: Final = "zero"
 
 _SETS: Final = 16
 _MOST_BYTES: Final = 64 << 20  # of all sets together
+_MOST_INPUT_BYTES: Final = 2**31 - 1  # what a message of protobuf holds
 _WHOLE_BELOW: Final = 100
 """Random whole numbers: ids, tokens and pixels are rarely fewer, and tables seldom shorter."""
 
@@ -94,7 +96,20 @@ def _shape(tensor: Tensor, wanted: Wanted) -> tuple[int, ...]:
             f"input {tensor.name!r} has the shape {list(tensor.shape)}: say which, as in --shape {tensor.name}:"
             + ",".join("224" if size < 0 else str(size) for size in given)
         )
+    size = wanted.batch * math.prod(given) * _element_bytes(tensor, wanted)
+    if size > _MOST_INPUT_BYTES:
+        raise InvalidArgument(
+            f"input {tensor.name!r} of {'x'.join(map(str, given))} takes {size} bytes in a request of {wanted.batch} "
+            f"rows, expected at most {_MOST_INPUT_BYTES}"
+        )
     return given
+
+
+def _element_bytes(tensor: Tensor, wanted: Wanted) -> int:
+    """At most, where values are made; of an unknown datatype none, which is refused elsewhere."""
+    if tensor.datatype == "BYTES":
+        return 4 + (wanted.string_length if wanted.string_data is None else len(wanted.string_data.encode()))
+    return numpy_dtype(tensor.datatype).itemsize if tensor.datatype in DATATYPES else 0
 
 
 def _made(subject: Subject, wanted: Wanted) -> list[Arrays]:

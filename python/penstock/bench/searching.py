@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from penstock.bench.measuring import Measured
-from penstock.errors import InvalidArgument
+from penstock.errors import UsageError
 
 _MOST_LEVELS: Final = 1000
 
@@ -23,7 +23,7 @@ class Levels:
 
     @classmethod
     def parse(cls, text: str, what: str, *, whole: bool) -> "Levels":
-        """`4`, `1:16`, `1:16:2`; raises InvalidArgument."""
+        """`4`, `1:16`, `1:16:2`; `what` is the setting; raises UsageError."""
         parts = text.split(":")
         try:
             numbers = [float(each) for each in parts]
@@ -32,11 +32,11 @@ class Levels:
         start = numbers[0] if numbers else 0.0
         end = numbers[1] if len(numbers) > 1 else start
         step = numbers[2] if len(numbers) > 2 else 1.0
-        good = 0 < len(numbers) < 4 and 0 < start <= end < 1e9 and step > 0
+        good = 0 < len(numbers) < 4 and 0 < start <= end < 1e9 and 0 < step < 1e9
         if not good or (whole and any(each != int(each) for each in numbers)):
-            raise InvalidArgument(f"{what} {text!r}: expected start:end:step, as in 1:16:1")
+            raise UsageError.of(what, text, "start:end:step, as in 1:16:1")
         if (end - start) / step >= _MOST_LEVELS:
-            raise InvalidArgument(f"{what} {text!r}: more than {_MOST_LEVELS} levels; use a larger step")
+            raise UsageError.of(what, text, f"at most {_MOST_LEVELS} levels; use a larger step")
         return cls(start, end, step)
 
     def __iter__(self) -> Iterator[float]:

@@ -13,7 +13,7 @@ from urllib.parse import quote
 
 from penstock import _core
 from penstock.bench.load import GRPC, HTTP
-from penstock.errors import ExecutionError, InvalidArgument, NotFound, Unavailable
+from penstock.errors import ExecutionError, NotFound, Unavailable, UsageError
 
 _TIMEOUT_SECONDS: Final = 10.0
 _SERVICE: Final = "/inference.GRPCInferenceService/"
@@ -73,13 +73,13 @@ class Statistics:
 
 
 def address(url: str | None, protocol: str) -> str:
-    """`host:port`; raises InvalidArgument."""
+    """`host:port`; raises UsageError."""
     text = (url or "localhost").removeprefix("http://").removeprefix("grpc://").rstrip("/")
     default = _PORTS.get(protocol, _GRPC_PORT)
     host, colon, port = text.rpartition(":") if not text.endswith("]") else (text, "", "")
     host, port = (host, port) if colon else (text, str(default))
     if not host or not port.isdigit() or not 0 < int(port) < 65536 or "/" in host:
-        raise InvalidArgument(f"url {url!r}: expected host:port, as in localhost:{default}")
+        raise UsageError.of("url", url, f"host:port, as in localhost:{default}")
     return f"{host}:{port}"
 
 

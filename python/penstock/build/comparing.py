@@ -13,7 +13,7 @@ from penstock.build.samples import Samples
 from penstock.build.shapes import Asked, profiles
 from penstock.engine import Engine, Runtime
 from penstock.engine.plan import Profile, Shapes
-from penstock.errors import InvalidArgument
+from penstock.errors import InvalidArgument, NotFound
 
 
 def compare(reference: Runtime, candidate: Runtime, samples: Sequence[Arrays]) -> tuple[OutputError, ...]:
@@ -53,4 +53,6 @@ def samples_of(runtime: Runtime, shapes: Shapes, data: Path | None, count: int) 
     """
     if data is None:
         return list(Samples(runtime.inputs, None).held_out([shapes], count))
+    if not data.exists():
+        raise NotFound(f"inputs {data.name!r} do not exist; expected a .npz file or a folder of arrays")
     return list(quantize.load(data, runtime.inputs, limit=count, allow_random=True))

@@ -17,6 +17,8 @@ from penstock.build.options import BuildOptions
 from penstock.build.progress import Progress, Silent
 from penstock.build.shapes import Asked
 from penstock.engine import Engine
+from penstock.engine.archive import check_place
+from penstock.engine.engine import checked_name
 from penstock.errors import InvalidArgument
 
 Arrays = Mapping[str, NDArray[Any]]
@@ -62,6 +64,8 @@ def build(
     Raises NotFound, ModelLoadError (the model), InvalidArgument (the settings), Unsupported (this machine), and
     AccuracyError when nothing that runs passes the gate.
     """
+    if output is not None:
+        check_place(checked_name(output))
     options = BuildOptions.of(
         precision=precision, device=device, shapes=shapes, buckets=buckets, calibration=calibration, accuracy=accuracy,
         budget_seconds=budget_seconds, timing_cache=timing_cache, workspace_bytes=workspace_bytes,

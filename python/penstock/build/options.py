@@ -13,6 +13,7 @@ from typing import Any, Final
 
 from numpy.typing import NDArray
 
+from penstock import limits
 from penstock.build import gate as gates
 from penstock.build.gate import Cosine, Gate
 from penstock.build.shapes import Asked
@@ -20,7 +21,8 @@ from penstock.build.shapes import buckets as buckets_of
 from penstock.build.shapes import profiles as profiles_of
 from penstock.engine import import_ops
 from penstock.engine.plan import PRECISIONS, Profile, Shapes
-from penstock.errors import InvalidArgument
+from penstock.errors import InvalidArgument, UsageError
+from penstock.tactics.cache import ours
 from penstock.tensors import TensorSpec
 
 Samples = Iterable[Mapping[str, NDArray[Any]]]
@@ -94,17 +96,18 @@ class BuildOptions:
         modules = (custom_ops,) if isinstance(custom_ops, str) else tuple(custom_ops)
         for each in modules:
             import_ops(each)
-        if budget_seconds is not None and not 0 < budget_seconds < float("inf"):
-            raise InvalidArgument(f"budget of {budget_seconds:g} seconds: expected more than none, as in --budget 5m")
+        if budget_seconds is not None and not 0 < budget_seconds <= limits.LONGEST_SECONDS:
+            raise UsageError.of("budget_seconds", budget_seconds, "more than none and at most a year, as in 5m")
         if workspace_bytes is not None and workspace_bytes < 1:
-            raise InvalidArgument(
-                f"workspace of {workspace_bytes} bytes: expected at least one, as in --workspace 1GiB"
-            )
+            raise UsageError.of("workspace_bytes", workspace_bytes, "at least one byte, as in 1GiB")
         if not 1 <= contexts <= MOST_CONTEXTS:
-            raise InvalidArgument(f"contexts {contexts}: expected from 1 to {MOST_CONTEXTS}, as in --contexts 4")
+            raise UsageError.of("contexts", contexts, f"from 1 to {MOST_CONTEXTS}")
+        cache = Path(timing_cache) if timing_cache is not None else None
+        if cache is not None:
+            ours(cache)  # raises for a file that saving would replace
         where = parse_device(device)
         if contexts > 1 and where == "cpu":
-            raise InvalidArgument(
+            raise UsageError(
                 f"contexts {contexts} on device cpu: only a GPU's kernels are chosen for several at once; on the CPU "
                 "contexts share the cores when the engine is loaded"
             )
@@ -116,7 +119,7 @@ class BuildOptions:
             gate=gates.parse(accuracy) if isinstance(accuracy, str) else accuracy or Cosine(),
             calibration=calibration,
             budget_seconds=budget_seconds or DEFAULT_BUDGET_SECONDS,
-            timing_cache=Path(timing_cache) if timing_cache is not None else None,
+            timing_cache=cache,
             workspace_bytes=workspace_bytes,
             preprocess=(preprocess,) if isinstance(preprocess, str) else tuple(preprocess),
             reduce=(reduce,) if isinstance(reduce, str) else tuple(reduce),

@@ -6,12 +6,14 @@ free dimension it is needs no `--shapes`. Everything that can't be understood is
 expected, what came and how to write it. Called by the driver and the command line.
 """
 
+import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Final
 
 from penstock.engine.plan import Profile, Shape, Shapes
 from penstock.errors import InvalidArgument
+from penstock.tactics.memory import available
 from penstock.tensors import TensorSpec
 
 Range = tuple[Shape, Shape, Shape]
@@ -113,8 +115,18 @@ def profiles(
     batches  of `--buckets`: without `asked` the profile reaches from 1 to the largest of them.
 
     Inputs not named keep their fixed dimensions and follow the batch of those named. Raises InvalidArgument for unknown
-    names, ranks, fixed dimensions that differ, and for free dimensions that nothing says the size of.
+    names, ranks, fixed dimensions that differ, free dimensions that nothing says the size of, and inputs that don't
+    fit into the memory that is available.
     """
+    found = _profiles(inputs, asked, batches)
+    for each in found:
+        _check_memory(inputs, each)
+    return found
+
+
+def _profiles(
+    inputs: Sequence[TensorSpec], asked: Asked | Sequence[Asked] | None, batches: Sequence[int]
+) -> tuple[Profile, ...]:
     if asked is None:
         return (_default(inputs, batches),)
     several = [asked] if isinstance(asked, (str, Profile, Mapping)) else list(asked)
@@ -155,6 +167,19 @@ def batched(inputs: Sequence[TensorSpec]) -> frozenset[str]:
         for spec in inputs
         if spec.shape and spec.shape[0] == -1 and not (spec.axes and spec.axes[0] in elsewhere)
     )
+
+
+def _check_memory(inputs: Sequence[TensorSpec], profile: Profile) -> None:
+    """Inputs of the largest shapes are made, for timing and for the gate."""
+    there = available()
+    for spec in inputs:
+        shape = profile.maximum[spec.name]
+        size = math.prod(shape) * spec.dtype.itemsize
+        if there is not None and size > there:
+            raise InvalidArgument(
+                f"input {spec.name!r} of {_written([shape])} takes {size} bytes, and {there} are available here; "
+                "give smaller --shapes or --buckets"
+            )
 
 
 def _default(inputs: Sequence[TensorSpec], batches: Sequence[int]) -> Profile:

@@ -15,6 +15,7 @@ from penstock.cli.compare import compare
 from penstock.cli.inspect import inspect
 from penstock.cli.serve import serve
 from penstock.cli.time import time
+from penstock.cli.usage import usage
 from penstock.errors import PenstockError
 
 app = typer.Typer(
@@ -25,7 +26,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 for verb in (serve, build, inspect, check, time, compare, bench):
-    app.command(name=verb.__name__)(verb)
+    app.command(name=verb.__name__)(usage(verb))
 
 
 def _version(wanted: bool) -> None:
@@ -45,7 +46,9 @@ def main() -> None:
     """The `penstock` command."""
     try:
         app()
-    except (PenstockError, OSError) as error:
+    except (PenstockError, OSError, MemoryError) as error:
         text = error.message if isinstance(error, PenstockError) else str(error)
+        if isinstance(error, MemoryError):
+            text = f"there is not enough memory: {text or 'none was given'}"
         print(f"penstock: {text}", file=sys.stderr)
         sys.exit(1)

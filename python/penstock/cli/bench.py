@@ -1,5 +1,6 @@
 """`penstock bench`: loads for a model on any v2 server, by perf_analyzer's flags, with its report."""
 
+import re
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -7,8 +8,11 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
+from penstock import limits
 from penstock.cli.output import print_json, say
-from penstock.errors import InvalidArgument
+from penstock.cli.usage import number
+from penstock.engine.archive import check_place
+from penstock.errors import InvalidArgument, UsageError
 
 if TYPE_CHECKING:
     from penstock.bench.load import Plan
@@ -18,6 +22,18 @@ if TYPE_CHECKING:
 
 _SCHEDULE_SECONDS: Final = 60.0
 """Of arrivals that are drawn; a longer run has them again."""
+
+_MOST: Final = 2**63 - 1
+"""Of numbers that are 64 bits wide on their way: seeds and sequences."""
+
+_MOST_BYTES: Final = 2**26
+"""Of one string: 64 MiB, what servers take of a body unless told otherwise."""
+
+_MOST_CONNECTIONS: Final = 65536
+"""There are no more ports on a client's side."""
+
+_OF_THE_GENERATOR: Final = ("connection", "content-length", "inference-header-content-length", "transfer-encoding")
+"""Headers that say how a request is laid out; wrong ones leave the server waiting."""
 
 _IGNORED: Final = "accepted for perf_analyzer's sake, without effect"
 
@@ -53,7 +69,15 @@ def bench(
     ] = None,
     latency_threshold: Annotated[
         float | None,
-        typer.Option("-l", "--latency-threshold", metavar="MS", help="The first level beyond it is the last."),
+        typer.Option(
+            "-l",
+            "--latency-threshold",
+            min=0.001,
+            max=1000 * limits.LONGEST_SECONDS,
+            callback=number,
+            metavar="MS",
+            help="The first level beyond it is the last.",
+        ),
     ] = None,
     binary_search: Annotated[
         bool, typer.Option("--binary-search", help="The highest level of the range within --latency-threshold.")
@@ -63,37 +87,59 @@ def bench(
         typer.Option(min=1, max=99, help="Latency that must be stable and within the limit; default: the average."),
     ] = None,
     measurement_interval: Annotated[
-        int, typer.Option("-p", "--measurement-interval", min=10, metavar="MS", help="Length of a window.")
+        int,
+        typer.Option(
+            "-p",
+            "--measurement-interval",
+            min=10,
+            max=1000 * limits.LONGEST_SECONDS,
+            metavar="MS",
+            help="Length of a window.",
+        ),
     ] = 5000,
     measurement_mode: Annotated[str, typer.Option(help="time_windows or count_windows.")] = "time_windows",
     measurement_request_count: Annotated[int, typer.Option(min=1, help="Requests of a window of count_windows.")] = 50,
     stability_percentage: Annotated[
-        float, typer.Option("-s", "--stability-percentage", min=0.1, help="Three windows alike to so many percent.")
+        float,
+        typer.Option(
+            "-s", "--stability-percentage", min=0.1, callback=number, help="Three windows alike to so many percent."
+        ),
     ] = 10.0,
     max_trials: Annotated[
         int, typer.Option("-r", "--max-trials", min=3, help="Windows, before it is a best effort.")
     ] = 10,
-    warm_up: Annotated[float, typer.Option(min=0.0, metavar="SECONDS", help="Before the first window.")] = 0.5,
+    warm_up: Annotated[
+        float,
+        typer.Option(
+            min=0.0, max=limits.LONGEST_SECONDS, callback=number, metavar="SECONDS", help="Before the first window."
+        ),
+    ] = 0.5,
     input_data: Annotated[
         str,
         typer.Option(metavar="random|zero|PATH", help="Or a JSON file as perf_analyzer's, or a folder of raw files."),
     ] = "random",
-    string_length: Annotated[int, typer.Option(min=0, help="Of random strings.")] = 128,
+    string_length: Annotated[int, typer.Option(min=0, max=_MOST_BYTES, help="Of random strings.")] = 128,
     string_data: Annotated[str | None, typer.Option(help="The same string everywhere.")] = None,
-    seed: Annotated[int, typer.Option(help="Of random inputs and arrivals.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=_MOST, help="Of random inputs and arrivals.")] = 0,
     streaming: Annotated[
         bool, typer.Option("--streaming", help="gRPC: requests of a connection on one stream.")
     ] = False,
     sequence_length: Annotated[
-        int | None, typer.Option(min=1, help="Requests are parts of sequences of so many; needs a model of sequences.")
+        int | None,
+        typer.Option(min=1, max=2**31 - 1, help="Requests are parts of sequences of so many; for models of sequences."),
     ] = None,
-    start_sequence_id: Annotated[int, typer.Option(min=1, help="The first sequence's number.")] = 1,
+    start_sequence_id: Annotated[int, typer.Option(min=1, max=_MOST, help="The first sequence's number.")] = 1,
     input_tensor_format: Annotated[str, typer.Option(help="HTTP: binary or json.")] = "binary",
     output_tensor_format: Annotated[str, typer.Option(help="HTTP: binary or json.")] = "binary",
     header: Annotated[list[str] | None, typer.Option("-H", metavar="NAME:VALUE", help="Repeatable.")] = None,
     max_threads: Annotated[int, typer.Option(min=1, max=64, help="Of the generator.")] = 1,
-    max_connections: Annotated[int, typer.Option(min=1, help="In an open loop, at once.")] = 1024,
-    request_timeout: Annotated[float, typer.Option(min=0.001, metavar="SECONDS", help="For an answer.")] = 60.0,
+    max_connections: Annotated[
+        int, typer.Option(min=1, max=_MOST_CONNECTIONS, help="In an open loop, at once.")
+    ] = 1024,
+    request_timeout: Annotated[
+        float,
+        typer.Option(min=0.001, max=limits.LONGEST_SECONDS, callback=number, metavar="SECONDS", help="For an answer."),
+    ] = 60.0,
     file: Annotated[
         Path | None, typer.Option("-f", "--latency-report-file", metavar="CSV", help="perf_analyzer's columns.")
     ] = None,
@@ -112,16 +158,20 @@ def bench(
     from penstock.bench.measuring import Settings, measure
 
     _one_of("protocol", protocol, (HTTP, GRPC))
-    _one_of("measurement mode", measurement_mode, ("time_windows", "count_windows"))
+    _one_of("measurement_mode", measurement_mode, ("time_windows", "count_windows"))
     for name, value in (("input", input_tensor_format), ("output", output_tensor_format)):
-        _one_of(f"{name} tensor format", value, ("binary", "json"))
+        _one_of(f"{name}_tensor_format", value, ("binary", "json"))
     if streaming and protocol != GRPC:
-        raise InvalidArgument("--streaming: only gRPC has streams; add -i grpc")
+        raise UsageError("--streaming: only gRPC has streams; add -i grpc")
     if binary_search and latency_threshold is None:
-        raise InvalidArgument("--binary-search looks for the highest load within --latency-threshold; give one")
+        raise UsageError("--binary-search looks for the highest load within --latency-threshold; give one")
     levels, mode, offsets = _pace(
         concurrency_range, request_rate_range, request_intervals, request_trace, request_distribution, seed
     )
+    shapes, headers = _shapes(shape or []), _headers(header or [])
+    for place in (file, html):
+        if place is not None:
+            check_place(place)
     where = subject.address(url, protocol)
     server = subject.Server(protocol, where)
     found = server.subject(model, version)
@@ -132,7 +182,7 @@ def bench(
     if found.sequences and sequence_length is None:
         raise InvalidArgument(f"model {model} takes sequences: say how long they are, as in --sequence-length 20")
     wanted = requests.Wanted(
-        input_data, batch, _shapes(shape or []), seed, string_length, string_data,
+        input_data, batch, shapes, seed, string_length, string_data,
         input_tensor_format == "json", output_tensor_format == "json",
     )  # fmt: skip
     sent = requests.requests(found, wanted, protocol)
@@ -147,7 +197,7 @@ def bench(
     def plan(level: float) -> "Plan":
         closed = mode == "concurrency"
         return Plan(
-            wire, where, subject.infer_path(found, wire), sent, _headers(header or []),
+            wire, where, subject.infer_path(found, wire), sent, headers,
             int(level) if closed else None,
             () if closed else offsets(level).tolist(),
             sequence_length, start_sequence_id, max_threads, max_connections, request_timeout,
@@ -216,23 +266,23 @@ def _pace(
 
     given = [each for each in (concurrency, rate, intervals, trace) if each is not None]
     if len(given) > 1:
-        raise InvalidArgument(
+        raise UsageError(
             "give one of --concurrency-range, --request-rate-range, --request-intervals and --request-trace"
         )
+    _one_of("request_distribution", distribution, schedule.DISTRIBUTIONS)
     if rate is not None:
-        _one_of("request distribution", distribution, schedule.DISTRIBUTIONS)
-        levels = Levels.parse(rate, "request rate range", whole=False)
+        levels = Levels.parse(rate, "request_rate_range", whole=False)
         return levels, "request rate", lambda level: schedule.by_rate(level, distribution, _SCHEDULE_SECONDS, seed)
     if intervals is not None or trace is not None:
         offsets: Offsets = schedule.from_file(intervals) if intervals else schedule.from_trace(trace or Path())
         level = len(offsets) / (float(offsets[-1]) / 1e9)
         return Levels(level, level, 1.0), "request rate", lambda _: offsets
-    return Levels.parse(concurrency or "1", "concurrency range", whole=True), "concurrency", lambda _: None
+    return Levels.parse(concurrency or "1", "concurrency_range", whole=True), "concurrency", lambda _: None
 
 
 def _one_of(what: str, value: str, known: Sequence[str]) -> None:
     if value not in known:
-        raise InvalidArgument(f"{what} {value!r}: expected {' or '.join(known)}")
+        raise UsageError.of(what, value, " or ".join(known))
 
 
 def _shapes(given: Sequence[str]) -> dict[str, tuple[int, ...]]:
@@ -240,8 +290,8 @@ def _shapes(given: Sequence[str]) -> dict[str, tuple[int, ...]]:
     for text in given:
         name, _, dims = text.rpartition(":")
         parts = dims.split(",")
-        if not name or not all(part.isdigit() and int(part) > 0 for part in parts):
-            raise InvalidArgument(f"shape {text!r}: expected NAME:D1,D2, as in x:3,224,224")
+        if not name or not all(re.fullmatch("0*[1-9][0-9]{0,18}", part) for part in parts):
+            raise UsageError.of("shape", text, "NAME:D1,D2, as in x:3,224,224")
         found[name] = tuple(map(int, parts))
     return found
 
@@ -251,6 +301,8 @@ def _headers(given: Sequence[str]) -> list[tuple[str, str]]:
     for text in given:
         name, colon, value = text.partition(":")
         if not colon or not name.strip():
-            raise InvalidArgument(f"header {text!r}: expected NAME:VALUE")
+            raise typer.BadParameter(f"expected NAME:VALUE, got {text!r}", param_hint="-H")
+        if name.strip().lower() in _OF_THE_GENERATOR:
+            raise typer.BadParameter(f"{name.strip()} is the generator's to say, for each request", param_hint="-H")
         found.append((name.strip().lower(), value.strip()))
     return found

@@ -7,7 +7,7 @@ import typer
 
 from penstock.cli.output import accuracy_text, console, plain, print_json, read, say, table
 from penstock.cli.progress import Shown
-from penstock.errors import InvalidArgument, NotFound
+from penstock.errors import InvalidArgument
 
 if TYPE_CHECKING:
     from penstock.build.evidence import Evidence
@@ -157,11 +157,11 @@ def _trtexec(minimum: str | None, optimum: str | None, maximum: str | None) -> A
 def _check_output(output: Path) -> None:
     """Before minutes are spent."""
     from penstock.engine import ENGINE_SUFFIX
+    from penstock.engine.archive import check_place
 
     if output.suffix != ENGINE_SUFFIX:
         raise typer.BadParameter(f"expected a name that ends in {ENGINE_SUFFIX}, got {output.name!r}", param_hint="-o")
-    if not output.parent.is_dir():
-        raise NotFound(f"directory {output.parent.name!r} for {output.name} does not exist; make it first")
+    check_place(output)
 
 
 def _document(model: Path, output: Path, made: "Engine", found: "Evidence") -> dict[str, Any]:
@@ -205,7 +205,11 @@ def _print(output: Path, made: "Engine", found: "Evidence") -> None:
     for line in (*evidence.reasons(found), *_closing(found)):
         out.print(line, markup=False, soft_wrap=True)
     seconds, precision = found.seconds, made.manifest.precision
-    say(f"{output.name} is built: {precision}, {len(made.manifest.programs)} programs, {seconds:.0f} s")
+    say(f"{output.name} is built: {precision}, {_count(len(made.manifest.programs))}, {seconds:.0f} s")
+
+
+def _count(programs: int) -> str:
+    return f"{programs} program{'' if programs == 1 else 's'}"
 
 
 def race_table(found: "Evidence") -> Any:

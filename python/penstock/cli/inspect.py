@@ -3,19 +3,21 @@ the requests of a trace took."""
 
 from collections import Counter
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
 from penstock.cli.output import accuracy_text, console, plain, print_json, shapes_text, size_text, specs_json, table
 from penstock.cli.roofline import ROOFLINE, ceilings_json, region_json, roofline_cells
 from penstock.cli.traces import show_trace
-from penstock.errors import InvalidArgument, ModelLoadError
+from penstock.errors import InvalidArgument, ModelLoadError, NotFound
 
 if TYPE_CHECKING:
     from penstock.build.evidence import Evidence
     from penstock.engine.plan import Profile
     from penstock.engine.sealed import Sealed
+
+_KINDS: Final = "an engine (.engine), a model (.onnx) or a trace (.jsonl)"
 
 
 def inspect(
@@ -28,6 +30,10 @@ def inspect(
     """Show what is in an engine (regions, precision, tactics, times, memory, evidence), in a model, or in a trace."""
     from penstock.engine import ENGINE_SUFFIX
 
+    if file.is_dir():
+        raise InvalidArgument(f"{file.name} is a directory, expected {_KINDS}")
+    if not file.exists():
+        raise NotFound(f"{file.name!r} does not exist; expected {_KINDS}")
     if file.suffix == ENGINE_SUFFIX:
         _engine(file, as_json=as_json, most=None if all_regions else 20)
     elif file.suffix == ".onnx":
@@ -35,7 +41,7 @@ def inspect(
     elif file.suffix == ".jsonl":
         show_trace(file, as_json=as_json, most=None if all_regions else 5)
     else:
-        raise InvalidArgument(f"{file.name}: expected an engine (.engine), a model (.onnx) or a trace (.jsonl)")
+        raise InvalidArgument(f"{file.name}: expected {_KINDS}")
 
 
 # ---- models ----

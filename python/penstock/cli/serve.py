@@ -23,6 +23,7 @@ from penstock.errors import InvalidArgument, ListenError
 if TYPE_CHECKING:
     from penstock.serve import Server
 
+_LEVELS: Final = (logging.WARNING, logging.INFO, logging.DEBUG)
 _BOOLEANS: Final = {"true": True, "1": True, "false": False, "0": False}
 
 # The environment rather than a flag: other users see a process's arguments.
@@ -102,21 +103,16 @@ def serve(
         ),
     ] = None,
     custom_ops: CustomOps = None,
-    log_verbose: Annotated[int, typer.Option(help="0: problems, 1: events, 2: everything.")] = 0,
+    log_verbose: Annotated[int, typer.Option(min=0, max=2, help="0: problems, 1: events, 2: everything.")] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="Print the ports as one JSON document once ready.")] = False,
 ) -> None:
     """Serve models over HTTP and gRPC to clients of KServe v2 and Triton."""
-    from penstock import _core
-
     if (model is None) == (not model_repository):
         raise typer.BadParameter("give one of a model file, MODULE:NAME and --model-repository")
     # Paths have a slash: ./a:b.onnx is a file.
     program = model is not None and ":" in model and "/" not in model
     _check_kind(model, program=program, runtime=runtime, instances=instances, trace=trace)
-    verbose = max(0, min(log_verbose, 2))
-    level = (logging.WARNING, logging.INFO, logging.DEBUG)[verbose]
-    logging.basicConfig(level=level, format="penstock: %(levelname)s: %(message)s", stream=sys.stderr)
-    _core.log_to_stderr(verbose)
+    logging.basicConfig(level=_LEVELS[log_verbose], format="penstock: %(levelname)s: %(message)s", stream=sys.stderr)
     server = _server(model, program=program, runtime=runtime, instances=instances)
     settings = server.settings
     changes: dict[str, Any] = {
@@ -141,11 +137,14 @@ def serve(
         "engine_cache": ("engine_cache", engine_cache),
         "allow_client_shm": ("allow_client_shm", _BOOLEANS[allow_client_shm]),
         "trace": ("trace", trace),
+        "log_verbose": ("log_verbose", log_verbose),
     }
     changes |= {setting: value for flag, (setting, value) in flags.items() if _given(context, flag)}
     if _ADMIN in os.environ:
         changes["admin_token"] = os.environ[_ADMIN]
     server.settings = replace(settings, **changes)
+    if said := server.settings.log_verbose:
+        logging.getLogger("penstock").setLevel(_LEVELS[said])
 
     def announce() -> None:
         if as_json:

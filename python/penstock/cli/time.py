@@ -1,19 +1,28 @@
 """`penstock time`: trtexec's job, flags and report layout, for engines and for model files."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
+from penstock import limits
 from penstock.cli.custom_ops import CustomOps
 from penstock.cli.output import console, plain, print_json, read, say, shapes_text, table
 from penstock.cli.roofline import ROOFLINE, ceilings_json, memory_json, memory_text, region_json, roofline_cells
+from penstock.cli.usage import number
+from penstock.errors import UsageError
 
 if TYPE_CHECKING:
     from penstock.build.timing import OfDevice, Report, Times
     from penstock.engine import Runtime
     from penstock.engine.plan import Region, Shapes
     from penstock.engine.roofline import Verdict
+
+_MOST_CALLS: Final = 10**9
+"""Of a stream; a year of calls of 30 ms."""
+
+_MOST_THREADS: Final = 1024
+"""More than a machine has cores; libraries hang where the system refuses them threads."""
 
 _MILLISECONDS = "min = {:.4g} ms, max = {:.4g} ms, mean = {:.4g} ms, median = {:.4g} ms"
 _NO_COPY = "0 ms: the CPU computes where the arrays are"
@@ -41,11 +50,28 @@ def time(
         Any, typer.Option(parser=read(_shapes), metavar="NAME:DIMS", help="Default: the optimum of the first profile.")
     ] = None,
     inputs: Annotated[Path | None, typer.Option(help="Arrays to run on: data.npz or a folder; default: noise.")] = None,
-    iterations: Annotated[int, typer.Option(min=1, help="At least so many calls of each stream.")] = 10,
-    duration: Annotated[float, typer.Option(min=0, help="At least so many seconds.")] = 3,
-    warm_up: Annotated[float, typer.Option("--warmUp", min=0, help="Milliseconds before anything is timed.")] = 200,
-    streams: Annotated[int, typer.Option("--streams", "--infStreams", min=1, help="Callers at once.")] = 1,
-    threads: Annotated[int | None, typer.Option(min=1, help="Threads of a call; default: cores / streams.")] = None,
+    iterations: Annotated[
+        int, typer.Option(min=1, max=_MOST_CALLS, help="At least so many calls of each stream.")
+    ] = 10,
+    duration: Annotated[
+        float, typer.Option(min=0, max=limits.LONGEST_SECONDS, callback=number, help="At least so many seconds.")
+    ] = 3,
+    warm_up: Annotated[
+        float,
+        typer.Option(
+            "--warmUp",
+            min=0,
+            max=1000 * limits.LONGEST_SECONDS,
+            callback=number,
+            help="Milliseconds before anything is timed.",
+        ),
+    ] = 200,
+    streams: Annotated[
+        int, typer.Option("--streams", "--infStreams", min=1, max=limits.INSTANCES, help="Callers at once.")
+    ] = 1,
+    threads: Annotated[
+        int | None, typer.Option(min=1, max=_MOST_THREADS, help="Threads of a call; default: cores / streams.")
+    ] = None,
     percentile: Annotated[
         Any, typer.Option(parser=_percentiles, metavar="P,P,...", help="Of the latency.")
     ] = "90,95,99",
@@ -60,8 +86,10 @@ def time(
     from penstock.build import timing
     from penstock.build.comparing import samples_of, shapes_of
     from penstock.build.samples import Samples
-    from penstock.engine import load
+    from penstock.engine import RUNTIMES, load
 
+    if runtime is not None and runtime not in RUNTIMES:
+        raise UsageError.of("runtime", runtime, f"one of {', '.join(RUNTIMES)}")
     model = load(file, runtime=runtime, threads=threads, instances=streams)
     at = shapes_of([model], shapes)
     data = samples_of(model, at, inputs, max(1, *(shape[0] for shape in at.values() if shape))) if inputs else None

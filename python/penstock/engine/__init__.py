@@ -9,7 +9,7 @@ from pathlib import Path
 
 from penstock.engine.check import Verdict, check
 from penstock.engine.custom import custom_op, import_ops
-from penstock.engine.engine import Engine, EngineContext, open_engine
+from penstock.engine.engine import ENGINE_SUFFIX, Engine, EngineContext, open_engine
 from penstock.engine.runtimes.base import Runtime, RuntimeInstance
 from penstock.errors import InvalidArgument, ModelLoadError, NotFound
 
@@ -27,8 +27,6 @@ __all__ = [
     "load",
     "open_engine",
 ]
-
-ENGINE_SUFFIX = ".engine"
 
 
 def _onnxruntime(path: Path, instances: int, threads: int | None) -> Runtime:
@@ -81,7 +79,10 @@ def load(
     if instances < 1 or (threads is not None and threads < 1):
         raise InvalidArgument(f"{path.name}: expected at least 1 instance and 1 thread, got {instances} and {threads}")
     if not path.is_file():
-        raise NotFound(f"model file {path.name!r} does not exist")
+        what = "engine" if path.suffix == ENGINE_SUFFIX else "model file"
+        if path.is_dir():
+            raise ModelLoadError(f"{path.name!r} is a directory, expected the name of an engine or a model file")
+        raise NotFound(f"{what} {path.name!r} does not exist")
     if path.suffix == ENGINE_SUFFIX:
         for each in (custom_ops,) if isinstance(custom_ops, str) else custom_ops:
             import_ops(each)

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import IO, Final
 
 from penstock import limits
-from penstock.errors import ModelLoadError, NotFound
+from penstock.errors import InvalidArgument, ModelLoadError, NotFound
 
 # One level of plain names: nothing that could lead out of a folder, hide, or be taken for another.
 _NAMES: Final = re.compile(r"[a-z]+\.[a-z]+|artifacts/[A-Za-z0-9_-][A-Za-z0-9_.-]{0,99}")
@@ -153,6 +153,16 @@ class Archive:
         return found
 
 
+def check_place(path: Path) -> None:
+    """Whether a file can be written there, before the work that gives its content. Raises NotFound, InvalidArgument."""
+    if not path.parent.is_dir():
+        raise NotFound(f"directory {path.parent.name!r} for {path.name} does not exist; make it first")
+    if path.is_dir():
+        raise InvalidArgument(f"{path.name} is a directory, expected the name of a file to write")
+    if not os.access(path if path.exists() else path.parent, os.W_OK):
+        raise InvalidArgument(f"{path.name} can't be written there: permission denied")
+
+
 def write(path: Path, members: Mapping[str, bytes | Path], *, lasting: bool = True) -> None:
     """Write an archive; what was at `path` is replaced in one step.
 
@@ -171,7 +181,16 @@ def write(path: Path, members: Mapping[str, bytes | Path], *, lasting: bool = Tr
 
 
 def replace(path: Path, fill: Callable[[IO[bytes]], None], *, lasting: bool = True) -> None:
-    """Write beside the place, to the disk, and rename."""
+    """Write beside the place, to the disk, and rename. Raises OSError with the name that was given."""
+    try:
+        _replace(path, fill, lasting=lasting)
+    except OSError as error:
+        if error.errno is None or not (error.filename is None or f"/.{path.name}." in f"/{error.filename}"):
+            raise  # of what goes into it
+        raise OSError(error.errno, error.strerror, str(path)) from None
+
+
+def _replace(path: Path, fill: Callable[[IO[bytes]], None], *, lasting: bool) -> None:
     descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     try:
         with os.fdopen(descriptor, "w+b") as file:

@@ -39,9 +39,11 @@ from penstock.engine.runtimes.base import (
 )
 from penstock.engine.sealed import EVIDENCE, Sealed, graph_member
 from penstock.engine.turns import Turns
-from penstock.errors import ExecutionError, ModelLoadError, Unavailable
+from penstock.errors import ExecutionError, ModelLoadError, Unavailable, UsageError
 
 _LOG = logging.getLogger(__name__)
+
+ENGINE_SUFFIX: Final = ".engine"
 
 Where = Literal["host", "device"]
 
@@ -118,6 +120,14 @@ def _check_signature(sealed: Sealed, program: Compiled) -> None:
             raise ModelLoadError(f"{sealed.name}: a program has {shown}, not what the engine says; build it again")
 
 
+def checked_name(path: str | Path) -> Path:
+    """Where an engine may go: only NAME.engine is taken for one when it is loaded. Raises UsageError."""
+    found = Path(path)
+    if found.suffix != ENGINE_SUFFIX:
+        raise UsageError.of("output", found.name, f"a name that ends in {ENGINE_SUFFIX}")
+    return found
+
+
 class Engine:
     """An engine in memory. Satisfies `penstock.engine.Runtime`."""
 
@@ -161,8 +171,11 @@ class Engine:
         return max(min(shape[0] for shape in profile.maximum.values()) for profile in manifest.profiles)
 
     def save(self, path: str | Path) -> None:
-        """Write the engine file; one that is there is replaced in one step. Raises OSError."""
-        self._sealed.save(Path(path))
+        """Write the engine file, NAME.engine; one that is there is replaced in one step.
+
+        Raises OSError, and UsageError for another name, under which it would not be loaded.
+        """
+        self._sealed.save(checked_name(path))
 
     def with_evidence_of(self, sealed: Sealed) -> "Engine":
         """This engine, from a file that says something else in its evidence alone. For the builder, before it is used

@@ -13,7 +13,7 @@ import numpy as np
 import onnx_ir as ir
 
 from penstock.engine.plan import Reduction
-from penstock.errors import InvalidArgument
+from penstock.errors import InvalidArgument, UsageError
 from penstock.graph.editing import Edit
 from penstock.graph.signatures import signature
 
@@ -67,7 +67,7 @@ def reduce(model: ir.Model, text: str, *, beside: bool) -> tuple[ir.Model, Reduc
     name, separator, operation = text.rpartition(":")
     kind, _, axis_text = operation.partition("@")
     if not (separator and name) or kind != "argmax" or not axis_text.removeprefix("-").isdecimal():
-        raise InvalidArgument(f"reduce {text!r} can't be read, {_REDUCE_FORM}")
+        raise UsageError(f"reduce {text!r} can't be read, {_REDUCE_FORM}")
     outputs = {spec.name: spec for spec in signature(model)[1]}
     spec, axis = outputs.get(name), int(axis_text)
     if spec is None:
@@ -90,13 +90,13 @@ def reduce(model: ir.Model, text: str, *, beside: bool) -> tuple[ir.Model, Reduc
 def _read_preprocess(text: str) -> _Preprocess:
     name, separator, rest = text.partition(":")
     if not (separator and name and rest):
-        raise InvalidArgument(f"preprocess {text!r} can't be read, {_PREPROCESS_FORM}")
+        raise UsageError(f"preprocess {text!r} can't be read, {_PREPROCESS_FORM}")
     wanted, given = _Preprocess(name), set()
     for part in rest.split(","):
         key, equals, value = part.partition("=")
         kind = "type" if part in _TYPES else "layout" if part in _LAYOUTS else key
         if kind in given:
-            raise InvalidArgument(f"preprocess {text!r}: {kind} is given twice")
+            raise UsageError(f"preprocess {text!r}: {kind} is given twice")
         given.add(kind)
         if kind == "type":
             wanted = replace(wanted, datatype=part)
@@ -107,9 +107,9 @@ def _read_preprocess(text: str) -> _Preprocess:
         elif equals and key == "std":
             wanted = replace(wanted, std=_numbers(text, value))
         else:
-            raise InvalidArgument(f"preprocess {text!r}: {part!r} is unknown, {_PREPROCESS_FORM}")
+            raise UsageError(f"preprocess {text!r}: {part!r} is unknown, {_PREPROCESS_FORM}")
     if not all(wanted.std):
-        raise InvalidArgument(f"preprocess {text!r}: std is 0, expected what to divide by")
+        raise UsageError(f"preprocess {text!r}: std is 0, expected what to divide by")
     return wanted
 
 

@@ -33,6 +33,8 @@ def load(path: str | Path) -> ir.Model:
     """
     path = Path(path)
     if not path.is_file():
+        if path.is_dir():
+            raise ModelLoadError(f"{path.name!r} is a directory, expected the name of a model file")
         raise NotFound(f"model file {path.name!r} does not exist")
     try:
         onnx_file.inspect(path)

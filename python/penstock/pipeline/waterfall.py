@@ -10,7 +10,7 @@ no server.
 """
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -19,9 +19,39 @@ from penstock.errors import InvalidArgument, NotFound
 _WIDTH: Final = 60
 _WAITED, _WORKED = "░", "█"
 
+_Check = Callable[[Any], bool]
+
+# Milliseconds are of the clock, so that what is more was not written by a server: a thousand years.
+_MOST_MS: Final = 3.2e13
+
+
+def _text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def _time(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= _MOST_MS
+
+
+def _time_or_null(value: Any) -> bool:
+    return value is None or _time(value)
+
+
+def _list(value: Any) -> bool:
+    return isinstance(value, list)
+
+
+_EXPECTED: Final[Mapping[_Check, str]] = {
+    _text: "text", _time: "milliseconds", _time_or_null: "milliseconds or null", _list: "a list",
+}  # fmt: skip
+
 # What is read of a line; more may be there.
-_KEYS: Final = frozenset({"pipeline", "request", "status", "queue_ms", "total_ms", "steps"})
-_STEP_KEYS: Final = frozenset({"step", "kind", "status", "start_ms", "end_ms", "queue_ms"})
+_KEYS: Final[Mapping[str, _Check]] = {
+    "pipeline": _text, "request": _text, "status": _text, "queue_ms": _time, "total_ms": _time, "steps": _list,
+}  # fmt: skip
+_STEP_KEYS: Final[Mapping[str, _Check]] = {
+    "step": _text, "kind": _text, "status": _text, "start_ms": _time, "end_ms": _time, "queue_ms": _time_or_null,
+}  # fmt: skip
 
 
 def records(path: str | Path) -> Iterator[dict[str, Any]]:
@@ -31,29 +61,34 @@ def records(path: str | Path) -> Iterator[dict[str, Any]]:
     """
     path = Path(path)
     try:
-        file = path.open(encoding="utf-8")
+        file = path.open("rb")
     except FileNotFoundError:
         raise NotFound(f"trace {path.name!r} does not exist") from None
     with file:
         for number, line in enumerate(file, 1):
-            if not line.endswith("\n"):
+            if not line.endswith(b"\n"):
                 return
             try:
-                record = json.loads(line)
-            except ValueError as error:
+                record = json.loads(line.decode())
+            except (ValueError, RecursionError) as error:
                 raise InvalidArgument(f"{path.name}: line {number} of the trace is no JSON: {error}") from None
-            if missing := _missing(record):
-                raise InvalidArgument(f"{path.name}: line {number} is no request of a trace: it has no {missing}")
+            if wrong := _wrong(record):
+                raise InvalidArgument(f"{path.name}: line {number} is no request of a trace: {wrong}")
             yield record
 
 
-def _missing(record: Any) -> str:
-    """The first key that is not there."""
-    steps = record.get("steps") if isinstance(record, dict) else None
-    parts = [(record, _KEYS), *((step, _STEP_KEYS) for step in (steps if isinstance(steps, list) else ()))]
-    for part, keys in parts:
-        if missing := keys - (part.keys() if isinstance(part, dict) else set()):
-            return min(missing)
+def _wrong(record: Any) -> str:
+    """What is, with the first key that is not there or holds something else."""
+    wrong = _wrong_part(record, _KEYS)
+    return wrong or next((found for step in record["steps"] if (found := _wrong_part(step, _STEP_KEYS))), "")
+
+
+def _wrong_part(part: Any, keys: Mapping[str, _Check]) -> str:
+    if missing := keys.keys() - (part.keys() if isinstance(part, dict) else set()):
+        return f"it has no {min(missing)}"
+    for key, good in keys.items():
+        if not good(part[key]):
+            return f"{key} is {json.dumps(part[key])[:50]}, expected {_EXPECTED[good]}"
     return ""
 
 
@@ -80,4 +115,4 @@ def render(record: Mapping[str, Any]) -> str:
 
 
 def _column(at: float, total: float) -> int:
-    return round(at / total * _WIDTH) if total > 0 else 0
+    return round(min(max(at / total, 0.0), 1.0) * _WIDTH) if total > 0 else 0

@@ -188,7 +188,7 @@ def _archive(path: Path, inputs: Sequence[TensorSpec]) -> Iterator[Mapping[str, 
             for members in keyed.values():
                 yield {stem: archive[name] for stem, name in members.items()}
     except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
-        raise InvalidArgument(f"{path.name} is no readable .npz archive: {error}") from None
+        raise InvalidArgument(f"{path.name} is no readable .npz archive: {_reason(error)}") from None
 
 
 def _load_npy(path: Path) -> Array:
@@ -196,8 +196,13 @@ def _load_npy(path: Path) -> Array:
         with path.open("rb") as file:
             array: Array = np.load(file, allow_pickle=False)
     except (ValueError, OSError, EOFError) as error:
-        raise InvalidArgument(f"{path.name} is no readable .npy array: {error}") from None
+        raise InvalidArgument(f"{path.name} is no readable .npy array: {_reason(error)}") from None
     return array
+
+
+def _reason(error: Exception) -> str:
+    """What NumPy says, but for its advice to trust the file: pickles are code, and take whatever is no array."""
+    return "it holds something else than arrays of numbers" if "pickle" in str(error) else str(error)
 
 
 def _only(inputs: Sequence[TensorSpec], name: str) -> TensorSpec:

@@ -6,7 +6,16 @@ stays in service.
 """
 
 from penstock.repository.config import Config
-from penstock.repository.models import Buildable, Model, accelerated, bare, from_function, from_runtime, from_signature
+from penstock.repository.models import (
+    Buildable,
+    Model,
+    accelerated,
+    bare,
+    checked_instances,
+    from_function,
+    from_runtime,
+    from_signature,
+)
 from penstock.repository.repository import IndexEntry, Repository
 
 __all__ = [
@@ -17,6 +26,7 @@ __all__ = [
     "Repository",
     "accelerated",
     "bare",
+    "checked_instances",
     "from_function",
     "from_runtime",
     "from_signature",

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
-from penstock import engine
+from penstock import engine, limits
 from penstock.backends.accelerated import AcceleratedBackend
 from penstock.backends.base import Backend, Concurrent, check_model_name
 from penstock.backends.engine import NAME as ENGINE
@@ -20,7 +20,7 @@ from penstock.backends.observed import ObservedBackend
 from penstock.backends.runtime import BorrowedRuntimeBackend, RuntimeBackend
 from penstock.backends.settings import DynamicBatching, QueuePolicy
 from penstock.engine import ENGINE_SUFFIX, Engine, Runtime
-from penstock.errors import ConfigError, InvalidArgument, ModelLoadError, Unavailable
+from penstock.errors import ConfigError, InvalidArgument, ModelLoadError, Unavailable, UsageError
 from penstock.repository import messages
 from penstock.repository.acceleration import Acceleration, fixed_shapes
 from penstock.repository.complete import BARE_FILE_MAX_BATCH, complete, reshaped
@@ -260,13 +260,18 @@ def _json(function: ModelFunction) -> str:
         raise InvalidArgument(f"model {function.name!r}: padding can't be written as JSON: {error}") from None
 
 
-def _write_instances(message: Any, count: int | None) -> None:
-    """None: as many as the backend is best served with."""
+def checked_instances(count: int | None) -> int | None:
+    """Of a model without a configuration; None: as many as the backend is best served with. Raises UsageError."""
     if count is None:
-        return
-    if count < 1:
-        raise InvalidArgument(f"model {message.name!r}: expected at least 1 instance, got {count}")
-    message.instance_group.add(name=message.name, count=count)
+        return None
+    if isinstance(count, bool) or not isinstance(count, int) or not 1 <= count <= limits.INSTANCES:
+        raise UsageError.of("instances", count, f"an integer from 1 to {limits.INSTANCES}")
+    return count
+
+
+def _write_instances(message: Any, count: int | None) -> None:
+    if (checked := checked_instances(count)) is not None:
+        message.instance_group.add(name=message.name, count=checked)
 
 
 def _write_batching(block: Any, settings: DynamicBatching) -> None:

@@ -8,13 +8,15 @@ from typing import Final, Literal, get_args
 
 from penstock import limits
 from penstock.engine.cores import available
-from penstock.errors import ConfigError
+from penstock.errors import UsageError
 
 ControlMode = Literal["none", "poll", "explicit"]
 Batching = Literal["auto", "triton"]
 
 # One thread of the data plane serves tens of thousands of requests a second; models need the other cores more.
 _CORES_PER_IO_THREAD: Final = 4
+
+_LAST_PORT: Final = 65535
 
 # The parts of the protocol that work.
 EXTENSIONS: Final = (
@@ -83,16 +85,12 @@ def io_threads(wanted: int | None) -> int:
     """Threads of the data plane: as told, or one for every four cores."""
     if wanted is None:
         return max(1, available() // _CORES_PER_IO_THREAD)
-    if wanted < 1:
-        raise ConfigError(f"io_threads is {wanted}, expected at least 1")
-    return wanted
+    return _whole("io_threads", wanted, 1, limits.IO_THREADS)
 
 
 def port(what: str, value: int | None) -> int | None:
     """A TCP port; 0 lets the system choose, None switches the listener off."""
-    if value is not None and not 0 <= value <= 65535:
-        raise ConfigError(f"{what} is {value}, expected 0 to 65535, or None for none")
-    return value
+    return None if value is None else _whole(what, value, 0, _LAST_PORT, ", or None for none")
 
 
 def address(what: str, value: str) -> str:
@@ -100,18 +98,31 @@ def address(what: str, value: str) -> str:
     try:
         return value if value == "localhost" else str(ipaddress.ip_address(value))
     except ValueError:
-        raise ConfigError(f"{what} is {value!r}, expected an IP address such as 127.0.0.1, or localhost") from None
+        raise UsageError.of(what, value, "an IP address such as 127.0.0.1, or localhost") from None
 
 
-def positive(what: str, value: float) -> float:
-    if not 0 < value < float("inf"):
-        raise ConfigError(f"{what} is {value}, expected more than 0 seconds")
+def seconds(what: str, value: float) -> float:
+    """A time-out."""
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not number or not 0 < value <= limits.LONGEST_SECONDS:
+        expected = f"more than 0 seconds and at most {limits.LONGEST_SECONDS} (a year)"
+        raise UsageError.of(what, value, expected)
     return float(value)
 
 
 def body_bytes(value: int) -> int:
-    if value < 1:
-        raise ConfigError(f"max_body_bytes is {value}, expected at least 1; the default is {limits.BODY_BYTES}")
+    more = f" (the default is {limits.BODY_BYTES})"
+    return _whole("max_body_bytes", value, 1, limits.LARGEST_BODY_BYTES, more)
+
+
+def log_verbose(value: int | None) -> int | None:
+    more = " (problems, events, everything), or None for no log"
+    return None if value is None else _whole("log_verbose", value, 0, 2, more)
+
+
+def _whole(what: str, value: int, low: int, high: int, more: str = "") -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+        raise UsageError.of(what, value, f"an integer from {low} to {high}{more}")
     return value
 
 
@@ -126,17 +137,17 @@ def control(
 ) -> Control:
     roots = [model_repository] if isinstance(model_repository, str | Path) else list(model_repository or ())
     if mode not in get_args(ControlMode):
-        raise ConfigError(f"model_control_mode is {mode!r}, expected none, poll or explicit")
+        raise UsageError.of("model_control_mode", mode, "none, poll or explicit")
     if batching not in get_args(Batching):
-        raise ConfigError(f"batching is {batching!r}, expected auto or triton")
+        raise UsageError.of("batching", batching, "auto or triton")
     if load and mode != "explicit":
-        raise ConfigError("models to load are named, which needs model_control_mode explicit")
+        raise UsageError.of("load_models", list(load), f"none in the control mode {mode}; only explicit loads by name")
     return Control(
         repositories=tuple(map(Path, roots)),
         mode=mode,  # type: ignore[arg-type]  # checked against the literal above
         load=tuple(load),
-        poll_seconds=positive("repository_poll_seconds", poll_seconds),
+        poll_seconds=seconds("repository_poll_seconds", poll_seconds),
         exit_on_error=exit_on_error,
-        exit_timeout_seconds=positive("exit_timeout_seconds", exit_timeout_seconds),
+        exit_timeout_seconds=seconds("exit_timeout_seconds", exit_timeout_seconds),
         batching=batching,  # type: ignore[arg-type]
     )

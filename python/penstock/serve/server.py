@@ -24,7 +24,7 @@ from penstock.backends.function import ModelFunction
 from penstock.engine import Runtime, shared_device_memory
 from penstock.engine.shared_device_memory import SharedDeviceMemory
 from penstock.errors import ConfigError, NotFound, PenstockError
-from penstock.repository import Model, Repository, bare, from_function, from_runtime
+from penstock.repository import Model, Repository, bare, checked_instances, from_function, from_runtime
 from penstock.serve.catalogue import Catalogue
 from penstock.serve.control import Control
 from penstock.serve.engine_cache import EngineCache
@@ -73,6 +73,9 @@ class Server:
     io_threads            threads of the data plane; None: one for every four cores.
     engine_cache          where engines that configurations ask for are kept; None: in this user's cache directory.
     trace                 a file to which every request to a pipeline adds a line: its steps, when each began and ended.
+    log_verbose           what the server's own threads write to standard error: 0 problems, such as a model's failure
+                          with its traceback, 1 events, 2 everything, None nothing. A process has one such log: the
+                          first server that starts with one decides. What Python code says goes to `logging`.
     """
 
     def __init__(
@@ -102,6 +105,7 @@ class Server:
         io_threads: int | None = None,
         engine_cache: str | Path | None = None,
         trace: str | Path | None = None,
+        log_verbose: int | None = 0,
         server_name: str = "penstock",
     ) -> None:
         self._added: dict[str, _Source] = {}
@@ -134,12 +138,13 @@ class Server:
             io_threads=io_threads,
             engine_cache=engine_cache,
             trace=trace,
+            log_verbose=log_verbose,
             server_name=server_name,
         )
 
     @property
     def settings(self) -> Settings:
-        """What the server was told. May be replaced until it runs; what is wrong with it is a ConfigError then."""
+        """What the server was told. May be replaced until it runs; what is wrong with it is a UsageError then."""
         return self._settings
 
     @settings.setter
@@ -148,8 +153,10 @@ class Server:
             raise ConfigError("the server is running already; its settings can't be changed any more")
         devices = SharedDeviceMemory() if settings.allow_client_shm and shared_device_memory.available() else None
         listeners, control = settings.listeners(devices=devices is not None), settings.control()
+        log_verbose = settings.log()
         self._repository = Repository(control.repositories) if control.repositories else None
         self._settings, self._listeners, self._control_options, self._devices = settings, listeners, control, devices
+        self._log_verbose = log_verbose
         self._engines = EngineCache(Path(settings.engine_cache) if settings.engine_cache is not None else None)
         self.http_port, self.grpc_port = listeners.http_port, listeners.grpc_port
         self.metrics_port = listeners.metrics_port
@@ -261,6 +268,8 @@ class Server:
 
     def _start(self) -> None:
         wanted = self._control_options
+        if self._log_verbose is not None:
+            _core.log_to_stderr(self._log_verbose)
         front = self._front = _core.Front(self._listeners, self._devices)
         atexit.register(self.stop)
         self.http_port, self.grpc_port, self.metrics_port = front.http_port, front.grpc_port, front.metrics_port
@@ -320,13 +329,15 @@ class _Source:
     ) -> None:
         self._model = model
         self._runtime = runtime
-        self._instances = instances
+        self._instances = checked_instances(instances)
         if isinstance(model, ModelFunction | Servable):
             if name not in (None, model.name):
                 raise ConfigError(f"{model.name!r} has its own name; it can't be added as {name!r}")
             self.name = model.name
         elif isinstance(model, str | Path):
             self.name = name if name is not None else Path(model).stem
+        elif not isinstance(model, Runtime):
+            raise ConfigError(_nothing_to_serve(model))
         elif name is None:
             raise ConfigError("a runtime is added under a name: server.add(runtime, name='resnet')")
         else:
@@ -340,3 +351,12 @@ class _Source:
         if isinstance(self._model, str | Path):
             return [bare(self._model, name=self.name, runtime=self._runtime, instances=self._instances)]
         return [from_runtime(self._model, self.name, instances=self._instances)]
+
+
+def _nothing_to_serve(given: object) -> str:
+    if callable(given):
+        return f"{given!r} is a function as it is: decorate it with @ps.model, or @ps.pipeline, and add what that makes"
+    return (
+        f"a value of type {type(given).__name__} is nothing to serve: expected a @ps.model or @ps.pipeline function, a "
+        "runtime of ps.load, or the path of a model file"
+    )

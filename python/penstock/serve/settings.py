@@ -40,10 +40,11 @@ class Settings:
     io_threads: int | None
     engine_cache: str | Path | None
     trace: str | Path | None
+    log_verbose: int | None
     server_name: str
 
     def control(self) -> options.Control:
-        """Raises ConfigError."""
+        """Raises UsageError."""
         return options.control(
             self.model_repository,
             self.model_control_mode,
@@ -54,9 +55,13 @@ class Settings:
             self.batching,
         )
 
+    def log(self) -> int | None:
+        """None: none. Raises UsageError."""
+        return options.log_verbose(self.log_verbose)
+
     def listeners(self, *, devices: bool) -> options.Listeners:
-        """`devices`: memory of GPUs can be shared. Raises ConfigError."""
-        positive = options.positive
+        """`devices`: memory of GPUs can be shared. Raises UsageError."""
+        seconds = options.seconds
         return options.Listeners(
             http_address=options.address("http_address", self.http_address),
             http_port=options.port("http_port", self.http_port),
@@ -66,10 +71,10 @@ class Settings:
             metrics_port=options.port("metrics_port", self.metrics_port),
             io_threads=options.io_threads(self.io_threads),
             max_body_bytes=options.body_bytes(self.max_body_bytes),
-            http_header_timeout_seconds=positive("http_header_timeout_seconds", self.http_header_timeout_seconds),
-            http_body_timeout_seconds=positive("http_body_timeout_seconds", self.http_body_timeout_seconds),
-            http_idle_timeout_seconds=positive("http_idle_timeout_seconds", self.http_idle_timeout_seconds),
-            write_timeout_seconds=positive("write_timeout_seconds", self.write_timeout_seconds),
+            http_header_timeout_seconds=seconds("http_header_timeout_seconds", self.http_header_timeout_seconds),
+            http_body_timeout_seconds=seconds("http_body_timeout_seconds", self.http_body_timeout_seconds),
+            http_idle_timeout_seconds=seconds("http_idle_timeout_seconds", self.http_idle_timeout_seconds),
+            write_timeout_seconds=seconds("write_timeout_seconds", self.write_timeout_seconds),
             strict_readiness=self.strict_readiness,
             model_control=self.model_control_mode == "explicit",
             admin_token=self.admin_token,

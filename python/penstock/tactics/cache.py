@@ -2,10 +2,11 @@
 
 One JSON file, replaced as a whole, so that a reader sees the old or the new one. It can change which tactic is tried
 first and which is not tried at all, and nothing else: what it holds is numbers and words, each checked when read, and
-an engine still passes the gate. A file that is cut, foreign or of another format is left out with a warning in the
-log, and replaced by the next save. Lost candidates are kept too: trying a combination that takes eleven seconds a
-call again would cost the next build the same time. Beside times it keeps what was tuned for a GPU: which
-implementation executes each step. Called by `race`, and by `build` for the choices.
+an engine still passes the gate. A file of ours that is damaged or of another version is left out with a warning in the
+log, and replaced by the next save; any other file is refused before work begins, and never replaced. Lost candidates
+are kept too: trying a combination that takes eleven seconds a call again would cost the next build the same time.
+Beside times it keeps what was tuned for a GPU: which implementation executes each step. Called by `race`, and by
+`build` for the choices.
 
 The key of an entry is a hash over the graph's bytes, the shapes and element types of the inputs, the tactic, and the
 machine with its libraries' versions: whatever changes there is a miss, and no entry is ever wrong for being old.
@@ -17,6 +18,7 @@ import json
 import logging
 import math
 import os
+import stat
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -28,11 +30,14 @@ from penstock.engine.cuda.choices import Choices
 from penstock.engine.fingerprint import here
 from penstock.engine.plan import Fingerprint, Shapes, Tactic, tactic_to_json
 from penstock.engine.runtimes import onnx_file
-from penstock.errors import InvalidArgument, ModelLoadError
+from penstock.errors import InvalidArgument, ModelLoadError, UsageError
 
 _LOG = logging.getLogger(__name__)
 
 _FORMAT: Final = "penstock-timing-cache-1"
+_BEGINNING: Final = b'{"format": "penstock-timing-cache-'
+"""Of every file that any version wrote: by it even a damaged one is known as ours."""
+
 # Some 200 bytes each: 2 MB. A build of one model with three buckets makes about fifty.
 MAX_ENTRIES: Final = 10_000
 MAX_FILE_BYTES: Final = 16 * 2**20
@@ -78,6 +83,7 @@ class TimingCache:
     """
 
     def __init__(self, path: Path | None = None, machine: Fingerprint | None = None) -> None:
+        """Raises UsageError for a file that is no timing cache."""
         self.path = path
         self.warning = ""
         """Why the file was not used, for the evidence; empty when it was, or when there was none."""
@@ -118,8 +124,13 @@ class TimingCache:
         """Write what was learnt, with what others wrote meanwhile. A failure is logged and no more: it is a cache."""
         if self.path is None or not self._changed:
             return
+        try:
+            found = self._read()
+        except UsageError as error:  # another file took the name meanwhile
+            _LOG.warning("timing cache %s is not saved: %s", self.path.name, error)
+            return
         # What others wrote since; of two builds that save at the same instant the later one's entries stay.
-        others = {key: entry for key, entry in self._read().items() if key not in self._entries}
+        others = {key: entry for key, entry in found.items() if key not in self._entries}
         merged = {**others, **self._entries}
         kept = dict(list(merged.items())[-MAX_ENTRIES:])
         text = json.dumps({"format": _FORMAT, "entries": {key: _to_json(each) for key, each in kept.items()}})
@@ -132,7 +143,7 @@ class TimingCache:
         self._changed.clear()
 
     def _read(self) -> dict[str, Entry]:
-        if self.path is None:
+        if self.path is None or not ours(self.path):
             return {}
         try:
             if self.path.stat().st_size > MAX_FILE_BYTES:
@@ -140,7 +151,7 @@ class TimingCache:
             data = json.loads(self.path.read_bytes())
             if not isinstance(data, dict) or data.get("format") != _FORMAT or not isinstance(data.get("entries"), dict):
                 raise ValueError(f"not of format {_FORMAT}")
-        except FileNotFoundError:
+        except FileNotFoundError:  # since it was looked at
             return {}
         except (OSError, ValueError, RecursionError) as error:
             why = error.strerror if isinstance(error, OSError) else error
@@ -152,6 +163,29 @@ class TimingCache:
             self.warning = f"timing cache {self.path.name}: {len(data['entries']) - len(found)} entries are damaged"
             _LOG.warning("%s and left out", self.warning)
         return found
+
+
+def ours(path: Path) -> bool:
+    """Whether there is a timing cache, damaged or not; False where there is no file, or an empty one.
+
+    Raises UsageError for what else is there: saving would replace it.
+    """
+    try:
+        if not stat.S_ISREG(path.stat().st_mode):
+            raise _refused(path, "this is no plain file")
+        with path.open("rb") as file:
+            beginning = file.read(len(_BEGINNING))
+    except FileNotFoundError:
+        return False
+    except OSError as error:
+        raise _refused(path, f"this can't be read: {error.strerror}") from None
+    if beginning and beginning != _BEGINNING:
+        raise _refused(path, "this is another kind of file, and is left as it is")
+    return bool(beginning)
+
+
+def _refused(path: Path, why: str) -> UsageError:
+    return UsageError.of("timing_cache", path.name, f"a timing cache, or a file that does not exist yet; {why}")
 
 
 def content_hash(path: Path) -> str:

@@ -46,6 +46,7 @@ class RuntimeInstance(Protocol):
     def close(self) -> None: ...
 
 
+@runtime_checkable
 class Runtime(Protocol):
     """A loaded model. Calling it is safe from any thread."""
 
