@@ -110,5 +110,5 @@ def test_a_runtime_becomes_a_model_under_the_name_given(tmp_path: Path) -> None:
     assert (model.name, model.config.max_batch_size, model.config.instance_count) == ("resnet", 16, 2)
     model.close()
     assert runtime(x=np.ones((1, 16), np.float32))["y"][0, 0] == 2
-    with pytest.raises(InvalidArgument, match="at least 1 instance"):
+    with pytest.raises(InvalidArgument, match="instances is 0, expected an integer from 1 to"):
         from_runtime(runtime, "resnet", instances=0)
