@@ -17,8 +17,8 @@ def refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
     """Runs the command where scale.onnx is; gives what it says on standard error, on one line, after exit 2."""
     write_scale(tmp_path / "scale.onnx", 2)
     monkeypatch.chdir(tmp_path)
-    # Boxes break lines where the terminal ends.
-    monkeypatch.setenv("TERMINAL_WIDTH", "1000")
+    # Boxes break lines where the terminal ends, whose width is read when the library is imported.
+    monkeypatch.setattr("typer.rich_utils.MAX_WIDTH", 1000)
 
     def run(*arguments: str) -> str:
         monkeypatch.setattr(sys, "argv", ["penstock", *arguments])
