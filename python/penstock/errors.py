@@ -3,10 +3,8 @@
     PenstockError                500  INTERNAL
     ├── InvalidArgument          400  INVALID_ARGUMENT    the request, call or file is wrong and will stay wrong
     │   ├── ConfigError          400  INVALID_ARGUMENT    config.pbtxt, or a setting that stands for it
-    │   ├── ListenError          400  INVALID_ARGUMENT    an address that can't be listened on; an OSError, too
-
-
     │   │   └── UsageError       400  INVALID_ARGUMENT    a setting or a flag that can't be meant
+    │   ├── ListenError          400  INVALID_ARGUMENT    an address that can't be listened on; an OSError, too
     │   ├── ModelLoadError       400  INVALID_ARGUMENT    a model that can't be loaded as it is
     │   └── AccuracyError        400  INVALID_ARGUMENT    a model that no engine keeps to the accuracy asked for
     ├── Unauthenticated          401  UNAUTHENTICATED

@@ -88,6 +88,13 @@ def bfloat16() -> "np.dtype[Any]":
     return found
 
 
+def cut_to_bfloat16(floats: "np.ndarray[Any, np.dtype[np.float32]]") -> "np.ndarray[Any, np.dtype[np.uint16]]":
+    """FP32 as BF16 that travels: the upper halves, not rounded."""
+    import numpy as np
+
+    return (floats.view(np.uint32) >> 16).astype(np.uint16)
+
+
 @dataclass(frozen=True, slots=True)
 class TensorType:
     """An element type and the shape of one row. Made by subscripting: `F32[3, -1]`, `I64[()]`."""

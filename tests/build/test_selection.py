@@ -2,7 +2,7 @@
 
 import pytest
 
-from penstock.build.selection import Candidate, select, siblings
+from penstock.build.selection import Candidate, select, untried_siblings
 from penstock.engine.plan import Tactic
 from penstock.tactics import Lost, Measurement, Race
 
@@ -85,4 +85,4 @@ def race(*timed: tuple[Tactic, int, float], lost: tuple[Tactic, ...] = ()) -> Ra
 )
 def test_the_other_program_of_what_would_be_chosen_is_tried(known: Race, expected: list[Tactic]) -> None:
     wanted = [SAFE, HALF, WIDE, FIXED, FIXED_WIDE, Tactic("openvino", "fp16", shapes="static")]
-    assert siblings(wanted, known) == expected
+    assert untried_siblings(wanted, known) == expected

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from penstock.bench.load import HTTP, Request
 from penstock.bench.subject import Subject, Tensor, messages
 from penstock.errors import InvalidArgument, NotFound
-from penstock.tensors import DATATYPES, numpy_dtype
+from penstock.tensors import DATATYPES, cut_to_bfloat16, numpy_dtype
 
 Array = NDArray[Any]
 Arrays = Mapping[str, Array]
@@ -140,9 +140,8 @@ def _values(tensor: Tensor, shape: tuple[int, ...], wanted: Wanted, random: np.r
         return _strings(shape, wanted, random)
     if wanted.data == ZERO:
         return np.zeros(shape, dtype)
-    if tensor.datatype == "BF16":  # the upper half of a float
-        wide = random.standard_normal(shape).astype(np.float32)
-        return (wide.view(np.uint32) >> 16).astype(np.uint16)
+    if tensor.datatype == "BF16":
+        return cut_to_bfloat16(random.standard_normal(shape).astype(np.float32))
     if dtype.kind == "f":
         return np.asarray(random.standard_normal(shape)).astype(dtype)
     if dtype.kind == "b":
@@ -235,7 +234,7 @@ def _array(tensor: Tensor, value: Any) -> Array:
     if tensor.datatype == "BYTES":
         return np.array([each.encode() for each in np.asarray(value, object).ravel()], object)
     if tensor.datatype == "BF16":
-        return (np.asarray(value, np.float32).view(np.uint32) >> 16).astype(np.uint16)
+        return cut_to_bfloat16(np.asarray(value, np.float32))
     return np.asarray(value).astype(numpy_dtype(tensor.datatype), casting="unsafe")
 
 

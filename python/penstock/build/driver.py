@@ -33,7 +33,7 @@ from penstock.build.options import AUTO, BuildOptions, allowed, buckets, profile
 from penstock.build.progress import Progress
 from penstock.build.samples import Samples
 from penstock.build.sealing import Draft, Sealing
-from penstock.build.selection import Candidate, Selection, select, siblings
+from penstock.build.selection import Candidate, Selection, select, untried_siblings
 from penstock.build.shapes import distinct, free_shapes
 from penstock.build.target import target
 from penstock.build.verdicts import Verdicts, judged_as
@@ -260,7 +260,7 @@ class Build:
 
     def _add_siblings(self) -> None:
         """Programs for one shape of what would be chosen now, and for all, where nobody had the time for both."""
-        only = partial(siblings, race=self._verdicts.parted(self._race)[0])
+        only = partial(untried_siblings, race=self._verdicts.parted(self._race)[0])
         self._race = self._raced(self._forms.files, budget.SIBLINGS, self._race, only)
 
     @property

@@ -48,7 +48,6 @@ _FAR: Final = 3.0
 # Of the time, for weights that are rounded together; trials have the rest.
 _ROUNDING: Final = 0.5
 
-Floats = NDArray[np.float32]
 Times = Sequence[float | None]
 
 
@@ -95,11 +94,9 @@ def search(
     learned  what the weights of layers in BF16 are rounded together by.
     """
     precision: Literal["bf16", "fp16"] = "fp16" if tactic.precision == "fp16" else "bf16"
-    deadline = time.monotonic() + budget_seconds
+    began = time.monotonic()
     layers = quantize.convolutions(model)
-    weights: Mapping[str, Floats] = {}
-    if learned is not None and precision == "bf16":
-        weights = _rounded(model, learned, deadline - (1 - _ROUNDING) * budget_seconds)
+    weights = _rounded(model, precision, learned, began + _ROUNDING * budget_seconds)
     if weights:
         alone = judged(quantize.keeping(model, (), weights))
     elif not layers:
@@ -108,9 +105,8 @@ def search(
     def look(evaluate: Callable[[Layers], float], passes: Callable[[float], bool]) -> Kept:
         if weights and passes(score := evaluate(frozenset())):
             return Kept(frozenset(), score, True, 1, True)
-        ended = quantize.search_run(
-            layers, evaluate, passes, budget_seconds=deadline - time.monotonic(), first_share=_first_share(alone)
-        )
+        left = began + budget_seconds - time.monotonic()
+        ended = quantize.search_run(layers, evaluate, passes, budget_seconds=left, first_share=_first_share(alone))
         return replace(ended, evaluations=ended.evaluations + bool(weights))
 
     found, verdict = choose(
@@ -125,8 +121,12 @@ def search(
     return Mix(record, mixed, precision, well_inside(verdict))
 
 
-def _rounded(model: ir.Model, learned: Calibration, deadline: float) -> Mapping[str, Floats]:
-    """None where the library that says what layers read does not run the model."""
+def _rounded(
+    model: ir.Model, precision: str, learned: Calibration | None, deadline: float
+) -> Mapping[str, NDArray[np.float32]]:
+    """By layer; empty for FP16, without data, and where the library that says what layers read can't run the model."""
+    if learned is None or precision != "bf16":
+        return {}
     try:
         return quantize.in_bfloat16(model, learned, deadline=deadline)
     except PenstockError as error:

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from penstock.engine.plan import Shape, Shapes
-from penstock.tensors import TensorSpec
+from penstock.tensors import TensorSpec, cut_to_bfloat16
 
 Array = NDArray[Any]
 Arrays = Mapping[str, Array]
@@ -35,7 +35,7 @@ def noise(specs: Sequence[TensorSpec], shapes: Shapes, seed: int = _SEED) -> dic
 def _of(spec: TensorSpec, shape: Shape, rng: np.random.Generator) -> Array:
     dtype = spec.dtype
     if spec.datatype == "BF16":
-        return np.asarray(rng.standard_normal(shape, np.float32).view(np.uint32) >> 16, np.uint16)
+        return cut_to_bfloat16(rng.standard_normal(shape, np.float32))
     if dtype.kind == "f":
         return rng.standard_normal(shape).astype(dtype)
     if dtype.kind == "b":

@@ -6,11 +6,12 @@ the driver after the gate has struck out what may not be used.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import combinations
 
 from penstock.engine.plan import Tactic
 from penstock.tactics import Race
+from penstock.tactics.candidates import siblings
 
 # Within this of the fastest counts as fast as the fastest: half the spread of paired medians on a quiet machine, so
 # that what is given away and what is not seen together stay within that spread.
@@ -21,13 +22,11 @@ MOST_PROGRAMS = 3
 _MOST_CANDIDATES = 12
 
 
-def siblings(wanted: Iterable[Tactic], race: Race) -> list[Tactic]:
-    """Of these tactics, those that differ from the best of some bucket in nothing but having one shape or all, and were
-    not tried.
-    """
-    best = {replace(timed[0].tactic, shapes="dynamic") for at in range(len(race.buckets)) if (timed := race.at(at))}
+def untried_siblings(wanted: Iterable[Tactic], race: Race) -> list[Tactic]:
+    """Of these tactics, siblings of the best of some bucket that were not tried."""
+    best = [timed[0].tactic for at in range(len(race.buckets)) if (timed := race.at(at))]
     tried = {each.tactic for each in race.measurements} | {each.tactic for each in race.lost}
-    return [each for each in wanted if each not in tried and replace(each, shapes="dynamic") in best]
+    return [each for each in wanted if each not in tried and any(siblings(each, other) for other in best)]
 
 
 @dataclass(frozen=True, slots=True)

@@ -149,7 +149,7 @@ class Verdicts:
         if self._gpu is not None:
             return race, []
         for bucket in range(len(race.buckets)):
-            next((each for each in race.at(bucket) if self.of(each.tactic, bucket).passed), None)
+            any(self.of(each.tactic, bucket).passed for each in race.at(bucket))
         failed = [each for each in race.measurements if self.failed(each.tactic, each.bucket_index)]
         return replace(race, measurements=tuple(each for each in race.measurements if each not in failed)), failed
 

@@ -26,9 +26,6 @@ _SCHEDULE_SECONDS: Final = 60.0
 _MOST: Final = 2**63 - 1
 """Of numbers that are 64 bits wide on their way: seeds and sequences."""
 
-_MOST_BYTES: Final = 2**26
-"""Of one string: 64 MiB, what servers take of a body unless told otherwise."""
-
 _MOST_CONNECTIONS: Final = 65536
 """There are no more ports on a client's side."""
 
@@ -118,7 +115,7 @@ def bench(
         str,
         typer.Option(metavar="random|zero|PATH", help="Or a JSON file as perf_analyzer's, or a folder of raw files."),
     ] = "random",
-    string_length: Annotated[int, typer.Option(min=0, max=_MOST_BYTES, help="Of random strings.")] = 128,
+    string_length: Annotated[int, typer.Option(min=0, max=limits.BODY_BYTES, help="Of random strings.")] = 128,
     string_data: Annotated[str | None, typer.Option(help="The same string everywhere.")] = None,
     seed: Annotated[int, typer.Option(min=0, max=_MOST, help="Of random inputs and arrivals.")] = 0,
     streaming: Annotated[

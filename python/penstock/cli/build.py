@@ -115,7 +115,6 @@ def build(
     from penstock.build import build as build_engine
     from penstock.build import evidence
 
-    _check_output(output)
     profiles = list(shapes or [])
     if (given := _trtexec(min_shapes, opt_shapes, max_shapes)) is not None:
         profiles.append(given)
@@ -152,16 +151,6 @@ def _trtexec(minimum: str | None, optimum: str | None, maximum: str | None) -> A
         return parse_trtexec(minimum, optimum, maximum)
     except InvalidArgument as error:
         raise typer.BadParameter(error.message) from None
-
-
-def _check_output(output: Path) -> None:
-    """Before minutes are spent."""
-    from penstock.engine import ENGINE_SUFFIX
-    from penstock.engine.archive import check_place
-
-    if output.suffix != ENGINE_SUFFIX:
-        raise typer.BadParameter(f"expected a name that ends in {ENGINE_SUFFIX}, got {output.name!r}", param_hint="-o")
-    check_place(output)
 
 
 def _document(model: Path, output: Path, made: "Engine", found: "Evidence") -> dict[str, Any]:

@@ -20,6 +20,7 @@ _FLAGS: Final[Mapping[str, str]] = {
     "exit_timeout_seconds": "--exit-timeout-secs",
     "budget_seconds": "--budget",
     "workspace_bytes": "--workspace",
+    "output": "-o",
 }
 
 

@@ -25,7 +25,7 @@ from penstock.errors import ConfigError
 from penstock.repository.beneath import inside, plain
 from penstock.repository.config import Config, data_type_name
 from penstock.repository.padding import InputPadding
-from penstock.tensors import TensorSpec, to_triton
+from penstock.tensors import TensorSpec, cut_to_bfloat16, to_triton
 
 _FOLDER: Final = "warmup"  # in the model's directory
 _SEED: Final = 0  # random data is the same in every load: one that succeeded once does so again
@@ -70,7 +70,7 @@ class _Tensor:
         if self.spec.datatype == "BYTES":
             return np.full(shape, b"", np.object_)
         if self.spec.datatype == "BF16":
-            return _bfloat16(np.full(shape, value, np.float32))
+            return cut_to_bfloat16(np.full(shape, value, np.float32))
         return np.full(shape, value, self.spec.dtype) if value else np.zeros(shape, self.spec.dtype)
 
     def _random(self, random: np.random.Generator) -> Array:
@@ -81,7 +81,7 @@ class _Tensor:
         if datatype == "BOOL":
             return random.integers(0, 2, shape, np.bool_)
         if datatype == "BF16":
-            return _bfloat16(random.random(shape, np.float32))
+            return cut_to_bfloat16(random.random(shape, np.float32))
         if dtype.kind == "f":
             floats: Array = random.random(shape, np.float64 if datatype == "FP64" else np.float32).astype(dtype)
             return floats
@@ -278,8 +278,3 @@ def _split(data: bytes, where: str) -> Iterator[bytes]:
             )
         yield data[start:end]
         at = end
-
-
-def _bfloat16(array: Array) -> Array:
-    """BF16 as it travels: the upper half of FP32."""
-    return (array.view(np.uint32) >> 16).astype(np.uint16)

@@ -153,10 +153,9 @@ class Server:
             raise ConfigError("the server is running already; its settings can't be changed any more")
         devices = SharedDeviceMemory() if settings.allow_client_shm and shared_device_memory.available() else None
         listeners, control = settings.listeners(devices=devices is not None), settings.control()
-        log_verbose = settings.log()
+        settings.log()
         self._repository = Repository(control.repositories) if control.repositories else None
         self._settings, self._listeners, self._control_options, self._devices = settings, listeners, control, devices
-        self._log_verbose = log_verbose
         self._engines = EngineCache(Path(settings.engine_cache) if settings.engine_cache is not None else None)
         self.http_port, self.grpc_port = listeners.http_port, listeners.grpc_port
         self.metrics_port = listeners.metrics_port
@@ -268,8 +267,8 @@ class Server:
 
     def _start(self) -> None:
         wanted = self._control_options
-        if self._log_verbose is not None:
-            _core.log_to_stderr(self._log_verbose)
+        if (verbose := self._settings.log()) is not None:
+            _core.log_to_stderr(verbose)
         front = self._front = _core.Front(self._listeners, self._devices)
         atexit.register(self.stop)
         self.http_port, self.grpc_port, self.metrics_port = front.http_port, front.grpc_port, front.metrics_port
