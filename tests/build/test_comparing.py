@@ -58,6 +58,11 @@ def test_models_with_other_inputs_are_refused(tmp_path: Path) -> None:
         comparing.same_inputs(first, second)
 
 
-@pytest.mark.parametrize(("asked", "rows"), [(None, 8), ("x:3x4", 3), ("x:1x4,2x4,3x4", 2)])
-def test_shapes_are_the_optimum(tmp_path: Path, asked: str | None, rows: int) -> None:
+@pytest.mark.parametrize(("asked", "rows"), [([], 8), (["x:3x4"], 3), (["x:1x4,2x4,3x4"], 2)])
+def test_shapes_are_the_optimum(tmp_path: Path, asked: list[str], rows: int) -> None:
     assert comparing.shapes_of([scaled(tmp_path, 2)], asked) == {"x": (rows, 4)}
+
+
+def test_shapes_of_two_runs_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(InvalidArgument, match="2 profiles: an input comes twice"):
+        comparing.shapes_of([scaled(tmp_path, 2)], ["x:3x4", "x:1x4"])

@@ -142,6 +142,16 @@ def test_what_was_asked_is_completed(asked: Asked, x: list[int], mask: list[int]
     assert sides(found)["scale"] == [(4,)] * 3
 
 
+def test_an_input_named_again_begins_another_profile_and_others_complete_it() -> None:
+    first, second = profiles([IMAGE, MASK], ["x:8x3x8x8", "mask:7", "x:1x3x8x8", {"mask": (2,)}])
+    assert [sides(each)["x"][0][0] for each in (first, second)] == [8, 1]
+    assert [sides(each)["mask"][0][0] for each in (first, second)] == [7, 2]
+    whole = Profile({"x": (4, 3, 8, 8)}, {"x": (4, 3, 8, 8)}, {"x": (4, 3, 8, 8)})
+    assert [sides(each)["x"][0][0] for each in profiles([IMAGE, MASK], [whole, "mask:7;x:2x3x8x8"])] == [4, 2]
+    with pytest.raises(InvalidArgument, match="input 'x'"):  # what is left open stays an error
+        profiles([IMAGE, SQUARE], ["x:8x3x8x8", "x:1x3x8x8", "square:2x2"])
+
+
 def test_several_profiles_stay_in_their_order() -> None:
     found = profiles([IMAGE], ["x:8x3x8x8", "x:1x3x8x8"])
     assert [sides(each)["x"][0][0] for each in found] == [8, 1]

@@ -13,7 +13,7 @@ from tests.graph.small import Array, graph, normal, operators, run
 
 @dataclass(frozen=True)
 class Case:
-    """An expression of constants a, b, c and d."""
+    """An expression of constants a, b, c, d and e."""
 
     expression: str
     constants: tuple[Array, ...]
@@ -49,6 +49,7 @@ CASES = [
     Case("MatMul(a, b)", (F, normal(4, 2))),
     Case("ArgMax<axis=1>(a)", (F,)),
     Case("ArgMin<axis=0, keepdims=0>(a)", (F,)),
+    Case("BatchNormalization(a, b, c, d, e)", (F, normal(4), normal(4, seed=2), normal(4, seed=3), POSITIVE[0])),
     Case("Cast<to=7>(a)", (F * 3,)),
     Case("Cast<to=6>(a)", (SIGNED,)),
     Case("Cast<to=1>(a)", (SIGNED,)),
@@ -68,6 +69,7 @@ CASES = [
     Case("Pad(a, b)", (F, ints(0, 1, 2, 0))),
     Case("Range(a, b, c)", tuple(np.array(number, np.int64) for number in (2, 11, 3))),
     Case("Range(a, b, c)", tuple(np.array(number, np.float32) for number in (2, 0, -0.5))),
+    Case("ReduceL2(a, b)", (F, ints(0))),
     Case("ReduceMax(a, b)", (F, ints(1))),
     Case("ReduceMean<keepdims=0>(a, b)", (F, ints(-1))),
     Case("ReduceMin(a)", (F,)),
@@ -93,7 +95,7 @@ def test_every_folded_operator_is_compared() -> None:
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case.expression}-{case.constants[0].dtype}")
 def test_a_folded_operator_agrees_with_onnx_runtime(case: Case) -> None:
-    weights = dict(zip("abcd", case.constants, strict=False))
+    weights = dict(zip("abcde", case.constants, strict=False))
     probe = graph(f"(float[1] x) => (float[1] y) {{ k = {case.expression} y = Identity(x) }}", weights, case.opset)
     # The result goes through an operator that takes every type and hangs on an input, so that an output remains.
     text = f"(float[1] x) => (double[?] y) {{ k = {case.expression} f = Cast<to=11>(k) r = Reshape(f, all) "

@@ -35,13 +35,17 @@ def same_inputs(reference: Runtime, candidate: Runtime) -> None:
         raise InvalidArgument(f"A takes {left}; B takes {right}; expected the same inputs")
 
 
-def shapes_of(runtimes: Sequence[Runtime], asked: Asked | None) -> Shapes:
+def shapes_of(runtimes: Sequence[Runtime], asked: Sequence[Asked]) -> Shapes:
     """Shapes to run at: what was asked for; else an engine's first profile; else what the signature gives.
 
-    Of min, opt and max the optimum counts. Raises InvalidArgument where dimensions are left open.
+    Of min, opt and max the optimum counts. Raises InvalidArgument where dimensions are left open, and for more than one
+    profile.
     """
-    if asked is not None:
-        return profiles(runtimes[0].inputs, asked)[0].optimum
+    if asked:
+        found = profiles(runtimes[0].inputs, asked)
+        if len(found) > 1:
+            raise InvalidArgument(f"expected the shapes of one run, got {len(found)} profiles: an input comes twice")
+        return found[0].optimum
     built: list[Profile] = [each.manifest.profiles[0] for each in runtimes if isinstance(each, Engine)]
     return (built or profiles(runtimes[0].inputs))[0].optimum
 
@@ -52,7 +56,9 @@ def samples_of(runtime: Runtime, shapes: Shapes, data: Path | None, count: int) 
     Raises NotFound and InvalidArgument for data that does not fit the model.
     """
     if data is None:
-        return list(Samples(runtime.inputs, None).held_out([shapes], count))
+        samples = Samples(runtime.inputs, None)
+        samples.settle(lambda given: runtime(**given), shapes)
+        return list(samples.held_out([shapes], count))
     if not data.exists():
         raise NotFound(f"inputs {data.name!r} do not exist; expected a .npz file or a folder of arrays")
     return list(quantize.load(data, runtime.inputs, limit=count, allow_random=True))

@@ -27,7 +27,7 @@ from penstock.build.calibrating import left_in_float, out_of_reach, picked, wort
 from penstock.build.evidence import CalibrationRecord, Evidence, SensitivityRecord
 from penstock.build.forms import BESIDE, add_fp8, add_int8, add_lowered, beside, prepare
 from penstock.build.gate import Metric, Verdict
-from penstock.build.judging import Run, calling, to_compare, well_inside
+from penstock.build.judging import REFERENCE, Run, calling, settled, to_compare, well_inside
 from penstock.build.on_gpu import STEPS_FP8, OnGpu, import_ahead, multiplies_rows, why_not
 from penstock.build.options import AUTO, BuildOptions, allowed, buckets, profiles
 from penstock.build.progress import Progress
@@ -38,7 +38,7 @@ from penstock.build.shapes import distinct, free_shapes
 from penstock.build.target import target
 from penstock.build.verdicts import Verdicts, judged_as
 from penstock.engine import Engine, fingerprint
-from penstock.engine.plan import CUDA, LOWERED, OPTIMIZED, Tactic
+from penstock.engine.plan import CUDA, LOWERED, OPTIMIZED, SOURCE, Tactic
 from penstock.engine.routing import batched
 from penstock.engine.runtimes import LIBRARIES
 from penstock.errors import AccuracyError, Internal, InvalidArgument, ModelLoadError, Unsupported
@@ -140,18 +140,15 @@ class Build:
         self._profiles = profiles(options, inputs)
         self._free_shapes = free_shapes(self._profiles)
         # The shapes to be fastest at come first: that is where the race spends its time and drops who can't win.
-        self._buckets = distinct(
-            [
-                *(each.optimum for each in self._profiles),
-                *(each for profile in self._profiles for each in buckets(options, inputs, profile)),
-            ]
-        )
+        every = (each for profile in self._profiles for each in buckets(options, inputs, profile))
+        self._buckets = distinct([*(each.optimum for each in self._profiles), *every])
         self._data = quantize.load(options.calibration, inputs) if options.calibration is not None else None
         # What calibration sees and what candidates are judged on have no sample in common.
         none: tuple[Calibration | None, Calibration | None] = (None, None)
         self._learned, self._unseen = self._data.split() if self._data is not None else none
         self._samples = Samples(inputs, list(self._unseen) if self._unseen is not None else None)
         self._forms = prepare(model, self._folder, reduce=options.reduce, profiles=self._profiles, on_gpu=self._on_gpu)
+        self._notes += settled(self._samples, self._forms.files[SOURCE], self._profiles, self._limits)
         if self._on_gpu:
             self._lower()
 
@@ -243,7 +240,7 @@ class Build:
             else tactics.candidates(forms, self._allowed, self._machine.features, self._buckets)
         )
         wanted = only(wanted) if only is not None else wanted
-        if known is not None and only is not None and not (wanted and self._budget.left):
+        if known is not None and not wanted:
             return known
         known, failed = self._verdicts.parted(known) if known is not None else (None, [])
         self._progress.stage("race", ", ".join(dict.fromkeys(tactic.form for tactic in wanted)))
@@ -260,8 +257,9 @@ class Build:
 
     def _add_siblings(self) -> None:
         """Programs for one shape of what would be chosen now, and for all, where nobody had the time for both."""
-        only = partial(untried_siblings, race=self._verdicts.parted(self._race)[0])
-        self._race = self._raced(self._forms.files, budget.SIBLINGS, self._race, only)
+        if self._budget.left:
+            only = partial(untried_siblings, race=self._verdicts.parted(self._race)[0])
+            self._race = self._raced(self._forms.files, budget.SIBLINGS, self._race, only)
 
     @property
     def _first_share(self) -> float:
@@ -335,6 +333,9 @@ class Build:
             return selection
         if candidates and limit is not None:
             raise InvalidArgument(f"no set of programs fits into a workspace of {limit} bytes; allow more")
+        if not self._on_gpu and not self._race.tried(REFERENCE):  # some models bear no rounding but the file's own
+            self._race = self._raced(self._forms.files, 0.0, self._race, lambda _: [REFERENCE])
+            return self._selected()
         worst = "; ".join(f"{tactic.name}: {each.message}" for tactic, each in self._verdicts.standing.items())
         raise AccuracyError(f"nothing that runs passes {self._options.gate.text}: {worst}")
 

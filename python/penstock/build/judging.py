@@ -11,14 +11,17 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
+import numpy as np
 from numpy.typing import NDArray
 
+from penstock import tactics
 from penstock.build.gate import Cosine, Gate, Judge, Verdict
 from penstock.build.samples import Samples
 from penstock.engine import Engine
 from penstock.engine.plan import SOURCE, Profile, Reduction, Shapes, Tactic
 from penstock.engine.reducing import reduced
-from penstock.errors import InvalidArgument
+from penstock.errors import AccuracyError, InvalidArgument
+from penstock.tactics import Form
 from penstock.tensors import TensorSpec
 
 Array = NDArray[Any]
@@ -41,6 +44,22 @@ _GROSS: Final = 3.0
 _FIRST: Final = 7
 
 REFERENCE: Final = Tactic("onnxruntime", "fp32", SOURCE, options=(("graph_optimization_level", "disabled"),))
+
+
+def settled(samples: Samples, form: Form, profiles: Sequence[Profile], limits: tactics.Limits) -> list[str]:
+    """Let the reference choose what noise is made of, see `Samples.settle`; what there is to note of it.
+
+    Each try has a process of its own, since one that failed is gone.
+    """
+
+    def run(inputs: Arrays) -> Arrays:
+        with tactics.compiled(REFERENCE, form, limits=limits) as child:
+            return child.run(inputs)
+
+    assumed = samples.settle(run, profiles[0].minimum)
+    return (
+        [f"the model answers noise only where {assumed}: give --calibration with inputs of its own"] if assumed else []
+    )
 
 
 def calling(engine: Engine) -> Run:
@@ -158,12 +177,24 @@ def judges(gate: Gate, reference: Run, inputs: Compared, specs: Sequence[TensorS
         only = gate.against(reference, unseen, specs)
         return Judges(only, only, None, tuple(unseen))
     recalled = _once(reference)
+    for sample in unseen:
+        _check_numbers(recalled(sample))
     strange = gate.against(recalled, unseen, specs)
     familiar = [*learned, *_affordable(recalled, inputs.more, inputs.more_seconds)]
     every = [*unseen, *familiar]
     first = gate.against(recalled, unseen[:_FIRST], specs) if len(every) > 2 * _FIRST else None
     both = _worse(strange, gate.against(recalled, familiar, specs)) if familiar else strange
     return Judges(both, gate.against(recalled, every, specs), first, tuple(every))
+
+
+def _check_numbers(answers: Mapping[str, Array]) -> None:
+    """Raises AccuracyError where the reference answers NaN: candidates are not to blame."""
+    for name, array in answers.items():
+        if array.dtype.kind == "f" and (count := int(np.isnan(array).sum())):
+            raise AccuracyError(
+                f"the model itself, in FP32, answers NaN in {count} of {array.size} values of output {name!r}, so that "
+                "nothing can be compared with it; give --calibration with inputs that it answers with numbers"
+            )
 
 
 def _affordable(run: Run, samples: Iterable[Arrays], seconds: float) -> Iterator[Arrays]:

@@ -5,6 +5,7 @@ and writes the file again with the verdict in its evidence; what was loaded stay
 """
 
 import hashlib
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -44,6 +45,8 @@ from penstock.tactics import Child, Limits, Stable, compiled
 
 # Calls that a profile's times are taken over.
 _PROFILE_CALLS: Final = 10
+# In the kind of a region that multiplies, as libraries and we name it.
+_PRODUCTS: Final = re.compile("conv|gemm|matmul|fullyconnected|product|einsum|attention|lstm|gru|rnn", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,8 +206,12 @@ class Sealing:
 
 
 def _narrowest(programs: Sequence[Program], regions: Sequence[Region]) -> str:
-    """The narrowest precision in a region, as far as libraries report it; else what was asked of them."""
-    reported = {region.precision for region in regions} & set(PRECISIONS)
+    """The narrowest precision in a region, as far as libraries report it; else what was asked of them.
+
+    Regions that multiply count, where there are any: what compares masks works on bytes in every model.
+    """
+    multiply = [region for region in regions if _PRODUCTS.search(region.kind)]
+    reported = {region.precision for region in multiply or regions} & set(PRECISIONS)
     asked = {program.tactic.precision for program in programs}
     return min(reported or asked, key=PRECISIONS.index)
 

@@ -111,7 +111,8 @@ def profiles(
     """What was asked for, completed from the signature; without anything asked, the one profile the signature gives.
 
     inputs   of the model, free dimensions -1.
-    asked    one or more profiles.
+    asked    one or more profiles. What names other inputs than the one before it completes that one, as `--shapes`
+             repeated for every input does; a `Profile` is one by itself.
     batches  of `--buckets`: without `asked` the profile reaches from 1 to the largest of them.
 
     Inputs not named keep their fixed dimensions and follow the batch of those named. Raises InvalidArgument for unknown
@@ -132,11 +133,25 @@ def _profiles(
     several = [asked] if isinstance(asked, (str, Profile, Mapping)) else list(asked)
     if not several:
         return (_default(inputs, batches),)
-    found = tuple(_completed(inputs, _ranges(each)) for each in several)
+    found = tuple(_completed(inputs, each) for each in _joined(several))
     for number, each in enumerate(found):
         if each in found[:number]:
             raise InvalidArgument(f"profile {number + 1} repeats another; leave one out")
     return found
+
+
+def _joined(several: Sequence[Asked]) -> list[Ranges]:
+    """The profiles meant: one that names none of the inputs of the one before it is the rest of that one."""
+    found: list[dict[str, Range]] = []
+    whole = True
+    for asked in several:
+        ranges = _ranges(asked)
+        if not whole and not isinstance(asked, Profile) and ranges.keys().isdisjoint(found[-1]):
+            found[-1].update(ranges)
+        else:
+            found.append(dict(ranges))
+        whole = isinstance(asked, Profile)
+    return list(found)
 
 
 def _ranges(asked: Asked) -> Ranges:

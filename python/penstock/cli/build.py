@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from penstock.cli.output import accuracy_text, console, plain, print_json, read, say, table
+from penstock.cli.output import accuracy_text, console, plain, print_json, ranges, read, say, table
 from penstock.cli.progress import Shown
 from penstock.errors import InvalidArgument
 
@@ -23,12 +23,6 @@ def _parsed(name: str) -> Any:
         return getattr(options, name)(text)
 
     return read(parser)
-
-
-def _shapes(text: str) -> Any:
-    from penstock.build.shapes import parse_shapes
-
-    return parse_shapes(text)
 
 
 def _gate(text: str) -> Any:
@@ -60,9 +54,9 @@ def build(
     shapes: Annotated[
         list[Any] | None,
         typer.Option(
-            parser=read(_shapes),
+            parser=ranges,
             metavar="NAME:DIMS",
-            help="x:1x3x224x224, or min,opt,max: x:1x3x8x8,8x3x8x8,64x3x8x8; repeat for more profiles.",
+            help="x:1x3x224x224, or min,opt,max: x:1x3x8x8,8x3x8x8,64x3x8x8; repeat for more inputs or profiles.",
         ),
     ] = None,
     min_shapes: Annotated[

@@ -8,17 +8,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from penstock.cli.custom_ops import CustomOps
-from penstock.cli.output import console, plain, print_json, read, say, shapes_text, table
+from penstock.cli.output import console, plain, print_json, ranges, read, say, shapes_text, table
 
 if TYPE_CHECKING:
     from penstock.build.gate import Verdict
     from penstock.build.metrics import OutputError
-
-
-def _shapes(text: str) -> Any:
-    from penstock.build.shapes import parse_shapes
-
-    return parse_shapes(text)
 
 
 def _gate(text: str) -> Any:
@@ -34,7 +28,10 @@ def compare(
     candidate: Annotated[Path, typer.Argument(metavar="B", help="What is compared with it.", show_default=False)],
     inputs: Annotated[Path | None, typer.Option(help="Arrays to run on: data.npz or a folder; default: noise.")] = None,
     shapes: Annotated[
-        Any, typer.Option(parser=read(_shapes), metavar="NAME:DIMS", help="Of the noise; default: an engine's optimum.")
+        list[Any] | None,
+        typer.Option(
+            parser=ranges, metavar="NAME:DIMS", help="Of the noise; default: an engine's optimum. Repeatable."
+        ),
     ] = None,
     samples: Annotated[int, typer.Option(min=1, help="How many inputs, at most.")] = 8,
     accuracy: Annotated[
@@ -54,7 +51,7 @@ def compare(
 
     first, second = load(reference), load(candidate)
     comparing.same_inputs(first, second)
-    at = comparing.shapes_of([second, first], shapes) if inputs is None else {}
+    at = comparing.shapes_of([second, first], shapes or ()) if inputs is None else {}
     arrays = comparing.samples_of(first, at, inputs, samples)
     what = inputs.name if inputs else f"noise of {shapes_text(at)}"
     say(f"{reference.name} and {candidate.name} on {len(arrays)} inputs: {what}")

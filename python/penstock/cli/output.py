@@ -96,6 +96,13 @@ def read(parser: Callable[[str], Any]) -> Callable[[str], Any]:
     return reader
 
 
+def ranges(text: str) -> Any:
+    """One `--shapes`; wrong usage as `read` has it."""
+    from penstock.build.shapes import parse_shapes
+
+    return read(parse_shapes)(text)
+
+
 def accuracy_text(found: "Evidence") -> str:
     """One line: what was compared on what, and how it went."""
     by = found.accuracy.inputs

@@ -7,7 +7,7 @@ import typer
 
 from penstock import limits
 from penstock.cli.custom_ops import CustomOps
-from penstock.cli.output import console, plain, print_json, read, say, shapes_text, table
+from penstock.cli.output import console, plain, print_json, ranges, say, shapes_text, table
 from penstock.cli.roofline import ROOFLINE, ceilings_json, memory_json, memory_text, region_json, roofline_cells
 from penstock.cli.usage import number
 from penstock.errors import UsageError
@@ -28,12 +28,6 @@ _MILLISECONDS = "min = {:.4g} ms, max = {:.4g} ms, mean = {:.4g} ms, median = {:
 _NO_COPY = "0 ms: the CPU computes where the arrays are"
 
 
-def _shapes(text: str) -> Any:
-    from penstock.build.shapes import parse_shapes
-
-    return parse_shapes(text)
-
-
 def _percentiles(text: str) -> tuple[float, ...]:
     try:
         found = tuple(float(part) for part in text.split(","))
@@ -47,7 +41,8 @@ def _percentiles(text: str) -> tuple[float, ...]:
 def time(
     file: Annotated[Path, typer.Argument(help="An engine, or model.onnx or model.xml in FP32.", show_default=False)],
     shapes: Annotated[
-        Any, typer.Option(parser=read(_shapes), metavar="NAME:DIMS", help="Default: the optimum of the first profile.")
+        list[Any] | None,
+        typer.Option(parser=ranges, metavar="NAME:DIMS", help="Default: the optimum of the first profile. Repeatable."),
     ] = None,
     inputs: Annotated[Path | None, typer.Option(help="Arrays to run on: data.npz or a folder; default: noise.")] = None,
     iterations: Annotated[
@@ -91,9 +86,11 @@ def time(
     if runtime is not None and runtime not in RUNTIMES:
         raise UsageError.of("runtime", runtime, f"one of {', '.join(RUNTIMES)}")
     model = load(file, runtime=runtime, threads=threads, instances=streams)
-    at = shapes_of([model], shapes)
+    at = shapes_of([model], shapes or ())
     data = samples_of(model, at, inputs, max(1, *(shape[0] for shape in at.values() if shape))) if inputs else None
-    arrays = Samples(model.inputs, data).at(at)
+    samples = Samples(model.inputs, data)
+    samples.settle(lambda given: model(**given), at)
+    arrays = samples.at(at)
     say(f"{file.name} with {shapes_text(at)}, {streams} stream{'s' if streams > 1 else ''}, {duration:g} s")
     wanted = timing.Load(streams, warm_up, duration, iterations)
     report = timing.measure(model, arrays, wanted, percentile)

@@ -64,6 +64,7 @@ KINDS: Final[Mapping[str, tuple[str, ...]]] = {
     # (`mask_from` - mask) times that.
     "attention": ("q", "k", "v"),
     "lstm": ("x", "weight", "recurrence"),  # bias, recurrence_bias, hidden, cell; gates i, f, c, o; writes [T, B, D, H]
+    "gru": ("x", "weight", "recurrence"),  # bias, recurrence_bias, hidden; gates r, z, n; writes [T, B, D, H]
     # weight, bias; over the last `axes`; epsilon. Of x + `residual`, whose axes may repeat; with `indices` x is a
     # table, and its rows of these numbers are what is meant. A second output: the sum itself.
     "layer_norm": ("x",),
@@ -75,9 +76,16 @@ KINDS: Final[Mapping[str, tuple[str, ...]]] = {
     "top_1": ("x",),  # over the last axis: where the largest is, and its softmax: two outputs
     "gemm_top_1": ("x", "weight"),  # the same of a `gemm` with nothing but its bias, which is not written
     "arg_max": ("x",),  # axis, how: max or min
+    "top_k": ("x",),  # axis, how: max or min; in order, and where they are: two outputs
+    "cumsum": ("x",),  # axis; exclusive: without the element itself; reverse: from the end
     "resize": ("x",),  # mode, coordinates, nearest, scales: as in ONNX
     "pad": ("x",),  # begin, end, value; maybe a program, which is computed before
     "gather": ("x", "indices"),  # axis
+    "gather_elements": ("x", "indices"),  # axis: along it the element of that number, for every element of the result
+    # Rows of x by the last axis of the indices, which are places of as many axes, behind `batch` that both have.
+    "gather_nd": ("x", "indices"),
+    # [N, H, W, C] at the places grid [N, .., .., 2], x and y from -1 to 1; mode, padding, align: as in ONNX.
+    "grid_sample": ("x", "grid"),
     "concat": (),  # axis; the last one of operands with more axes than the result, whose others are cut in two
     "copy": (),  # the operand's view, made dense
     "pieces": (),  # a concatenation of what is computed; pieces: as `engine.pieces` writes them
@@ -86,7 +94,7 @@ KINDS: Final[Mapping[str, tuple[str, ...]]] = {
 
 # Kind -> how many outputs it has, where that is not one.
 OUTPUTS: Final[Mapping[str, tuple[int, ...]]] = {
-    **dict.fromkeys(("conv_gate", "bottleneck_next", "top_1", "gemm_top_1"), (2,)),
+    **dict.fromkeys(("conv_gate", "bottleneck_next", "top_1", "gemm_top_1", "top_k", "gru"), (2,)),
     "lstm": (3,),
     "gemm_norm": (1, 2),
     "layer_norm": (1, 2),
@@ -109,7 +117,7 @@ _FILTERS: Final = (
     "picture_pool",
 )
 NUMBERED: Final = "0123456789_"  # before a role that several operands play
-MAPS: Final = (*_FILTERS, "squeeze_excite", "max_pool", "average_pool", "resize", "fork")
+MAPS: Final = (*_FILTERS, "squeeze_excite", "max_pool", "average_pool", "resize", "fork", "grid_sample")
 # Kind -> role -> axes of what plays it.
 AXES: Final[Mapping[str, Mapping[str, int]]] = {
     **{kind: {"x": 4} for kind in MAPS},
@@ -121,12 +129,12 @@ AXES: Final[Mapping[str, Mapping[str, int]]] = {
     **{kind: {"weight": 2} for kind in ("gemm", "gemm_top_1")},
     "gemm_norm": {"weight": 2, "x_moments": 3, "residual_moments": 3},
     "attention": {"q": 4, "k": 4, "v": 4},
-    "lstm": {"x": 3, "weight": 3, "recurrence": 3},
+    **{kind: {"x": 3, "weight": 3, "recurrence": 3} for kind in ("lstm", "gru")},
 }
 # Kinds that have weights at all.
 LAYERS: Final = (
     *(*_FILTERS, "gemm", "gemm_norm", "squeeze_excite", "mlp", "fork"),
-    *("lstm", "layer_norm", "gated_layers", "gemm_top_1"),
+    *("lstm", "gru", "layer_norm", "gated_layers", "gemm_top_1"),
 )
 
 # Activation of an epilogue -> what it computes; alpha and beta are the step's attributes.
@@ -230,6 +238,8 @@ _NEEDED: Final[Mapping[str, Mapping[str, _Rule]]] = {
     "average_pool": _POOL,
     "reduce": {"how": _Rule("text", words=("mean", "sum", "max", "min", "l2")), "axes": _EDGES},
     "arg_max": {"axis": _AXIS, "how": _EXTREME},
+    "top_k": {"axis": _AXIS, "how": _EXTREME},
+    "cumsum": {"axis": _AXIS, "exclusive": _Rule("flag"), "reverse": _Rule("flag")},
     "gated_layers": {"times": _Rule("integer", _ANY, least=1), "plus": _Rule("flag")},
     "resize": {
         "mode": _Rule("text", words=("nearest", "linear")),
@@ -239,6 +249,13 @@ _NEEDED: Final[Mapping[str, Mapping[str, _Rule]]] = {
     },
     "pad": _AROUND,
     "gather": {"axis": _AXIS},
+    "gather_elements": {"axis": _AXIS},
+    "gather_nd": {"batch": _Rule("integer", least=0)},
+    "grid_sample": {
+        "mode": _Rule("text", words=("bilinear", "nearest", "bicubic")),
+        "padding": _Rule("text", words=("zeros", "border", "reflection")),
+        "align": _Rule("flag"),
+    },
     "concat": {"axis": _AXIS},
     "pieces": {"pieces": _Rule("integer", _ANY, least=0)},
 }
@@ -260,6 +277,7 @@ _ALLOWED: Final[Mapping[str, Mapping[str, _Rule]]] = {
     "conv_pool": _STEM,
     "picture_pool": _STEM,
     "lstm": {"hidden": _Rule("integer", least=1)},
+    "gru": {"hidden": _Rule("integer", least=1)},
     "max_pool": _POOL,
 }
 _OF_AXES: Final = ("axis", "axes", "begin", "end")

@@ -66,7 +66,17 @@ def narrowed(graph: LoweredGraph, datatype: str) -> LoweredGraph:
 
 
 _COMPUTED: Final = ("FP16", "BF16", "FP32")
-_READS_ANY: Final = ("pointwise", "pieces", "copy", "gather", "pad", "picture_pool")
+_READS_ANY: Final = (
+    "pointwise",
+    "pieces",
+    "copy",
+    "gather",
+    "gather_elements",
+    "gather_nd",
+    "grid_sample",
+    "pad",
+    "picture_pool",
+)
 _ANY_TYPE: Final = ("mask", "x_moments", "residual_moments")  # roles
 _FP16_MAX: Final = 65504.0
 

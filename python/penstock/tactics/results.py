@@ -128,6 +128,11 @@ class Race:
     def of(self, tactic: Tactic, bucket: int) -> Measurement | None:
         return next((each for each in self.measurements if (each.tactic, each.bucket_index) == (tactic, bucket)), None)
 
+    def tried(self, tactic: Tactic) -> bool:
+        """Whether anything came of it at any bucket, be it that it was lost or that no time was left."""
+        found = (each.tactic for results in (self.measurements, self.lost, self.skipped) for each in results)
+        return tactic in found
+
     def bytes_of(self, tactic: Tactic) -> int:
         """Memory of the tactic's largest program; 0 when unknown."""
         return max((each.bytes for each in self.compiled if each.tactic == tactic), default=0)

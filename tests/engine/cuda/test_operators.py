@@ -254,6 +254,102 @@ CASES = [
         (5, 1, 2, 4),
         {"w": (1, 16, 3), "r": (1, 16, 4)},
     ),
+    *(
+        Case(
+            f'y, h = GRU <hidden_size=4, linear_before_reset=1, direction="{direction}"> (x, w, r, b)',
+            {"x": (5, 2, 3)},
+            (5, count, 2, 4),
+            {"w": (count, 12, 3), "r": (count, 12, 4), "b": (count, 24)},
+            f"float[{{}}] y, float[{count},2,4] h",
+            kinds=("gru", "copy") if count == 2 else ("gru",),
+        )
+        for direction, count in (("forward", 1), ("bidirectional", 2))
+    ),
+    Case(
+        "y = GRU <hidden_size=4, linear_before_reset=1> (x, w, r, , , h)",
+        {"x": (5, 2, 3), "h": (1, 2, 4)},
+        (5, 1, 2, 4),
+        {"w": (1, 12, 3), "r": (1, 12, 4)},
+    ),
+    # norms of images
+    Case("y = InstanceNormalization (x, w, b)", X4, (2, 6, 9, 7), {"w": (6,), "b": (6,)}),
+    Case("y = InstanceNormalization <epsilon=0.1> (x, w, b)", {"x": (2, 6, 9)}, (2, 6, 9), {"w": (6,), "b": (6,)}),
+    Case(
+        "c = Conv (x, v) y = InstanceNormalization (c, w, b)",
+        X4,
+        (2, 8, 9, 7),
+        {"v": (8, 6, 1, 1), "w": (8,), "b": (8,)},
+    ),
+    Case("y = GroupNormalization <num_groups=3> (x, w, b)", X4, (2, 6, 9, 7), {"w": (6,), "b": (6,)}, opset=21),
+    # blocks of pixels
+    *(
+        Case(f'y = DepthToSpace <blocksize=2, mode="{mode}"> (x)', {"x": (2, 12, 3, 5)}, (2, 3, 6, 10))
+        for mode in ("DCR", "CRD")
+    ),
+    Case("c = Conv (x, w) y = DepthToSpace <blocksize=2> (c)", X4, (2, 2, 18, 14), {"w": (8, 6, 1, 1)}),
+    Case("y = SpaceToDepth <blocksize=3> (x)", {"x": (2, 2, 6, 9)}, (2, 18, 2, 3)),
+    Case('y = Resize <mode="cubic"> (x, , w)', X4, (2, 6, 9, 7), {"w": np.ones(4, np.float32)}),
+    *(
+        Case(
+            f'y = GridSample <mode="{mode}", padding_mode="{padding}", align_corners={align}> (x, g)',
+            {"x": (2, 3, 6, 5), "g": (2, 4, 7, 2)},
+            (2, 3, 4, 7),
+        )
+        for mode, padding, align in (("linear", "zeros", 0), ("linear", "border", 1), ("cubic", "reflection", 0))
+    ),
+    # elements by number, in order, summed up
+    *(
+        Case(
+            f"y = GatherElements <axis={axis}> (x, i)",
+            {"x": (3, 4, 2), "i": np.array([[[0, 1]], [[-1, 1]]], np.int64)},
+            (2, 1, 2),
+        )
+        for axis in (0, 1, -1)
+    ),
+    Case("y = GatherElements <axis=1> (x, i)", {"x": (2, 4)}, (2, 3), {"i": np.array([[0, -1, 2], [3, 3, 0]])}),
+    Case("y = GatherND (x, i)", {"x": (3, 4, 2), "i": np.array([[0, 1], [-1, -2]], np.int64)}, (2, 2)),
+    Case("y = GatherND <batch_dims=1> (x, i)", {"x": (2, 4, 3), "i": np.array([[[1]], [[-1]]], np.int64)}, (2, 1, 3)),
+    Case("y = GatherND (x, i)", {"x": (3, 4, 2)}, (2, 2), {"i": np.array([[0, 1], [-1, -2]])}),
+    Case("y = GatherND <batch_dims=1> (x, i)", {"x": (2, 4, 3)}, (2, 2), {"i": np.array([[[1, 0], [2, 1]]] * 2)}),
+    *(
+        Case(
+            f"y, i = TopK <axis={axis}, largest={largest}> (x, k)",
+            {"x": np.random.default_rng(axis + 1).permutation(105).reshape(3, 7, 5).astype(np.float32)},
+            (3, 4, 5) if axis == 1 else (3, 7, 4),
+            {"k": ints(4)},
+            f"float[{{}}] y, int64[{'3,4,5' if axis == 1 else '3,7,4'}] i",
+        )
+        for axis, largest in ((1, 1), (-1, 0))
+    ),
+    Case(  # of equal ones the first
+        "y, i = TopK (x, k)",
+        {"x": np.array([[1, 3, 3, 0, 3, 1]], np.float32)},
+        (1, 4),
+        {"k": ints(4)},
+        "float[{}] y, int64[1,4] i",
+    ),
+    *(
+        Case(f"y = CumSum <exclusive={exclusive}, reverse={reverse}> (x, k)", {"x": (3, 5)}, (3, 5), {"k": ints(1)[0]})
+        for exclusive in (0, 1)
+        for reverse in (0, 1)
+    ),
+    Case("y = CumSum (x, k)", {"x": np.array([[1, 0, 2], [5, -3, 1]])}, (2, 3), {"k": ints(-1)[0]}, "int64[{}] y"),
+    # products by letters
+    *(
+        Case(f'y = Einsum <equation="{equation}"> (a, b)', {"a": a, "b": b}, out)
+        for equation, a, b, out in (
+            ("bhid,bhjd->bhij", (2, 3, 4, 5), (2, 3, 6, 5), (2, 3, 4, 6)),
+            ("bhwc,hkc->bhwk", (2, 3, 4, 5), (3, 6, 5), (2, 3, 4, 6)),
+            ("bchw,bkc->bkhw", (2, 5, 3, 4), (2, 6, 5), (2, 6, 3, 4)),
+            ("ij,jk", (3, 4), (4, 5), (3, 5)),
+            ("i,j->ij", (3,), (4,), (3, 4)),
+            ("...ij,...jk->...ik", (2, 3, 4, 5), (1, 3, 5, 2), (2, 3, 4, 2)),
+            ("bij,bj->bi", (2, 3, 4), (2, 4), (2, 3)),
+            ("ijk,il->kl", (2, 3, 4), (2, 5), (4, 5)),
+        )
+    ),
+    Case('y = Einsum <equation="ijk->ki"> (a)', {"a": (2, 3, 4)}, (4, 2)),
+    Case('y = Einsum <equation="bii->bi"> (a)', {"a": (2, 3, 3)}, (2, 3)),
 ]
 
 

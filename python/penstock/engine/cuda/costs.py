@@ -65,7 +65,7 @@ def flops(graph: LoweredGraph, step: Step) -> float:  # noqa: PLR0911  (one for 
         *queries, depth = shape("q")
         keys, width = shape("v")[-2:]
         return 2.0 * math.prod(queries) * keys * (depth + width)
-    if step.kind == "lstm":  # four gates from what comes in and from the state
+    if step.kind in ("lstm", "gru"):  # gates from what comes in and from the state
         time, batch, *_ = shape("x")
         return 2.0 * time * batch * (math.prod(shape("weight")) + math.prod(shape("recurrence")))
     return 0.0
@@ -102,7 +102,7 @@ def moved(graph: LoweredGraph, step: Step, sizes: Mapping[str, int] = SIZES) -> 
     for operand in step.inputs:
         stored = graph.stored(operand.value)
         seen = min(_distinct(graph, operand), math.prod(stored.shape))
-        if operand.role == "x" and (step.kind == "gather" or step.operand("indices") is not None):
+        if operand.role == "x" and (step.kind.startswith("gather") or step.operand("indices") is not None):
             seen = min(seen, math.prod(graph.values[step.outputs[0]].shape))
         # Two views of one value: at most all of it.
         read[operand.value] = min(read.get(operand.value, 0) + seen, math.prod(stored.shape))

@@ -22,6 +22,7 @@ from penstock.engine.cuda import (
     layers,
     norms,
     patches,
+    picking,
     pictures,
     shapes,
 )
@@ -103,6 +104,7 @@ IMPLEMENTATIONS: Final[dict[str, dict[str, Implementation]]] = {
     "matmul": {"cublas": Implementation(layers.matmul)},
     "attention": {"sdpa": Implementation(layers.attention)},
     "lstm": {"cudnn": Implementation(layers.lstm)},
+    "gru": {"cudnn": Implementation(layers.gru)},
     "pointwise": {
         "torch": Implementation(expressions.pointwise),
         "torch_narrow": Implementation(expressions.pointwise_narrow),
@@ -113,11 +115,16 @@ IMPLEMENTATIONS: Final[dict[str, dict[str, Implementation]]] = {
     "average_pool": {"torch": Implementation(shapes.average_pool)},
     "reduce": {"torch": Implementation(shapes.reduce)},
     "arg_max": {"torch": Implementation(shapes.arg_max)},
+    "top_k": {"torch": Implementation(picking.top_k)},
+    "cumsum": {"torch": Implementation(picking.cumsum)},
     "softmax": {"torch": Implementation(shapes.softmax)},
     "log_softmax": {"torch": Implementation(shapes.log_softmax)},
     "copy": {"torch": Implementation(shapes.copy)},
     "concat": {"torch": Implementation(shapes.concat)},
     "gather": {"torch": Implementation(shapes.gather)},
+    "gather_elements": {"torch": Implementation(picking.gather_elements)},
+    "gather_nd": {"torch": Implementation(picking.gather_nd)},
+    "grid_sample": {"torch": Implementation(picking.grid_sample)},
     "pad": {"torch": Implementation(shapes.pad)},
     "resize": {"torch": Implementation(shapes.resize)},
 }

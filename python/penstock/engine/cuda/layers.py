@@ -193,14 +193,24 @@ def attention(site: Site) -> Run:
 
 def lstm(site: Site) -> Run:
     """One layer by torch.nn.LSTM (cuDNN's on a GPU). Stored [T, batch, directions, hidden]."""
+    return _recurrent(site, torch.nn.LSTM, ("hidden", "cell"))
+
+
+def gru(site: Site) -> Run:
+    """One layer by torch.nn.GRU, stored like an LSTM's."""
+    return _recurrent(site, torch.nn.GRU, ("hidden",))
+
+
+def _recurrent(site: Site, kind: type[torch.nn.LSTM | torch.nn.GRU], roles: Sequence[str]) -> Run:
+    """Gates lie as torch wants them. `roles`: those of the states it begins with; it writes the last ones behind y."""
     weight, recurrence = site.weight("weight"), site.weight("recurrence")
     bias, recurrence_bias = site.weight("bias"), site.weight("recurrence_bias")
     assert weight is not None
     assert recurrence is not None
-    directions, _, hidden = recurrence.shape  # gates i, f, c, o are torch's i, f, g, o
+    directions, _, hidden = recurrence.shape
     both = directions == 2
     # The module's only use is to lay its parameters out in the one block that cuDNN wants.
-    module = torch.nn.LSTM(weight.shape[2], hidden, bias=bias is not None, bidirectional=both)
+    module = kind(weight.shape[2], hidden, bias=bias is not None, bidirectional=both)
     module = module.to(site.device, weight.dtype)
     with torch.no_grad():
         for direction, suffix in enumerate(("", "_reverse")[:directions]):
@@ -212,17 +222,22 @@ def lstm(site: Site) -> Run:
     module.requires_grad_(False)
     module.eval()
     module.flatten_parameters()
-    first, cell = site.index("hidden"), site.index("cell")
+    given = [site.index(role) for role in roles]
     shape, dtype = site.out_shape(0), site.out_dtype()
     batch = shape[1]
 
     def run(operands: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
         x = operands[0]
         state = None
-        if first is not None or cell is not None:
+        if any(each is not None for each in given):
             zero = x.new_zeros((directions, batch, hidden))
-            state = (operands[first] if first is not None else zero, operands[cell] if cell is not None else zero)
-        y, (h, c) = module(x.contiguous(), state)
-        return y.reshape(shape).to(dtype), h.to(site.out_dtype(1)), c.to(site.out_dtype(2))
+            first = tuple(operands[each] if each is not None else zero for each in given)
+            state = first if len(first) > 1 else first[0]
+        y, last = module(x.contiguous(), state)
+        states = last if isinstance(last, tuple) else (last,)
+        return (
+            y.reshape(shape).to(dtype),
+            *(each.to(site.out_dtype(index)) for index, each in enumerate(states, 1)),
+        )
 
     return run

@@ -19,8 +19,9 @@ from penstock.engine.lowered import LoweredGraph
 from penstock.engine.stem_pools import join_pictures, join_stem_pools
 from penstock.errors import Unsupported
 from penstock.graph.editing import Array, is_operator
-from penstock.graph.lowering import attention, layers, moves, reductions
+from penstock.graph.lowering import attention, instances, layers, moves, picking, recurrent, reductions
 from penstock.graph.lowering.builder import Builder
+from penstock.graph.lowering.einsum import einsum
 from penstock.graph.lowering.embeddings import join_embeddings
 from penstock.graph.lowering.fusing import fuse
 from penstock.graph.lowering.gating import fold_gates, join_gated_layers
@@ -40,7 +41,11 @@ _OPERATORS: Final[dict[str, _Lower]] = {
     "ConvTranspose": layers.conv_transpose,
     "Gemm": layers.gemm,
     "MatMul": layers.matmul,
-    "LSTM": layers.lstm,
+    "LSTM": recurrent.lstm,
+    "GRU": recurrent.gru,
+    "Einsum": einsum,
+    "InstanceNormalization": instances.instance_norm,
+    "GroupNormalization": instances.group_norm,
     "LayerNormalization": reductions.layer_norm,
     "Softmax": reductions.softmax,
     "LogSoftmax": reductions.softmax,
@@ -53,11 +58,18 @@ _OPERATORS: Final[dict[str, _Lower]] = {
     "Tile": moves.tile,
     "Slice": moves.slice_,
     "Split": moves.split,
+    "DepthToSpace": moves.depth_to_space,
+    "SpaceToDepth": moves.space_to_depth,
     "Gather": moves.gather,
+    "GatherElements": picking.gather_elements,
+    "GatherND": picking.gather_nd,
+    "TopK": picking.top_k,
+    "CumSum": picking.cumulative_sum,
     "Concat": moves.concat,
     "Pad": moves.pad,
     "Resize": moves.resize,
     "Upsample": moves.resize,
+    "GridSample": moves.grid_sample,
     **dict.fromkeys(("Reshape", "Flatten", "Squeeze", "Unsqueeze", "Identity", "Dropout"), moves.reshape),
     **dict.fromkeys(reductions.REDUCTIONS, reductions.reduce),
     **dict.fromkeys(POINTWISE, pointwise),

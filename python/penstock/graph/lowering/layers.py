@@ -1,7 +1,5 @@
 """Layers with weights: convolutions, matrix products, recurrent ones. Weights are laid out as `engine.lowered` says."""
 
-from typing import Final
-
 import numpy as np
 import onnx_ir as ir
 
@@ -10,12 +8,12 @@ from penstock.errors import Unsupported
 from penstock.graph.editing import Array, input_of, integer, integers, number, string
 from penstock.graph.lowering.builder import Builder
 from penstock.graph.lowering.stems import Window, stem
-from penstock.graph.lowering.views import NHWC, Ref, expanded, identity, lies_in, permuted, reshaped
+from penstock.graph.lowering.views import NHWC, Ref, expanded, identity, permuted, reshaped
 
 
 def conv(builder: Builder, node: ir.Node) -> None:
     """2-D convolution, of one dimension too (as an image of one row)."""
-    weight = _weight(builder, node, 1)
+    weight = weight_of(builder, node, 1)
     bias = _bias(builder, node, 2)
     x, output = builder.ref(node.inputs[0]), node.outputs[0]
     shape = builder.shape(output)
@@ -32,9 +30,9 @@ def conv(builder: Builder, node: ir.Node) -> None:
         seen, rows, form, strides, pads = found.x, found.weight, found.form, found.strides, found.pads
     else:
         seen = builder.operand(builder.stored_as(x, NHWC, node), "x", NHWC)
-    operands = [seen, _as("weight", builder.formed(_origin(builder, node, 1), form, rows, _name(node, 1)))]
+    operands = [seen, in_role("weight", builder.formed(origin_of(builder, node, 1), form, rows, name_of(node, 1)))]
     if bias is not None:
-        operands.append(_as("bias", builder.formed(bias, "", bias, _name(node, 2))))
+        operands.append(in_role("bias", builder.formed(bias, "", bias, name_of(node, 2))))
     attributes: dict[str, Attribute] = {
         "kernel": tuple(rows.shape[1:3]),
         "strides": strides,
@@ -49,7 +47,7 @@ def conv(builder: Builder, node: ir.Node) -> None:
 
 
 def conv_transpose(builder: Builder, node: ir.Node) -> None:
-    weight = _weight(builder, node, 1)
+    weight = weight_of(builder, node, 1)
     bias = _bias(builder, node, 2)
     x, output = builder.ref(node.inputs[0]), node.outputs[0]
     _expect_images(node, x)
@@ -58,10 +56,13 @@ def conv_transpose(builder: Builder, node: ir.Node) -> None:
     x = builder.stored_as(x, NHWC, node)
     operands = [
         builder.operand(x, "x", NHWC),
-        _as("weight", builder.formed(_origin(builder, node, 1), "crsk", weight.transpose(0, 2, 3, 1), _name(node, 1))),
+        in_role(
+            "weight",
+            builder.formed(origin_of(builder, node, 1), "crsk", weight.transpose(0, 2, 3, 1), name_of(node, 1)),
+        ),
     ]
     if bias is not None:
-        operands.append(_as("bias", builder.formed(bias, "", bias, _name(node, 2))))
+        operands.append(in_role("bias", builder.formed(bias, "", bias, name_of(node, 2))))
     attributes: dict[str, Attribute] = {
         "kernel": tuple(weight.shape[2:]),
         "strides": _spatial(node, "strides", 1, flat=False),
@@ -89,7 +90,7 @@ def gemm(builder: Builder, node: ir.Node) -> None:
     form = "nk" if integer(node, "transB", 0) == 0 else ""
     if alpha != 1.0:
         rows, form = rows * np.asarray(alpha, rows.dtype), f"{form}.times{alpha:g}"
-    operand = builder.formed(weight, form, rows, _name(node, 1))
+    operand = builder.formed(weight, form, rows, name_of(node, 1))
     result = _product(builder, node, a, operand, rows.shape[0])
     if bias is not None and np.any(bias):
         whole = np.broadcast_to(bias, result.shape) if bias.size != rows.shape[0] or bias.ndim == 2 else bias
@@ -98,7 +99,7 @@ def gemm(builder: Builder, node: ir.Node) -> None:
         if whole.ndim != 1 or whole.size != rows.shape[0]:
             raise Unsupported(f"Gemm of node {node.name!r} adds a matrix of shape {list(bias.shape)}, expected a row")
         scaled = whole if beta == 1.0 else whole * np.asarray(beta, whole.dtype)
-        result = _with_bias(builder, result, bias, scaled, "" if beta == 1.0 else f"times{beta:g}", _name(node, 2))
+        result = _with_bias(builder, result, bias, scaled, "" if beta == 1.0 else f"times{beta:g}", name_of(node, 2))
     builder.forward(node.outputs[0], result)
 
 
@@ -107,7 +108,7 @@ def matmul(builder: Builder, node: ir.Node) -> None:
     weight = builder.constant(node.inputs[1])
     output = node.outputs[0]
     if weight is not None and weight.ndim == 2:
-        operand = builder.formed(weight, "nk", weight.T, _name(node, 1))
+        operand = builder.formed(weight, "nk", weight.T, name_of(node, 1))
         builder.forward(output, _product(builder, node, builder.ref(node.inputs[0]), operand, weight.shape[1]))
         return
     a, b = builder.ref(node.inputs[0]), builder.ref(node.inputs[1])
@@ -127,7 +128,7 @@ def _product(builder: Builder, node: ir.Node, a: Ref, weight: Operand, columns: 
         order = None
     if order is None or order[-1] != rank - 1:
         a, order = builder.stored_as(a, identity(rank), node), identity(rank)
-    operands = [builder.operand(a, "x", order), _as("weight", weight)]
+    operands = [builder.operand(a, "x", order), in_role("weight", weight)]
     shape = (*a.shape[:-1], columns)
     output = node.outputs[0]
     return builder.emit(node, "gemm", operands, shape, builder.datatype(output), order, name=output.name)
@@ -135,7 +136,7 @@ def _product(builder: Builder, node: ir.Node, a: Ref, weight: Operand, columns: 
 
 def _with_bias(builder: Builder, result: Ref, origin: Array, bias: Array, form: str, name: str) -> Ref:
     step = builder.steps.pop()
-    operand = _as("bias", builder.formed(origin, form or "row", np.ascontiguousarray(bias), name))
+    operand = in_role("bias", builder.formed(origin, form or "row", np.ascontiguousarray(bias), name))
     builder.steps.append(
         type(step)(
             step.name, step.kind, (*step.inputs, operand), step.outputs, step.attributes, step.program, step.nodes
@@ -144,85 +145,17 @@ def _with_bias(builder: Builder, result: Ref, origin: Array, bias: Array, form: 
     return result
 
 
-# ---- LSTM ----
-
-_TIME_OR_BATCH_FIRST: Final = ((0, 1, 2), (1, 0, 2))
-"""Orders of what a layer reads: rows of a matrix product either way."""
-
-_GATES: Final = (0, 2, 3, 1)  # ONNX: input, output, forget, cell; as libraries for GPUs want it: i, f, c, o
-
-
-def lstm(builder: Builder, node: ir.Node) -> None:
-    """One layer, one or two directions. Weights: [directions, 4 hidden, inputs], gates in the order i, f, c, o."""
-    _expect_plain_lstm(node)
-    x = builder.ref(node.inputs[0])
-    if not any(lies_in(x, order) for order in _TIME_OR_BATCH_FIRST):
-        x = builder.stored_as(x, identity(3), node)
-    w, r = _weight(builder, node, 1), _weight(builder, node, 2)
-    b = builder.constant(input_of(node, 3))
-    directions, _, hidden = r.shape
-    time, batch = x.shape[0], x.shape[1]
-    datatype = builder.datatype(node.outputs[0]) if node.outputs[0].dtype else x.datatype
-    operands = [
-        builder.operand(x, "x"),
-        _as("weight", builder.formed(_origin(builder, node, 1), "ifco", _gates(w), _name(node, 1))),
-        _as("recurrence", builder.formed(_origin(builder, node, 2), "ifco", _gates(r), _name(node, 2))),
-    ]
-    if b is not None:
-        half = 4 * hidden
-        operands += [
-            _as("bias", builder.formed(b, "ifco", _gates(b[:, :half]), _name(node, 3))),
-            _as("recurrence_bias", builder.formed(b, "ifco.recurrence", _gates(b[:, half:]), _name(node, 3))),
-        ]
-    for index, role in ((5, "hidden"), (6, "cell")):
-        value = input_of(node, index)
-        array = builder.constant(value)
-        if value is not None and (array is None or np.any(array)):
-            state = builder.stored_as(builder.ref(value), identity(3), node)
-            operands.append(builder.operand(state, role))
-    names = [value.name or f"{node.name}.{index}" for index, value in enumerate(node.outputs)]
-    names += [f"{node.name}.{index}" for index in range(len(names), 3)]
-    shape = (time, directions, batch, hidden)
-    y = builder.value(names[0] or f"{node.name}.y", shape, datatype, (0, 2, 1, 3))
-    states = [
-        builder.value(name or f"{node.name}.state", (directions, batch, hidden), datatype, identity(3))
-        for name in names[1:]
-    ]
-    builder.append(node, "lstm", operands, [y.value, *(state.value for state in states)], {"hidden": hidden})
-    for value, ref in zip(node.outputs, (y, *states), strict=False):
-        builder.forward(value, ref)
-
-
-def _gates(array: Array) -> Array:
-    return np.concatenate([np.split(array, 4, axis=1)[gate] for gate in _GATES], axis=1)
-
-
-def _expect_plain_lstm(node: ir.Node) -> None:
-    direction = string(node, "direction", "forward")
-    odd = [name for name in ("activations", "activation_alpha", "activation_beta", "clip") if name in node.attributes]
-    if "activations" in odd and tuple(node.attributes["activations"].as_strings()) in (
-        ("Sigmoid", "Tanh", "Tanh"),
-        ("Sigmoid", "Tanh", "Tanh") * 2,
-    ):
-        odd.remove("activations")
-    odd += [f"direction {direction}"] if direction == "reverse" else []
-    odd += [name for name in ("input_forget", "layout") if integer(node, name, 0)]
-    odd += [name for index, name in ((4, "sequence_lens"), (7, "peepholes")) if input_of(node, index) is not None]
-    if odd:
-        raise Unsupported(f"LSTM of node {node.name!r} uses {', '.join(odd)}, which can't be lowered")
-
-
 # ---- shared ----
 
 
-def _weight(builder: Builder, node: ir.Node, index: int) -> Array:
+def weight_of(builder: Builder, node: ir.Node, index: int) -> Array:
     array = builder.constant(input_of(node, index))
     if array is None:
         raise Unsupported(f"{node.op_type} of node {node.name!r} has weights that are computed; they must be constant")
     return array
 
 
-def _origin(builder: Builder, node: ir.Node, index: int) -> Array:
+def origin_of(builder: Builder, node: ir.Node, index: int) -> Array:
     array = builder.constant(input_of(node, index))
     assert array is not None
     return array
@@ -236,12 +169,12 @@ def _bias(builder: Builder, node: ir.Node, index: int) -> Array | None:
     return array if array is not None and np.any(array) else None
 
 
-def _name(node: ir.Node, index: int) -> str:
+def name_of(node: ir.Node, index: int) -> str:
     value = input_of(node, index)
     return (value.name if value is not None else None) or f"{node.name}.{index}"
 
 
-def _as(role: str, operand: Operand) -> Operand:
+def in_role(role: str, operand: Operand) -> Operand:
     return Operand(operand.value, role, operand.view)
 
 

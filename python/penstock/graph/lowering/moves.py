@@ -1,6 +1,7 @@
 """Operators that move numbers: most become views, which cost nothing; what is left is copied once."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Final
 
@@ -69,6 +70,37 @@ def tile(builder: Builder, node: ir.Node) -> None:
         seen = reshaped(builder.stored_as(repeated, identity(len(repeated.shape)), node), shape)
     assert seen is not None
     builder.forward(node.outputs[0], seen)
+
+
+def depth_to_space(builder: Builder, node: ir.Node) -> None:
+    """Channels become blocks of pixels."""
+    batch, channels, height, width = builder.ref(node.inputs[0]).shape
+    block = integer(node, "blocksize", 1)
+    by_column = string(node, "mode", "DCR") == "DCR"
+    apart = (batch, block, block, -1, height, width) if by_column else (batch, -1, block, block, height, width)
+    shape = [channels // block**2 if size == -1 else size for size in apart]
+    # batch, channel, row, row of the block, column, column of the block
+    _woven_pixels(builder, node, shape, (0, 3, 4, 1, 5, 2) if by_column else (0, 1, 4, 2, 5, 3), (0, 2, 3, 4, 5, 1))
+
+
+def space_to_depth(builder: Builder, node: ir.Node) -> None:
+    """Blocks of pixels become channels."""
+    batch, channels, height, width = builder.ref(node.inputs[0]).shape
+    block = integer(node, "blocksize", 1)
+    shape = [batch, channels, height // block, block, width // block, block]
+    _woven_pixels(builder, node, shape, (0, 3, 5, 1, 2, 4), (0, 4, 5, 1, 2, 3))
+
+
+def _woven_pixels(
+    builder: Builder, node: ir.Node, shape: Sequence[int], order: Sequence[int], stored: Sequence[int]
+) -> None:
+    """A map cut into these axes, in another order, as one in NHWC: `stored` is how the new axes lie there."""
+    x, output = builder.ref(node.inputs[0]), node.outputs[0]
+    apart = reshaped(x, shape)
+    assert apart is not None  # axes are cut
+    made = reshaped(builder.stored_as(permuted(apart, order), stored, node), builder.shape(output))
+    assert made is not None
+    builder.forward(output, made)
 
 
 def slice_(builder: Builder, node: ir.Node) -> None:
@@ -171,6 +203,10 @@ def resize(builder: Builder, node: ir.Node) -> None:
     _expect_known(builder, node)
     x, output = builder.ref(node.inputs[0]), node.outputs[0]
     shape, mode = builder.shape(output), string(node, "mode", "nearest")
+    cropped = string(node, "coordinate_transformation_mode", "half_pixel") == "tf_crop_and_resize"
+    if shape == x.shape and set(_scales(builder, node) or ()) <= {1.0} and not cropped:
+        builder.forward(output, x)
+        return
     if len(x.shape) != 4 or shape[:2] != x.shape[:2] or mode not in ("nearest", "linear"):
         raise Unsupported(f"Resize of node {node.name!r}: mode {mode!r} from {list(x.shape)} to {list(shape)}")
     old = builder.opset < 11  # no modes yet: pixels begin where they begin
@@ -188,6 +224,29 @@ def resize(builder: Builder, node: ir.Node) -> None:
     builder.forward(
         output, builder.emit(node, "resize", operands, shape, x.datatype, NHWC, attributes, name=output.name)
     )
+
+
+def grid_sample(builder: Builder, node: ir.Node) -> None:
+    """Images between their pixels, where a computed grid says."""
+    x, grid, output = builder.ref(node.inputs[0]), builder.ref(node.inputs[1]), node.outputs[0]
+    if len(x.shape) != 4:
+        raise Unsupported(f"GridSample of node {node.name!r} works on {len(x.shape) - 2} dimensions, expected 2")
+    mode = string(node, "mode", "linear")
+    attributes: dict[str, Attribute] = {
+        "mode": _SAMPLED.get(mode, mode),
+        "padding": string(node, "padding_mode", "zeros"),
+        "align": bool(integer(node, "align_corners", 0)),
+    }
+    places = builder.stored_as(grid, identity(4), node)
+    operands = [builder.operand(builder.stored_as(x, NHWC, node), "x", NHWC), builder.operand(places, "grid")]
+    shape = builder.shape(output)
+    builder.forward(
+        output, builder.emit(node, "grid_sample", operands, shape, x.datatype, NHWC, attributes, name=output.name)
+    )
+
+
+# Names since operator set 20, and before.
+_SAMPLED: Final = {"linear": "bilinear", "cubic": "bicubic"}
 
 
 def _expect_known(builder: Builder, node: ir.Node) -> None:

@@ -1,5 +1,6 @@
 """Operators over whole axes: pooling, means and sums, softmax, layer normalization, the index of the largest."""
 
+from collections.abc import Sequence
 from typing import Final
 
 import numpy as np
@@ -50,7 +51,7 @@ def reduce(builder: Builder, node: ir.Node) -> None:
     keep = integer(node, "keepdims", 1) == 1
     axes = tuple(range(2, rank)) if node.op_type.startswith("Global") else _axes(builder, node, rank)
     if REDUCTIONS[node.op_type] != "l2" and all(x.shape[axis] == 1 for axis in axes):
-        builder.forward(output, x if keep else _dropped(x, axes))  # of one number it is that number
+        builder.forward(output, x if keep else dropped(x, axes))  # of one number it is that number
         return
     x, order = builder.dense(x, node)
     whole = tuple(1 if axis in axes else size for axis, size in enumerate(x.shape))
@@ -60,7 +61,7 @@ def reduce(builder: Builder, node: ir.Node) -> None:
     }
     operands = [builder.operand(x, "x", order)]
     result = builder.emit(node, "reduce", operands, whole, x.datatype, order, attributes, name=output.name)
-    builder.forward(output, result if keep else _dropped(result, axes))
+    builder.forward(output, result if keep else dropped(result, axes))
 
 
 def arg_max(builder: Builder, node: ir.Node) -> None:
@@ -76,7 +77,7 @@ def arg_max(builder: Builder, node: ir.Node) -> None:
     }
     operands = [builder.operand(x, "x", order)]
     result = builder.emit(node, "arg_max", operands, whole, "INT64", order, attributes, name=output.name)
-    builder.forward(output, result if integer(node, "keepdims", 1) else _dropped(result, (axis,)))
+    builder.forward(output, result if integer(node, "keepdims", 1) else dropped(result, (axis,)))
 
 
 def softmax(builder: Builder, node: ir.Node) -> None:
@@ -135,7 +136,8 @@ def _axes(builder: Builder, node: ir.Node, rank: int) -> tuple[int, ...]:
     return tuple(axis % rank for axis in axes)
 
 
-def _dropped(ref: Ref, axes: tuple[int, ...]) -> Ref:
+def dropped(ref: Ref, axes: Sequence[int]) -> Ref:
+    """Without axes of one."""
     keep = [axis for axis in range(len(ref.shape)) if axis not in axes]
     return Ref(
         ref.value,

@@ -29,6 +29,8 @@ def carry_sums(graph: LoweredGraph) -> LoweredGraph:
         product = steps[maker]
         residual = product.operand("residual")
         (total,) = product.outputs[:1]
+        if total != norm.inputs[0].value:  # another norm of the same sum has moved it already
+            continue
         others = [each for each in readers[total] if each != number]
         shape = graph.values[total].shape
         if (

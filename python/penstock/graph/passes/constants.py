@@ -32,6 +32,7 @@ FOLDED: Final = frozenset(
             "And",
             "ArgMax",
             "ArgMin",
+            "BatchNormalization",
             "Cast",
             "Ceil",
             "Clip",
@@ -54,8 +55,9 @@ FOLDED: Final = frozenset(
             "Greater",
         ),
         *("GreaterOrEqual", "Identity", "Less", "LessOrEqual", "Log", "MatMul", "Max", "Min", "Mod", "Mul", "Neg"),
-        *("NonZero", "Not", "Or", "Pad", "Pow", "Range", "Reciprocal", "ReduceMax", "ReduceMean", "ReduceMin"),
+        *("NonZero", "Not", "Or", "Pad", "Pow", "Range", "Reciprocal", "ReduceL2", "ReduceMax", "ReduceMean"),
         *(
+            "ReduceMin",
             "ReduceProd",
             "ReduceSum",
             "Relu",

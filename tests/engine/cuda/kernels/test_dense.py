@@ -255,6 +255,13 @@ def test_our_norm_writes_the_sum_too(device: str) -> None:
     assert error(answer.float().cpu().numpy(), run(model, inputs)["y"]) < 4e-3
 
 
+def test_a_sum_with_two_norms_is_carried_once() -> None:
+    rows = MOST_ROWS + 1
+    text = f"a = MatMul(i, wq) s = Add(a, i) {norm('n', 's', 0)} {norm('m', 's', 1)} y = Sub(n, m)"
+    model = graph(f"(float[1,{rows},{D}] i) => (float[1,{rows},{D}] y) {{ {text} }}", WEIGHTS, opset=20)
+    assert_agrees(model, model, {"i": normal(1, rows, D)}, 3e-6)
+
+
 def test_a_sum_that_is_needed_before_its_norm_stays_where_it_is() -> None:
     rows = MOST_ROWS + 1
     text = f"a = MatMul(i, wq) s = Add(a, i) t = MatMul(s, wk) u = Add(t, s) {norm('n', 's', 0)} y = Add(n, u)"

@@ -1,0 +1,105 @@
+"""Operators that pick elements by number, rank them or run along an axis: GatherElements, GatherND, TopK, CumSum.
+
+What is picked by constants is picked from rows, as `moves.gather` does it: exporters write masks of transformers so.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Final
+
+import numpy as np
+import onnx_ir as ir
+
+from penstock.engine.lowered import Attribute, Operand
+from penstock.errors import Unsupported
+from penstock.graph.editing import Array, integer
+from penstock.graph.lowering.builder import Builder
+from penstock.graph.lowering.views import Ref, identity, reshaped
+
+
+def gather_elements(builder: Builder, node: ir.Node) -> None:
+    """y[i, j] = x[i, indices[i, j]] for axis 1. Negative indices count from the end."""
+    x = builder.ref(node.inputs[0])
+    axis = integer(node, "axis", 0) % len(x.shape)
+    indices = builder.constant(node.inputs[1])
+    if indices is not None:
+        places = [*np.indices(indices.shape)]
+        places[axis] = indices % x.shape[axis]
+        _pick(builder, node, x, places, len(x.shape))
+        return
+    _computed(builder, node, "gather_elements", {"axis": axis})
+
+
+def gather_nd(builder: Builder, node: ir.Node) -> None:
+    """Rows by places of several axes, behind those that both have."""
+    x, batch = builder.ref(node.inputs[0]), integer(node, "batch_dims", 0)
+    indices = builder.constant(node.inputs[1])
+    if indices is not None:
+        axes = batch + indices.shape[-1]
+        around = np.indices(indices.shape[:-1])[:batch]
+        found = [indices[..., at] % size for at, size in enumerate(x.shape[batch:axes])]
+        _pick(builder, node, x, [*around, *found], axes)
+        return
+    _computed(builder, node, "gather_nd", {"batch": batch})
+
+
+def _computed(builder: Builder, node: ir.Node, kind: str, attributes: dict[str, Attribute]) -> None:
+    refs = [builder.ref(value) for value in node.inputs]
+    whole = [builder.stored_as(ref, identity(len(ref.shape)), node) for ref in refs]
+    operands = [builder.operand(ref, role) for ref, role in zip(whole, ("x", "indices"), strict=True)]
+    _answer(builder, node, kind, operands, attributes)
+
+
+def _pick(builder: Builder, node: ir.Node, x: Ref, places: Sequence[Array], axes: int) -> None:
+    """What lies at these places of the first `axes` axes, as rows of what has one axis in their stead."""
+    sizes = x.shape[:axes]
+    rows = reshaped(builder.stored_as(x, identity(len(x.shape)), node), (math.prod(sizes), *x.shape[axes:]))
+    assert rows is not None
+    numbers = np.asarray(np.ravel_multi_index(tuple(places), sizes), np.int64)
+    where = builder.weight(numbers, f"{node.name}.places")
+    _answer(builder, node, "gather", [builder.operand(rows, "x"), builder.operand(where, "indices")], {"axis": 0})
+
+
+def _answer(
+    builder: Builder, node: ir.Node, kind: str, operands: Sequence[Operand], attributes: dict[str, Attribute]
+) -> None:
+    output = node.outputs[0]
+    shape, datatype = builder.shape(output), builder.datatype(output)
+    builder.forward(output, builder.emit(node, kind, operands, shape, datatype, None, attributes, name=output.name))
+
+
+def top_k(builder: Builder, node: ir.Node) -> None:
+    """The largest or smallest of an axis in order, and where they are: of equal ones the first comes first."""
+    if builder.constant(node.inputs[1]) is None:
+        raise Unsupported(f"TopK of node {node.name!r} has a number of elements that is computed")
+    x, order = builder.dense(builder.ref(node.inputs[0]), node)
+    axis = integer(node, "axis", -1) % len(x.shape)
+    shape = builder.shape(node.outputs[0])
+    names = [value.name or f"{node.name}.{index}" for index, value in enumerate(node.outputs)]
+    found = [
+        builder.value(name, shape, datatype, order) for name, datatype in zip(names, (x.datatype, "INT64"), strict=True)
+    ]
+    attributes: dict[str, Attribute] = {
+        "axis": order.index(axis),
+        "how": "max" if integer(node, "largest", 1) else "min",
+    }
+    builder.append(node, "top_k", [builder.operand(x, "x", order)], [each.value for each in found], attributes)
+    for value, ref in zip(node.outputs, found, strict=True):
+        builder.forward(value, ref)
+
+
+def cumulative_sum(builder: Builder, node: ir.Node) -> None:
+    axis = builder.constant(node.inputs[1])
+    if axis is None:
+        raise Unsupported(f"CumSum of node {node.name!r} along an axis that is computed")
+    x, order = builder.dense(builder.ref(node.inputs[0]), node)
+    attributes: dict[str, Attribute] = {
+        "axis": order.index(int(axis.reshape(-1)[0]) % len(x.shape)),
+        **{name: bool(integer(node, name, 0)) for name in _WAYS},
+    }
+    operands, output = [builder.operand(x, "x", order)], node.outputs[0]
+    result = builder.emit(node, "cumsum", operands, x.shape, x.datatype, order, attributes, name=output.name)
+    builder.forward(output, result)
+
+
+_WAYS: Final = ("exclusive", "reverse")
