@@ -43,10 +43,11 @@ from penstock.engine.sealed import Sealed
 from penstock.errors import InvalidArgument, ModelLoadError
 from penstock.tactics import Child, Limits, Stable, compiled
 
-# Calls that a profile's times are taken over.
-_PROFILE_CALLS: Final = 10
+# Calls that a profile's times are taken over, the fewest where they take long, and for how long.
+_PROFILE_CALLS: Final = (5, 10)
+_PROFILE_SECONDS: Final = 2.0
 # In the kind of a region that multiplies, as libraries and we name it.
-_PRODUCTS: Final = re.compile("conv|gemm|matmul|fullyconnected|product|einsum|attention|lstm|gru|rnn", re.IGNORECASE)
+_PRODUCTS: Final = re.compile("conv(?!ert)|gemm|matmul|fullyconnected|product|einsum|attention|lstm|gru|rnn", re.I)
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +113,8 @@ class Sealing:
             with self._compiled(tactic, bucket) as (child, number):
                 child.export(target, number)
                 if not programs:
-                    regions = self._regions(child, number, tactic, max(bucket, 0))
+                    at = max(bucket, 0)
+                    regions = self._regions(child, number, tactic, at, selection.microseconds[at])
                     ceilings = child.ceilings(number) if tactic.runtime == CUDA else None
                 held = child.memory(number) if tactic.runtime == CUDA else DeviceMemory(0, sizes(tactic), 0)
             index[tactic, bucket] = len(programs)
@@ -145,7 +147,7 @@ class Sealing:
             buckets=buckets,
             regions=regions,
             fingerprint=self.machine,
-            precision=_narrowest(programs, regions),
+            precision=narrowest(programs, regions),
             source_hash=hashlib.sha256(self.forms.files[SOURCE].path.read_bytes()).hexdigest(),
             reductions=self.forms.reductions,
             options=self.options,
@@ -195,17 +197,21 @@ class Sealing:
         specs = self.forms.plain_outputs if beside(tactic.form) else self.forms.outputs
         return tuple(spec.name for spec in specs)
 
-    def _regions(self, child: Child, number: int, tactic: Tactic, bucket: int) -> tuple[Region, ...]:
+    def _regions(
+        self, child: Child, number: int, tactic: Tactic, bucket: int, microseconds: float
+    ) -> tuple[Region, ...]:
         """What the library executes, with the source model's node names in place of the form's."""
         child.load(bucket, self.samples.at(self.buckets[bucket]), number)
         names = self.forms.sources[tactic.form]
+        fewest, most = _PROFILE_CALLS
+        calls = min(max(int(1e6 * _PROFILE_SECONDS / microseconds), fewest), most)
         return tuple(
             replace(region, nodes=tuple(dict.fromkeys(each for node in region.nodes for each in names.get(node, ()))))
-            for region in child.regions(bucket, _PROFILE_CALLS)
+            for region in child.regions(bucket, calls)
         )
 
 
-def _narrowest(programs: Sequence[Program], regions: Sequence[Region]) -> str:
+def narrowest(programs: Sequence[Program], regions: Sequence[Region]) -> str:
     """The narrowest precision in a region, as far as libraries report it; else what was asked of them.
 
     Regions that multiply count, where there are any: what compares masks works on bytes in every model.
