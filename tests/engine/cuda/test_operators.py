@@ -334,6 +334,42 @@ CASES = [
         for reverse in (0, 1)
     ),
     Case("y = CumSum (x, k)", {"x": np.array([[1, 0, 2], [5, -3, 1]])}, (2, 3), {"k": ints(-1)[0]}, "int64[{}] y"),
+    Case(
+        "y = ScatterElements <axis=1> (x, i, u)", {"x": (3, 5), "u": (2, 2)}, (3, 5), {"i": np.array([[0, -1], [2, 1]])}
+    ),
+    Case("y = ScatterND (x, i, u)", {"x": (4, 3, 2), "u": (2, 3, 2)}, (4, 3, 2), {"i": np.array([[-1], [1]])}),
+    Case("y = ScatterND (x, i, u)", {"x": (4, 3, 2), "u": (2, 2)}, (4, 3, 2), {"i": np.array([[0, 2], [3, -3]])}),
+    Case("y = ScatterND (x, i, u)", {"x": (4, 3), "u": (1, 2)}, (4, 3), {"i": np.array([[[0, 2], [3, 1]]])}),
+    *(
+        Case(f'y = Pad <mode="{mode}"> (x, p)', X4, (2, 6, 12, 7), {"p": ints(0, 0, 2, 1, 0, 0, 1, -1)})
+        for mode in ("reflect", "edge", "wrap")
+    ),
+    Case(
+        'c = Conv (x, w) y = Pad <mode="reflect"> (c, p)',
+        X4,
+        (2, 4, 11, 8),
+        {"w": (4, 6, 1, 1), "p": ints(0, 0, 2, 0, 0, 0, 0, 1)},
+    ),
+    # one dimension
+    Case("y = MaxPool <kernel_shape=[3], strides=[2], pads=[1,0]> (x)", {"x": (2, 6, 9)}, (2, 6, 4)),
+    Case("y = AveragePool <kernel_shape=[3], pads=[1,1], ceil_mode=1, strides=[2]> (x)", {"x": (2, 6, 8)}, (2, 6, 5)),
+    Case(
+        "y = ConvTranspose <strides=[2], pads=[1,0], output_padding=[1]> (x, w, b)",
+        {"x": (2, 6, 5)},
+        (2, 4, 11),
+        {"w": (6, 4, 3), "b": (4,)},
+    ),
+    # activations of the past, and triangles
+    *(Case(f"y = {name} (x)", {"x": (2, 5, 6)}, (2, 5, 6)) for name in ("Selu", "Softsign", "Celu", "ThresholdedRelu")),
+    Case("y = Celu <alpha=0.3> (x)", {"x": (2, 5)}, (2, 5)),
+    Case(
+        "a = Less(x, z) b = Greater(x, w) c = Xor (a, b) y = Cast<to=1>(c)",
+        {"x": (2, 5), "z": (2, 5)},
+        (2, 5),
+        {"w": (5,)},
+    ),
+    Case("y = Trilu (x)", {"x": (2, 5, 6)}, (2, 5, 6)),
+    Case("y = Trilu <upper=0> (x, k)", {"x": (5, 6)}, (5, 6), {"k": ints(-1)[0]}),
     # products by letters
     *(
         Case(f'y = Einsum <equation="{equation}"> (a, b)', {"a": a, "b": b}, out)

@@ -71,7 +71,7 @@ def test_a_device_that_has_no_memory_for_all_refuses_the_instance(
         return buckets.HostContext
 
     monkeypatch.setattr(buckets, "HostContext", full)
-    with pytest.raises(ResourceExhausted, match="serve fewer instances, or smaller buckets"):
+    with pytest.raises(ResourceExhausted, match="serve fewer instances or smaller buckets"):
         BorrowedEngineBackend(engine).instance(0, 1, None)
 
 

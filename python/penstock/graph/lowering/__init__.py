@@ -63,6 +63,8 @@ _OPERATORS: Final[dict[str, _Lower]] = {
     "Gather": moves.gather,
     "GatherElements": picking.gather_elements,
     "GatherND": picking.gather_nd,
+    "ScatterElements": picking.scatter_elements,
+    "ScatterND": picking.scatter_nd,
     "TopK": picking.top_k,
     "CumSum": picking.cumulative_sum,
     "Concat": moves.concat,

@@ -19,7 +19,7 @@ def conv(builder: Builder, node: ir.Node) -> None:
     shape = builder.shape(output)
     flat = len(x.shape) == 3
     if flat:
-        x, weight, shape = _row(x), weight[:, :, None, :], (shape[0], shape[1], 1, shape[2])
+        x, weight, shape = row(x), weight[:, :, None, :], (shape[0], shape[1], 1, shape[2])
     _expect_images(node, x)
     rows, form, groups = weight.transpose(0, 2, 3, 1), "krsc", integer(node, "group", 1)
     strides, dilations = (_spatial(node, name, 1, flat) for name in ("strides", "dilations"))
@@ -43,38 +43,37 @@ def conv(builder: Builder, node: ir.Node) -> None:
     if found is not None:
         attributes["products"] = products
     result = builder.emit(node, "conv", operands, shape, builder.datatype(output), NHWC, attributes, name=output.name)
-    builder.forward(output, _without_row(result) if flat else result)
+    builder.forward(output, without_row(result) if flat else result)
 
 
 def conv_transpose(builder: Builder, node: ir.Node) -> None:
+    """2-D, of one dimension too."""
     weight = weight_of(builder, node, 1)
     bias = _bias(builder, node, 2)
     x, output = builder.ref(node.inputs[0]), node.outputs[0]
+    shape = builder.shape(output)
+    flat = len(x.shape) == 3
+    if flat:
+        x, weight, shape = row(x), weight[:, :, None, :], (shape[0], shape[1], 1, shape[2])
     _expect_images(node, x)
     if string(node, "auto_pad", "NOTSET") not in ("NOTSET", "VALID") or integers(node, "output_shape") is not None:
         raise Unsupported(f"ConvTranspose of node {node.name!r} asks for a shape; only explicit pads can be lowered")
     x = builder.stored_as(x, NHWC, node)
-    operands = [
-        builder.operand(x, "x", NHWC),
-        in_role(
-            "weight",
-            builder.formed(origin_of(builder, node, 1), "crsk", weight.transpose(0, 2, 3, 1), name_of(node, 1)),
-        ),
-    ]
+    rows = builder.formed(origin_of(builder, node, 1), "crsk", weight.transpose(0, 2, 3, 1), name_of(node, 1))
+    operands = [builder.operand(x, "x", NHWC), in_role("weight", rows)]
     if bias is not None:
         operands.append(in_role("bias", builder.formed(bias, "", bias, name_of(node, 2))))
     attributes: dict[str, Attribute] = {
         "kernel": tuple(weight.shape[2:]),
-        "strides": _spatial(node, "strides", 1, flat=False),
-        "pads": _pads(node, flat=False),
-        "dilations": _spatial(node, "dilations", 1, flat=False),
-        "output_padding": _spatial(node, "output_padding", 0, flat=False),
+        "strides": _spatial(node, "strides", 1, flat),
+        "pads": _pads(node, flat),
+        "dilations": _spatial(node, "dilations", 1, flat),
+        "output_padding": _spatial(node, "output_padding", 0, flat),
         "groups": integer(node, "group", 1),
     }
-    shape, datatype = builder.shape(output), builder.datatype(output)
-    builder.forward(
-        output, builder.emit(node, "conv_transpose", operands, shape, datatype, NHWC, attributes, name=output.name)
-    )
+    datatype = builder.datatype(output)
+    result = builder.emit(node, "conv_transpose", operands, shape, datatype, NHWC, attributes, name=output.name)
+    builder.forward(output, without_row(result) if flat else result)
 
 
 def gemm(builder: Builder, node: ir.Node) -> None:
@@ -185,14 +184,16 @@ def _expect_images(node: ir.Node, x: Ref) -> None:
         )
 
 
-def _row(x: Ref) -> Ref:
+def row(x: Ref) -> Ref:
+    """What has one dimension as an image of one row."""
     batch, channels, size = x.shape
     row = reshaped(x, (batch, channels, 1, size))
     assert row is not None  # an axis of one can be put anywhere
     return row
 
 
-def _without_row(result: Ref) -> Ref:
+def without_row(result: Ref) -> Ref:
+    """The other way."""
     keep = permuted(result, (0, 1, 3, 2))
     return Ref(keep.value, keep.shape[:3], keep.strides[:3], keep.datatype, keep.offset)
 

@@ -14,6 +14,7 @@ from penstock.graph.editing import Array, input_of, integer, integers, number, s
 from penstock.graph.lowering.builder import Builder
 from penstock.graph.lowering.views import (
     NHWC,
+    Ref,
     expanded,
     identity,
     permuted,
@@ -171,8 +172,8 @@ def pad(builder: Builder, node: ir.Node) -> None:
     x, output = builder.ref(node.inputs[0]), node.outputs[0]
     mode = string(node, "mode", "constant")
     pads = _numbers(builder, node, 1, "pads")
-    if mode != "constant" or pads is None:
-        raise Unsupported(f"Pad of node {node.name!r} with mode {mode!r}; only constant pads can be lowered")
+    if pads is None:
+        raise Unsupported(f"Pad of node {node.name!r} with pads that are computed")
     fill = builder.constant(input_of(node, 2))
     amount = float(fill.reshape(-1)[0]) if fill is not None and fill.size else number(node, "value", 0.0)
     rank = len(x.shape)
@@ -185,6 +186,9 @@ def pad(builder: Builder, node: ir.Node) -> None:
             first = max(0, -begin[axis])
             x = sliced(x, axis, first, x.shape[axis] - first - max(0, -end[axis]))
             begin[axis], end[axis] = max(0, begin[axis]), max(0, end[axis])
+    if mode != "constant":
+        builder.forward(output, _repeated(builder, node, x, begin, end, mode))
+        return
     x, order = builder.dense(x, node)
     attributes: dict[str, Attribute] = {
         "begin": tuple(begin[axis] for axis in order),
@@ -196,6 +200,20 @@ def pad(builder: Builder, node: ir.Node) -> None:
         output,
         builder.emit(node, "pad", operands, builder.shape(output), x.datatype, order, attributes, name=output.name),
     )
+
+
+def _repeated(builder: Builder, node: ir.Node, x: Ref, begin: Sequence[int], end: Sequence[int], mode: str) -> Ref:
+    """Padded with what is there: entries of an axis picked once more."""
+    for axis, around in enumerate(zip(begin, end, strict=True)):
+        if not any(around):
+            continue
+        x, order = builder.dense(x, node)
+        numbers = np.pad(np.arange(x.shape[axis]), around, mode=mode)  # type: ignore[call-overload]  # as NumPy calls it
+        where = builder.weight(numbers, f"{node.name}.{axis}")
+        operands = [builder.operand(x, "x", order), builder.operand(where, "indices")]
+        shape = tuple(numbers.size if each == axis else size for each, size in enumerate(x.shape))
+        x = builder.emit(node, "gather", operands, shape, x.datatype, order, {"axis": order.index(axis)})
+    return x
 
 
 def resize(builder: Builder, node: ir.Node) -> None:

@@ -1,4 +1,4 @@
-"""Operators that pick elements by number, rank them or run along an axis: GatherElements, GatherND, TopK, CumSum.
+"""Operators that pick or put elements by number, rank them or run along an axis: GatherND, ScatterND, TopK, CumSum.
 
 What is picked by constants is picked from rows, as `moves.gather` does it: exporters write masks of transformers so.
 """
@@ -12,7 +12,7 @@ import onnx_ir as ir
 
 from penstock.engine.lowered import Attribute, Operand
 from penstock.errors import Unsupported
-from penstock.graph.editing import Array, integer
+from penstock.graph.editing import Array, integer, string
 from penstock.graph.lowering.builder import Builder
 from penstock.graph.lowering.views import Ref, identity, reshaped
 
@@ -41,6 +41,50 @@ def gather_nd(builder: Builder, node: ir.Node) -> None:
         _pick(builder, node, x, [*around, *found], axes)
         return
     _computed(builder, node, "gather_nd", {"batch": batch})
+
+
+def scatter_elements(builder: Builder, node: ir.Node) -> None:
+    """x with other elements at constant places. Exporters write what a model assigns to a slice so."""
+    x = builder.ref(node.inputs[0])
+    axis = integer(node, "axis", 0) % len(x.shape)
+    indices = _places(builder, node)
+    places = [*np.indices(indices.shape)]
+    places[axis] = indices % x.shape[axis]
+    _put(builder, node, places, 1)
+
+
+def scatter_nd(builder: Builder, node: ir.Node) -> None:
+    """x with other rows at constant places."""
+    indices, sizes = _places(builder, node), builder.ref(node.inputs[0]).shape
+    places = [indices[..., at] % sizes[at] for at in range(indices.shape[-1])]
+    _put(builder, node, places, math.prod(sizes[indices.shape[-1] :]))
+
+
+def _places(builder: Builder, node: ir.Node) -> Array:
+    indices = builder.constant(node.inputs[1])
+    if indices is None or string(node, "reduction", "none") != "none":
+        raise Unsupported(f"{node.op_type} of node {node.name!r} with places that are computed, or with a reduction")
+    return indices
+
+
+def _put(builder: Builder, node: ir.Node, places: Sequence[Array], width: int) -> None:
+    """Rows of so many numbers picked from x and, behind it, from the updates: of several for one place the last."""
+    x, updates = (builder.ref(node.inputs[index]) for index in (0, 2))
+    count, more = math.prod(x.shape) // max(width, 1), math.prod(updates.shape) // max(width, 1)
+    numbers = np.arange(count, dtype=np.int64)
+    numbers[np.ravel_multi_index(tuple(places), x.shape[: len(places)]).reshape(-1)] = count + np.arange(more)
+    parts = []
+    for ref, rows in ((x, count), (updates, more)):
+        flat = reshaped(builder.stored_as(ref, identity(len(ref.shape)), node), (rows, width))
+        assert flat is not None
+        parts.append(builder.operand(flat))
+    both = builder.emit(node, "concat", parts, (count + more, width), x.datatype, None, {"axis": 0})
+    where = builder.weight(numbers, f"{node.name}.places")
+    operands = [builder.operand(both, "x"), builder.operand(where, "indices")]
+    made = builder.emit(node, "gather", operands, (count, width), x.datatype, None, {"axis": 0})
+    answer = reshaped(made, x.shape)
+    assert answer is not None
+    builder.forward(node.outputs[0], answer)
 
 
 def _computed(builder: Builder, node: ir.Node, kind: str, attributes: dict[str, Attribute]) -> None:

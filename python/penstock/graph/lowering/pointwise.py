@@ -99,6 +99,31 @@ def _elu(node: ir.Node, arguments: Sequence[Argument]) -> list[Instruction]:
     return [Instruction("elu", (arguments[0], number(node, "alpha", 1.0)))]
 
 
+def _selu(node: ir.Node, arguments: Sequence[Argument]) -> list[Instruction]:
+    alpha, gamma = number(node, "alpha", 1.67326319), number(node, "gamma", 1.05070102)
+    return [Instruction("elu", (arguments[0], alpha)), Instruction("mul", ("t0", gamma))]
+
+
+def _celu(node: ir.Node, arguments: Sequence[Argument]) -> list[Instruction]:
+    x, alpha = arguments[0], number(node, "alpha", 1.0)
+    bent = [Instruction("mul", (x, 1.0 / alpha)), Instruction("elu", ("t0", alpha))]
+    return [*bent, Instruction("greater", (x, 0.0)), Instruction("where", ("t2", x, "t1"))]
+
+
+def _thresholded_relu(node: ir.Node, arguments: Sequence[Argument]) -> list[Instruction]:
+    x = arguments[0]
+    return [Instruction("greater", (x, number(node, "alpha", 1.0))), Instruction("where", ("t0", x, 0.0))]
+
+
+def _softsign(_: ir.Node, arguments: Sequence[Argument]) -> list[Instruction]:
+    x = arguments[0]
+    return [Instruction("abs", (x,)), Instruction("add", ("t0", 1.0)), Instruction("div", (x, "t1"))]
+
+
+def _xor(_: ir.Node, arguments: Sequence[Argument]) -> list[Instruction]:
+    return [Instruction("equal", tuple(arguments)), Instruction("not", ("t0",))]
+
+
 def _prelu(_: ir.Node, arguments: Sequence[Argument]) -> list[Instruction]:
     return [Instruction("leaky_relu", (arguments[0], arguments[1]))]
 
@@ -118,10 +143,15 @@ _SPECIAL: Final[dict[str, Program]] = {
     "LeakyRelu": _leaky_relu,
     "Elu": _elu,
     "PRelu": _prelu,
+    "Selu": _selu,
+    "Celu": _celu,
+    "ThresholdedRelu": _thresholded_relu,
+    "Softsign": _softsign,
+    "Xor": _xor,
     "Cast": _cast,
 }
 
-POINTWISE: Final = frozenset((*_PLAIN, *_FOLDS, *_SPECIAL, "Clip", "BatchNormalization"))
+POINTWISE: Final = frozenset((*_PLAIN, *_FOLDS, *_SPECIAL, "Clip", "BatchNormalization", "Trilu"))
 
 
 def pointwise(builder: Builder, node: ir.Node) -> None:
@@ -131,6 +161,9 @@ def pointwise(builder: Builder, node: ir.Node) -> None:
         return
     if node.op_type == "BatchNormalization":
         _batch_norm(builder, node)
+        return
+    if node.op_type == "Trilu":
+        _trilu(builder, node)
         return
     values = [value for value in node.inputs if value is not None]
     compute(builder, node, values, lambda arguments: _program(node, arguments))
@@ -203,6 +236,17 @@ def _bound(builder: Builder, node: ir.Node, index: int, attribute: str) -> float
     if array is None:
         raise Unsupported(f"Clip of node {node.name!r} has a bound that is computed; only constant ones can be lowered")
     return float(array.reshape(-1)[0]) if array.size else default
+
+
+def _trilu(builder: Builder, node: ir.Node) -> None:
+    """One triangle of each matrix, zeros in the other."""
+    x = node.inputs[0]
+    place = builder.constant(input_of(node, 1))
+    if x is None or (input_of(node, 1) is not None and place is None):
+        raise Unsupported(f"Trilu of node {node.name!r} has a diagonal that is computed")
+    diagonal, ones = int(place.reshape(-1)[0]) if place is not None else 0, np.ones(builder.shape(x)[-2:], bool)
+    kept = np.triu(ones, diagonal) if integer(node, "upper", 1) else np.tril(ones, diagonal)
+    compute(builder, node, [kept, x], lambda found: [Instruction("where", (found[0], found[1], 0))])
 
 
 def _batch_norm(builder: Builder, node: ir.Node) -> None:

@@ -10,6 +10,7 @@ from penstock.engine.lowered import Attribute
 from penstock.errors import Unsupported
 from penstock.graph.editing import Array, input_of, integer, integers, number, string
 from penstock.graph.lowering.builder import Builder
+from penstock.graph.lowering.layers import row, without_row
 from penstock.graph.lowering.views import NHWC, Ref, identity
 
 REDUCTIONS: Final = {
@@ -24,25 +25,32 @@ REDUCTIONS: Final = {
 
 
 def pool(builder: Builder, node: ir.Node) -> None:
-    """`max_pool` and `average_pool`. Pads: top, left, bottom, right; what ceil_mode adds is in the output's shape."""
+    """`max_pool` and `average_pool`, of one dimension too (as an image of one row).
+
+    Pads: top, left, bottom, right; what ceil_mode adds is in the output's shape.
+    """
     x, output = builder.ref(node.inputs[0]), node.outputs[0]
-    if len(x.shape) != 4 or len([value for value in node.outputs if value.uses()]) > 1:
+    flat = len(x.shape) == 3
+    if len(x.shape) not in (3, 4) or len([value for value in node.outputs if value.uses()]) > 1:
         raise Unsupported(f"{node.op_type} of node {node.name!r}: only pooling of images, without indices")
     if string(node, "auto_pad", "NOTSET") in ("SAME_UPPER", "SAME_LOWER"):
         raise Unsupported(f"{node.op_type} of node {node.name!r} pads by itself; optimize the model before lowering it")
-    kernel = integers(node, "kernel_shape")
+    shape, one = builder.shape(output), (1,) if flat else ()
+    kernel, pads = integers(node, "kernel_shape"), integers(node, "pads") or (0,) * (2 if flat else 4)
     assert kernel is not None
+    if flat:
+        x, shape, pads = row(x), (*shape[:2], 1, shape[2]), (0, pads[0], 0, pads[1])
     attributes: dict[str, Attribute] = {
-        "kernel": kernel,
-        "strides": integers(node, "strides") or (1, 1),
-        "pads": integers(node, "pads") or (0, 0, 0, 0),
-        "dilations": integers(node, "dilations") or (1, 1),
+        "kernel": (*one, *kernel),
+        "strides": (*one, *(integers(node, "strides") or (1,) * len(kernel))),
+        "pads": pads,
+        "dilations": (*one, *(integers(node, "dilations") or (1,) * len(kernel))),
         "count_pads": bool(integer(node, "count_include_pad", 0)),
     }
     kind = "max_pool" if node.op_type == "MaxPool" else "average_pool"
     operands = [builder.operand(builder.stored_as(x, NHWC, node), "x", NHWC)]
-    shape = builder.shape(output)
-    builder.forward(output, builder.emit(node, kind, operands, shape, x.datatype, NHWC, attributes, name=output.name))
+    result = builder.emit(node, kind, operands, shape, x.datatype, NHWC, attributes, name=output.name)
+    builder.forward(output, without_row(result) if flat else result)
 
 
 def reduce(builder: Builder, node: ir.Node) -> None:
