@@ -12,7 +12,7 @@ import onnx_ir as ir
 
 from penstock.engine.lowered import Attribute, Operand
 from penstock.errors import Unsupported
-from penstock.graph.editing import Array, integer, string
+from penstock.graph.editing import Array, input_of, integer, string
 from penstock.graph.lowering.builder import Builder
 from penstock.graph.lowering.views import Ref, identity, reshaped
 
@@ -114,7 +114,7 @@ def _answer(
 
 def top_k(builder: Builder, node: ir.Node) -> None:
     """The largest or smallest of an axis in order, and where they are: of equal ones the first comes first."""
-    if builder.constant(node.inputs[1]) is None:
+    if builder.constant(input_of(node, 1)) is None:  # or an attribute, before operator set 10
         raise Unsupported(f"TopK of node {node.name!r} has a number of elements that is computed")
     x, order = builder.dense(builder.ref(node.inputs[0]), node)
     axis = integer(node, "axis", -1) % len(x.shape)
