@@ -141,6 +141,7 @@ def test_attention_is_one_step_that_reads_its_operands_where_they_lie() -> None:
 
 
 REFUSED = [
+    ('s = Slice(x, z, a) y = Einsum<equation="ij,ij->ij">(x, s)', "Einsum of node 'n1': 'i' has 5 entries and 1"),
     ("y = Det(x)", "operator Det of node 'n0'"),
     ('y = Einsum<equation="ij,jk,kl->il">(x, x, x)', "Einsum of node 'n0' has 3 operands"),
     ("k = ArgMax(x) y = ScatterElements(x, k, x)", "ScatterElements of node 'n1' with places that are"),
@@ -150,7 +151,7 @@ REFUSED = [
 
 @pytest.mark.parametrize(("text", "message"), REFUSED)
 def test_what_has_no_step_is_refused_by_name(text: str, message: str) -> None:
-    weights = {"a": np.array(1), "p": np.array([1, 0, 1, 0])}
+    weights = {"a": np.array([1]), "z": np.array([0]), "p": np.array([1, 0, 1, 0])}
     model = graph(f"(float[5,5] x) => (float[M,N] y) {{ {text} }}", weights)
     with pytest.raises(Unsupported, match=message.replace("(", r"\(")):
         lowered(model, x=(5, 5))

@@ -23,12 +23,10 @@ def einsum(builder: Builder, node: ir.Node) -> None:
     refs = [builder.ref(value) for value in node.inputs]
     if len(refs) > 2:
         raise Unsupported(f"Einsum of node {node.name!r} has {len(refs)} operands; one or two can be lowered")
-    sides, result = _letters(string(node, "equation", ""), [len(ref.shape) for ref in refs])
+    equation = string(node, "equation", "")
+    sides, result = _letters(equation, [len(ref.shape) for ref in refs])
+    whole = _sizes(node, equation, refs, sides)
     terms = [_diagonal(ref, letters) for ref, letters in zip(refs, sides, strict=True)]
-    whole = {letter: size for ref, letters in terms for letter, size in zip(letters, ref.shape, strict=True)}
-    whole |= {
-        letter: size for ref, letters in terms for letter, size in zip(letters, ref.shape, strict=True) if size > 1
-    }
     others = ["".join(letters for _, letters in terms[:at] + terms[at + 1 :]) for at in range(len(terms))]
     terms = [_summed(builder, node, *term, result + rest) for term, rest in zip(terms, others, strict=True)]
     found, letters = terms[0] if len(terms) == 1 else _product(builder, node, terms, result, whole)
@@ -51,6 +49,18 @@ def _letters(equation: str, ranks: Sequence[int]) -> tuple[list[str], str]:
         for side, rank in zip(sides, ranks, strict=True)
     ]
     return spelled, right.replace("...", dots)
+
+
+def _sizes(node: ir.Node, equation: str, refs: Sequence[Ref], sides: Sequence[str]) -> dict[str, int]:
+    """How long each axis is; those of `...` are repeated where one operand has one entry."""
+    whole: dict[str, int] = {}
+    for ref, letters in zip(refs, sides, strict=True):
+        for letter, size in zip(letters, ref.shape, strict=True):
+            known = whole.setdefault(letter, size)
+            if known != size and (letter in equation or 1 not in (known, size)):
+                raise Unsupported(f"Einsum of node {node.name!r}: {letter!r} has {known} entries and {size}")
+            whole[letter] = max(known, size)
+    return whole
 
 
 def _diagonal(ref: Ref, letters: str) -> tuple[Ref, str]:
