@@ -38,6 +38,46 @@ def test_masks_are_known_by_their_names_and_ids_are_small_numbers() -> None:
 
 
 @pytest.mark.parametrize(
+    ("name", "flags"),
+    [
+        ("attention_mask", True), ("mask", True), ("token_type_ids", True), ("bert/segment_ids:0", True),
+        ("padding.mask", True), ("input_ids", False), ("prototype_ids", False), ("masked_lm_ids", False),
+        ("segment_lengths", False), ("datatype", False), ("unmasked", False),
+    ],
+)  # fmt: skip
+def test_flags_are_known_by_whole_words(name: str, flags: bool) -> None:
+    made = noise([TensorSpec(name, "INT64", (-1, 8))], {name: (9, 8)})[name]
+    assert (made.max() <= 1) == flags
+
+
+def test_boolean_masks_have_something_in_every_row() -> None:
+    named = noise([TensorSpec("attention_mask", "BOOL", (-1, 8))], {"attention_mask": (50, 8)})["attention_mask"]
+    assert named.dtype == bool
+    assert is_mask(named.astype(int))
+    other = TensorSpec("keep", "BOOL", (-1, 2))
+    samples = Samples([other], None)
+
+    def model(inputs: Mapping[str, Array]) -> dict[str, Array]:
+        return {"y": np.where(inputs["keep"].any(-1), 1.0, np.nan).astype(np.float32)}
+
+    assert samples.settle(model, [{"keep": (50, 2)}]) != ""
+    assert samples.at({"keep": (50, 2)})["keep"].any(-1).all()
+
+
+def test_what_only_larger_shapes_show_is_found() -> None:
+    """A number drawn once may be in a table that 64 of them leave."""
+
+    def model(inputs: Mapping[str, Array]) -> dict[str, Array]:
+        if inputs["ids"].max() >= 60:
+            raise ExecutionError("index 82 is outside a table of 60 rows")
+        return {"y": np.zeros((1, 1), np.float32)}
+
+    samples = Samples([TensorSpec("ids", "INT64", (-1, 1))], None)
+    assert samples.settle(model, [{"ids": (64, 1)}, {"ids": (1, 1)}, {"ids": (8, 1)}]) == "all integer inputs are flags"
+    assert samples.at({"ids": (64, 1)})["ids"].max() == 1
+
+
+@pytest.mark.parametrize(
     ("bears", "assumed"),
     [
         (lambda ids, third: True, ""),
@@ -55,7 +95,7 @@ def test_noise_becomes_tamer_until_the_model_answers_numbers(bears: Any, assumed
         return {"y": np.full((3, 2), 1.0 if fine else np.nan, np.float32)}
 
     samples = Samples([IDS, THIRD, X], None)
-    assert samples.settle(model, SHAPES) == assumed
+    assert samples.settle(model, [SHAPES]) == assumed
     assert bears(samples.at(SHAPES)["ids"], samples.at(SHAPES)["third"])
     assert all(bears(each["ids"], each["third"]) for each in samples.held_out([SHAPES], 4))
 
@@ -64,8 +104,8 @@ def test_nothing_is_asked_where_there_are_data_or_no_integers() -> None:
     def model(_: Mapping[str, Array]) -> dict[str, Array]:
         raise AssertionError
 
-    assert Samples([IDS], [{"ids": np.zeros((3, 8), np.int64)}]).settle(model, SHAPES) == ""
-    assert Samples([X, TensorSpec("picture", "UINT8", (-1, 8))], None).settle(model, SHAPES) == ""
+    assert Samples([IDS], [{"ids": np.zeros((3, 8), np.int64)}]).settle(model, [SHAPES]) == ""
+    assert Samples([X, TensorSpec("picture", "UINT8", (-1, 8))], None).settle(model, [SHAPES]) == ""
 
 
 WEIGHTS = {"words": normal(1000, 16), "kinds": normal(2, 16, seed=1), "w": normal(16, 4, seed=2)}

@@ -3,6 +3,7 @@
 import pytest
 
 from penstock.build.sealing import narrowest
+from penstock.engine.kinds import MULTIPLY
 from penstock.engine.plan import Program, Region, Tactic
 
 PROGRAM = Program(Tactic("openvino", "bf16"), "artifacts/0.blob", {}, 0, ("y",))
@@ -25,3 +26,9 @@ def test_an_engine_is_named_for_what_it_multiplies_in(regions: list[tuple[str, s
     """Masks are compared as bytes in every model; where nothing is reported, what was asked for counts."""
     found = [Region(kind, kind, (), achieved) for kind, achieved in regions]
     assert narrowest([PROGRAM], found) == precision
+
+
+@pytest.mark.parametrize("kind", sorted(MULTIPLY))
+def test_every_kind_of_step_that_multiplies_counts(kind: str) -> None:
+    found = [Region("a", "gemm+bias", (), "fp16"), Region("b", f"{kind}+bias", (), "int8")]
+    assert narrowest([PROGRAM], found) == "int8"

@@ -146,12 +146,24 @@ REFUSED = [
     ('y = Einsum<equation="ij,jk,kl->il">(x, x, x)', "Einsum of node 'n0' has 3 operands"),
     ("k = ArgMax(x) y = ScatterElements(x, k, x)", "ScatterElements of node 'n1' with places that are"),
     ("y = Gemm(x, x, x)", "Gemm of node 'n0'"),
-]
+    ("y = GatherND(x, far)", "GatherND of node 'n0' has places beyond"),
+    ("y = GatherElements(x, far)", "GatherElements of node 'n0' has places beyond"),
+    ("y = ScatterND(x, far, v)", "ScatterND of node 'n0' has places beyond"),
+    ("y = Celu<alpha=-1.0>(x)", "Celu of node 'n0' with alpha -1"),
+    ('y = Pad<mode="reflect">(x, p5)', "Pad of node 'n0' reflects 5 of 5 entries"),
+    ('i = Cast<to=6>(x) j = Einsum<equation="ij,jk->ik">(i, i) y = Cast<to=1>(j)', "Einsum of node 'n1' multiplies"),
+    ("t = Unsqueeze(x, z) s = Slice(x, z, a) c = MatMul(s, m) y, h = LSTM<hidden_size=1>(t, w, r, c)",
+     "LSTM of node 'n3'"),
+]  # fmt: skip
 
 
 @pytest.mark.parametrize(("text", "message"), REFUSED)
 def test_what_has_no_step_is_refused_by_name(text: str, message: str) -> None:
-    weights = {"a": np.array([1]), "z": np.array([0]), "p": np.array([1, 0, 1, 0])}
+    weights = {
+        "a": np.array([1]), "z": np.array([0]), "p": np.array([1, 0, 1, 0]), "p5": np.array([5, 0, 0, 0]),
+        "far": np.array([[0, -6], [5, 1]]), "v": normal(2), "m": normal(5, 8),
+        "w": normal(1, 4, 5), "r": normal(1, 4, 1),
+    }  # fmt: skip
     model = graph(f"(float[5,5] x) => (float[M,N] y) {{ {text} }}", weights)
     with pytest.raises(Unsupported, match=message.replace("(", r"\(")):
         lowered(model, x=(5, 5))

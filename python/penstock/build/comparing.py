@@ -57,7 +57,7 @@ def samples_of(runtime: Runtime, shapes: Shapes, data: Path | None, count: int) 
     """
     if data is None:
         samples = Samples(runtime.inputs, None)
-        samples.settle(lambda given: runtime(**given), shapes)
+        samples.settle(lambda given: runtime(**given), [shapes])
         return list(samples.held_out([shapes], count))
     if not data.exists():
         raise NotFound(f"inputs {data.name!r} do not exist; expected a .npz file or a folder of arrays")

@@ -148,7 +148,7 @@ class Build:
         self._learned, self._unseen = self._data.split() if self._data is not None else none
         self._samples = Samples(inputs, list(self._unseen) if self._unseen is not None else None)
         self._forms = prepare(model, self._folder, reduce=options.reduce, profiles=self._profiles, on_gpu=self._on_gpu)
-        self._notes += settled(self._samples, self._forms.files[SOURCE], self._profiles, self._limits)
+        self._notes += settled(self._samples, self._forms.files[SOURCE], self._buckets, self._limits)
         if self._on_gpu:
             self._lower()
 

@@ -8,6 +8,7 @@ import math
 import statistics
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
@@ -46,17 +47,20 @@ _FIRST: Final = 7
 REFERENCE: Final = Tactic("onnxruntime", "fp32", SOURCE, options=(("graph_optimization_level", "disabled"),))
 
 
-def settled(samples: Samples, form: Form, profiles: Sequence[Profile], limits: tactics.Limits) -> list[str]:
+def settled(samples: Samples, form: Form, shapes: Sequence[Shapes], limits: tactics.Limits) -> list[str]:
     """Let the reference choose what noise is made of, see `Samples.settle`; what there is to note of it.
 
-    Each try has a process of its own, since one that failed is gone.
+    A process that failed is gone, and the next try has one of its own.
     """
+    children: list[tactics.Child] = []
+    with ExitStack() as stack:
 
-    def run(inputs: Arrays) -> Arrays:
-        with tactics.compiled(REFERENCE, form, limits=limits) as child:
-            return child.run(inputs)
+        def run(inputs: Arrays) -> Arrays:
+            if not children or children[-1].closed:
+                children.append(stack.enter_context(tactics.compiled(REFERENCE, form, limits=limits)))
+            return children[-1].run(inputs)
 
-    assumed = samples.settle(run, profiles[0].minimum)
+        assumed = samples.settle(run, shapes)
     return (
         [f"the model answers noise only where {assumed}: give --calibration with inputs of its own"] if assumed else []
     )

@@ -9,7 +9,9 @@ from the noise that says most to the one that is safest. Called by the driver, `
 """
 
 import hashlib
+import math
 import re
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Final, Literal
 
@@ -24,12 +26,15 @@ Array = NDArray[Any]
 Arrays = Mapping[str, Array]
 
 _SEED = 20
+# Those of what is timed, and of the first input that outputs are compared on.
+_TRIED: Final = (_SEED, _SEED + 1)
 # Integer inputs are ids, lengths or flags as a rule; small ones are valid for nearly every vocabulary.
 _INTEGERS_BELOW = 100
 
 _Integers = Literal["ids", "flags", "ones"]
 
-_FLAGS: Final = re.compile(r"mask|type|segment|flag", re.IGNORECASE | re.ASCII)
+# In the name of an input, between its parts: `attention_mask`, `token_type_ids`, `bert/segment_ids:0`.
+_FLAGS: Final = re.compile(r"(?:^|[_./])(?:mask|token_type|segment)(?:_ids?)?(?:$|[./:])", re.IGNORECASE | re.ASCII)
 
 # What integers are taken for, by name and place among the integer inputs. Only the last is safe for every length.
 _TAKEN_FOR: Final[tuple[tuple[str, Callable[[str, int], _Integers]], ...]] = (
@@ -53,6 +58,9 @@ def noise(specs: Sequence[TensorSpec], shapes: Shapes, seed: int = _SEED, *, tak
         if spec.name in integers:
             kind = _TAKEN_FOR[taken_for][1](spec.name, integers.index(spec.name))
             made[spec.name] = _integers(kind, shapes[spec.name], rng).astype(spec.dtype)
+        elif spec.datatype == "BOOL" and (taken_for or _FLAGS.search(spec.name)):
+            last = taken_for == len(_TAKEN_FOR) - 1
+            made[spec.name] = _integers("ones" if last else "flags", shapes[spec.name], rng).astype(bool)
         else:
             made[spec.name] = _of(spec, shapes[spec.name], rng)
     return made
@@ -110,6 +118,21 @@ def joined(samples: Sequence[Arrays], rows: int) -> dict[str, Array]:
     return {name: np.concatenate([each[name] for each in alike], axis=0)[:rows] for name in first}
 
 
+def _answered(run: Callable[[Arrays], Mapping[str, Array]], inputs: Iterator[Arrays], seconds: float) -> bool:
+    """Whether the first of them, and all others that there is time for, are answered with numbers."""
+    began = time.monotonic()
+    for number, each in enumerate(inputs):
+        if number and time.monotonic() - began > seconds:
+            break
+        try:
+            answers = run(each)
+        except PenstockError:
+            return False
+        if any(np.isnan(array).any() for array in answers.values() if array.dtype.kind == "f"):
+            return False
+    return True
+
+
 class Samples:
     """Where timing and gate take their inputs from."""
 
@@ -118,20 +141,21 @@ class Samples:
         self._data = list(data) if data else None
         self._taken_for = 0
 
-    def settle(self, run: Callable[[Arrays], Mapping[str, Array]], shapes: Shapes) -> str:
+    def settle(
+        self, run: Callable[[Arrays], Mapping[str, Array]], shapes: Sequence[Shapes], seconds: float = 2.0
+    ) -> str:
         """Find noise that the model answers with numbers; what had to be assumed of it, empty where nothing had.
 
-        Only where there are no data, and integers whose meaning is unknown. Where the model takes none of it, nothing
-        changes, and whoever runs it next is told why.
+        Only where there are no data, and integers or booleans whose meaning is unknown. Tried at all shapes, the
+        smallest first, as far as there is time: what will be drawn there, and once more. Where the model takes none of
+        it nothing changes, and whoever runs it next is told why.
         """
-        if self._data is not None or not any(map(_unknown, self._specs)):
+        if self._data is not None or not any(_unknown(each) or each.datatype == "BOOL" for each in self._specs):
             return ""
+        ordered = sorted(shapes, key=lambda each: sum(math.prod(shape) for shape in each.values()))
         for number, (assumed, _) in enumerate(_TAKEN_FOR):
-            try:
-                answers = run(noise(self._specs, shapes, taken_for=number))
-            except PenstockError:
-                continue
-            if not any(np.isnan(each).any() for each in answers.values() if each.dtype.kind == "f"):
+            drawn = (noise(self._specs, each, seed, taken_for=number) for each in ordered for seed in _TRIED)
+            if _answered(run, drawn, seconds):
                 self._taken_for = number
                 return assumed
         return ""

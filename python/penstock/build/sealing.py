@@ -20,6 +20,7 @@ from penstock.build.weights import shared
 from penstock.engine import Engine, check, parts, sealed
 from penstock.engine.check import Verdict
 from penstock.engine.engine import from_sealed
+from penstock.engine.kinds import MULTIPLY
 from penstock.engine.plan import (
     CUDA,
     LOWERED,
@@ -47,7 +48,10 @@ from penstock.tactics import Child, Limits, Stable, compiled
 _PROFILE_CALLS: Final = (5, 10)
 _PROFILE_SECONDS: Final = 2.0
 # In the kind of a region that multiplies, as libraries and we name it.
-_PRODUCTS: Final = re.compile("conv(?!ert)|gemm|matmul|fullyconnected|product|einsum|attention|lstm|gru|rnn", re.I)
+_PRODUCTS: Final = re.compile(
+    rf"conv(?!ert)|gemm|matmul|fullyconnected|product|einsum|attention|lstm|gru|rnn|^(?:{'|'.join(sorted(MULTIPLY))})\b",
+    re.IGNORECASE,
+)
 
 
 @dataclass(frozen=True, slots=True)

@@ -89,7 +89,7 @@ def time(
     at = shapes_of([model], shapes or ())
     data = samples_of(model, at, inputs, max(1, *(shape[0] for shape in at.values() if shape))) if inputs else None
     samples = Samples(model.inputs, data)
-    samples.settle(lambda given: model(**given), at)
+    samples.settle(lambda given: model(**given), [at])
     arrays = samples.at(at)
     say(f"{file.name} with {shapes_text(at)}, {streams} stream{'s' if streams > 1 else ''}, {duration:g} s")
     wanted = timing.Load(streams, warm_up, duration, iterations)

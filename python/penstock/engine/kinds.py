@@ -125,6 +125,7 @@ AXES: Final[Mapping[str, Mapping[str, int]]] = {
     "conv_shortcut": {"x": 4, "weight": 4, "source": 4, "shortcut": 2},
     **{kind: {"x": 4, "weight": 4, "second": 2} for kind in ("bottleneck", "bottleneck_next")},
     "fork": {"x": 4, "first": 4, "second": 4},
+    "grid_sample": {"x": 4, "grid": 4},
     "gated_layers": {"0_x": 4},
     **{kind: {"weight": 2} for kind in ("gemm", "gemm_top_1")},
     "gemm_norm": {"weight": 2, "x_moments": 3, "residual_moments": 3},
@@ -136,6 +137,9 @@ LAYERS: Final = (
     *(*_FILTERS, "gemm", "gemm_norm", "squeeze_excite", "mlp", "fork"),
     *("lstm", "gru", "layer_norm", "gated_layers", "gemm_top_1"),
 )
+
+MULTIPLY: Final = frozenset((*LAYERS, "matmul", "attention")) - {"layer_norm"}
+"""Kinds whose time goes into products."""
 
 # Activation of an epilogue -> what it computes; alpha and beta are the step's attributes.
 ACTIVATIONS: Final = (

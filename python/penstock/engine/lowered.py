@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final, Literal
 
 from penstock.engine import kinds, pieces
+from penstock.engine.extents import misfit
 from penstock.engine.plan import Shape
 from penstock.errors import InvalidArgument
 
@@ -322,6 +323,10 @@ def _check_shapes(graph: LoweredGraph, step: Step) -> None:
     axes = len(out) if operand is None else len(graph.shape(operand))
     if problem := kinds.refused(step.kind, step.attributes, axes):
         raise InvalidArgument(f"step {step.name!r} of kind {step.kind!r} {problem}")
+    read = {each.role: (graph.shape(each), graph.stored(each.value).datatype) for each in step.inputs}
+    written = [(graph.values[name].shape, graph.values[name].datatype) for name in step.outputs]
+    if problem := misfit(step.kind, step.attributes, read, written):
+        raise InvalidArgument(f"step {step.name!r} of kind {step.kind!r}: {problem}")
 
 
 def _check_moments(graph: LoweredGraph, step: Step) -> None:

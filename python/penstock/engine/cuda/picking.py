@@ -57,11 +57,11 @@ def gather_nd(site: Site) -> Run:
     whole, places = site.shape("x"), site.shape("indices")
     sizes = whole[: batch + places[-1]]
     strides = [math.prod(sizes[axis + 1 :]) for axis in range(len(sizes))]
-    # What the axes that both have add to a row's number, for every place.
-    ahead = torch.zeros(places[:-1], dtype=torch.int64)
+    # What the axes that both have add to a row's number.
+    ahead = torch.zeros((1,) * (len(places) - 1), dtype=torch.int64)
     for axis in range(batch):
         steps = torch.arange(sizes[axis]) * strides[axis]
-        ahead += steps.reshape(*(-1 if each == axis else 1 for each in range(len(places) - 1)))
+        ahead = ahead + steps.reshape(*(-1 if each == axis else 1 for each in range(len(places) - 1)))
     ahead = ahead.to(site.device)
 
     def run(operands: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
@@ -83,7 +83,7 @@ def grid_sample(site: Site) -> Run:
     def run(operands: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
         x, grid = operands
         seen = x.permute(0, 3, 1, 2)
-        # Half a pixel is lost in places of 16 bits, so that both are wide.
+        # Places that come in as FP32 stay so; of those that a step made in 16 bits a fraction of a pixel is gone.
         found = functional.grid_sample(seen.float(), grid.float(), mode, padding, align)
         return (found.to(dtype).permute(0, 2, 3, 1).contiguous(),)
 

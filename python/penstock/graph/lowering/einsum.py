@@ -21,6 +21,8 @@ from penstock.graph.lowering.views import Ref, expanded, identity, permuted, res
 
 def einsum(builder: Builder, node: ir.Node) -> None:
     refs = [builder.ref(value) for value in node.inputs]
+    if builder.datatype(node.outputs[0]) not in ("FP16", "BF16", "FP32"):
+        raise Unsupported(f"Einsum of node {node.name!r} multiplies no floats")
     if len(refs) > 2:
         raise Unsupported(f"Einsum of node {node.name!r} has {len(refs)} operands; one or two can be lowered")
     equation = string(node, "equation", "")

@@ -207,6 +207,8 @@ def _repeated(builder: Builder, node: ir.Node, x: Ref, begin: Sequence[int], end
     for axis, around in enumerate(zip(begin, end, strict=True)):
         if not any(around):
             continue
+        if mode == "reflect" and max(around) >= x.shape[axis]:
+            raise Unsupported(f"Pad of node {node.name!r} reflects {max(around)} of {x.shape[axis]} entries")
         x, order = builder.dense(x, node)
         numbers = np.pad(np.arange(x.shape[axis]), around, mode=mode)  # type: ignore[call-overload]  # as NumPy calls it
         where = builder.weight(numbers, f"{node.name}.{axis}")

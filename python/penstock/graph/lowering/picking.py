@@ -23,9 +23,7 @@ def gather_elements(builder: Builder, node: ir.Node) -> None:
     axis = integer(node, "axis", 0) % len(x.shape)
     indices = builder.constant(node.inputs[1])
     if indices is not None:
-        places = [*np.indices(indices.shape)]
-        places[axis] = indices % x.shape[axis]
-        _pick(builder, node, x, places, len(x.shape))
+        _pick(builder, node, x, _along(node, indices, axis, x.shape), len(x.shape))
         return
     _computed(builder, node, "gather_elements", {"axis": axis})
 
@@ -37,8 +35,7 @@ def gather_nd(builder: Builder, node: ir.Node) -> None:
     if indices is not None:
         axes = batch + indices.shape[-1]
         around = np.indices(indices.shape[:-1])[:batch]
-        found = [indices[..., at] % size for at, size in enumerate(x.shape[batch:axes])]
-        _pick(builder, node, x, [*around, *found], axes)
+        _pick(builder, node, x, [*around, *_counted(node, indices, x.shape[batch:axes])], axes)
         return
     _computed(builder, node, "gather_nd", {"batch": batch})
 
@@ -48,16 +45,31 @@ def scatter_elements(builder: Builder, node: ir.Node) -> None:
     x = builder.ref(node.inputs[0])
     axis = integer(node, "axis", 0) % len(x.shape)
     indices = _places(builder, node)
-    places = [*np.indices(indices.shape)]
-    places[axis] = indices % x.shape[axis]
-    _put(builder, node, places, 1)
+    _put(builder, node, _along(node, indices, axis, x.shape), 1)
 
 
 def scatter_nd(builder: Builder, node: ir.Node) -> None:
     """x with other rows at constant places."""
     indices, sizes = _places(builder, node), builder.ref(node.inputs[0]).shape
-    places = [indices[..., at] % sizes[at] for at in range(indices.shape[-1])]
-    _put(builder, node, places, math.prod(sizes[indices.shape[-1] :]))
+    _put(builder, node, _counted(node, indices, sizes[: indices.shape[-1]]), math.prod(sizes[indices.shape[-1] :]))
+
+
+def _along(node: ir.Node, indices: Array, axis: int, sizes: Sequence[int]) -> list[Array]:
+    """Places in every axis of what has these sizes, where those in one are told."""
+    places = [*np.indices(indices.shape)]
+    places[axis] = indices
+    return _counted(node, np.stack(places, -1), sizes)
+
+
+def _counted(node: ir.Node, places: Array, sizes: Sequence[int]) -> list[Array]:
+    """Places by axis, counted from the front; raises Unsupported where they are none."""
+    if not sizes or places.shape[-1] != len(sizes):
+        raise Unsupported(
+            f"{node.op_type} of node {node.name!r} has places of {places.shape[-1]} axes in {list(sizes)}"
+        )
+    if np.any(places >= sizes) or np.any(places < np.negative(sizes)):
+        raise Unsupported(f"{node.op_type} of node {node.name!r} has places beyond {list(sizes)}")
+    return [places[..., at] % size for at, size in enumerate(sizes)]
 
 
 def _places(builder: Builder, node: ir.Node) -> Array:

@@ -106,6 +106,8 @@ def _selu(node: ir.Node, arguments: Sequence[Argument]) -> list[Instruction]:
 
 def _celu(node: ir.Node, arguments: Sequence[Argument]) -> list[Instruction]:
     x, alpha = arguments[0], number(node, "alpha", 1.0)
+    if not alpha > 0:
+        raise Unsupported(f"Celu of node {node.name!r} with alpha {alpha:g} can't be lowered, positive ones can")
     bent = [Instruction("mul", (x, 1.0 / alpha)), Instruction("elu", ("t0", alpha))]
     return [*bent, Instruction("greater", (x, 0.0)), Instruction("where", ("t2", x, "t1"))]
 

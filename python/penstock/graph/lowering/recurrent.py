@@ -42,7 +42,8 @@ def _lower(
     x = builder.ref(node.inputs[0])
     if not any(lies_in(x, each) for each in _TIME_OR_BATCH_FIRST):
         x = builder.stored_as(x, identity(3), node)
-    r, b = weight_of(builder, node, 2), builder.constant(input_of(node, 3))
+    r = weight_of(builder, node, 2)
+    b = weight_of(builder, node, 3) if input_of(node, 3) is not None else None
     directions, _, hidden = r.shape
     time, batch = x.shape[0], x.shape[1]
     datatype = builder.datatype(node.outputs[0]) if node.outputs[0].dtype else x.datatype
