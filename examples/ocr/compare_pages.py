@@ -31,6 +31,7 @@ from examples.ocr.page_metrics import (
     word_errors,
 )
 from examples.ocr.readers import PageReader, RapidReader
+from penstock.errors import NotFound
 
 Pixels = npt.NDArray[np.uint8]
 Read = Callable[[Pixels], Sequence[PlacedText]]
@@ -57,7 +58,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--draw", type=Path, help="a folder: what ours read of each page, as pictures")
     parser.add_argument("--json", action="store_true", help="print one JSON document in place of tables")
     chosen = parser.parse_args(arguments)
-    ours = PageReader(chosen.runtime, engines_in(chosen.engines))
+    try:
+        ours = PageReader(chosen.runtime, engines_in(chosen.engines))
+    except NotFound as error:
+        parser.error(str(error))
     peers = {f"rapidocr {peer}": RapidReader(peer) for peer in chosen.peers}
     readers: dict[str, Read] = {OURS: ours, **peers}
     documents = list(rendered_documents(chosen.documents, first=chosen.first))

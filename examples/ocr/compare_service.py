@@ -16,7 +16,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -32,6 +32,7 @@ from examples.ocr.servers import child
 from penstock.bench import requests, subject
 from penstock.bench.load import ANSWERED, HTTP, Load, Plan
 from penstock.engine import cores
+from penstock.errors import NotFound
 
 OURS = ("plain networks", "engines")
 PEERS = {
@@ -65,12 +66,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     chosen = parser.parse_args(arguments)
     if "engines" in (chosen.readers or ()) and not chosen.engines:
         parser.error("the reader 'engines' needs --engines DIR")
+    try:
+        engines = engines_in(chosen.engines)
+    except NotFound as error:
+        parser.error(str(error))
     with tempfile.TemporaryDirectory() as name:
         pages = Path(name) / "pages.json"
         pages.write_text(
             json.dumps({"data": [{"image": {"b64": each}} for each in encoded(chosen.pages, chosen.first)]})
         )
-        found = compared(pages, chosen)
+        found = compared(pages, engines, chosen)
     if chosen.json:
         print(json.dumps({each: [asdict(rate) for rate in rates] for each, rates in found.items()}, indent=2))
         return
@@ -86,7 +91,7 @@ def encoded(count: int, first: int) -> list[str]:
     return [base64.b64encode(cv2.imencode(".png", one.pixels)[1].tobytes()).decode() for one in documents]
 
 
-def compared(pages: Path, chosen: argparse.Namespace) -> dict[str, list[Rate]]:
+def compared(pages: Path, engines: Mapping[str, Path], chosen: argparse.Namespace) -> dict[str, list[Rate]]:
     """By reader, a Rate for each round; told on standard error as they come."""
     asked = chosen.readers or [each for each in (*OURS, *PEERS) if each != "engines" or chosen.engines]
     found: dict[str, list[Rate]] = {each: [] for each in asked}
@@ -95,8 +100,8 @@ def compared(pages: Path, chosen: argparse.Namespace) -> dict[str, list[Rate]]:
             if each in PEERS:
                 turn = peer(pages, *PEERS[each], chosen)
             else:
-                engines = engines_in(chosen.engines) if each == "engines" else {}
-                flags = [flag for name, path in engines.items() for flag in (f"--{name}", str(path))]
+                used = engines.items() if each == "engines" else ()
+                flags = [flag for name, path in used for flag in (f"--{name}", str(path))]
                 with child(each, "examples.ocr.page.service", flags) as server:
                     turn = loaded(server.http, pages, chosen)
             turns.append(turn)

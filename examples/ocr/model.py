@@ -19,6 +19,7 @@ import onnx
 import penstock as ps
 from examples.ocr.reader import ANY_WIDTH, FEW_SHAPES, HEIGHT, Calls, Classes, Floats, Recognise, best_classes, read
 from penstock.engine import Runtime
+from penstock.errors import NotFound
 
 PACKAGE = "rapidocr"
 RECOGNISER = "PP-OCRv6_rec_small.onnx"
@@ -76,11 +77,18 @@ def network(file: str, engine: Path | None, *, runtime: str, threads: int | None
 
 
 def engines_in(folder: Path | None) -> dict[str, Path]:
-    """By the names in `NETWORKS`, the engines that are there: PP-OCRv6_det_small.engine for PP-OCRv6_det_small.onnx."""
+    """By the names in `NETWORKS`, the engines that are there: PP-OCRv6_det_small.engine for PP-OCRv6_det_small.onnx.
+
+    Raises NotFound where the folder has none of them, so that nobody measures plain networks for engines.
+    """
     if folder is None:
         return {}
-    found = {name: folder / Path(file).with_suffix(".engine").name for name, file in NETWORKS.items()}
-    return {name: path for name, path in found.items() if path.is_file()}
+    paths = {name: folder / Path(file).with_suffix(".engine").name for name, file in NETWORKS.items()}
+    found = {name: path for name, path in paths.items() if path.is_file()}
+    if not found:
+        names = ", ".join(path.name for path in paths.values())
+        raise NotFound(f"{str(folder)!r} has no engine of the networks; expected at least one of {names}")
+    return found
 
 
 def alphabet_of(path: Path) -> list[str]:

@@ -1,6 +1,7 @@
 """Documents of known truth, the measure of a page read, and the real networks on whole pages beside RapidOCR."""
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -11,6 +12,7 @@ import numpy.typing as npt
 import pytest
 from PIL import Image
 
+from examples.ocr import compare_service
 from examples.ocr.compare_pages import main
 from examples.ocr.documents import KINDS, LOOKS, Document, real_page, rendered_documents
 from examples.ocr.draw import colour_of, draw_page
@@ -264,6 +266,17 @@ def test_a_page_held_upside_down_or_on_its_side_reads_the_same_lines() -> None:
 @pytest.mark.parametrize("level", [0, 128, 255])
 def test_a_picture_without_text_has_no_lines(size: tuple[int, int], level: int) -> None:
     assert reader()(np.full((*size, 3), level, np.uint8)) == ()
+
+
+@pytest.mark.parametrize("compare", [main, compare_service.main])
+def test_a_folder_without_engines_is_told_before_anything_is_read(
+    compare: Callable[[list[str]], None], capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    (tmp_path / "det.engine").touch()
+    with pytest.raises(SystemExit) as ended:
+        compare(["--engines", str(tmp_path)])
+    assert ended.value.code == 2
+    assert "expected at least one of PP-OCRv6_det_small.engine" in capsys.readouterr().err
 
 
 @pytest.mark.slow
