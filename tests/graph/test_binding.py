@@ -5,7 +5,7 @@ import onnx_ir as ir
 import pytest
 
 from penstock.errors import InvalidArgument
-from penstock.graph import bind, optimize, signature
+from penstock.graph import bind, mend_outputs, optimize, signature
 from tests.graph.small import assert_same, graph, normal, operators
 
 # A row of ones as long as x is wide, counted from its shape, and a Reshape by computed sizes.
@@ -84,3 +84,15 @@ def test_shapes_that_do_not_fit_are_refused(shapes: dict[str, tuple[int, ...]], 
         bind(model, shapes)
     with pytest.raises(InvalidArgument, match=words):
         optimize(model, shapes=shapes)
+
+
+def test_an_output_that_claims_another_rank_gets_the_one_that_is_computed() -> None:
+    model = graph("(float[N,4] x) => (float[1,1,N,4] y, float[N,4] z) { y = Unsqueeze(x, first) z = Relu(x) }", NUMBERS)
+    assert mend_outputs(model) == [
+        "the model says that output 'y' has 4 axes, and computes 3: its exporter was mistaken"
+    ]
+    assert [each.shape for each in signature(model)[1]] == [(1, -1, 4), (-1, 4)]
+    assert mend_outputs(model) == []
+    model.graph.outputs[0].shape = None
+    assert mend_outputs(model) == []
+    assert signature(model)[1][0].shape == (1, -1, 4)

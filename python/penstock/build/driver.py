@@ -134,6 +134,7 @@ class Build:
             if options.calibration is not None and "int8" in self._allowed:
                 self._notes.append("the model has custom operators, so INT8 was not tried")
         model = graph.load(self._path)
+        self._notes += graph.mend_outputs(model)
         for text in options.preprocess:
             model = graph.boundary.preprocess(model, text)
         inputs = graph.signature(model)[0]

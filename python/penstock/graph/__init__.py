@@ -6,7 +6,7 @@ and build; imports the engine's file checks and nothing else of the package.
 """
 
 from penstock.graph import boundary
-from penstock.graph.binding import bind
+from penstock.graph.binding import bind, mend_outputs
 from penstock.graph.files import load, save, to_bytes
 from penstock.graph.optimizing import Optimized, PassRecord, optimize
 from penstock.graph.passes import FOR_CPU, Pass
@@ -25,6 +25,7 @@ __all__ = [
     "boundary",
     "listing",
     "load",
+    "mend_outputs",
     "optimize",
     "regions",
     "save",

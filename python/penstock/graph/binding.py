@@ -57,6 +57,31 @@ def prepare(model: ir.Model) -> ir.Model:
     return copy
 
 
+def mend_outputs(model: ir.Model) -> list[str]:
+    """Give outputs the rank that follows from the inputs where the model claims another, or none; what was mended.
+
+    torch 2.11 writes the states of recurrent layers with one axis too many. Libraries let that pass, but what is
+    answered would not be what the engine says.
+    """
+    copy = _own(model)
+    for value in copy.graph.outputs:
+        if value.producer() is not None:
+            value.shape = None
+    inference.forget(copy)
+    inference.infer(copy)
+    said = []
+    for claimed, found in zip(model.graph.outputs, copy.graph.outputs, strict=True):
+        if found.shape is None or (claimed.shape is not None and len(claimed.shape) == len(found.shape)):
+            continue
+        if claimed.shape is not None:
+            said.append(
+                f"the model says that output {claimed.name!r} has {len(claimed.shape)} axes, and computes "
+                f"{len(found.shape)}: its exporter was mistaken"
+            )
+        claimed.shape = ir.Shape(found.shape)
+    return said
+
+
 def _own(model: ir.Model) -> ir.Model:
     bound_functions(model)
     copy = model.clone()
