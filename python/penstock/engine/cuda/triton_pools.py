@@ -43,14 +43,16 @@ def _window(ready: Ready, operands: Tensors, outputs: Tensors, scratch: Scratch 
     del scratch
     site = ready.site
     kernel, strides, pads, dilations = (site.integers(name) for name in ("kernel", "strides", "pads", "dilations"))
+    top, left, bottom, right = pads
+    counted = (top, left, bottom, right) if site.number("count_pads") else (0, 0, 0, 0)
     return max_pool2d_nhwc_launch(
         operands[0],
         window=(kernel[0], kernel[1]),
         stride=(strides[0], strides[1]),
-        padding=(pads[0], pads[1]),
+        padding=(top, left),
         out=outputs[0],
         dilation=(dilations[0], dilations[1]),
-        mean=site.step.kind == "average_pool",
+        mean=counted if site.step.kind == "average_pool" else None,
         pdl=site.early,
     )
 

@@ -1,11 +1,11 @@
-"""The max pool kernel against torch, for windows, strides, padding, channel slices and NaN."""
+"""The pooling kernel against torch, for windows, strides, padding, channel slices and NaN."""
 
 import pytest
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("triton")
 
-from penstock.engine.cuda.kernels.max_pool import max_pool2d_nhwc  # noqa: E402
+from penstock.engine.cuda.kernels.max_pool import max_pool2d_nhwc, max_pool2d_nhwc_launch  # noqa: E402
 
 pytestmark = pytest.mark.torch
 
@@ -52,3 +52,30 @@ def test_nan_and_infinity_come_through(device: str) -> None:
     assert torch.isnan(out[0, 0, 0, 0]).item()
     assert out.isnan().sum().item() == 1
     assert out[0, 1, 1, 1].item() == 0
+
+
+# batch, height, width, channels, window, stride, padding, ceil mode, whether padding counts
+MEANS = [
+    (2, 9, 11, 5, (3, 3), (1, 1), (1, 1), False, False),
+    (2, 9, 11, 5, (3, 3), (1, 1), (1, 1), False, True),
+    (1, 8, 10, 40, (3, 3), (2, 2), (1, 1), True, False),
+    (1, 8, 10, 40, (3, 2), (2, 3), (1, 1), True, True),
+    (1, 7, 7, 16, (2, 2), (2, 2), (0, 0), True, False),
+    (1, 8, 6, 16, (2, 3), (2, 3), (0, 0), False, False),
+]
+
+
+@pytest.mark.parametrize("case", MEANS)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32], ids=["fp16", "bf16", "fp32"])
+def test_it_is_the_mean_of_what_counts(case, dtype, device: str) -> None:  # type: ignore[no-untyped-def]
+    batch, height, width, channels, window, stride, (top, left), ceil, whole = case
+    x = (3 + torch.randn(batch, height, width, channels)).to(dtype)
+    wanted = torch.nn.functional.avg_pool2d(
+        x.double().permute(0, 3, 1, 2), window, stride, (top, left), ceil_mode=ceil, count_include_pad=whole
+    ).permute(0, 2, 3, 1)
+    out = torch.full(wanted.shape, 7.0, dtype=dtype, device=device)
+    max_pool2d_nhwc_launch(
+        x.to(device), window=window, stride=stride, padding=(top, left), out=out,
+        mean=(top, left, top, left) if whole else (0, 0, 0, 0),
+    ).run()  # fmt: skip
+    assert (out.double().cpu() - wanted).abs().max() <= max(torch.finfo(dtype).eps, 5e-7) * wanted.abs().max()

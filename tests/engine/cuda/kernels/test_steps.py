@@ -99,6 +99,15 @@ MODELS: dict[str, tuple[str, Arrays, Arrays, str]] = {
         "(float[2,16,6,6] x) => (float[2,16,2,3] y) { y = AveragePool <kernel_shape=[3,2], strides=[3,2]> (x) }", {},
         {"x": normal(2, 16, 6, 6)}, "average_pool",
     ),
+    "average pool with an edge": (
+        "(float[2,16,6,6] x) => (float[2,16,6,6] y) { y = AveragePool <kernel_shape=[3,3], pads=[1,1,1,1]> (x) }", {},
+        {"x": normal(2, 16, 6, 6)}, "average_pool",
+    ),
+    "average pool with zeros": (
+        "(float[2,16,6,6] x) => (float[2,16,4,3] y) { y = AveragePool "
+        "<kernel_shape=[3,3], strides=[2,2], pads=[1,0,1,1], ceil_mode=1, count_include_pad=1> (x) }", {},
+        {"x": normal(2, 16, 6, 6)}, "average_pool",
+    ),
     "gate": (
         """(float[2,16,6,6] x) => (float[2,16,6,6] y) { a = Conv <pads=[1,1,1,1]> (x, w, b) p = GlobalAveragePool(a)
         c = Conv(p, v) d = Conv(x, v) g = Sigmoid(c) m = Mul(a, g) y = Add(m, d) }""",

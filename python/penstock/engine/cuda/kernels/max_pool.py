@@ -44,15 +44,19 @@ def max_pool2d_nhwc_launch(
     padding: tuple[int, int],
     out: torch.Tensor,
     dilation: tuple[int, int] = (1, 1),
-    mean: bool = False,
+    mean: tuple[int, int, int, int] | None = None,
     pdl: bool = False,
 ) -> Launch:
-    """`mean`: of windows that lie inside altogether, summed in FP32, in place of the largest."""
+    """mean  in place of the largest number the mean, summed in FP32; (top, left, bottom, right): as much of what lies
+    around the map counts as so many zeros, the rest for nothing.
+    """
     batch, height, width, channels = x.shape
     out_height, out_width = out.shape[1:3]
     expect_shape(out, "out", batch, out_height, out_width, channels)
-    if mean and (padding != (0, 0) or dilation != (1, 1) or not _inside(x, window, stride, out)):
-        raise ValueError("mean: expected windows that lie inside the map")
+    if mean is not None and dilation != (1, 1):
+        raise ValueError(f"mean: expected no dilation, got {dilation}")
+    inside = padding == (0, 0) and _inside(x, window, stride, out)
+    top, left, bottom, right = mean or (0, 0, 0, 0)
     block_channels = min(power_of_two(channels), 128)
     block_spots = max(1, _BYTES // x.element_size() // block_channels)
     spots = batch * out_height * out_width
@@ -77,7 +81,12 @@ def max_pool2d_nhwc_launch(
             "DILATION_WIDE": dilation[1],
             "X_PITCH": pitch(x, "x"),
             "OUT_PITCH": pitch(out, "out"),
-            "MEAN": mean,
+            "MEAN": mean is not None,
+            "COUNTED": mean is not None and not inside,
+            "COUNTED_TOP": top,
+            "COUNTED_LEFT": left,
+            "COUNTED_BOTTOM": bottom,
+            "COUNTED_RIGHT": right,
             "BLOCK_SPOTS": block_spots,
             "BLOCK_CHANNELS": block_channels,
             "PDL": pdl,
@@ -134,6 +143,11 @@ def max_pool_kernel(
     X_PITCH: tl.constexpr,
     OUT_PITCH: tl.constexpr,
     MEAN: tl.constexpr,
+    COUNTED: tl.constexpr,
+    COUNTED_TOP: tl.constexpr,
+    COUNTED_LEFT: tl.constexpr,
+    COUNTED_BOTTOM: tl.constexpr,
+    COUNTED_RIGHT: tl.constexpr,
     BLOCK_SPOTS: tl.constexpr,
     BLOCK_CHANNELS: tl.constexpr,
     PDL: tl.constexpr,
@@ -164,6 +178,10 @@ def max_pool_kernel(
                 result += seen.to(tl.float32)
             else:
                 result = tl.maximum(result, seen.to(tl.float32), propagate_nan=tl.PropagateNan.ALL)
-    if MEAN:
+    if COUNTED:
+        rows = tl.minimum(row + TAPS_HIGH, HEIGHT + COUNTED_BOTTOM) - tl.maximum(row, -COUNTED_TOP)
+        columns = tl.minimum(column + TAPS_WIDE, WIDTH + COUNTED_RIGHT) - tl.maximum(column, -COUNTED_LEFT)
+        result = result / (rows * columns).to(tl.float32)[:, None]
+    elif MEAN:
         result = result / (TAPS_HIGH * TAPS_WIDE)
     tl.store(out + spots[:, None] * OUT_PITCH + channels[None, :], result.to(out.dtype.element_ty), mask=exists)
