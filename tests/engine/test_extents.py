@@ -43,6 +43,9 @@ RIGHT: dict[str, tuple[str, dict[str, Any], dict[str, Stored], list[Stored]]] = 
     "nd": ("gather_nd", {"batch": 1}, {"x": ((5, 6, 7, 8), FLOAT), "indices": ((5, 3, 2), INT)}, [((5, 3, 8), FLOAT)]),
     "cumsum": ("cumsum", SUM, {"x": ((5, 6), FLOAT)}, [((5, 6), FLOAT)]),
     "top_k": ("top_k", TOP, {"x": ((5, 6), FLOAT)}, [((5, 2), FLOAT), ((5, 2), INT)]),
+    "norm": (
+        "norm_factors", {"groups": 2, "epsilon": 1e-5}, {"x": ((5, 4, 3, 6), FLOAT)}, [((5, 1, 1, 6), FLOAT)] * 2,
+    ),
     "grid": ("grid_sample", GRID, {"x": ((2, 9, 9, 3), FLOAT), "grid": ((2, 4, 5, 2), FLOAT)}, [((2, 4, 5, 3), FLOAT)]),
     "lstm": (
         "lstm", {"hidden": 3}, {"x": ((7, 6, 4), FLOAT), **LSTM, "hidden": STATE, "cell": STATE},
@@ -83,6 +86,11 @@ WRONG: list[tuple[str, dict[str, Any], dict[str, Stored | None], dict[int, Store
     ("top_k", {}, {}, {1: ((5, 2), FLOAT)}, "ranks"),
     ("top_k", {}, {}, {0: ((4, 2), FLOAT), 1: ((4, 2), INT)}, "ranks"),
     ("top_k", {}, {}, {0: ((5,), FLOAT), 1: ((5,), INT)}, "ranks"),
+    ("norm", {"groups": 4}, {}, {}, "4 groups do not share 6 channels"),
+    ("norm", {"groups": 0}, {}, {}, "groups"),
+    ("norm", {}, {}, {0: ((5, 1, 6), FLOAT)}, "axes"),
+    ("norm", {}, {}, {1: ((5, 1, 1, 3), FLOAT)}, "its factors"),
+    ("norm", {}, {}, {1: ((5, 1, 1, 6), "FP16")}, "its factors"),
     ("grid", {}, {"grid": ((2, 4, 5, 3), FLOAT)}, {}, "its grid"),
     ("grid", {}, {"grid": ((1, 4, 5, 2), FLOAT)}, {}, "its grid"),
     ("grid", {}, {"grid": ((2, 4, 2), FLOAT)}, {}, "axes"),

@@ -31,7 +31,7 @@ def misfit(
         return _picked(kind, attributes, shapes["x"], shapes["indices"], results[0][0])
     if kind in _GATES:
         return _recurrent(_GATES[kind], attributes["hidden"], shapes, results)
-    check = {"cumsum": _summed, "top_k": _ranked, "grid_sample": _sampled}.get(kind)
+    check = {"cumsum": _summed, "top_k": _ranked, "grid_sample": _sampled, "norm_factors": _normed}.get(kind)
     return check(attributes, shapes, results) if check is not None else ""
 
 
@@ -58,6 +58,15 @@ def _sampled(attributes: Mapping[str, Attribute], shapes: _Shapes, results: _Res
     (batch, *_, channels), ((out, _),) = shapes["x"], results
     fits = len(out) == 4 and shapes["grid"] == (batch, *out[1:3], 2) and out[3] == channels and out[0] == batch
     return "" if fits else f"its grid has shape {list(shapes['grid'])} for a result of {list(out)}"
+
+
+def _normed(attributes: Mapping[str, Attribute], shapes: _Shapes, results: _Results) -> str:
+    (batch, *_, channels), groups = shapes["x"], attributes["groups"]
+    assert isinstance(groups, int)
+    if channels % groups:
+        return f"{groups} groups do not share {channels} channels"
+    wanted = ((batch, 1, 1, channels), "FP32")
+    return "" if all(each == wanted for each in results) else f"its factors are {list(results)}, expected {wanted} each"
 
 
 def _picked(kind: str, attributes: Mapping[str, Attribute], x: Shape, indices: Shape, out: Shape) -> str:

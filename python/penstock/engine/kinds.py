@@ -68,6 +68,9 @@ KINDS: Final[Mapping[str, tuple[str, ...]]] = {
     # weight, bias; over the last `axes`; epsilon. Of x + `residual`, whose axes may repeat; with `indices` x is a
     # table, and its rows of these numbers are what is meant. A second output: the sum itself.
     "layer_norm": ("x",),
+    # Of a map: what x is multiplied by and what is added to it to norm each of so many `groups` of channels of each
+    # image over its pixels; epsilon. Two outputs, FP32 [N, 1, 1, C].
+    "norm_factors": ("x",),
     "softmax": ("x",),  # axis
     "log_softmax": ("x",),
     "max_pool": ("x",),  # kernel, strides, pads, dilations
@@ -94,7 +97,7 @@ KINDS: Final[Mapping[str, tuple[str, ...]]] = {
 
 # Kind -> how many outputs it has, where that is not one.
 OUTPUTS: Final[Mapping[str, tuple[int, ...]]] = {
-    **dict.fromkeys(("conv_gate", "bottleneck_next", "top_1", "gemm_top_1", "top_k", "gru"), (2,)),
+    **dict.fromkeys(("conv_gate", "bottleneck_next", "norm_factors", "top_1", "gemm_top_1", "top_k", "gru"), (2,)),
     "lstm": (3,),
     "gemm_norm": (1, 2),
     "layer_norm": (1, 2),
@@ -117,7 +120,9 @@ _FILTERS: Final = (
     "picture_pool",
 )
 NUMBERED: Final = "0123456789_"  # before a role that several operands play
-MAPS: Final = (*_FILTERS, "squeeze_excite", "max_pool", "average_pool", "resize", "fork", "grid_sample")
+MAPS: Final = (
+    *(*_FILTERS, "squeeze_excite", "max_pool", "average_pool", "norm_factors", "resize", "fork", "grid_sample"),
+)
 # Kind -> role -> axes of what plays it.
 AXES: Final[Mapping[str, Mapping[str, int]]] = {
     **{kind: {"x": 4} for kind in MAPS},
@@ -242,6 +247,7 @@ _NEEDED: Final[Mapping[str, Mapping[str, _Rule]]] = {
     "average_pool": _POOL,
     "reduce": {"how": _Rule("text", words=("mean", "sum", "max", "min", "l2")), "axes": _EDGES},
     "arg_max": {"axis": _AXIS, "how": _EXTREME},
+    "norm_factors": {"groups": _Rule("integer", least=1), "epsilon": _NUMBER},
     "top_k": {"axis": _AXIS, "how": _EXTREME},
     "cumsum": {"axis": _AXIS, "exclusive": _Rule("flag"), "reverse": _Rule("flag")},
     "gated_layers": {"times": _Rule("integer", _ANY, least=1), "plus": _Rule("flag")},

@@ -37,6 +37,7 @@ def narrowed(graph: LoweredGraph, datatype: str) -> LoweredGraph:
     kept = {each.name for each in graph.inputs} | {each.value for each in graph.outputs}
     wide = {name for step in graph.steps if datatype == "FP16" and _is_wide(step) for name in step.outputs}
     wide |= {name for step in graph.steps if step.kind == "gemm_norm" for name in step.outputs[1:]}
+    wide |= {name for step in graph.steps if step.kind == "norm_factors" for name in step.outputs}
     values = {
         name: replace(value, datatype="FP32" if name in wide else datatype)
         if value.datatype in _COMPUTED and name not in kept

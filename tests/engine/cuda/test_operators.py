@@ -279,6 +279,28 @@ CASES = [
         X4,
         (2, 8, 9, 7),
         {"v": (8, 6, 1, 1), "w": (8,), "b": (8,)},
+        kinds=("copy", "conv", "norm_factors", "pointwise", "copy"),
+    ),
+    Case(
+        "c = Conv (x, v) r = Reshape (c, cut) n = InstanceNormalization (r, w, b) d = Reshape (n, whole) y = Relu (d)",
+        X4,
+        (2, 8, 9, 7),
+        {"v": (8, 6, 1, 1), "w": (2,), "b": (2,), "cut": ints(0, 2, -1), "whole": ints(2, 8, 9, 7)},
+        kinds=("copy", "conv", "norm_factors", "pointwise", "copy"),
+    ),
+    Case(
+        "c = Conv (x, v) r = Reshape (c, p) n = InstanceNormalization (r, w, b) s = Softmax (n) y = Reshape (s, whole)",
+        X4,
+        (2, 8, 9, 7),
+        {"v": (8, 6, 1, 1), "w": (2,), "b": (2,), "p": ints(0, 2, -1), "whole": ints(2, 8, 9, 7)},
+    ),
+    Case(
+        "c = Conv (x, v) y = GroupNormalization <num_groups=2> (c, w, b)",
+        X4,
+        (2, 8, 9, 7),
+        {"v": (8, 6, 1, 1), "w": (8,), "b": (8,)},
+        opset=21,
+        kinds=("copy", "conv", "norm_factors", "pointwise", "copy"),
     ),
     Case("y = GroupNormalization <num_groups=3> (x, w, b)", X4, (2, 6, 9, 7), {"w": (6,), "b": (6,)}, opset=21),
     # blocks of pixels

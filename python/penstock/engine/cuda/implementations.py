@@ -110,6 +110,7 @@ IMPLEMENTATIONS: Final[dict[str, dict[str, Implementation]]] = {
         "torch_narrow": Implementation(expressions.pointwise_narrow),
     },
     "pieces": {"torch": Implementation(expressions.pieces)},
+    "norm_factors": {"torch": Implementation(shapes.norm_factors)},
     "layer_norm": {"torch": Implementation(shapes.layer_norm)},
     "max_pool": {"torch": Implementation(shapes.max_pool)},
     "average_pool": {"torch": Implementation(shapes.average_pool)},

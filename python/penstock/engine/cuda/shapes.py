@@ -83,6 +83,22 @@ def _rows(table: torch.Tensor, indices: torch.Tensor) -> torch.Tensor:
     return table.index_select(0, indices.reshape(-1) % table.shape[0]).reshape(*indices.shape, -1)
 
 
+def norm_factors(site: Site) -> Run:
+    """Of groups of channels over the pixels of each image, in FP32."""
+    batch, height, width, channels = site.shape("x")
+    groups, epsilon = site.integer("groups"), site.number("epsilon")
+    each = channels // groups
+
+    def run(operands: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
+        x = operands[0].float().reshape(batch, height * width, groups, each)
+        variance, mean = torch.var_mean(x, (1, 3), correction=0)
+        scale = torch.rsqrt(variance + epsilon)
+        whole = (found.repeat_interleave(each, 1).view(batch, 1, 1, channels) for found in (scale, -mean * scale))
+        return tuple(whole)
+
+    return run
+
+
 def layer_norm(site: Site) -> Run:
     weight, bias = site.weight("weight"), site.weight("bias")
     size, epsilon, dtype = site.shape("x")[-site.integer("axes") :], site.number("epsilon"), site.out_dtype()

@@ -1,10 +1,11 @@
-"""Our kernels for steps that pool: means over all pixels, the largest or the mean of windows."""
+"""Our kernels for steps that pool: means over all pixels, the largest or the mean of windows, moments of groups."""
 
 from typing import Final
 
 from penstock.engine.cuda.kernels.epilogue import Scratch
 from penstock.engine.cuda.kernels.launching import Launch
 from penstock.engine.cuda.kernels.max_pool import max_pool2d_nhwc_launch
+from penstock.engine.cuda.kernels.norm_factors import norm_factors_launches
 from penstock.engine.cuda.kernels.reductions import global_average_pool_launch
 from penstock.engine.cuda.sites import Site
 from penstock.engine.cuda.ways import Config, Ready, Tensors, Way, count, eight_or_narrow
@@ -62,11 +63,40 @@ def _same_scale(site: Site) -> bool:
     return site.scale(0) == site.out_scale()
 
 
+def _factors(ready: Ready, operands: Tensors, outputs: Tensors, scratch: Scratch | None) -> tuple[Launch, Launch]:
+    assert scratch is not None
+    site, x, (splits,) = ready.site, operands[0], ready.config
+    scale, offset = (each.view(x.shape[0], x.shape[3]) for each in outputs)
+    return norm_factors_launches(
+        x,
+        groups=site.integer("groups"),
+        epsilon=site.number("epsilon"),
+        scale=scale,
+        offset=offset,
+        splits=splits,
+        parts=scratch.partial_sums,
+        pdl=site.early,
+    )
+
+
+def _factors_splits(site: Site) -> list[Config]:
+    """Parts of an image, none of them empty; the more the fewer images there are."""
+    pixels = count(site.shape("x")[1:3])
+    wanted = (splits for splits in (4, 16, 64, 256) if splits * 16 <= pixels)
+    return [(splits,) for splits in wanted if (splits - 1) * -(-pixels // splits) < pixels] or [(1,)]
+
+
+def _factors_scratch(site: Site, config: Config) -> tuple[int, int]:
+    batch, _, _, channels = site.shape("x")
+    return 2 * batch * config[0] * channels, 0
+
+
 POOLS: Final[dict[tuple[str, str], Way]] = {
     ("reduce", "triton"): Way(
         _pool, _pool_splits, _pool_scratch, suits=_suits_pool, types=eight_or_narrow, scales=True
     ),
     ("max_pool", "triton"): Way(_window, suits=_same_scale, types=eight_or_narrow, scales=True),
     ("average_pool", "triton"): Way(_window),
+    ("norm_factors", "triton"): Way(_factors, _factors_splits, _factors_scratch),
 }
 """Kind and name -> kernel."""

@@ -99,6 +99,15 @@ MODELS: dict[str, tuple[str, Arrays, Arrays, str]] = {
         "(float[2,16,6,6] x) => (float[2,16,2,3] y) { y = AveragePool <kernel_shape=[3,2], strides=[3,2]> (x) }", {},
         {"x": normal(2, 16, 6, 6)}, "average_pool",
     ),
+    "norm of groups": (
+        """(float[2,16,6,6] x) => (float[2,16,6,6] y) { a = Conv <pads=[1,1,1,1]> (x, w, b) c = Reshape(a, cut)
+        n = InstanceNormalization(c, ones, zeros) d = Reshape(n, whole) m = Mul(d, s) e = Add(m, o) g = Sigmoid(e)
+        y = Mul(e, g) }""",
+        WIDE | {
+            "cut": np.array([2, 4, 144]), "whole": np.array([2, 16, 6, 6]), "s": normal(16, 1, 1, seed=4),
+            "o": normal(16, 1, 1, seed=5), "ones": np.ones(4, np.float32), "zeros": np.zeros(4, np.float32),
+        }, {"x": normal(2, 16, 6, 6)}, "norm_factors",
+    ),
     "average pool with an edge": (
         "(float[2,16,6,6] x) => (float[2,16,6,6] y) { y = AveragePool <kernel_shape=[3,3], pads=[1,1,1,1]> (x) }", {},
         {"x": normal(2, 16, 6, 6)}, "average_pool",
