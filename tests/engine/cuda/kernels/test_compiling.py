@@ -26,6 +26,8 @@ from penstock.engine.cuda.kernels.epilogue import Epilogue, Scratch
 from penstock.engine.cuda.kernels.implicit_gemm import conv2d_nhwc_launch, gemm_launch
 from penstock.engine.cuda.kernels.reductions import global_average_pool_launch, layer_norm_launch
 from penstock.engine.cuda.kernels.gated_mlp import MlpTile, gated_mlp_launch
+from penstock.engine.cuda.kernels.max_pool import max_pool2d_nhwc_launch
+from penstock.engine.cuda.kernels.norm_factors import norm_factors_launches
 from penstock.engine.cuda.kernels.moves import concat_channels_launch, planes_to_pixels_launch
 from penstock.engine.cuda.kernels.apply_gate import apply_gate_launch
 from penstock.engine.cuda.kernels.squeeze_excite import (
@@ -43,6 +45,12 @@ def rows(picture, columns, run, stride):
     images, height, width, channels = picture.shape
     pitches = (height * width * channels, width * channels, stride * channels, 1)
     return torch.as_strided(picture, (images, height, columns, run), pitches)
+
+def factors(x, groups, splits):
+    images, _, _, channels = x.shape
+    return norm_factors_launches(
+        x, groups=groups, epsilon=1e-5, scale=t(images, channels, dtype=torch.float32), splits=splits, pdl=True,
+        offset=t(images, channels, dtype=torch.float32), parts=t(1 << 20, dtype=torch.float32))
 
 scratch = Scratch(t(1 << 20, dtype=torch.float32), t(1 << 12, dtype=torch.int32))
 x, b = t(8, 28, 28, 128), t(128, dtype=torch.float32)
@@ -72,6 +80,12 @@ launches = {
     "attention": attention_launch(q, k, v, out=t(8, 50, 12, 64), config=AttentionTile(64, 64, 4), scale=0.125),
     "layer norm": layer_norm_launch(t(400, 768), t(768), t(768), out=t(400, 768), epsilon=1e-5, residual=t(400, 768)),
     "pool": global_average_pool_launch(x, out=t(8, 128), splits=4, scratch=scratch),
+    "means of what counts": max_pool2d_nhwc_launch(
+        t(32, 56, 56, 48), window=(3, 3), stride=(1, 1), padding=(1, 1), out=t(32, 56, 56, 48), mean=(0, 0, 0, 0),
+        pdl=True),
+    **{f"norm of groups {n}": each for n, each in enumerate(factors(t(8, 256, 256, 32), 8, 64))},
+    **{f"norm of images {n}": each for n, each in enumerate(factors(t(1, 64, 64, 300), 300, 256))},
+    **{f"norm of one group {n}": each for n, each in enumerate(factors(t(2, 32, 32, 1280), 1, 16))},
     "gate": squeeze_excite_gate_launch(
         t(8, 7, 128, dtype=torch.float32), t(32, 128), t(32), t(32, 128), t(128), pixels=784, out=t(8, 128),
         inner=Epilogue("relu"), outer=Epilogue("sigmoid")),
@@ -157,7 +171,7 @@ def test_every_kernel_compiles_for_hopper_without_spilling(tmp_path: Path) -> No
     done = subprocess.run([sys.executable, "-c", PROGRAM], env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
     rows = [line.split(",") for line in done.stdout.splitlines()]
-    assert len(rows) == 27
+    assert len(rows) == 34
     narrowest = {name: int(each) for name, *_, each in rows}  # of the copies to shared memory, in bytes
     assert (narrowest["stem"], narrowest["stem of stride 1"]) == (16, 8)
     for name, registers, spilled, shared, wgmma, _ in rows:
