@@ -5,7 +5,7 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("triton")
 
-from penstock.engine.cuda.kernels.norm_factors import norm_factors  # noqa: E402
+from penstock.engine.cuda.kernels.norm_factors import norm_factors_launches  # noqa: E402
 
 pytestmark = pytest.mark.torch
 
@@ -24,7 +24,10 @@ def made(x: "torch.Tensor", groups: int, splits: int, device: str) -> "tuple[tor
     images, _, _, channels = x.shape
     scale, offset = (torch.full((images, channels), 7.0, device=device) for _ in range(2))
     parts = torch.full((images * splits * 2 * channels,), float("nan"), device=device)
-    norm_factors(x.to(device), groups=groups, epsilon=EPSILON, scale=scale, offset=offset, splits=splits, parts=parts)
+    for each in norm_factors_launches(
+        x.to(device), groups=groups, epsilon=EPSILON, scale=scale, offset=offset, splits=splits, parts=parts
+    ):
+        each.run()
     return scale.cpu().double(), offset.cpu().double()
 
 

@@ -20,30 +20,6 @@ _NUMBERS = 4096  # of a block
 _WARPS = 4
 
 
-def norm_factors(
-    x: torch.Tensor,
-    *,
-    groups: int,
-    epsilon: float,
-    scale: torch.Tensor,
-    offset: torch.Tensor,
-    splits: int,
-    parts: torch.Tensor,
-    pdl: bool = False,
-) -> None:
-    """x [N, H, W, C] · scale + offset has mean 0 and variance 1 in each of `groups` groups of channels of an image.
-
-    scale, offset  FP32 [N, C]
-    splits         parts of an image, of H · W / splits pixels; none may be empty
-    parts          FP32, N · splits · 2 · C numbers at least
-    ValueError for shapes that don't fit together.
-    """
-    for each in norm_factors_launches(
-        x, groups=groups, epsilon=epsilon, scale=scale, offset=offset, splits=splits, parts=parts, pdl=pdl
-    ):
-        each.run()
-
-
 def norm_factors_launches(
     x: torch.Tensor,
     *,
@@ -55,6 +31,13 @@ def norm_factors_launches(
     parts: torch.Tensor,
     pdl: bool = False,
 ) -> tuple[Launch, Launch]:
+    """x [N, H, W, C] · scale + offset has mean 0 and variance 1 in each of `groups` groups of channels of an image.
+
+    scale, offset  FP32 [N, C], written
+    splits         parts of an image, of H · W / splits pixels; none may be empty
+    parts          FP32, N · splits · 2 · C numbers at least
+    ValueError for shapes that don't fit together.
+    """
     images, height, width, channels = x.shape
     pixels = height * width
     each = triton.cdiv(pixels, splits)
