@@ -295,6 +295,12 @@ CASES = [
         {"v": (8, 6, 1, 1), "w": (2,), "b": (2,), "p": ints(0, 2, -1), "whole": ints(2, 8, 9, 7)},
     ),
     Case(
+        "r = Reshape (x, p) n = InstanceNormalization (r, w, b) y = Reshape (n, q)",
+        {"x": (40,)},
+        (40,),
+        {"w": (4,), "b": (4,), "p": ints(2, 4, 5), "q": ints(40)},
+    ),
+    Case(
         "c = Conv (x, v) y = GroupNormalization <num_groups=2> (c, w, b)",
         X4,
         (2, 8, 9, 7),

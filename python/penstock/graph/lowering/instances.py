@@ -33,7 +33,10 @@ def instance_norm(builder: Builder, node: ir.Node) -> None:
 
 def group_norm(builder: Builder, node: ir.Node) -> None:
     """As of operator set 21; the one before was withdrawn."""
-    _norm(builder, node, integer(node, "num_groups", 1), _constants(builder, node))
+    groups, channels = integer(node, "num_groups", 1), builder.ref(node.inputs[0]).shape[1]
+    if groups < 1 or channels % groups:
+        raise Unsupported(f"GroupNormalization of node {node.name!r} has {groups} groups of {channels} channels")
+    _norm(builder, node, groups, _constants(builder, node))
 
 
 def _constants(builder: Builder, node: ir.Node) -> tuple[Array, Array]:
@@ -55,8 +58,9 @@ def _cut_up(builder: Builder, node: ir.Node) -> Ref | None:
     if before is None or after is None or after.op_type != "Reshape":
         return None
     whole, given = builder.ref(before.inputs[0]), builder.ref(node.inputs[0])
-    same = given.shape[0] == whole.shape[0] and whole.shape[1] % given.shape[1] == 0
-    return whole if _is_map(builder, whole) and same and builder.shape(after.outputs[0]) == whole.shape else None
+    if not _is_map(builder, whole) or builder.shape(after.outputs[0]) != whole.shape:
+        return None
+    return whole if given.shape[0] == whole.shape[0] and whole.shape[1] % given.shape[1] == 0 else None
 
 
 def _of_map(builder: Builder, node: ir.Node, x: Ref, groups: int, factors: tuple[Array, Array]) -> Ref:
