@@ -121,7 +121,8 @@ _FILTERS: Final = (
 )
 NUMBERED: Final = "0123456789_"  # before a role that several operands play
 MAPS: Final = (
-    *(*_FILTERS, "squeeze_excite", "max_pool", "average_pool", "norm_factors", "resize", "fork", "grid_sample"),
+    *_FILTERS,
+    *("squeeze_excite", "max_pool", "average_pool", "norm_factors", "resize", "fork", "grid_sample"),
 )
 # Kind -> role -> axes of what plays it.
 AXES: Final[Mapping[str, Mapping[str, int]]] = {

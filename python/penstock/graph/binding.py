@@ -31,10 +31,7 @@ def bind(model: ir.Model, shapes: Shapes) -> ir.Model:
             raise InvalidArgument(f"no input {name!r} to bind, the model has {', '.join(map(str, inputs))}")
         bound.shape = _bound(name, bound.shape, shape)
     declared = {value: value.shape for value in copy.graph.outputs}
-    for value in declared:
-        if value.producer() is not None:
-            value.shape = None
-    inference.forget(copy)
+    _forget_claims(copy)
     try:
         inference.infer(copy, strict=True)
     except inference.ShapesContradict as error:
@@ -64,10 +61,7 @@ def mend_outputs(model: ir.Model) -> list[str]:
     answered would not be what the engine says.
     """
     copy = _own(model)
-    for value in copy.graph.outputs:
-        if value.producer() is not None:
-            value.shape = None
-    inference.forget(copy)
+    _forget_claims(copy)
     inference.infer(copy)
     said = []
     for claimed, found in zip(model.graph.outputs, copy.graph.outputs, strict=True):
@@ -80,6 +74,14 @@ def mend_outputs(model: ir.Model) -> list[str]:
             )
         claimed.shape = ir.Shape(found.shape)
     return said
+
+
+def _forget_claims(model: ir.Model) -> None:
+    """Drop the shapes that the model states of what its nodes make, the outputs' too."""
+    for value in model.graph.outputs:
+        if value.producer() is not None:
+            value.shape = None
+    inference.forget(model)
 
 
 def _own(model: ir.Model) -> ir.Model:
