@@ -98,7 +98,10 @@ def folded(module: nn.Module) -> nn.Module:
                 each[place], each[place + 1] = fuse_conv_bn_eval(first, second), nn.Identity()
     if not any(isinstance(each, nn.BatchNorm2d) for each in module.modules()):
         return module.requires_grad_(False)
-    traced = symbolic_trace(module)
+    try:
+        traced = symbolic_trace(module)
+    except Exception:  # any that the module's own code raises when it asks a proxy for a number
+        return module.requires_grad_(False)
     modules = dict(traced.named_modules())
     for node in list(traced.graph.nodes):
         norm = modules.get(str(node.target)) if node.op == "call_module" else None

@@ -85,6 +85,14 @@ _PICTURE: Final = (Tensor("x", (3, 224, 224)),)
 _LINE: Final = (Tensor("x", (1, 32, 100)),)
 _TEXT: Final = (Tensor("input_ids", (128,), "tokens"), Tensor("attention_mask", (128,), "mask"))
 _FASTER: Final = Bar(times_compiled=1.5, times_eager=3.0)
+_LEVEL: Final = Bar(times_compiled=1.0)
+OF_TIMM: Final[Mapping[str, int]] = dict.fromkeys(
+    ("efficientformer_l1", "poolformer_s12", "mobilenetv4_conv_medium", "convnextv2_tiny", "edgenext_small",
+     "davit_tiny", "hgnetv2_b0", "levit_256", "pvt_v2_b1", "efficientvit_b1", "repvit_m1", "tiny_vit_21m_224",
+     "xcit_tiny_12_p16_224", "coatnet_0_rw_224", "mobileone_s1", "ghostnetv2_100", "vitamin_small_224", "resnest50d",
+     "tf_efficientnet_b0", "nfnet_l0", "visformer_small", "lcnet_100"), 224,
+) | {"swinv2_tiny_window8_256": 256}  # fmt: skip
+"""Networks of timm, with the height and width of their pictures: what nothing here was shaped for."""
 
 _ALL: Final = (
     Subject("resnet50", "torch", _PICTURE, _times(b1=0.30, b64=1.38)),
@@ -113,6 +121,11 @@ _ALL: Final = (
     ),
     Subject("vit_l14", "torch", _PICTURE, _times(b64=21.0)),
     Subject("tiny", "torch", (Tensor("x", (3, 32, 32)),), {1: Bar(), 4: Bar()}, listed=False),
+    Subject("unet", "torch", (Tensor("x", (3, 256, 256)),), {1: _LEVEL, 8: _LEVEL}, listed=False),
+    Subject("bert_base", "torch", _TEXT, {1: _LEVEL, 32: _LEVEL}, listed=False),
+    Subject("segformer_b0", "torch", (Tensor("x", (3, 512, 512)),), {1: _LEVEL, 8: _LEVEL}, listed=False),
+    *(Subject(name, "torch", (Tensor("x", (3, size, size)),), {1: _LEVEL, 32: _LEVEL}, listed=False)
+      for name, size in OF_TIMM.items()),
 )  # fmt: skip
 _EIGHT: Final[Mapping[tuple[str, Literal["INT8", "FP8"]], Mapping[int, Bar]]] = {
     ("resnet50", "INT8"): _times(b1=0.27, b64=0.98),

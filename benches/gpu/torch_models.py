@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from benches.gpu import torch_scales
+from benches.gpu import torch_others, torch_scales
 from benches.gpu.subjects import Subject
 from examples.tracker import network
 
@@ -193,7 +193,11 @@ MODULES: Final[Mapping[str, Callable[[], nn.Module]]] = {
     "tracker": torch_scales.Tracker,
     "tracker_search": lambda: network.SearchBranch(network.Tracker()),
     "tiny": lambda: residual((1, 1), (16, 32), 10),
+    **torch_others.MODULES,
 }
+
+
+_NORMS: Final = (nn.BatchNorm1d, nn.BatchNorm2d, nn.GroupNorm, nn.InstanceNorm2d, nn.LayerNorm)
 
 
 def build(name: str, seed: int = 1) -> nn.Module:
@@ -205,7 +209,7 @@ def build(name: str, seed: int = 1) -> nn.Module:
 
 def seeded(module: nn.Module, seed: int) -> None:
     """Each parameter by its own name and the seed, so that no order matters."""
-    norms = {id(each.weight) for each in module.modules() if isinstance(each, nn.BatchNorm2d | nn.LayerNorm)}
+    norms = {id(each.weight) for each in module.modules() if isinstance(each, _NORMS)}
     with torch.no_grad():
         for name, parameter in module.named_parameters():
             generator = torch.Generator().manual_seed(crc32(name.encode()) ^ seed)
