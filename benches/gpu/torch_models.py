@@ -110,11 +110,11 @@ class VisionTransformer(nn.Module):
 
 
 class Encoder(nn.Module):
-    """A sentence encoder of MiniLM's size: 6 layers, 384 wide, 12 heads; masked tokens are seen by nobody."""
+    """A sentence encoder of 12 heads, by default of MiniLM's size; masked tokens are seen by nobody."""
 
-    def __init__(self, length: int = 128) -> None:
+    def __init__(self, width: int = 384, depth: int = 6, length: int = 128) -> None:
         super().__init__()
-        words, width, depth, heads = 30522, 384, 6, 12
+        words, heads = 30522, 12
         self.words = nn.Embedding(words, width)
         self.positions = nn.Parameter(torch.zeros(length, width))
         self.norm = nn.LayerNorm(width, eps=1e-12)
@@ -187,6 +187,7 @@ MODULES: Final[Mapping[str, Callable[[], nn.Module]]] = {
         "vit_large_patch14_clip_224", lambda: VisionTransformer(14, 1024, 24, 16, 768), classes=768
     ),
     "minilm": Encoder,
+    "bert_base": lambda: Encoder(768, 12),
     "crnn": lambda: text_line(0),
     "crnn_bilstm": lambda: text_line(2),
     "yolo": torch_scales.Detector,

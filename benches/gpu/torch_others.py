@@ -67,11 +67,6 @@ class _Part(nn.Module):
         return found
 
 
-def _bert() -> nn.Module:
-    of = _library("transformers")
-    return _Part(of.BertModel(of.BertConfig(), add_pooling_layer=False), "last_hidden_state")
-
-
 def _segformer() -> nn.Module:
     of = _library("transformers")
     return _Part(of.SegformerForSemanticSegmentation(of.SegformerConfig(num_labels=150)), "logits")
@@ -87,7 +82,6 @@ def _of_timm(name: str) -> Callable[[], nn.Module]:
 
 MODULES: Final[Mapping[str, Callable[[], nn.Module]]] = {
     "unet": UNet,
-    "bert_base": _bert,
     "segformer_b0": _segformer,
     **{name: _of_timm(name) for name in OF_TIMM},
 }

@@ -84,6 +84,7 @@ EXTERNAL_TENSORS: Final = LIMITS["external_tensors"].value
 ONNX_NODES: Final = LIMITS["onnx_nodes"].value
 ONNX_INITIALISERS: Final = LIMITS["onnx_initialisers"].value
 FOLDED_BYTES: Final = LIMITS["folded_bytes"].value
+FOLDED_TOTAL_BYTES: Final = LIMITS["folded_total_bytes"].value
 ENGINE_MEMBERS: Final = LIMITS["engine_members"].value
 ENGINE_JSON_BYTES: Final = LIMITS["engine_json_bytes"].value
 SHARED_MEMORY_REGIONS: Final = LIMITS["shared_memory_regions"].value

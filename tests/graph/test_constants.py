@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 
+from penstock import limits
 from penstock.graph import optimize
 from penstock.graph.passes.constants import FOLDED
 from tests.graph.small import Array, graph, normal, operators, run
@@ -167,3 +168,13 @@ def test_constant_nodes_of_every_kind_become_initialisers(text: str) -> None:
     ):
         model = graph(f"({kind}[2] x) => ({kind}[?] y) {{ k = Constant<{value}>() y = {text} }}")
         assert "Constant" not in operators(optimize(model).model)
+
+
+def test_many_constants_together_stay_under_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "FOLDED_TOTAL_BYTES", 100_000)
+    lines = "".join(f"e{n} = Expand(a{n}, size) t{n} = Mul(e{n}, x) " for n in range(8))
+    text = f"(float[1] x) => (float[10000] y) {{ {lines} y = Sum({', '.join(f't{n}' for n in range(8))}) }}"
+    numbers = {f"a{n}": np.full(1, n, np.float32) for n in range(8)}
+    optimized = optimize(graph(text, {**numbers, "size": ints(10000)}, 18)).model
+    assert 40_000 < sum(value.const_value.nbytes for value in optimized.graph.initializers.values()) < 101_000
+    assert np.array_equal(run(optimized, {"x": np.ones(1, np.float32)})["y"], np.full(10000, 28, np.float32))

@@ -120,6 +120,39 @@ def test_transposes_and_reshapes_cost_no_step() -> None:
     assert step.kind == "pointwise"
 
 
+def test_an_activation_of_tokens_goes_into_the_convolution_that_made_a_map() -> None:
+    text = """(float[2,6,4,4] x) => (float[2,16,5] y) {
+        c = Conv<group=6, pads=[1,1,1,1]>(x, w) r = Reshape(c, s) t = Transpose<perm=[0,2,1]>(r)
+        g = Gelu(t) m = Mul(g, two) y = MatMul(m, v) }"""
+    weights = {"w": normal(6, 1, 3, 3), "s": np.array([2, 6, 16]), "v": normal(6, 5), "two": np.float32(2)}
+    found = lowered(graph(text, weights, 20), x=(2, 6, 4, 4))
+    assert [step.kind for step in found.steps] == ["copy", "conv", "gemm"]
+    assert found.steps[1].attributes["activation"] == "gelu"
+    assert found.steps[2].inputs[0].view == View((2, 16, 6), (96, 6, 1))
+    # Two readers of the map: the activation is a step, of tokens as they were.
+    both = graph(text.replace("y = MatMul(m, v)", "a = Add(m, t) y = MatMul(a, v)"), weights, 20)
+    assert [step.kind for step in lowered(both, x=(2, 6, 4, 4)).steps] == ["copy", "conv", "pointwise", "gemm"]
+
+
+def test_channels_that_attend_to_channels_are_products() -> None:
+    text = """(float[2,8,300] x) => (float[2,8,300] y) {
+        u = Transpose<perm=[0,2,1]>(x) d = MatMul(x, u) e = Mul(d, scale) p = Softmax<axis=-1>(e) y = MatMul(p, x) }"""
+    model = graph(text, {"scale": np.float32(0.05)})
+    assert [step.kind for step in lowered(model, x=(2, 8, 300)).steps] == ["matmul", "pointwise", "softmax", "matmul"]
+    model = graph(text.replace("300", "16"), {"scale": np.float32(0.05)})
+    assert [step.kind for step in lowered(model, x=(2, 8, 16)).steps][0] == "attention"
+
+
+def test_a_rolled_map_is_put_together_in_pieces() -> None:
+    text = """(float[2,6,4] x) => (float[2,6,4] y) {
+        a = Slice(x, two, end, one) b = Slice(x, zero, two, one) y = Concat<axis=1>(a, b) }"""
+    numbers = {"zero": 0, "one": 1, "two": 2, "end": 6}
+    model = graph(text, {name: np.array([number]) for name, number in numbers.items()})
+    (step,) = lowered(model, x=(2, 6, 4)).steps
+    assert step.kind == "pieces"
+    assert [operand.view for operand in step.inputs] == [View((2, 4, 4), (24, 4, 1), 8), View((2, 2, 4), (24, 4, 1))]
+
+
 def test_attention_is_one_step_that_reads_its_operands_where_they_lie() -> None:
     text = """(float[2,7,24] x) => (float[2,7,8] y) {
         r = Reshape(x, s) t = Transpose<perm=[2,0,3,1,4]>(r)

@@ -2,7 +2,7 @@
 
 A detector's answers are views of convolutions, each changed a little, put together in two or three concatenations one
 inside the other; as steps of their own they are more launches than work. What only such a concatenation reads is
-computed in its place, seen through the views that lie between. Called by the lowering when layers are joined; what it
+computed in its place, seen through the views that lie between. So is a map that is rolled, which is two of them. Called by the lowering when layers are joined; what it
 can't join is left as it is.
 """
 
@@ -57,7 +57,7 @@ class _Assembling:
         if step is None or step.kind != "concat":
             return
         inside = self._inside(number)
-        if not any(self._graph.steps[each].kind == "pointwise" for each in inside):
+        if not inside and self._of_channels(step):
             return
         concats = [self._graph.steps[each] for each in (*inside, number) if self._graph.steps[each].kind == "concat"]
         if any(self._repeats(each) for each in concats):
@@ -85,6 +85,11 @@ class _Assembling:
         )
         for other in inside:
             self._steps[other] = None
+
+    def _of_channels(self, step: Step) -> bool:
+        """A concatenation that has a kernel of its own, or values that no pieces are made of."""
+        value = self._graph.values[step.outputs[0]]
+        return value.datatype not in FLOATS or step.attributes["axis"] == len(value.shape) - 1
 
     def result(self) -> LoweredGraph:
         steps = tuple(step for step in self._steps if step is not None)

@@ -186,7 +186,7 @@ CASES = [
     Case("y = Slice (x, a, b, c, d)", {"x": (4, 9)}, (4, 3), {"a": ints(1), "b": ints(-2), "c": ints(1), "d": ints(2)}),
     Case("y = Slice (x, a, b)", {"x": (4, 9)}, (2, 4), {"a": ints(-3, 5), "b": ints(-1, 1000)}),
     Case("y, z = Split <axis=1> (x, w)", {"x": (2, 7)}, (2, 3), {"w": ints(3, 4)}, "float[{}] y, float[2,4] z"),
-    Case("y = Concat <axis=1> (x, z)", {"x": (2, 3, 4), "z": (2, 2, 4)}, (2, 5, 4), kinds=("concat",)),
+    Case("y = Concat <axis=1> (x, z)", {"x": (2, 3, 4), "z": (2, 2, 4)}, (2, 5, 4), kinds=("pieces",)),
     Case("y = Concat <axis=-1> (x, w)", {"x": (2, 3)}, (2, 5), {"w": (2, 2)}),
     Case("y = Gather <axis=1> (x, w)", {"x": (2, 3, 4)}, (2, 4), {"w": np.array(-1, np.int64)}),
     Case("y = Gather <axis=1> (x, w)", {"x": (2, 3, 4)}, (2, 2, 2, 4), {"w": np.array([[0, 2], [1, -1]])}),

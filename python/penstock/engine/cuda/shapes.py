@@ -119,7 +119,7 @@ _REDUCE: Final[dict[str, Callable[[torch.Tensor, tuple[int, ...]], torch.Tensor]
     "sum": lambda x, axes: x.sum(axes, keepdim=True),
     "max": lambda x, axes: x.amax(axes, keepdim=True),
     "min": lambda x, axes: x.amin(axes, keepdim=True),
-    "l2": lambda x, axes: x.float().square().sum(axes, keepdim=True).sqrt(),
+    "l2": lambda x, axes: torch.linalg.vector_norm(x, dim=axes, keepdim=True, dtype=torch.float32),
 }
 
 
@@ -268,6 +268,13 @@ def _positions(site: Site, axis: int) -> Positions:
         offset = size / 2 * (1 - out / (scale * size))
         return offset + (x + 0.5) / scale - 0.5
     return (x + 0.5) / scale - 0.5
+
+
+def line_of(site: Site, axis: int) -> tuple[float, float]:
+    """Step and shift of a resize: output pixel p lies at p * step + shift of the input, rows being axis 0."""
+    positions = _positions(site, axis)
+    step = (positions[-1] - positions[0]) / (len(positions) - 1) if len(positions) > 1 else 0.0
+    return float(step), float(positions[0])
 
 
 def _nearest(site: Site, axis: int) -> NDArray[np.int64]:

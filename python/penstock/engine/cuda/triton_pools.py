@@ -1,4 +1,4 @@
-"""Our kernels for steps that pool: means over all pixels, the largest or the mean of windows, moments of groups."""
+"""Our kernels for steps that pool or resize maps: over all pixels, over windows, moments of groups, between pixels."""
 
 from typing import Final
 
@@ -7,6 +7,8 @@ from penstock.engine.cuda.kernels.launching import Launch
 from penstock.engine.cuda.kernels.max_pool import max_pool2d_nhwc_launch
 from penstock.engine.cuda.kernels.norm_factors import norm_factors_launches
 from penstock.engine.cuda.kernels.reductions import global_average_pool_launch
+from penstock.engine.cuda.kernels.resize import resize_linear_launch
+from penstock.engine.cuda.shapes import line_of
 from penstock.engine.cuda.sites import Site
 from penstock.engine.cuda.ways import Config, Ready, Tensors, Way, count, eight_or_narrow
 
@@ -18,6 +20,7 @@ def _pool(ready: Ready, operands: Tensors, outputs: Tensors, scratch: Scratch | 
         x,
         out=out,
         splits=splits,
+        how=ready.site.text("how"),
         scale=ready.site.scale(0) or 1.0,
         out_scale=ready.out_scale,
         scratch=scratch,
@@ -37,7 +40,7 @@ def _pool_scratch(site: Site, config: Config) -> tuple[int, int]:
 
 def _suits_pool(site: Site) -> bool:
     axes = site.step.attributes.get("axes")
-    return site.text("how") == "mean" and len(site.shape("x")) == 4 and axes == (1, 2)
+    return site.text("how") in ("mean", "sum", "l2") and len(site.shape("x")) == 4 and axes == (1, 2)
 
 
 def _window(ready: Ready, operands: Tensors, outputs: Tensors, scratch: Scratch | None) -> Launch:
@@ -91,12 +94,31 @@ def _factors_scratch(site: Site, config: Config) -> tuple[int, int]:
     return 2 * batch * config[0] * channels, 0
 
 
+def _resized(ready: Ready, operands: Tensors, outputs: Tensors, scratch: Scratch | None) -> Launch:
+    del scratch
+    site, (block_bytes,) = ready.site, ready.config
+    (high, top), (wide, left) = line_of(site, 0), line_of(site, 1)
+    return resize_linear_launch(
+        operands[0], out=outputs[0], steps=(high, wide), shifts=(top, left), block_bytes=block_bytes, pdl=site.early
+    )
+
+
+def _blocks_of_bytes(site: Site) -> list[Config]:
+    del site
+    return [(2048,), (4096,), (1024,)]
+
+
+def _is_linear(site: Site) -> bool:
+    return site.text("mode") == "linear"
+
+
 POOLS: Final[dict[tuple[str, str], Way]] = {
     ("reduce", "triton"): Way(
         _pool, _pool_splits, _pool_scratch, suits=_suits_pool, types=eight_or_narrow, scales=True
     ),
     ("max_pool", "triton"): Way(_window, suits=_same_scale, types=eight_or_narrow, scales=True),
     ("average_pool", "triton"): Way(_window),
+    ("resize", "triton"): Way(_resized, _blocks_of_bytes, suits=_is_linear),
     ("norm_factors", "triton"): Way(_factors, _factors_splits, _factors_scratch),
 }
 """Kind and name -> kernel."""

@@ -6,15 +6,20 @@ What is not understood (a guard against rows without a key, two masks) is left t
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Final
 
 import onnx_ir as ir
 
-from penstock.graph.editing import is_operator, producer, rank
+from penstock.graph.editing import is_operator, producer, rank, static_shape
 from penstock.graph.lowering.builder import Builder
 from penstock.graph.lowering.views import Ref, expanded, permuted, reshaped
 from penstock.graph.patterns import group
 from penstock.graph.patterns.matching import scalar
 from penstock.graph.sources import inherit
+
+_WIDE_HEAD: Final = 128
+_WIDEST_HEAD: Final = 256
+"""Above, nobody's fused kernel takes them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,10 +40,19 @@ def find(graph: ir.Graph) -> Mapping[ir.Node, Attention | None]:
     for node in graph:
         if is_operator(node, "Softmax") and (group(node) or "").startswith("attention#"):
             attention = _around(node)
-            if attention is not None and rank(attention.nodes[-1].outputs[0]) in (2, 3, 4):
+            if attention is not None and rank(attention.nodes[-1].outputs[0]) in (2, 3, 4) and not _broad(attention):
                 found.update(dict.fromkeys(attention.nodes))
                 found[attention.nodes[-1]] = attention
     return found
+
+
+def _broad(attention: Attention) -> bool:
+    """Whether heads are so wide, and keys so few, that kernels which never write the scores have nothing to save:
+    where channels attend to channels, and tokens are what is summed over.
+    """
+    shape = static_shape(attention.k)
+    size, keys = shape[-2:] if shape is not None and len(shape) > 1 else (0, 0)
+    return size > _WIDEST_HEAD or (size > _WIDE_HEAD and keys < size)
 
 
 def _around(softmax: ir.Node) -> Attention | None:

@@ -5,11 +5,23 @@ value of the same shape. The joined step stands where the later one stood, so th
 by `lower` on the finished graph; what it can't join is left as it is.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Final
 
-from penstock.engine.lowered import Attribute, Instruction, LoweredGraph, Number, Operand, Step, View, contiguous
+from penstock.engine.lowered import (
+    Attribute,
+    Instruction,
+    LoweredGraph,
+    Number,
+    Operand,
+    Step,
+    Value,
+    View,
+    contiguous,
+)
+from penstock.engine.plan import Shape
 
 _HEAVY: Final = ("conv", "conv_transpose", "gemm")
 # Instructions that an epilogue knows; those with numbers give alpha and beta.
@@ -27,6 +39,7 @@ _QUICK_GELU: Final = 1.702
 def fuse(graph: LoweredGraph) -> LoweredGraph:
     fusing = _Fusing(graph)
     fusing.name_activations()
+    fusing.see_as_stored()
     fusing.add_epilogues()
     fusing.join_chains()
     fusing.compute_while_padding()
@@ -72,6 +85,47 @@ class _Fusing:
         if number is None or step is None or step.kind != "pointwise" or len(self._readers(operand.value)) != 1:
             return None
         return number, step
+
+    def see_as_stored(self) -> None:
+        """A pointwise step that sees a layer's result in another shape, as tokens in place of a map, takes the shape
+        that it is stored in; what reads the step sees the shape that it had.
+        """
+        values = dict(self._graph.values)
+        for number, step in enumerate(self._steps):
+            made = step.outputs[0] if step is not None and step.kind == "pointwise" else None
+            if step is None or made is None or made in self._kept:
+                continue
+            stored = next((value for each in step.inputs if (value := self._stored(each, values, made))), None)
+            inputs = [_seen_in(each, values, stored.shape) for each in step.inputs] if stored is not None else []
+            if stored is None or any(each is None for each in inputs):
+                continue
+            shape = values[made].shape
+            values[made] = replace(values[made], shape=stored.shape, layout=stored.layout)
+            self._steps[number] = replace(step, inputs=tuple(each for each in inputs if each is not None))
+            self._show(made, View(shape, contiguous(shape)))
+        self._graph = replace(self._graph, values=values)
+
+    def _stored(self, operand: Operand, values: Mapping[str, Value], made: str) -> Value | None:
+        """What a layer, or a step like this one, makes for this reader alone, if it is seen in another shape."""
+        view, shape = operand.view, values[made].shape
+        if view is None or operand.value not in values or operand.value in self._kept:
+            return None
+        maker = self._maker(operand.value)
+        before = self._steps[maker] if maker is not None else None
+        if before is None or before.kind not in (*_HEAVY, "pointwise") or len(before.outputs) != 1:
+            return None
+        whole = view == View(shape, contiguous(shape)) and math.prod(values[operand.value].shape) == math.prod(shape)
+        return values[operand.value] if whole and len(self._readers(operand.value)) == 1 else None
+
+    def _show(self, value: str, view: View) -> None:
+        """Let what reads a value whole see it so."""
+        for number in self._readers(value):
+            step = self._steps[number]
+            assert step is not None
+            inputs = (
+                replace(each, view=view) if each.value == value and each.view is None else each for each in step.inputs
+            )
+            self._steps[number] = replace(step, inputs=tuple(inputs))
 
     def add_epilogues(self) -> None:
         """Of two layers that meet in an addition the later one takes it."""
@@ -232,6 +286,19 @@ class _Fusing:
         return replace(
             step, name=follower.name, inputs=tuple(inputs), outputs=follower.outputs, attributes=attributes, nodes=nodes
         )
+
+
+def _seen_in(operand: Operand, values: Mapping[str, Value], shape: Shape) -> Operand | None:
+    """An operand whose numbers lie one behind the other, or are one number, in a shape of as many."""
+    stored = values[operand.value].shape if operand.value in values else None
+    view = operand.view
+    if view is not None and not any(view.strides):
+        return replace(operand, view=View(shape, (0,) * len(shape), view.offset))
+    seen = stored if view is None else view.shape
+    if seen is None or math.prod(seen) != math.prod(shape) or (view is not None and view.strides != contiguous(seen)):
+        return None
+    offset = view.offset if view is not None else 0
+    return replace(operand, view=None if stored == shape and not offset else View(shape, contiguous(shape), offset))
 
 
 def _is_row(operand: Operand) -> bool:

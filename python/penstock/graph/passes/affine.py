@@ -7,6 +7,9 @@ the weights and b the bias of a layer (Conv, ConvTranspose, Gemm, MatMul with co
 * before the layer: W*(f x + t) + b = (W f)*x + (b + sum of W t), per input channel. The offset is exact only where no
   padding brings in zeros that did not pass it, so a padded convolution takes the factor alone.
 
+A MatMul of more than two dimensions has no bias: the factor goes into its weights and the offset into an Add behind it,
+also where Reshapes that leave the channels last stand between, as between a linear layer and its batch norm.
+
 A constant that would enlarge the tensor by broadcasting is left alone. Only FP32 and FP64: the new weights are computed
 in FP64 and rounded once, which differs from the two steps by a rounding, as any order of summation does.
 """
@@ -70,7 +73,7 @@ class Affine:
 def fold_affine(edit: Edit) -> None:
     for node in edit.nodes("Mul", "Div", "Add", "Sub"):
         affine = _affine(node)
-        if affine is not None and not after_layer(edit, node, affine):
+        if affine is not None and not (after_layer(edit, node, affine) or after_product(edit, node, affine)):
             before_layer(edit, node, affine)
 
 
@@ -177,6 +180,82 @@ def after_layer(edit: Edit, node: ir.Node, affine: Affine) -> bool:
     return True
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class _Product:
+    """A MatMul whose result comes, alone, to the node that asks."""
+
+    layer: _Layer
+    reader: ir.Node
+    """Of what the MatMul makes."""
+    add: ir.Node | None
+    bias: Affine | None
+    """What `add` computes."""
+
+
+def after_product(edit: Edit, node: ir.Node, affine: Affine) -> bool:
+    """Fold the factor of `node` into the MatMul that makes its input, the offset into an Add behind that; else False.
+
+    That Add may be there already. Nothing is changed where nothing is gained: an Add right behind its MatMul stays.
+    """
+    found = _product_behind(edit, node, affine)
+    if found is None or not edit.replaceable(node.outputs[0]):
+        return False
+    if found.reader is node and node.op_type in ("Add", "Sub"):
+        return False
+    layer = found.layer
+    factor, offset = affine.spread(layer.channels_out)
+    bias = offset if found.bias is None else found.bias.spread(layer.channels_out)[1] * factor + offset
+    weights, dtype = layer.scaled(factor, "out"), _dtype(layer)
+    if not (_finite(weights, dtype) and _finite(bias, dtype)):
+        return False
+    result = affine.x
+    if found.add is not None:
+        place = int(constant(found.add.inputs[1]) is not None)
+        edit.set_input(found.add, place, edit.constant(_near(found.add, place), bias.astype(dtype)))
+        inherit(found.add, [found.add, node])
+    elif bias.any():
+        product, added = layer.node.outputs[0], edit.constant(f"{node.name}_offset", bias.astype(dtype))
+        shifted = edit.insert(found.reader, "Add", (product, added), {}, [node])
+        shifted.type, shifted.shape = product.type, product.shape
+        if found.reader is node:
+            result = shifted
+        else:
+            edit.set_input(found.reader, 0, shifted)
+    edit.set_input(layer.node, 1, edit.constant(_near(layer.node, 1), weights.astype(dtype)))
+    inherit(layer.node, [layer.node, node])
+    edit.forward(node.outputs[0], result)
+    edit.remove(node)
+    return True
+
+
+def _product_behind(edit: Edit, node: ir.Node, affine: Affine) -> _Product | None:
+    channels, value, reader = _last(affine.x), affine.x, node
+    add = bias = None
+    if channels is None or not affine.fits(len(affine.x.shape or ()) - 1, channels):
+        return None
+    while edit.only_consumer(value) is reader and (maker := producer(value, "Add", "Reshape")) is not None:
+        before = maker.inputs[0]
+        if maker.op_type == "Add":
+            if add is not None or (bias := _affine(maker)) is None:
+                return None
+            if not bias.fits(len(bias.x.shape or ()) - 1, channels):
+                return None
+            add, before = maker, bias.x
+        if before is None or _last(before) != channels:
+            return None
+        value, reader = before, maker
+    layer = _layer(producer(value, "MatMul"))
+    if layer is None or layer.channels_out != channels or edit.only_consumer(value) is not reader:
+        return None
+    return _Product(layer, reader, add, bias)
+
+
+def _last(value: ir.Value | None) -> int | None:
+    """How many numbers a row has, if that is known."""
+    size = value.shape[-1] if value is not None and value.shape is not None and len(value.shape) else None
+    return size if isinstance(size, int) else None
+
+
 def before_layer(edit: Edit, node: ir.Node, affine: Affine) -> bool:
     """Fold `node`, which computes `affine`, into the layer that alone reads it; False, and nothing changed, if not."""
     layer = _layer(edit.only_consumer(node.outputs[0]))
@@ -219,8 +298,12 @@ def _applicable(layer: _Layer, weights: Vector, bias: Vector) -> bool:
     if layer.node.op_type == "MatMul" and bias.any() and layer.in_axis != 1:
         return False
     dtype = _dtype(layer)
+    return _finite(weights, dtype) and _finite(bias, dtype)
+
+
+def _finite(numbers: Vector, dtype: "np.dtype[np.floating]") -> bool:
     with np.errstate(over="ignore"):
-        return bool(np.isfinite(weights.astype(dtype)).all() and np.isfinite(bias.astype(dtype)).all())
+        return bool(np.isfinite(numbers.astype(dtype)).all())
 
 
 def _apply(edit: Edit, layer: _Layer, weights: Vector, bias: Vector) -> None:

@@ -1,7 +1,7 @@
 """BatchNormalization goes into the convolution or matrix product before it, or into the one after it.
 
 In inference y = (x - mean) * scale / sqrt(variance + epsilon) + shift, per channel (Ioffe and Szegedy 2015): a factor
-and an offset. After Conv, ConvTranspose, Gemm or MatMul both are linear in the weights; `affine` has the rule, which
+and an offset. After Conv, ConvTranspose, Gemm or MatMul both are linear in the weights; `affine` has the rules, which
 this pass reaches by taking the node apart. Before a layer, the offset is exact only without padding, since padding adds
 zeros behind the normalisation. What no layer takes stays a BatchNormalization. Computed in FP64 and rounded once.
 """
@@ -10,13 +10,13 @@ import numpy as np
 import onnx_ir as ir
 
 from penstock.graph.editing import Edit, exact_constant, input_of, integer, number
-from penstock.graph.passes.affine import Affine, after_layer, before_layer
+from penstock.graph.passes.affine import Affine, after_layer, after_product, before_layer
 
 
 def fold_batch_norm(edit: Edit) -> None:
     for node in edit.nodes("BatchNormalization"):
         affine = _affine(edit, node)
-        if affine is not None and not after_layer(edit, node, affine):
+        if affine is not None and not (after_layer(edit, node, affine) or after_product(edit, node, affine)):
             before_layer(edit, node, affine)
 
 

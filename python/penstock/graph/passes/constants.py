@@ -6,7 +6,8 @@ Concat and the like, so that a dimension of fixed size is found behind them, and
 dimension gets -1 for it. Where a constant settles a later shape, that shape is inferred at once.
 
 Exact: only operators that the reference computes as the specification says (a test compares each with ONNX Runtime) and
-that are not random; the result may not be larger than its constant inputs twice over, or than `limits.FOLDED_BYTES`.
+that are not random; the result may not be larger than its constant inputs twice over, or than `limits.FOLDED_BYTES`,
+nor may all results together outgrow their inputs by more than `limits.FOLDED_TOTAL_BYTES`.
 Weights behind DequantizeLinear stay quantized.
 """
 
@@ -90,6 +91,8 @@ _MOVED: Final = frozenset(
     }
 )
 _COMPUTED: Final = frozenset({np.dtype(name) for name in ("bool", "int32", "int64", "float32", "float64")})
+_GROWN: Final = "penstock.grown"
+"""Of a value that was computed: bytes that it has more than what it was made of."""
 
 
 def fold_constants(edit: Edit) -> None:
@@ -127,6 +130,8 @@ class _Sweep:
         self.shapes = ShapeValues()
         self.learnt: set[ir.Value] = set()
         """Values that became constant, or whose shape became known, in this sweep."""
+        made = (value.meta.get(_GROWN, 0) for value in edit.graph.initializers.values())
+        self.left = limits.FOLDED_TOTAL_BYTES - sum(made)
 
     def visit(self, node: ir.Node) -> None:
         if node.domain not in ("", "ai.onnx") or not node.outputs:
@@ -142,7 +147,8 @@ class _Sweep:
         elif node.op_type == "Reshape":
             self._complete(node)
 
-    def _replace(self, node: ir.Node, arrays: list[Array]) -> bool:
+    def _replace(self, node: ir.Node, arrays: list[Array], grown: int = 0) -> bool:
+        """`grown`: bytes that the results have more than what they are made of."""
         edit = self.edit
         if any(edit.is_output(value) for value in node.outputs):
             return False
@@ -150,6 +156,8 @@ class _Sweep:
             new = edit.constant(value, array)
             edit.forward(value, new)
             self.learnt.add(new)
+        new.meta[_GROWN] = grown
+        self.left -= grown
         edit.remove(node)
         return True
 
@@ -163,13 +171,13 @@ class _Sweep:
         moved = node.op_type in _MOVED
         if not all(array.dtype in _COMPUTED or (moved and array.dtype.kind in "biuf") for array in arrays):
             return False
-        bound = max(limits.FOLDED_BYTES, 2 * sum(array.nbytes for array in arrays))
+        held = sum(array.nbytes for array in arrays)
+        bound = min(max(limits.FOLDED_BYTES, 2 * held), held + self.left)
         if not self._small(node, arrays, bound):
             return False
         results = self._run(node, given)
-        if results is None or sum(array.nbytes for array in results) > bound:
-            return False
-        return self._replace(node, results)
+        made = sum(array.nbytes for array in results) if results is not None else 0
+        return results is not None and made <= bound and self._replace(node, results, max(0, made - held))
 
     def _small(self, node: ir.Node, arrays: list[Array], bound: int) -> bool:
         """Whether the result surely fits, before it is computed."""
@@ -178,10 +186,10 @@ class _Sweep:
         sizes = [static_shape(value) for value in node.outputs]
         if any(size is None for size in sizes):  # depends on the numbers: at most their indices
             return node.op_type in ("NonZero", "Range") and self._count(node, arrays) * 8 <= bound
-        width = max(
-            [array.itemsize for array in arrays] + [value.dtype.itemsize for value in node.outputs if value.dtype]
-        )
-        return sum(int(np.prod(size, dtype=np.float64)) for size in sizes if size is not None) * width <= bound
+        widest = max(array.itemsize for array in arrays)
+        widths = [value.dtype.itemsize if value.dtype else widest for value in node.outputs]
+        counts = [float(np.prod(size, dtype=np.float64)) for size in sizes if size is not None]
+        return sum(count * width for count, width in zip(counts, widths, strict=True)) <= bound
 
     @staticmethod
     def _count(node: ir.Node, arrays: list[Array]) -> float:

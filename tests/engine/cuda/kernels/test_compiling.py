@@ -25,6 +25,7 @@ from penstock.engine.cuda.kernels.depthwise import DepthwiseTile, depthwise_conv
 from penstock.engine.cuda.kernels.epilogue import Epilogue, Scratch
 from penstock.engine.cuda.kernels.implicit_gemm import conv2d_nhwc_launch, gemm_launch
 from penstock.engine.cuda.kernels.reductions import global_average_pool_launch, layer_norm_launch
+from penstock.engine.cuda.kernels.resize import resize_linear_launch
 from penstock.engine.cuda.kernels.gated_mlp import MlpTile, gated_mlp_launch
 from penstock.engine.cuda.kernels.max_pool import max_pool2d_nhwc_launch
 from penstock.engine.cuda.kernels.norm_factors import norm_factors_launches
@@ -80,6 +81,11 @@ launches = {
     "attention": attention_launch(q, k, v, out=t(8, 50, 12, 64), config=AttentionTile(64, 64, 4), scale=0.125),
     "layer norm": layer_norm_launch(t(400, 768), t(768), t(768), out=t(400, 768), epsilon=1e-5, residual=t(400, 768)),
     "pool": global_average_pool_launch(x, out=t(8, 128), splits=4, scratch=scratch),
+    "lengths of channels": global_average_pool_launch(
+        t(32, 56, 56, 384), out=t(32, 384), splits=4, how="l2", scratch=scratch, pdl=True),
+    "between pixels": resize_linear_launch(
+        t(8, 64, 64, 256), out=t(8, 128, 128, 256), steps=(0.5, 0.5), shifts=(-0.25, -0.25), block_bytes=4096,
+        pdl=True),
     "means of what counts": max_pool2d_nhwc_launch(
         t(32, 56, 56, 48), window=(3, 3), stride=(1, 1), padding=(1, 1), out=t(32, 56, 56, 48), mean=(0, 0, 0, 0),
         pdl=True),

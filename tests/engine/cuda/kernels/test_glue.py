@@ -69,6 +69,21 @@ def test_a_pool_sums_wide_values_without_overflow(splits: int, device: str) -> N
         assert not scratch.counters.any()
 
 
+@pytest.mark.parametrize("splits", [1, 4])
+def test_a_pool_may_sum_or_take_the_length(splits: int, device: str) -> None:
+    x = torch.randn(2, 9, 11, 40, device=device).half()
+    x[0, 3, 4, 5] = float("nan")
+    counters = torch.zeros(8, dtype=torch.int32, device=device)
+    scratch = Scratch(torch.full((2 * splits * 40,), float("nan"), device=device), counters)
+    for how, right in (("sum", x.double().sum((1, 2))), ("l2", torch.linalg.vector_norm(x.double(), dim=(1, 2)))):
+        out = torch.full((2, 40), 7.0, device=device, dtype=torch.float32)
+        global_average_pool(x, out=out, splits=splits, how=how, scratch=scratch)
+        assert torch.equal(out.isnan(), right.isnan())
+        assert (out.double() - right).nan_to_num().abs().max() < 2e-5
+    with pytest.raises(ValueError, match="how: expected mean, sum or l2"):
+        global_average_pool(x, out=out, how="max")
+
+
 def test_channel_sums_cover_each_pixel_once(device: str) -> None:
     x = torch.randn(2, 5, 7, 24, device=device).half()
     out = torch.full((2, 3, 24), float("nan"), device=device)

@@ -216,6 +216,7 @@ def global_average_pool(
     *,
     out: torch.Tensor,
     splits: int = 1,
+    how: str = "mean",
     scale: float = 1.0,
     out_scale: float = 1.0,
     scratch: Scratch | None = None,
@@ -223,12 +224,13 @@ def global_average_pool(
 ) -> None:
     """Mean of x [N, H, W, C] over its pixels, into out [N, C].
 
+    how      or "sum", or "l2": the root of the sum of squares
     scale    what one step of x is worth, and out_scale what one of `out`, where they are eight bits
     splits   blocks that share an image, for few large images; above 1 it needs scratch: N · splits · C floats and
              N · ceil(C / 16) counters at least.
     """
     global_average_pool_launch(
-        x, out=out, splits=splits, scale=scale, out_scale=out_scale, scratch=scratch, pdl=pdl
+        x, out=out, splits=splits, how=how, scale=scale, out_scale=out_scale, scratch=scratch, pdl=pdl
     ).run()
 
 
@@ -237,6 +239,7 @@ def global_average_pool_launch(
     *,
     out: torch.Tensor,
     splits: int = 1,
+    how: str = "mean",
     scale: float = 1.0,
     out_scale: float = 1.0,
     scratch: Scratch | None = None,
@@ -245,11 +248,11 @@ def global_average_pool_launch(
     images, _, _, channels = x.shape
     expect_shape(out, "out", images, channels)
     if splits == 1:
-        return _pool_launch(x, None, out, None, 1, pdl, scale, out_scale)
+        return _pool_launch(x, None, out, None, 1, pdl, scale, out_scale, how)
     floats, counters = images * splits * channels, images * triton.cdiv(channels, 16)
     if scratch is None or scratch.partial_sums.numel() < floats or scratch.counters.numel() < counters:
         raise ValueError(f"scratch: expected {floats} floats and {counters} counters for {splits} splits")
-    return _pool_launch(x, scratch.partial_sums, out, scratch.counters, splits, pdl, scale, out_scale)
+    return _pool_launch(x, scratch.partial_sums, out, scratch.counters, splits, pdl, scale, out_scale, how)
 
 
 def _pool_launch(
@@ -261,8 +264,11 @@ def _pool_launch(
     pdl: bool,
     scale: float = 1.0,
     out_scale: float = 1.0,
+    how: str = "mean",
 ) -> Launch:
     images, height, width, channels = x.shape
+    if how not in ("mean", "sum", "l2"):
+        raise ValueError(f"how: expected mean, sum or l2, got {how!r}")
     # Narrow blocks of channels where there are few images, so that there are blocks enough.
     block_channels = min(power_of_two(channels, 16), 64)
     while block_channels > 16 and images * splits * triton.cdiv(channels, block_channels) < 132:
@@ -277,6 +283,8 @@ def _pool_launch(
             "X_PITCH": pitch(x, "x"),
             "MEAN_PITCH": 0 if mean is None else pitch(mean, "out"),
             "SPLITS": splits,
+            "SQUARED": how == "l2",
+            "DIVISOR": height * width if how == "mean" else 1,
             "BLOCK_PIXELS": min(4096 // block_channels, power_of_two(triton.cdiv(height * width, splits))),
             "BLOCK_CHANNELS": block_channels,
             "PDL": pdl,
@@ -299,11 +307,13 @@ def pool_kernel(
     X_PITCH: tl.constexpr,
     MEAN_PITCH: tl.constexpr,
     SPLITS: tl.constexpr,
+    SQUARED: tl.constexpr,
+    DIVISOR: tl.constexpr,
     BLOCK_PIXELS: tl.constexpr,
     BLOCK_CHANNELS: tl.constexpr,
     PDL: tl.constexpr,
 ):
-    """Grid: (splits, blocks of channels, images). With counters, the last block of an image makes the mean."""
+    """Grid: (splits, blocks of channels, images). With counters, the last block of an image makes the result."""
     EACH: tl.constexpr = (PIXELS + SPLITS - 1) // SPLITS
     split = tl.program_id(0)
     image = tl.program_id(2)
@@ -316,12 +326,13 @@ def pool_kernel(
     parts = tl.zeros((BLOCK_PIXELS, BLOCK_CHANNELS), dtype=tl.float32)
     for start in range(split * EACH, end, BLOCK_PIXELS):
         pixels = start + tl.arange(0, BLOCK_PIXELS)
-        parts += tl.load(
+        seen = tl.load(
             x + (image * PIXELS + pixels)[:, None] * X_PITCH + channels[None, :],
             mask=(pixels < end)[:, None] & exists[None, :],
             other=0,
         ).to(tl.float32)
-    total = tl.sum(parts, axis=0) * scale
+        parts += seen * seen if SQUARED else seen
+    total = tl.sum(parts, axis=0) * (scale * scale if SQUARED else scale)
     if sums is not None:
         at = sums + image * (SPLITS * CHANNELS) + channels
         tl.store(at + split * CHANNELS, total, mask=exists)
@@ -335,8 +346,10 @@ def pool_kernel(
                 everything += tl.load(
                     sums + (image * SPLITS + part) * CHANNELS + channels, mask=exists, other=0.0, cache_modifier=".cg"
                 )
-            result = stored_as(everything / PIXELS, out_inverse_scale, mean.dtype.element_ty)
+            everything = tl.sqrt(everything) if SQUARED else everything / DIVISOR
+            result = stored_as(everything, out_inverse_scale, mean.dtype.element_ty)
             tl.store(mean + image * MEAN_PITCH + channels, result, mask=exists)
     elif mean is not None:
-        result = stored_as(total / PIXELS, out_inverse_scale, mean.dtype.element_ty)
+        total = tl.sqrt(total) if SQUARED else total / DIVISOR
+        result = stored_as(total, out_inverse_scale, mean.dtype.element_ty)
         tl.store(mean + image * MEAN_PITCH + channels, result, mask=exists)
