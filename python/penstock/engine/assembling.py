@@ -2,8 +2,8 @@
 
 A detector's answers are views of convolutions, each changed a little, put together in two or three concatenations one
 inside the other; as steps of their own they are more launches than work. What only such a concatenation reads is
-computed in its place, seen through the views that lie between. So is a map that is rolled, which is two of them. Called by the lowering when layers are joined; what it
-can't join is left as it is.
+computed in its place, seen through the views that lie between; a map that is rolled is put together so, too. Called by
+the lowering when layers are joined; what it can't join is left as it is.
 """
 
 import math
