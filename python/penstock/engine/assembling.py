@@ -7,7 +7,7 @@ the lowering when layers are joined; what it can't join is left as it is.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -151,7 +151,8 @@ class _Assembling:
                     continue
                 if step.kind == "pointwise" and _axes_of(self._view(operand), shape) is None:
                     return False
-                if step.kind == "concat" and not self._lies_whole(other, operand, shape):
+                whole = self._lies_whole(other, operand, shape)
+                if step.kind == "concat" and not whole and not self._is_cut_from(step, other, operand):
                     return False
         return True
 
@@ -163,6 +164,15 @@ class _Assembling:
         whole = self._graph.values[reader.outputs[0]].shape
         dense = view.offset == 0 and view.strides == contiguous(view.shape) and len(view.shape) == len(whole)
         return dense and math.prod(view.shape) == math.prod(shape) and view.shape[:axis] == tuple(shape[:axis])
+
+    def _is_cut_from(self, concat: Step, reader: Step, operand: Operand) -> bool:
+        """Of a concatenation inside another one: a box of it, as it is, where none of its parts is one itself."""
+        shape = self._graph.values[concat.outputs[0]].shape
+        axes = len(self._graph.values[reader.outputs[0]].shape)
+        makers = (self._maker.get(each.value) for each in concat.inputs)
+        plain = all(maker is None or self._graph.steps[maker].kind != "concat" for maker in makers)
+        same = reader.kind == "concat" and axes == len(shape) and not self._repeats(concat)
+        return same and plain and _box(self._view(operand), shape) is not None
 
     def _repeats(self, concat: Step) -> bool:
         """Whether it has operands of more axes than its result."""
@@ -183,6 +193,10 @@ class _Assembling:
             inner = self._graph.steps[maker] if maker is not None and maker in inside else None
             if inner is not None and inner.kind == "concat":
                 own = self._graph.values[operand.value].shape
+                if not self._lies_whole(step, operand, own):
+                    found += self._cut(inner, operand, inside, strides, offset)
+                    offset += seen[axis] * strides[axis]
+                    continue
                 # The axes ahead are the outer one's, all others lie in a row.
                 at = (*strides[:axis], *contiguous(own)[axis:])
                 before = contiguous(own)
@@ -193,6 +207,31 @@ class _Assembling:
                 found.append(_Part(operand, strides, offset))
             offset += seen[axis] * strides[axis]
         return found
+
+    def _cut(
+        self, inner: Step, operand: Operand, inside: set[int], strides: Sequence[int], offset: int
+    ) -> Iterator[_Part]:
+        """The parts of a box of a concatenation; `strides` and `offset`: where the box lies."""
+        shape = self._graph.values[inner.outputs[0]].shape
+        box = _box(self._view(operand), shape)
+        assert box is not None
+        for part in self._parts(inner, inside):
+            view = self._view(part.operand)
+            starts = _coordinates(part.offset, shape)
+            low = [max(begin, start) for begin, start in zip(box, starts, strict=True)]
+            ends = zip(box, self._graph.shape(operand), starts, view.shape, strict=True)
+            sizes = [
+                min(begin + size, start + count) - least
+                for (begin, size, start, count), least in zip(ends, low, strict=True)
+            ]
+            if min(sizes) <= 0:
+                continue
+            inner_offset = sum(
+                (least - start) * step for least, start, step in zip(low, starts, view.strides, strict=True)
+            )
+            seen = View(tuple(sizes), view.strides, view.offset + inner_offset)
+            place = sum((least - begin) * step for least, begin, step in zip(low, box, strides, strict=True))
+            yield _Part(replace(part.operand, view=seen), tuple(strides), offset + place)
 
     def _computed(self, operand: Operand, inside: set[int]) -> _Computed:
         """What an operand is, by what is not inside."""
@@ -227,6 +266,24 @@ def _axis(step: Step) -> int:
     axis = step.attributes["axis"]
     assert isinstance(axis, int)
     return axis
+
+
+def _coordinates(offset: int, shape: Sequence[int]) -> list[int]:
+    found = []
+    for step in contiguous(shape):
+        found.append(offset // step)
+        offset %= step
+    return found
+
+
+def _box(view: View, shape: Sequence[int]) -> list[int] | None:
+    """Where a view that is a range of each axis of a dense value begins in each; None where it is anything else."""
+    steps = zip(view.shape, view.strides, contiguous(shape), strict=False)
+    if len(view.shape) != len(shape) or any(size > 1 and step != whole for size, step, whole in steps):
+        return None
+    begin = _coordinates(view.offset, shape)
+    inside = all(low + size <= most for low, size, most in zip(begin, view.shape, shape, strict=True))
+    return begin if inside else None
 
 
 def _renamed(program: Sequence[Instruction], names: dict[str, str], behind: int) -> list[Instruction]:

@@ -187,6 +187,21 @@ CASES = [
     Case("y = Slice (x, a, b)", {"x": (4, 9)}, (2, 4), {"a": ints(-3, 5), "b": ints(-1, 1000)}),
     Case("y, z = Split <axis=1> (x, w)", {"x": (2, 7)}, (2, 3), {"w": ints(3, 4)}, "float[{}] y, float[2,4] z"),
     Case("y = Concat <axis=1> (x, z)", {"x": (2, 3, 4), "z": (2, 2, 4)}, (2, 5, 4), kinds=("pieces",)),
+    *(
+        Case(
+            f"a = {before} b = Slice (a, at, end, one) c = Slice (a, zero, at, one) d = Concat <axis=1> (b, c) "
+            "e = Slice (d, cut, end, two) f = Slice (d, zero, cut, two) y = Concat <axis=2> (e, f)",
+            {"x": (2, 5, 7, 3)},
+            (2, 5, 7, 3),
+            {
+                name: ints(number)
+                for name, number in {"at": 2, "end": 99, "one": 1, "zero": 0, "cut": cut, "two": 2}.items()
+            },
+            kinds=("pieces",),
+        )
+        for cut in (4, 1)
+        for before in ("Identity (x)", "Exp (x)")
+    ),
     Case("y = Concat <axis=-1> (x, w)", {"x": (2, 3)}, (2, 5), {"w": (2, 2)}),
     Case("y = Gather <axis=1> (x, w)", {"x": (2, 3, 4)}, (2, 4), {"w": np.array(-1, np.int64)}),
     Case("y = Gather <axis=1> (x, w)", {"x": (2, 3, 4)}, (2, 2, 2, 4), {"w": np.array([[0, 2], [1, -1]])}),
