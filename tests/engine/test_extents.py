@@ -1,5 +1,6 @@
-"""Steps that pick by number, rank or run along time: shapes that do not fit are refused before anything is read."""
+"""Steps that pick by number, rank, attend or run along time: what does not fit is refused before it is read."""
 
+import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -21,6 +22,7 @@ LSTM = {
 CONSTANT = ("weight", "recurrence", "bias", "recurrence_bias")
 STATE = ((2, 6, 3), FLOAT)
 GRID = {"mode": "bilinear", "padding": "zeros", "align": 0}
+HEADS = ((6, 2, 5, 8), FLOAT)
 TOP = {"axis": 1, "how": "max"}
 SUM = {"axis": 1, "exclusive": 0, "reverse": 0}
 
@@ -54,6 +56,15 @@ RIGHT: dict[str, tuple[str, dict[str, Any], dict[str, Stored], list[Stored]]] = 
     "gru": (
         "gru", {"hidden": 3}, {"x": ((7, 6, 4), FLOAT), "weight": ((1, 9, 4), FLOAT), "recurrence": ((1, 9, 3), FLOAT)},
         [((7, 6, 1, 3), FLOAT), ((1, 6, 3), FLOAT)],
+    ),
+    "attention": (
+        "attention", {"scale": 0.5, "unit": 1e-12},
+        {"q": HEADS, "k": HEADS, "v": HEADS, "mask": ((3, 2, 5, 5), FLOAT), "scales": ((2,), FLOAT)},
+        [((6, 5, 2, 8), FLOAT)],
+    ),
+    "attention to other rows": (
+        "attention", {"scale": 0.5}, {"q": HEADS, "k": ((6, 2, 7, 8), FLOAT), "v": ((6, 2, 7, 4), FLOAT)},
+        [((6, 5, 2, 4), FLOAT)],
     ),
 }  # fmt: skip
 
@@ -105,6 +116,21 @@ WRONG: list[tuple[str, dict[str, Any], dict[str, Stored | None], dict[int, Store
     ("lstm", {}, {}, {2: ((2, 3, 6), FLOAT)}, "it writes"),
     ("lstm", {"hidden": 4}, {}, {}, "hidden"),
     ("gru", {}, {"recurrence": ((1, 12, 3), FLOAT)}, {}, "expected 3 gates"),
+    ("attention", {}, {"k": ((1, 2, 5, 8), FLOAT)}, {}, "its k has shape"),
+    ("attention", {}, {"k": ((6, 2, 5, 7), FLOAT)}, {}, "its k has shape"),
+    ("attention", {}, {"v": ((6, 1, 5, 8), FLOAT)}, {}, "its v has shape"),
+    ("attention", {}, {"v": ((6, 2, 4, 8), FLOAT)}, {}, "its k has shape"),
+    ("attention", {}, {"mask": ((4, 2, 5, 5), FLOAT)}, {}, r"its mask \[4, 2, 5, 5\] does not repeat"),
+    ("attention", {}, {"mask": ((0, 2, 5, 5), FLOAT)}, {}, "does not repeat"),
+    ("attention", {}, {"mask": ((12, 2, 5, 5), FLOAT)}, {}, "does not repeat"),
+    ("attention", {}, {"mask": ((3, 1, 5, 5), FLOAT)}, {}, "does not repeat"),
+    ("attention", {}, {"mask": ((3, 2, 5, 4), FLOAT)}, {}, "does not repeat"),
+    ("attention", {}, {"mask": ((3, 5, 5), FLOAT)}, {}, "mask has shape .*, expected 4 axes"),
+    ("attention", {}, {"scales": ((1,), FLOAT)}, {}, "its scales has shape"),
+    ("attention", {}, {"scales": ((2, 1), FLOAT)}, {}, "scales has shape .*, expected 1 axes"),
+    ("attention", {}, {"scales": ((2,), INT)}, {}, "its scales are INT64"),
+    ("attention", {}, {}, {0: ((6, 2, 5, 8), FLOAT)}, "it writes"),
+    ("attention", {"unit": "much"}, {}, {}, "unit"),
 ]
 
 
@@ -121,3 +147,13 @@ def test_what_does_not_fit_is_refused(
     text = one(kind, given | attributes, changed, [results.get(number, each) for number, each in enumerate(written)])
     with pytest.raises(InvalidArgument, match=message):
         from_json(text)
+
+
+def test_of_two_that_play_one_role_the_first_counts() -> None:
+    """It is what is executed; one that fits behind it hides nothing."""
+    kind, attributes, operands, results = RIGHT["attention"]
+    data = json.loads(one(kind, attributes, operands, results))
+    (step,) = data["steps"]
+    doubled = [*step["inputs"][:3], ["q", "mask"], *step["inputs"][3:]]
+    with pytest.raises(InvalidArgument, match="does not repeat"):
+        from_json(json.dumps(data | {"steps": [step | {"inputs": doubled}]}))

@@ -1,4 +1,4 @@
-"""Whether the shapes of steps that pick by number, rank or run along time fit one another.
+"""Whether the shapes of steps that pick by number, rank, attend or run along time fit one another.
 
 What is read by number must be there, whatever the number: on a GPU an index beyond it ends every context of a process.
 Called by `engine.lowered` for graphs that are written and for those that are read.
@@ -10,6 +10,7 @@ from penstock.engine.kinds import Attribute
 from penstock.engine.plan import Shape
 
 _INTEGERS = ("INT32", "INT64")
+_FLOATS = ("FP16", "BF16", "FP32")
 _GATES = {"lstm": 4, "gru": 3}
 
 
@@ -29,6 +30,8 @@ def misfit(
         if datatype not in _INTEGERS:
             return f"its indices are {datatype}, expected integers"
         return _picked(kind, attributes, shapes["x"], shapes["indices"], results[0][0])
+    if kind == "attention":
+        return _attended(operands, results[0][0])
     if kind in _GATES:
         return _recurrent(_GATES[kind], attributes["hidden"], shapes, results)
     check = {"cumsum": _summed, "top_k": _ranked, "grid_sample": _sampled, "norm_factors": _normed}.get(kind)
@@ -67,6 +70,23 @@ def _normed(attributes: Mapping[str, Attribute], shapes: _Shapes, results: _Resu
         return f"{groups} groups do not share {channels} channels"
     wanted = ((batch, 1, 1, channels), "FP32")
     return "" if all(each == wanted for each in results) else f"its factors are {list(results)}, expected {wanted} each"
+
+
+def _attended(operands: Mapping[str, tuple[Shape, str]], out: Shape) -> str:
+    (batch, heads, queries, size), (keys, width) = operands["q"][0], operands["v"][0][2:]
+    wanted = {"k": (batch, heads, keys, size), "v": (batch, heads, keys, width), "scales": (heads,)}
+    for role, shape in wanted.items():
+        if role in operands and operands[role][0] != shape:
+            return f"its {role} has shape {list(operands[role][0])}, expected {list(shape)}"
+    if "mask" in operands:
+        period, *rest = operands["mask"][0]
+        repeats = period == batch or (period and batch % period == 0)
+        if not repeats or rest != [heads, queries, keys]:
+            return f"its mask {[period, *rest]} does not repeat to {[batch, heads, queries, keys]}"
+    if "scales" in operands and operands["scales"][1] not in _FLOATS:
+        return f"its scales are {operands['scales'][1]}, expected floats"
+    wanted_out = (batch, queries, heads, width)
+    return "" if out == wanted_out else f"it writes {list(out)}, expected {list(wanted_out)}"
 
 
 def _picked(kind: str, attributes: Mapping[str, Attribute], x: Shape, indices: Shape, out: Shape) -> str:

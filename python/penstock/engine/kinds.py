@@ -61,7 +61,8 @@ KINDS: Final[Mapping[str, tuple[str, ...]]] = {
     "picture_pool": ("x", "weight"),
     "matmul": ("a", "b"),
     # [B, H, T, D] each, mask [B, H, T, T]; scale; written as [B, T, H, D]. With `mask_factor` what is added is
-    # (`mask_from` - mask) times that.
+    # (`mask_from` - mask) times that. A mask of fewer in place of B repeats along it. `scales` [H]: a factor for each
+    # head besides. With `unit` rows of q and k are divided by their lengths, or by that where they are shorter.
     "attention": ("q", "k", "v"),
     "lstm": ("x", "weight", "recurrence"),  # bias, recurrence_bias, hidden, cell; gates i, f, c, o; writes [T, B, D, H]
     "gru": ("x", "weight", "recurrence"),  # bias, recurrence_bias, hidden; gates r, z, n; writes [T, B, D, H]
@@ -135,7 +136,7 @@ AXES: Final[Mapping[str, Mapping[str, int]]] = {
     "gated_layers": {"0_x": 4},
     **{kind: {"weight": 2} for kind in ("gemm", "gemm_top_1")},
     "gemm_norm": {"weight": 2, "x_moments": 3, "residual_moments": 3},
-    "attention": {"q": 4, "k": 4, "v": 4},
+    "attention": {"q": 4, "k": 4, "v": 4, "mask": 4, "scales": 1},
     **{kind: {"x": 3, "weight": 3, "recurrence": 3} for kind in ("lstm", "gru")},
 }
 # Kinds that have weights at all.
@@ -277,7 +278,7 @@ _ALLOWED: Final[Mapping[str, Mapping[str, _Rule]]] = {
     "gemm_norm": {**_EPILOGUE, "epsilon": _NUMBER, "residual_epsilon": _NUMBER},
     "squeeze_excite": {**_EPILOGUE, **_INNER},
     "mlp": {**_EPILOGUE, **_INNER, "skip": _Rule("flag")},
-    "attention": {"mask_from": _NUMBER, "mask_factor": _NUMBER},
+    "attention": {"mask_from": _NUMBER, "mask_factor": _NUMBER, "unit": _NUMBER},
     "fork": {**_EPILOGUE, **_INNER},
     "expand_depthwise": {**_EPILOGUE, **_INNER, "inner_step": _NUMBER},
     "gated_layers": {"residual_times": _PAIR},

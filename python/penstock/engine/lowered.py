@@ -323,7 +323,8 @@ def _check_shapes(graph: LoweredGraph, step: Step) -> None:
     axes = len(out) if operand is None else len(graph.shape(operand))
     if problem := kinds.refused(step.kind, step.attributes, axes):
         raise InvalidArgument(f"step {step.name!r} of kind {step.kind!r} {problem}")
-    read = {each.role: (graph.shape(each), graph.stored(each.value).datatype) for each in step.inputs}
+    # Of two that play one role the first does.
+    read = {each.role: (graph.shape(each), graph.stored(each.value).datatype) for each in reversed(step.inputs)}
     written = [(graph.values[name].shape, graph.values[name].datatype) for name in step.outputs]
     if problem := misfit(step.kind, step.attributes, read, written):
         raise InvalidArgument(f"step {step.name!r} of kind {step.kind!r}: {problem}")

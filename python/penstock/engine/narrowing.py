@@ -20,9 +20,11 @@ def scaled(graph: LoweredGraph, step: Step) -> bool:
 
 
 def wide_weights(graph: LoweredGraph) -> frozenset[str]:
-    """Weights that stay FP32 in every precision: scales, and what is added to sums that have one."""
+    """Weights that stay FP32 in every precision: scales, what is added to sums that have one, and factors of heads."""
     scales = [step for step in graph.steps if step.operand("scale") is not None]
-    return frozenset(each.value for step in scales for each in step.inputs if each.role.endswith(("scale", "bias")))
+    found = {each.value for step in scales for each in step.inputs if each.role.endswith(("scale", "bias"))}
+    heads = [step.operand("scales") for step in graph.steps if step.kind == "attention"]
+    return frozenset(found | {each.value for each in heads if each is not None})
 
 
 def narrowed(graph: LoweredGraph, datatype: str) -> LoweredGraph:
@@ -78,7 +80,7 @@ _READS_ANY: Final = (
     "pad",
     "picture_pool",
 )
-_ANY_TYPE: Final = ("mask", "x_moments", "residual_moments")  # roles
+_ANY_TYPE: Final = ("mask", "scales", "x_moments", "residual_moments")  # roles
 _FP16_MAX: Final = 65504.0
 
 

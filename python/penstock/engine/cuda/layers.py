@@ -173,7 +173,8 @@ def matmul(site: Site) -> Run:
 
 def attention(site: Site) -> Run:
     """q, k, v [batch, heads, T, D] from wherever they lie; the answer is stored [batch, T, heads, D]."""
-    scale, mask = site.number("scale"), site.index("mask")
+    scale, mask, scales = site.number("scale"), site.index("mask"), site.index("scales")
+    unit = site.number("unit") if "unit" in site.step.attributes else None
     start = site.number("mask_from")
     factor = site.number("mask_factor") if "mask_factor" in site.step.attributes else None
     dtype = site.out_dtype()
@@ -185,10 +186,22 @@ def attention(site: Site) -> Run:
             limit = torch.finfo(q.dtype).max
             added = operands[mask] if factor is None else (start - operands[mask].float()) * factor
             added = added.clamp(-limit, limit).to(q.dtype)
+            if added.shape[0] != q.shape[0]:
+                added = added.repeat(q.shape[0] // added.shape[0], 1, 1, 1)
+        if unit is not None:
+            q, k = _unit_rows(q, unit), _unit_rows(k, unit)
+        if scales is not None:
+            q = (q * operands[scales][:, None, None]).to(q.dtype)
         y = functional.scaled_dot_product_attention(q, k, v, attn_mask=added, scale=scale)
         return (y.transpose(1, 2).to(dtype).contiguous(),)
 
     return run
+
+
+def _unit_rows(x: torch.Tensor, least: float) -> torch.Tensor:
+    """Divided by their lengths, in FP32 at least."""
+    wide = x if x.dtype == torch.float64 else x.float()
+    return (wide / wide.norm(dim=-1, keepdim=True).clamp(min=least)).to(x.dtype)
 
 
 def lstm(site: Site) -> Run:

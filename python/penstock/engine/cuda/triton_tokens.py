@@ -5,11 +5,11 @@ from typing import Final
 
 import torch
 
-from penstock.engine.cuda.kernels.attention import AttentionTile, attention_launch, attention_tiles
+from penstock.engine.cuda.kernels.attention import LARGEST_GRID, AttentionTile, attention_launch, attention_tiles
 from penstock.engine.cuda.kernels.epilogue import Scratch
 from penstock.engine.cuda.kernels.launching import Launch
 from penstock.engine.cuda.kernels.reductions import NormTile, layer_norm_launch, norm_tiles
-from penstock.engine.cuda.sites import Site
+from penstock.engine.cuda.sites import Site, narrow
 from penstock.engine.cuda.ways import Config, Ready, Tensors, Way, count, dtype_of, eight_or_narrow
 
 _WIDEST_NORM: Final = 16384  # a row is kept in registers
@@ -22,6 +22,7 @@ def _attention(ready: Ready, operands: Tensors, outputs: Tensors, scratch: Scrat
     site = ready.site
     mask, whole = site.index("mask"), "mask_factor" in site.step.attributes
     masked = (site.number("mask_from"), site.number("mask_factor")) if whole else None
+    scales = site.index("scales")
     return attention_launch(
         q,
         k,
@@ -31,6 +32,8 @@ def _attention(ready: Ready, operands: Tensors, outputs: Tensors, scratch: Scrat
         scale=ready.site.number("scale"),
         mask=None if mask is None else operands[mask],
         mask_of=masked,
+        scales=None if scales is None else operands[scales],
+        unit=site.number("unit") if "unit" in site.step.attributes else None,
         out_scale=ready.out_scale,
         pdl=site.early,
     )
@@ -45,7 +48,10 @@ def _suits_attention(site: Site) -> bool:
     mask = site.step.operand("mask")
     floats = mask is None or dtype_of(site, site.step.inputs.index(mask)).is_floating_point
     floats = floats or "mask_factor" in site.step.attributes
-    return len(site.shape("q")) == 4 and site.shape("q")[3] <= _WIDEST_HEAD and floats
+    q, v = site.shape("q"), site.shape("v")
+    one = {dtype_of(site, _at(site, role)) for role in ("q", "k", "v")}
+    whole = len(one) == 1 and narrow(one.pop()) and q[-1] == v[-1]
+    return whole and floats and max(q[:2]) <= LARGEST_GRID and q[3] <= _WIDEST_HEAD
 
 
 def _layer_norm(ready: Ready, operands: Tensors, outputs: Tensors, scratch: Scratch | None) -> Launch:

@@ -79,6 +79,9 @@ launches = {
     "depthwise": depthwise_conv2d_nhwc_launch(
         x, t(3, 3, 128), out=t(8, 28, 28, 128), config=DepthwiseTile(8, 128, 4, 4), bias=b, padding=(1, 1)),
     "attention": attention_launch(q, k, v, out=t(8, 50, 12, 64), config=AttentionTile(64, 64, 4), scale=0.125),
+    **{f"attention of {n} windows": attention_launch(
+        *t(2 * n, 64, 3, 3, 32).unbind(2), out=t(2 * n, 64, 3, 32), config=AttentionTile(64, cut, 4), scale=1.0,
+        mask=t(n, 3, 64, 64), scales=t(3, dtype=torch.float32), unit=1e-12, pdl=True) for n, cut in ((64, 64), (16, 32))},
     "layer norm": layer_norm_launch(t(400, 768), t(768), t(768), out=t(400, 768), epsilon=1e-5, residual=t(400, 768)),
     "pool": global_average_pool_launch(x, out=t(8, 128), splits=4, scratch=scratch),
     "lengths of channels": global_average_pool_launch(
@@ -161,6 +164,8 @@ MATRIX = {
     "gemm bfloat16",
     "gemm split",
     "attention",
+    "attention of 64 windows",
+    "attention of 16 windows",
     "two layers",
     "bottleneck",
     "bottleneck with a shortcut",
@@ -177,7 +182,7 @@ def test_every_kernel_compiles_for_hopper_without_spilling(tmp_path: Path) -> No
     done = subprocess.run([sys.executable, "-c", PROGRAM], env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
     rows = [line.split(",") for line in done.stdout.splitlines()]
-    assert len(rows) == 34
+    assert len(rows) == 36
     narrowest = {name: int(each) for name, *_, each in rows}  # of the copies to shared memory, in bytes
     assert (narrowest["stem"], narrowest["stem of stride 1"]) == (16, 8)
     for name, registers, spilled, shared, wgmma, _ in rows:

@@ -1,7 +1,8 @@
 """Attention over short sequences, straight from the packed projection: softmax(QK^T · scale + mask) V.
 
 Queries, keys and values are views [B, T, H, D] of whatever holds them, typically slices of [B, T, 3, H, D]: nothing is
-split or transposed in memory. Sums and the softmax are FP32. A row whose keys are all masked with -inf is NaN, as in
+split or transposed in memory. Sums and the softmax are FP32. Of cosine attention the scores are divided by the lengths
+of both rows, which rounds nothing on the way. A row whose keys are all masked with -inf is NaN, as in
 the frameworks.
 """
 
@@ -18,6 +19,9 @@ from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 from .activations import stored_as
 from .launching import Launch
 from .rows import INDEX_LIMIT, expect_shape, power_of_two
+
+LARGEST_GRID = 65535
+"""Heads, and batches."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,14 +60,20 @@ def attention(
     scale: float,
     mask: torch.Tensor | None = None,
     mask_of: tuple[float, float] | None = None,
+    scales: torch.Tensor | None = None,
+    unit: float | None = None,
     pdl: bool = False,
 ) -> None:
     """q [B, T, H, D], k and v [B, S, H, D], out [B, T, H, D]: any strides but the last, which is 1.
 
-    mask   added to the scores after scaling; [B or 1, H or 1, T or 1, S]. With `mask_of` (a, b) it may be of whole
-           numbers, and what is added is (a - mask) · b.
+    mask    added to the scores after scaling; [P, H or 1, T or 1, S], where P divides B: that of b is the one of b
+            modulo P. With `mask_of` (a, b) it may be of whole numbers, and what is added is (a - mask) · b.
+    scales  [H], floats: what each head's scores are multiplied with besides
+    unit    rows of q and k are divided by their lengths, or by this where they are shorter
     """
-    attention_launch(q, k, v, out=out, config=config, scale=scale, mask=mask, mask_of=mask_of, pdl=pdl).run()
+    attention_launch(
+        q, k, v, out=out, config=config, scale=scale, mask=mask, mask_of=mask_of, scales=scales, unit=unit, pdl=pdl
+    ).run()
 
 
 def attention_launch(
@@ -76,6 +86,8 @@ def attention_launch(
     scale: float,
     mask: torch.Tensor | None = None,
     mask_of: tuple[float, float] | None = None,
+    scales: torch.Tensor | None = None,
+    unit: float | None = None,
     out_scale: float = 1.0,
     pdl: bool = False,
 ) -> Launch:
@@ -90,18 +102,27 @@ def attention_launch(
             raise ValueError(f"{name}: expected a contiguous last dimension, below 2**31 elements")
         for dimension, letter in ((0, "B"), (1, "T"), (2, "H")):
             constants[f"{name.upper()}_{letter}"] = tensor.stride(dimension)
-    seen = mask if mask is None else mask.expand(batch, heads, queries, keys)
+    period = mask.shape[0] if mask is not None and mask.dim() == 4 and mask.shape[0] > 1 else batch
+    if period != batch and batch % period:
+        raise ValueError(f"mask: {period} of them do not repeat to {batch}")
+    seen = mask if mask is None else mask.expand(period, heads, queries, keys)
+    if seen is not None and _reach(seen) >= INDEX_LIMIT:
+        raise ValueError("mask: expected less than 2**31 elements")
+    if scales is not None and (scales.shape != (heads,) or not scales.is_floating_point()):
+        raise ValueError(f"scales: expected floats of shape {[heads]}, got {scales.dtype} of {list(scales.shape)}")
+    constants["SCALES_H"] = 0 if scales is None else scales.stride(0)
     for dimension, letter in ((0, "B"), (1, "H"), (2, "T"), (3, "S")):
         constants[f"MASK_{letter}"] = 0 if seen is None else seen.stride(dimension)
     return Launch(
         attention_kernel,
         (triton.cdiv(queries, config.block_q), heads, batch),
-        (q, k, v, mask, out, scale, *(mask_of or (None, None)), 1.0 / out_scale),
+        (q, k, v, mask, scales, out, scale, *(mask_of or (None, None)), unit, 1.0 / out_scale),
         {
             "QUERIES": queries,
             "KEYS": keys,
             "SIZE": size,
             **constants,
+            "PERIOD": 0 if period == batch else period,
             "BLOCK_Q": config.block_q,
             "LAST_Q": _room(queries % config.block_q, config.block_q),
             "LAST_T": _room(keys % config.block_t, config.block_t),
@@ -115,9 +136,20 @@ def attention_launch(
     )
 
 
+def _reach(tensor: torch.Tensor) -> int:
+    """The last element, from the first."""
+    return sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
+
+
 def _room(left: int, block: int) -> int:
     """Of the last block, which may be smaller than the others: 257 rows are four blocks of 64 and one of 16."""
     return min(block, power_of_two(left, 16)) if left else block
+
+
+@triton.jit
+def _inverse_lengths(rows, least):
+    wide = rows.to(tl.float32)
+    return 1.0 / tl.maximum(tl.sqrt(tl.sum(wide * wide, axis=1)), least)
 
 
 @triton.jit
@@ -134,6 +166,7 @@ def _keys(
     scale,
     mask_from,
     mask_factor,
+    unit,
     QUERIES: tl.constexpr,
     KEYS: tl.constexpr,
     SIZE: tl.constexpr,
@@ -146,7 +179,10 @@ def _keys(
     WHOLE: tl.constexpr,
     FIRST: tl.constexpr,
 ):
-    """The state of a softmax with one block of keys more. WHOLE: all of them exist; FIRST: there were none before."""
+    """The state of a softmax with one block of keys more. WHOLE: all of them exist; FIRST: there were none before.
+
+    scale  of all scores, or [BLOCK_Q]
+    """
     LOG2_E: tl.constexpr = 1.4426950408889634
     columns = start + tl.arange(0, BLOCK_T)
     d = tl.arange(0, BLOCK_D)
@@ -173,7 +209,11 @@ def _keys(
         if mask_factor is not None:
             added = (mask_from - added) * mask_factor
         added = tl.where(added > float("-inf"), tl.maximum(added, -2.0e38), added) * LOG2_E
-    scores = tl.dot(query, key.T, input_precision="ieee") * (scale * LOG2_E)
+    scores = tl.dot(query, key.T, input_precision="ieee")
+    if unit is not None:
+        scores = scores * (scale * LOG2_E)[:, None] * _inverse_lengths(key, unit)[None, :]
+    else:
+        scores = scores * (scale * LOG2_E)
     if mask is not None:
         scores += added
     if not WHOLE:
@@ -206,6 +246,7 @@ def _queries(
     scale,
     mask_from,
     mask_factor,
+    unit,
     out_inverse_scale,
     first,
     QUERIES: tl.constexpr,
@@ -229,24 +270,26 @@ def _queries(
     d = tl.arange(0, BLOCK_D)
     inside = (rows < QUERIES)[:, None] & (d < SIZE)[None, :]
     query = tl.load(q + rows[:, None] * Q_T + d[None, :], mask=inside, other=0.0)
+    if unit is not None:
+        scale = scale * _inverse_lengths(query, unit)
     highest = tl.full((BLOCK_Q,), float("-inf"), dtype=tl.float32)
     weight = tl.zeros((BLOCK_Q,), dtype=tl.float32)
     total = tl.zeros((BLOCK_Q, BLOCK_D), dtype=tl.float32)
     if BLOCKS == 1:
         highest, weight, total = _keys(
-            query, k, v, mask, rows, 0, highest, weight, total, scale, mask_from, mask_factor, QUERIES, KEYS, SIZE,
-            K_T, V_T, MASK_T, MASK_S, BLOCK_T, BLOCK_D, True, True,
+            query, k, v, mask, rows, 0, highest, weight, total, scale, mask_from, mask_factor, unit, QUERIES, KEYS,
+            SIZE, K_T, V_T, MASK_T, MASK_S, BLOCK_T, BLOCK_D, True, True,
         )  # fmt: skip
     else:
         for start in range(0, BLOCKS * BLOCK_T, BLOCK_T):
             highest, weight, total = _keys(
-                query, k, v, mask, rows, start, highest, weight, total, scale, mask_from, mask_factor, QUERIES, KEYS,
-                SIZE, K_T, V_T, MASK_T, MASK_S, BLOCK_T, BLOCK_D, True, False,
+                query, k, v, mask, rows, start, highest, weight, total, scale, mask_from, mask_factor, unit, QUERIES,
+                KEYS, SIZE, K_T, V_T, MASK_T, MASK_S, BLOCK_T, BLOCK_D, True, False,
             )  # fmt: skip
     if LEFT > 0:
         highest, weight, total = _keys(
-            query, k, v, mask, rows, BLOCKS * BLOCK_T, highest, weight, total, scale, mask_from, mask_factor, QUERIES,
-            KEYS, SIZE, K_T, V_T, MASK_T, MASK_S, LAST_T, BLOCK_D, LEFT == LAST_T, BLOCKS == 0,
+            query, k, v, mask, rows, BLOCKS * BLOCK_T, highest, weight, total, scale, mask_from, mask_factor, unit,
+            QUERIES, KEYS, SIZE, K_T, V_T, MASK_T, MASK_S, LAST_T, BLOCK_D, LEFT == LAST_T, BLOCKS == 0,
         )  # fmt: skip
     result = stored_as(total / weight[:, None], out_inverse_scale, out.dtype.element_ty)
     tl.store(out + rows[:, None] * OUT_T + d[None, :], result, mask=inside)
@@ -258,10 +301,12 @@ def attention_kernel(
     k,
     v,
     mask,
+    scales,
     out,
     scale,
     mask_from,
     mask_factor,
+    unit,
     out_inverse_scale,
     QUERIES: tl.constexpr,
     KEYS: tl.constexpr,
@@ -282,6 +327,8 @@ def attention_kernel(
     MASK_H: tl.constexpr,
     MASK_T: tl.constexpr,
     MASK_S: tl.constexpr,
+    SCALES_H: tl.constexpr,
+    PERIOD: tl.constexpr,
     BLOCK_Q: tl.constexpr,
     LAST_Q: tl.constexpr,
     LAST_T: tl.constexpr,
@@ -298,22 +345,27 @@ def attention_kernel(
     v += batch * V_B + head * V_H
     out += batch * OUT_B + head * OUT_H
     if mask is not None:
-        mask += batch * MASK_B + head * MASK_H
+        own = batch
+        if PERIOD > 0:
+            own = batch % PERIOD
+        mask += own * MASK_B + head * MASK_H
     if PDL:
         gdc_wait()
         gdc_launch_dependents()
+    if scales is not None:
+        scale *= tl.load(scales + head * SCALES_H).to(tl.float32)
     if LAST_Q == BLOCK_Q:  # noqa: SIM114  (known when this is compiled, and then there is nothing else)
         _queries(
-            q, k, v, mask, out, scale, mask_from, mask_factor, out_inverse_scale, first, QUERIES, KEYS, SIZE,
-            Q_T, K_T, V_T, OUT_T, MASK_T, MASK_S, BLOCK_Q, BLOCK_T, LAST_T, BLOCK_D,
+            q, k, v, mask, out, scale, mask_from, mask_factor, unit, out_inverse_scale, first, QUERIES, KEYS,
+            SIZE, Q_T, K_T, V_T, OUT_T, MASK_T, MASK_S, BLOCK_Q, BLOCK_T, LAST_T, BLOCK_D,
         )  # fmt: skip
     elif first + BLOCK_Q <= QUERIES:
         _queries(
-            q, k, v, mask, out, scale, mask_from, mask_factor, out_inverse_scale, first, QUERIES, KEYS, SIZE,
-            Q_T, K_T, V_T, OUT_T, MASK_T, MASK_S, BLOCK_Q, BLOCK_T, LAST_T, BLOCK_D,
+            q, k, v, mask, out, scale, mask_from, mask_factor, unit, out_inverse_scale, first, QUERIES, KEYS,
+            SIZE, Q_T, K_T, V_T, OUT_T, MASK_T, MASK_S, BLOCK_Q, BLOCK_T, LAST_T, BLOCK_D,
         )  # fmt: skip
     else:
         _queries(
-            q, k, v, mask, out, scale, mask_from, mask_factor, out_inverse_scale, first, QUERIES, KEYS, SIZE,
-            Q_T, K_T, V_T, OUT_T, MASK_T, MASK_S, LAST_Q, BLOCK_T, LAST_T, BLOCK_D,
+            q, k, v, mask, out, scale, mask_from, mask_factor, unit, out_inverse_scale, first, QUERIES, KEYS,
+            SIZE, Q_T, K_T, V_T, OUT_T, MASK_T, MASK_S, LAST_Q, BLOCK_T, LAST_T, BLOCK_D,
         )  # fmt: skip
