@@ -1,21 +1,28 @@
 """Attention that `patterns` named, as one step: softmax(q k^T scale + mask) v, q, k and v read where they lie.
 
 The group's two products with what is between them become the step; the reshapes and transposes around are views anyway.
-What is not understood (a guard against rows without a key, two masks) is left to be lowered operator by operator.
+Rows of q and k that are divided by their lengths, and a factor for each head (Swin V2), are part of it. What is not
+understood (a guard against rows without a key, a sum of masks that are no constants) is lowered operator by operator.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
+import numpy as np
 import onnx_ir as ir
 
-from penstock.graph.editing import is_operator, producer, rank, static_shape
+from penstock.engine.lowered import Attribute
+from penstock.engine.plan import Shape
+from penstock.graph.editing import Array, integers, is_operator, producer, rank, static_shape
 from penstock.graph.lowering.builder import Builder
+from penstock.graph.lowering.masks import Added, added, aligned, mask, summed
 from penstock.graph.lowering.views import Ref, expanded, permuted, reshaped
 from penstock.graph.patterns import group
-from penstock.graph.patterns.matching import scalar
+from penstock.graph.patterns.matching import constant_of, scalar
+from penstock.graph.patterns.unit_rows import UnitRows, unit_rows
 from penstock.graph.sources import inherit
+
 
 _WIDE_HEAD: Final = 128
 _WIDEST_HEAD: Final = 256
@@ -26,12 +33,16 @@ _WIDEST_HEAD: Final = 256
 class Attention:
     q: ir.Value
     k: ir.Value
-    """Transposed already: [.., D, T]."""
     v: ir.Value
-    mask: ir.Value | None
+    masks: tuple[Added, ...]
     scale: float
+    scales: Array | None
+    """A factor for each head, besides the one for all."""
     nodes: tuple[ir.Node, ...]
     """Those that the step replaces; the last makes its output."""
+    unit: float | None = None
+    """Rows of q and k are divided by their lengths, or by this where they are shorter; k is [.., T, D] then, else it
+    is transposed already."""
 
 
 def find(graph: ir.Graph) -> Mapping[ir.Node, Attention | None]:
@@ -50,8 +61,10 @@ def _broad(attention: Attention) -> bool:
     """Whether heads are so wide, and keys so few, that kernels which never write the scores have nothing to save:
     where channels attend to channels, and tokens are what is summed over.
     """
-    shape = static_shape(attention.k)
-    size, keys = shape[-2:] if shape is not None and len(shape) > 1 else (0, 0)
+    shape = (static_shape(attention.k) or ())[-2:]
+    if len(shape) < 2:
+        return False
+    size, keys = shape if attention.unit is None else reversed(shape)
     return size > _WIDEST_HEAD or (size > _WIDE_HEAD and keys < size)
 
 
@@ -60,44 +73,101 @@ def _around(softmax: ir.Node) -> Attention | None:
     last = uses[0].node if len(uses) == 1 else None
     if last is None or not is_operator(last, "MatMul") or last.inputs[0] is not softmax.outputs[0]:
         return None
-    scale, mask = 1.0, None
-    nodes = [softmax, last]
-    scores = softmax.inputs[0]
-    while (node := _producer(scores)) is not None and not is_operator(node, "MatMul"):
-        step = _step(node) if len(node.outputs[0].uses()) == 1 else None
-        if step is None or (step[2] is not None and (mask is not None or scale != 1.0)):
-            return None
-        scores, factor, added = step
-        scale, mask = scale * factor, added if added is not None else mask
-        nodes.insert(0, node)
-    if node is None or len(node.outputs[0].uses()) != 1:
+    whole = static_shape(softmax.outputs[0])
+    if whole is None or len(whole) > 4:
         return None
-    nodes.insert(0, node)
-    q, k, v = node.inputs[0], node.inputs[1], last.inputs[1]
-    if q is None or k is None or v is None:
+    between = _between(softmax.inputs[0], (1,) * (4 - len(whole)) + whole)
+    if between is None:
         return None
-    q, scale = _unscaled(q, scale, nodes)
+    first = between.nodes[0]
+    q, k, v = first.inputs[0], first.inputs[1], last.inputs[1]
+    if q is None or k is None or v is None or static_shape(first.outputs[0]) != whole:
+        return None
+    nodes = [*between.nodes, softmax, last]
+    q, scale = _unscaled(q, between.scale, nodes)
     k, scale = _unscaled(k, scale, nodes)
-    return Attention(q, k, v, mask, scale, tuple(nodes))
+    found = Attention(q, k, v, between.masks, scale, between.scales, tuple(nodes))
+    return _of_unit_rows(found) or found
+
+
+@dataclass(frozen=True, slots=True)
+class _Between:
+    """The first product, and what is between it and the softmax."""
+
+    nodes: tuple[ir.Node, ...]
+    masks: tuple[Added, ...] = ()
+    scale: float = 1.0
+    scales: Array | None = None
+
+
+def _between(scores: ir.Value | None, whole: Shape) -> _Between | None:
+    found = _Between(())
+    while (node := _producer(scores)) is not None:
+        if len(node.outputs[0].uses()) != 1:
+            return None
+        if is_operator(node, "MatMul"):
+            return replace(found, nodes=(node, *found.nodes)) if summed(found.masks) else None
+        step = _step(node, whole)
+        scaled = found.scale != 1.0 or found.scales is not None
+        if step is None or (step.mask is not None and scaled):
+            return None
+        if step.scales is not None and found.scales is not None:
+            return None
+        scores = step.scores
+        found = _Between(
+            (node, *found.nodes),
+            (step.mask, *found.masks) if step.mask is not None else found.masks,
+            found.scale * step.factor,
+            step.scales if step.scales is not None else found.scales,
+        )
+    return None
 
 
 def _producer(value: ir.Value | None) -> ir.Node | None:
     return value.producer() if value is not None else None
 
 
-def _step(node: ir.Node) -> tuple[ir.Value | None, float, ir.Value | None] | None:
-    """Between product and softmax: the scores before, what they are multiplied with, what is added."""
+@dataclass(frozen=True, slots=True)
+class _Step:
+    """Between product and softmax: the scores before, and what is done to them."""
+
+    scores: ir.Value | None
+    factor: float = 1.0
+    scales: Array | None = None
+    mask: Added | None = None
+
+
+def _step(node: ir.Node, whole: Shape) -> _Step | None:
     left, right = (*node.inputs, None, None)[:2]
     if is_operator(node, "Mul", "Div"):
         number = scalar(right, left)
         if number:
-            return left, number if node.op_type == "Mul" else 1.0 / number, None
+            return _Step(left, number if node.op_type == "Mul" else 1.0 / number)
+        scales = _of_heads(node, right, whole)
+        return _Step(left, scales=scales) if scales is not None else None
+    if is_operator(node, "Reshape"):
+        before, after = (None if each is None else static_shape(each) for each in (left, node.outputs[0]))
+        rows = before is not None and after is not None and before[-2:] == after[-2:] == whole[-2:]
+        return _Step(left) if rows else None
     if is_operator(node, "Add") and left is not None and right is not None:
+        shape = static_shape(node.outputs[0])
         for scores, mask in ((left, right), (right, left)):
             maker = scores.producer()
-            if maker is not None and group(maker) == group(node):
-                return scores, 1.0, mask
+            if maker is not None and group(maker) == group(node) and shape is not None:
+                found = added(mask, shape, whole)
+                return _Step(scores, mask=found) if found is not None and static_shape(scores) == shape else None
     return None
+
+
+def _of_heads(node: ir.Node, value: ir.Value | None, whole: Shape) -> Array | None:
+    """What each head's scores are multiplied with."""
+    shape, array = static_shape(node.outputs[0]), constant_of(value)
+    if node.op_type != "Mul" or array is None or shape is None or not aligned(shape, whole):
+        return None
+    sizes = (1, 1, *array.shape)[-3:]
+    if array.ndim > len(shape) or array.size != whole[1] or sizes != (whole[1], 1, 1):
+        return None
+    return array.reshape(-1).astype(np.float32)
 
 
 def _unscaled(value: ir.Value, scale: float, nodes: list[ir.Node]) -> tuple[ir.Value, float]:
@@ -111,30 +181,60 @@ def _unscaled(value: ir.Value, scale: float, nodes: list[ir.Node]) -> tuple[ir.V
     return node.inputs[0], scale * number if node.op_type == "Mul" else scale / number
 
 
+def _of_unit_rows(attention: Attention) -> Attention | None:
+    """The same with q and k as they were before their rows were divided by their lengths."""
+    turned = producer(attention.k, "Transpose")
+    order = integers(turned, "perm") if turned is not None else None
+    axes = rank(attention.k) or 0
+    if turned is None or order != (*range(axes - 2), axes - 1, axes - 2) or not _is_private(turned.outputs[0]):
+        return None
+    nodes = [turned]
+    q, scale = _unscaled(attention.q, attention.scale, nodes)
+    k, scale = _unscaled(turned.inputs[0], scale, nodes) if turned.inputs[0] is not None else (None, scale)
+    rows = _private_rows(q), _private_rows(k)
+    if rows[0] is None or rows[1] is None or rows[0].epsilon != rows[1].epsilon:
+        return None
+    before = (*rows[0].nodes, *rows[1].nodes, *nodes, *attention.nodes)
+    return replace(attention, q=rows[0].x, k=rows[1].x, scale=scale, nodes=before, unit=rows[0].epsilon)
+
+
+def _private_rows(value: ir.Value | None) -> UnitRows | None:
+    return unit_rows(value) if value is not None and _is_private(value) else None
+
+
+def _is_private(value: ir.Value) -> bool:
+    return len(value.uses()) == 1 and not value.is_graph_output()
+
+
 def lower(builder: Builder, attention: Attention) -> None:
     """The step's operands are views of [batch, heads, T, D]; its output lies as [batch, T, heads, D]."""
     last = attention.nodes[-1]
     output = last.outputs[0]
     shape = builder.shape(output)
     k = builder.ref(attention.k)
-    k = permuted(k, (*range(len(k.shape) - 2), len(k.shape) - 1, len(k.shape) - 2))
-    refs = [_four(ref) for ref in (builder.ref(attention.q), k, builder.ref(attention.v))]
-    operands = [builder.operand(ref, role) for ref, role in zip(refs, "qkv", strict=True)]
+    if attention.unit is None:
+        k = permuted(k, (*range(len(k.shape) - 2), len(k.shape) - 1, len(k.shape) - 2))
     whole = (*((1,) * (4 - len(shape))), *shape)
-    if attention.mask is not None:
-        mask = builder.ref(attention.mask)
-        operands.append(builder.operand(expanded(mask, (*whole[:-1], refs[1].shape[2])), "mask"))
+    refs = [_four(ref, whole[:2]) for ref in (builder.ref(attention.q), k, builder.ref(attention.v))]
+    operands = [builder.operand(ref, role) for ref, role in zip(refs, "qkv", strict=True)]
+    attributes: dict[str, Attribute] = {"scale": attention.scale}
+    if attention.masks:
+        seen = mask(builder, attention.masks, (*whole[:-1], refs[1].shape[2]))
+        operands.append(builder.operand(seen, "mask"))
+    if attention.scales is not None:
+        operands.append(builder.operand(builder.weight(attention.scales, f"{output.name}.scales"), "scales"))
+    if attention.unit is not None:
+        attributes["unit"] = attention.unit
     inherit(last, attention.nodes)
     datatype = builder.datatype(output)
-    result = builder.emit(
-        last, "attention", operands, whole, datatype, (0, 2, 1, 3), {"scale": attention.scale}, name=output.name
-    )
+    result = builder.emit(last, "attention", operands, whole, datatype, (0, 2, 1, 3), attributes, name=output.name)
     shaped = reshaped(result, shape)
     assert shaped is not None  # axes of one are taken off
     builder.forward(output, shaped)
 
 
-def _four(ref: Ref) -> Ref:
+def _four(ref: Ref, batch: Shape) -> Ref:
+    """[batch, heads, T, D], repeated where the products do."""
     shaped = reshaped(ref, (*((1,) * (4 - len(ref.shape))), *ref.shape))
     assert shaped is not None
-    return shaped
+    return expanded(shaped, (*batch, *shaped.shape[2:]))

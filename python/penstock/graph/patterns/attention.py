@@ -2,8 +2,9 @@
 
 Named `attention` and left as it is: the operator Attention is of opset 23, which CPU libraries may not run. The group
 is the two matrix products and all between them (scale, mask, the guard that torch writes against rows without a key),
-the scales on q and k, the reshapes, slices and transposes that cut q, k and v out of what the projections made, and
-those that put the heads together again; projections and what makes the mask are not part of it.
+the scales on q and k or the division of their rows by their lengths, the reshapes, slices and transposes that cut q, k
+and v out of what the projections made, and those that put the heads together again; projections and what makes the mask
+are not part of it.
 """
 
 from collections.abc import Iterator
@@ -14,6 +15,7 @@ import onnx_ir as ir
 from penstock.graph.editing import Edit, input_of, integer, producer, rank
 from penstock.graph.patterns.matching import constant_of, data_inputs, keeps_to_itself
 from penstock.graph.patterns.pattern import Match, Pattern, group
+from penstock.graph.patterns.unit_rows import unit_rows
 
 # Between the first product and the softmax: scale, mask, and clamping the scores.
 _BEFORE: Final = ("Add", "Sub", "Mul", "Div", "Where", "Cast", "Max", "Min", "Clip", "Identity", "Reshape")
@@ -113,9 +115,10 @@ def _take_views(edit: Edit, members: set[ir.Node], pending: list[ir.Node]) -> No
             node = producer(value, *_VIEWS, *_SCALES)
             if node is None or node in members or node.graph is not edit.graph or group(node):
                 continue
-            if not _only_moves(node) or not _read_only_by(edit, node, members):
+            rows = unit_rows(value)
+            if not (_only_moves(node) or rows is not None) or not _read_only_by(edit, node, members):
                 continue
-            members.add(node)
+            members.update(rows.nodes if rows is not None else (node,))
             # Slices of one value come into the group one by one: what they share follows with the last.
             pending.append(node)
 
