@@ -27,6 +27,9 @@ class Form:
 
     mask: bool = False
     guard: bool = False
+    unit: bool = False
+    """Rows of q and k are divided by their lengths."""
+
     axis: int = -1
     constant_keys: bool = False
 
@@ -66,8 +69,18 @@ def _weight(width: int, seed: int) -> Array:
     return 0.2 * normal(_WIDTH, width, seed=seed)
 
 
+def _unit(draft: Draft, rows: str) -> str:
+    if draft.opset < 18:
+        length = draft.add("ReduceL2", rows, attributes={"axes": [-1]})
+    else:
+        length = draft.add("ReduceL2", rows, draft.weight(np.array([-1], np.int64)))
+    return draft.add("Div", rows, draft.add("Clip", length, draft.weight(np.array(1e-12, np.float32))))
+
+
 def attention(draft: Draft, form: Form = Form(mask=True)) -> str:
     q, k, v = _cut(draft, form)
+    if form.unit:
+        q, k = _unit(draft, q), _unit(draft, k)
     keys = draft.add("Transpose", k, attributes={"perm": [0, 1, 3, 2]})
     if form.constant_keys:
         keys = draft.weight(normal(2, _HEADS, _SIZE, _LENGTH))
@@ -96,6 +109,7 @@ _FORMS = st.builds(
     scale=st.sampled_from(["before", "after", "both", "none"]),
     mask=st.booleans(),
     guard=st.booleans(),
+    unit=st.booleans(),
     axis=st.sampled_from([-1, 3]),
 )
 
