@@ -50,8 +50,8 @@ def _suits_attention(site: Site) -> bool:
     floats = floats or "mask_factor" in site.step.attributes
     q, v = site.shape("q"), site.shape("v")
     one = {dtype_of(site, _at(site, role)) for role in ("q", "k", "v")}
-    whole = len(one) == 1 and narrow(one.pop()) and q[-1] == v[-1]
-    return whole and floats and max(q[:2]) <= LARGEST_GRID and q[3] <= _WIDEST_HEAD
+    whole = len(one) == 1 and narrow(one.pop())
+    return whole and floats and max(q[:2]) <= LARGEST_GRID and max(q[3], v[3]) <= _WIDEST_HEAD
 
 
 def _layer_norm(ready: Ready, operands: Tensors, outputs: Tensors, scratch: Scratch | None) -> Launch:

@@ -23,7 +23,6 @@ from penstock.graph.patterns.matching import constant_of, scalar
 from penstock.graph.patterns.unit_rows import UnitRows, unit_rows
 from penstock.graph.sources import inherit
 
-
 _WIDE_HEAD: Final = 128
 _WIDEST_HEAD: Final = 256
 """Above, nobody's fused kernel takes them."""

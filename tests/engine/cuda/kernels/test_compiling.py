@@ -81,7 +81,11 @@ launches = {
     "attention": attention_launch(q, k, v, out=t(8, 50, 12, 64), config=AttentionTile(64, 64, 4), scale=0.125),
     **{f"attention of {n} windows": attention_launch(
         *t(2 * n, 64, 3, 3, 32).unbind(2), out=t(2 * n, 64, 3, 32), config=AttentionTile(64, cut, 4), scale=1.0,
-        mask=t(n, 3, 64, 64), scales=t(3, dtype=torch.float32), unit=1e-12, pdl=True) for n, cut in ((64, 64), (16, 32))},
+        mask=t(n, 3, 64, 64), scales=t(3, dtype=torch.float32), unit=1e-12, pdl=True)
+        for n, cut in ((64, 64), (16, 32))},
+    "attention of wide values": attention_launch(
+        t(32, 196, 4, 16), t(32, 196, 4, 16), t(32, 196, 4, 64), out=t(32, 196, 4, 64), scale=0.25,
+        config=AttentionTile(64, 64, 4), mask=t(1, 4, 196, 196)),
     "layer norm": layer_norm_launch(t(400, 768), t(768), t(768), out=t(400, 768), epsilon=1e-5, residual=t(400, 768)),
     "pool": global_average_pool_launch(x, out=t(8, 128), splits=4, scratch=scratch),
     "lengths of channels": global_average_pool_launch(

@@ -239,6 +239,18 @@ def test_attention_of_packed_projections(name: str, masked: bool, device: str) -
     assert (out.double() - right.transpose(1, 2)).abs().max() < 4e-3
 
 
+@pytest.mark.parametrize(("size", "width"), [(16, 64), (20, 8), (32, 100)])
+def test_values_may_be_wider_or_narrower_than_keys(size: int, width: int, device: str) -> None:
+    q = torch.randn(2, 19, 3, size, device=device).half()
+    both = torch.randn(2, 37, 3, size + width, device=device).half()
+    k, v = both[..., :size], both[..., size:]
+    out = torch.full((2, 19, 3, width), float("nan"), device=device, dtype=torch.float16)
+    attention(q, k, v, out=out, config=AttentionTile(16, 32, 4), scale=0.2)
+    wide = (each.double().transpose(1, 2) for each in (q, k, v))
+    right = torch.nn.functional.scaled_dot_product_attention(*wide, scale=0.2)
+    assert (out.double() - right.transpose(1, 2)).abs().max() < 4e-3
+
+
 @pytest.mark.filterwarnings("ignore:invalid value encountered:RuntimeWarning")  # numpy, behind the interpreter
 def test_a_row_that_sees_no_key_is_nan(device: str) -> None:
     q, k, v = torch.randn(1, 5, 3, 1, 16, device=device).half().unbind(2)

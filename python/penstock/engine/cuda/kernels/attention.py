@@ -64,7 +64,7 @@ def attention(
     unit: float | None = None,
     pdl: bool = False,
 ) -> None:
-    """q [B, T, H, D], k and v [B, S, H, D], out [B, T, H, D]: any strides but the last, which is 1.
+    """q [B, T, H, D], k [B, S, H, D], v [B, S, H, E], out [B, T, H, E]: any strides but the last, which is 1.
 
     mask    added to the scores after scaling; [P, H or 1, T or 1, S], where P divides B: that of b is the one of b
             modulo P. With `mask_of` (a, b) it may be of whole numbers, and what is added is (a - mask) · b.
@@ -92,10 +92,10 @@ def attention_launch(
     pdl: bool = False,
 ) -> Launch:
     batch, queries, heads, size = q.shape
-    keys = k.shape[1]
+    keys, width = k.shape[1], v.shape[3]
     expect_shape(k, "k", batch, keys, heads, size)
-    expect_shape(v, "v", batch, keys, heads, size)
-    expect_shape(out, "out", *q.shape)
+    expect_shape(v, "v", batch, keys, heads, width)
+    expect_shape(out, "out", batch, queries, heads, width)
     constants: dict[str, int | bool] = {}
     for name, tensor in (("q", q), ("k", k), ("v", v), ("out", out)):
         if tensor.stride(3) != 1 or tensor.stride(0) * batch >= INDEX_LIMIT:
@@ -121,6 +121,7 @@ def attention_launch(
             "QUERIES": queries,
             "KEYS": keys,
             "SIZE": size,
+            "WIDTH": width,
             **constants,
             "PERIOD": 0 if period == batch else period,
             "BLOCK_Q": config.block_q,
@@ -128,6 +129,7 @@ def attention_launch(
             "LAST_T": _room(keys % config.block_t, config.block_t),
             "BLOCK_T": config.block_t,
             "BLOCK_D": power_of_two(size, 16),
+            "BLOCK_E": power_of_two(width, 16),
             "PDL": pdl,
         },
         config.num_warps,
@@ -170,12 +172,14 @@ def _keys(
     QUERIES: tl.constexpr,
     KEYS: tl.constexpr,
     SIZE: tl.constexpr,
+    WIDTH: tl.constexpr,
     K_T: tl.constexpr,
     V_T: tl.constexpr,
     MASK_T: tl.constexpr,
     MASK_S: tl.constexpr,
     BLOCK_T: tl.constexpr,
     BLOCK_D: tl.constexpr,
+    BLOCK_E: tl.constexpr,
     WHOLE: tl.constexpr,
     FIRST: tl.constexpr,
 ):
@@ -186,14 +190,16 @@ def _keys(
     LOG2_E: tl.constexpr = 1.4426950408889634
     columns = start + tl.arange(0, BLOCK_T)
     d = tl.arange(0, BLOCK_D)
+    e = tl.arange(0, BLOCK_E)
     exists = columns < KEYS
     if WHOLE and BLOCK_D == SIZE:
         key = tl.load(k + columns[:, None] * K_T + d[None, :])
-        value = tl.load(v + columns[:, None] * V_T + d[None, :])
     else:
-        inside = exists[:, None] & (d < SIZE)[None, :]
-        key = tl.load(k + columns[:, None] * K_T + d[None, :], mask=inside, other=0.0)
-        value = tl.load(v + columns[:, None] * V_T + d[None, :], mask=inside, other=0.0)
+        key = tl.load(k + columns[:, None] * K_T + d[None, :], mask=exists[:, None] & (d < SIZE)[None, :], other=0.0)
+    if WHOLE and BLOCK_E == WIDTH:
+        value = tl.load(v + columns[:, None] * V_T + e[None, :])
+    else:
+        value = tl.load(v + columns[:, None] * V_T + e[None, :], mask=exists[:, None] & (e < WIDTH)[None, :], other=0.0)
     if mask is not None:
         # A mask of keys alone is one row, read once and not for every query.
         if MASK_T == 0:
@@ -252,6 +258,7 @@ def _queries(
     QUERIES: tl.constexpr,
     KEYS: tl.constexpr,
     SIZE: tl.constexpr,
+    WIDTH: tl.constexpr,
     Q_T: tl.constexpr,
     K_T: tl.constexpr,
     V_T: tl.constexpr,
@@ -262,37 +269,39 @@ def _queries(
     BLOCK_T: tl.constexpr,
     LAST_T: tl.constexpr,
     BLOCK_D: tl.constexpr,
+    BLOCK_E: tl.constexpr,
 ):
     """One block of queries of one head."""
     BLOCKS: tl.constexpr = KEYS // BLOCK_T
     LEFT: tl.constexpr = KEYS - BLOCKS * BLOCK_T
     rows = first + tl.arange(0, BLOCK_Q)
     d = tl.arange(0, BLOCK_D)
-    inside = (rows < QUERIES)[:, None] & (d < SIZE)[None, :]
-    query = tl.load(q + rows[:, None] * Q_T + d[None, :], mask=inside, other=0.0)
+    e = tl.arange(0, BLOCK_E)
+    there = (rows < QUERIES)[:, None]
+    query = tl.load(q + rows[:, None] * Q_T + d[None, :], mask=there & (d < SIZE)[None, :], other=0.0)
     if unit is not None:
         scale = scale * _inverse_lengths(query, unit)
     highest = tl.full((BLOCK_Q,), float("-inf"), dtype=tl.float32)
     weight = tl.zeros((BLOCK_Q,), dtype=tl.float32)
-    total = tl.zeros((BLOCK_Q, BLOCK_D), dtype=tl.float32)
+    total = tl.zeros((BLOCK_Q, BLOCK_E), dtype=tl.float32)
     if BLOCKS == 1:
         highest, weight, total = _keys(
             query, k, v, mask, rows, 0, highest, weight, total, scale, mask_from, mask_factor, unit, QUERIES, KEYS,
-            SIZE, K_T, V_T, MASK_T, MASK_S, BLOCK_T, BLOCK_D, True, True,
+            SIZE, WIDTH, K_T, V_T, MASK_T, MASK_S, BLOCK_T, BLOCK_D, BLOCK_E, True, True,
         )  # fmt: skip
     else:
         for start in range(0, BLOCKS * BLOCK_T, BLOCK_T):
             highest, weight, total = _keys(
                 query, k, v, mask, rows, start, highest, weight, total, scale, mask_from, mask_factor, unit, QUERIES,
-                KEYS, SIZE, K_T, V_T, MASK_T, MASK_S, BLOCK_T, BLOCK_D, True, False,
+                KEYS, SIZE, WIDTH, K_T, V_T, MASK_T, MASK_S, BLOCK_T, BLOCK_D, BLOCK_E, True, False,
             )  # fmt: skip
     if LEFT > 0:
         highest, weight, total = _keys(
             query, k, v, mask, rows, BLOCKS * BLOCK_T, highest, weight, total, scale, mask_from, mask_factor, unit,
-            QUERIES, KEYS, SIZE, K_T, V_T, MASK_T, MASK_S, LAST_T, BLOCK_D, LEFT == LAST_T, BLOCKS == 0,
+            QUERIES, KEYS, SIZE, WIDTH, K_T, V_T, MASK_T, MASK_S, LAST_T, BLOCK_D, BLOCK_E, LEFT == LAST_T, BLOCKS == 0,
         )  # fmt: skip
     result = stored_as(total / weight[:, None], out_inverse_scale, out.dtype.element_ty)
-    tl.store(out + rows[:, None] * OUT_T + d[None, :], result, mask=inside)
+    tl.store(out + rows[:, None] * OUT_T + e[None, :], result, mask=there & (e < WIDTH)[None, :])
 
 
 @triton.jit
@@ -311,6 +320,7 @@ def attention_kernel(
     QUERIES: tl.constexpr,
     KEYS: tl.constexpr,
     SIZE: tl.constexpr,
+    WIDTH: tl.constexpr,
     Q_B: tl.constexpr,
     Q_T: tl.constexpr,
     Q_H: tl.constexpr,
@@ -334,6 +344,7 @@ def attention_kernel(
     LAST_T: tl.constexpr,
     BLOCK_T: tl.constexpr,
     BLOCK_D: tl.constexpr,
+    BLOCK_E: tl.constexpr,
     PDL: tl.constexpr,
 ):
     """Grid: (blocks of queries, heads, batch)."""
@@ -357,15 +368,18 @@ def attention_kernel(
     if LAST_Q == BLOCK_Q:  # noqa: SIM114  (known when this is compiled, and then there is nothing else)
         _queries(
             q, k, v, mask, out, scale, mask_from, mask_factor, unit, out_inverse_scale, first, QUERIES, KEYS,
-            SIZE, Q_T, K_T, V_T, OUT_T, MASK_T, MASK_S, BLOCK_Q, BLOCK_T, LAST_T, BLOCK_D,
+            SIZE, WIDTH, Q_T, K_T, V_T, OUT_T, MASK_T, MASK_S, BLOCK_Q, BLOCK_T, LAST_T, BLOCK_D,
+            BLOCK_E,
         )  # fmt: skip
     elif first + BLOCK_Q <= QUERIES:
         _queries(
             q, k, v, mask, out, scale, mask_from, mask_factor, unit, out_inverse_scale, first, QUERIES, KEYS,
-            SIZE, Q_T, K_T, V_T, OUT_T, MASK_T, MASK_S, BLOCK_Q, BLOCK_T, LAST_T, BLOCK_D,
+            SIZE, WIDTH, Q_T, K_T, V_T, OUT_T, MASK_T, MASK_S, BLOCK_Q, BLOCK_T, LAST_T, BLOCK_D,
+            BLOCK_E,
         )  # fmt: skip
     else:
         _queries(
             q, k, v, mask, out, scale, mask_from, mask_factor, unit, out_inverse_scale, first, QUERIES, KEYS,
-            SIZE, Q_T, K_T, V_T, OUT_T, MASK_T, MASK_S, LAST_Q, BLOCK_T, LAST_T, BLOCK_D,
+            SIZE, WIDTH, Q_T, K_T, V_T, OUT_T, MASK_T, MASK_S, LAST_Q, BLOCK_T, LAST_T, BLOCK_D,
+            BLOCK_E,
         )  # fmt: skip
