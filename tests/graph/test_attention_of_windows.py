@@ -152,6 +152,17 @@ def test_a_sum_of_masks_has_bounds(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "attention" not in {step.kind for step in found.steps}
 
 
+def test_rows_that_lie_across_are_left_in_steps() -> None:
+    """Cross-covariance attention: the rows of q and k are what all tokens have in one channel."""
+    cut = CUT.replace("perm=[2,0,3,1,4]", "perm=[2,0,3,4,1]")
+    text = f"""(float[{B},{T},{3 * HEADS * D}] x) => (float[{B},{HEADS},{D},{T}] y) {{ {cut} {BOUNDED}
+        u = Transpose<perm=[0,1,3,2]>(ku) d = MatMul(qu, u) e = Mul(d, scales) p = Softmax<axis=-1>(e)
+        y = MatMul(p, v) }}"""
+    model = graph(text, WEIGHTS, opset=18)
+    found = assert_agrees(model, model, {"x": 3.0 * normal(B, T, 3 * HEADS * D, seed=4)}, 1e-6)
+    assert "attention" not in {step.kind for step in found.steps}
+
+
 def cosine(found: Arrays, expected: Arrays) -> float:
     (name,) = expected
     a, b = (each[name].astype(np.float64).ravel() for each in (found, expected))

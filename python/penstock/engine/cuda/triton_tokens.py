@@ -50,7 +50,9 @@ def _suits_attention(site: Site) -> bool:
     floats = floats or "mask_factor" in site.step.attributes
     q, v = site.shape("q"), site.shape("v")
     one = {dtype_of(site, _at(site, role)) for role in ("q", "k", "v")}
-    whole = len(one) == 1 and narrow(one.pop())
+    views = [site.step.inputs[_at(site, role)].view for role in ("q", "k", "v")]
+    rows = all(view is None or view.strides[-1] == 1 or view.shape[-1] == 1 for view in views)
+    whole = len(one) == 1 and narrow(one.pop()) and rows
     return whole and floats and max(q[:2]) <= LARGEST_GRID and max(q[3], v[3]) <= _WIDEST_HEAD
 
 

@@ -100,8 +100,9 @@ def lower(model: ir.Model, *, joined: bool = True) -> tuple[LoweredGraph, Weight
     for node in graph:
         if node in attentions:
             whole = attentions[node]
-            if whole is not None:
-                attention.lower(builder, whole)
+            if whole is not None and not attention.lower(builder, whole):
+                for each in whole.nodes:
+                    _one(builder, each)
             continue
         _one(builder, node)
     for value in graph.outputs:

@@ -23,9 +23,8 @@ from penstock.graph.patterns.matching import constant_of, scalar
 from penstock.graph.patterns.unit_rows import UnitRows, unit_rows
 from penstock.graph.sources import inherit
 
-_WIDE_HEAD: Final = 128
-_WIDEST_HEAD: Final = 256
-"""Above, nobody's fused kernel takes them."""
+_LONGEST: Final = 256
+"""Numbers of a row of q, k or v that a kernel holds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +42,12 @@ class Attention:
     """Rows of q and k are divided by their lengths, or by this where they are shorter; k is [.., T, D] then, else it
     is transposed already."""
 
+    @property
+    def is_plain(self) -> bool:
+        """Whether it has nothing but a scale and a mask, which libraries know, too."""
+        simple = len(self.masks) < 2 and all(len(each.scores) == 4 for each in self.masks)
+        return simple and self.unit is None and self.scales is None
+
 
 def find(graph: ir.Graph) -> Mapping[ir.Node, Attention | None]:
     """The last node of every attention that is understood -> what it is; its other nodes -> None."""
@@ -50,21 +55,10 @@ def find(graph: ir.Graph) -> Mapping[ir.Node, Attention | None]:
     for node in graph:
         if is_operator(node, "Softmax") and (group(node) or "").startswith("attention#"):
             attention = _around(node)
-            if attention is not None and rank(attention.nodes[-1].outputs[0]) in (2, 3, 4) and not _broad(attention):
+            if attention is not None and rank(attention.nodes[-1].outputs[0]) in (2, 3, 4):
                 found.update(dict.fromkeys(attention.nodes))
                 found[attention.nodes[-1]] = attention
     return found
-
-
-def _broad(attention: Attention) -> bool:
-    """Whether heads are so wide, and keys so few, that kernels which never write the scores have nothing to save:
-    where channels attend to channels, and tokens are what is summed over.
-    """
-    shape = (static_shape(attention.k) or ())[-2:]
-    if len(shape) < 2:
-        return False
-    size, keys = shape if attention.unit is None else reversed(shape)
-    return size > _WIDEST_HEAD or (size > _WIDE_HEAD and keys < size)
 
 
 def _around(softmax: ir.Node) -> Attention | None:
@@ -205,8 +199,12 @@ def _is_private(value: ir.Value) -> bool:
     return len(value.uses()) == 1 and not value.is_graph_output()
 
 
-def lower(builder: Builder, attention: Attention) -> None:
-    """The step's operands are views of [batch, heads, T, D]; its output lies as [batch, T, heads, D]."""
+def lower(builder: Builder, attention: Attention) -> bool:
+    """The step's operands are views of [batch, heads, T, D]; its output lies as [batch, T, heads, D].
+
+    False, and nothing is made, where its nodes had better be lowered one by one: where no kernel reads the rows, and
+    neither do libraries, or channels attend to channels, whose scores are fewer than what they are made of.
+    """
     last = attention.nodes[-1]
     output = last.outputs[0]
     shape = builder.shape(output)
@@ -215,6 +213,9 @@ def lower(builder: Builder, attention: Attention) -> None:
         k = permuted(k, (*range(len(k.shape) - 2), len(k.shape) - 1, len(k.shape) - 2))
     whole = (*((1,) * (4 - len(shape))), *shape)
     refs = [_four(ref, whole[:2]) for ref in (builder.ref(attention.q), k, builder.ref(attention.v))]
+    (size, keys), rows = (refs[0].shape[3], refs[1].shape[2]), all(_is_of_rows(ref) for ref in refs)
+    if not rows and (keys < size or not attention.is_plain):
+        return False
     operands = [builder.operand(ref, role) for ref, role in zip(refs, "qkv", strict=True)]
     attributes: dict[str, Attribute] = {"scale": attention.scale}
     if attention.masks:
@@ -230,6 +231,12 @@ def lower(builder: Builder, attention: Attention) -> None:
     shaped = reshaped(result, shape)
     assert shaped is not None  # axes of one are taken off
     builder.forward(output, shaped)
+    return True
+
+
+def _is_of_rows(ref: Ref) -> bool:
+    """Whether a kernel reads it; rows that are channels lie across."""
+    return ref.shape[-1] <= _LONGEST and (ref.strides[-1] == 1 or ref.shape[-1] == 1)
 
 
 def _four(ref: Ref, batch: Shape) -> Ref:
