@@ -107,6 +107,7 @@ def test_attention_writes_eight_bits(device: str) -> None:
     assert off(out, quantized(expected, torch.int8, 0.02)) < 0.05
 
 
+@pytest.mark.filterwarnings("ignore:overflow encountered in exp:RuntimeWarning")  # numpy, behind the interpreter
 @pytest.mark.parametrize("activation", [each for each in ACTIVATIONS if each not in ("clip", "hard_sigmoid")])
 def test_sums_of_integers_are_scaled_activated_and_rounded(activation: str, device: str) -> None:
     x, w = (torch.randint(-128, 128, (size, 64), dtype=torch.int8, device=device) for size in (33, 24))
