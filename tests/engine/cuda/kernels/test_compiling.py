@@ -170,6 +170,7 @@ MATRIX = {
     "attention",
     "attention of 64 windows",
     "attention of 16 windows",
+    "attention of wide values",
     "two layers",
     "bottleneck",
     "bottleneck with a shortcut",
