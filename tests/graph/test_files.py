@@ -10,9 +10,9 @@ from onnx import TensorProto, helper
 
 from penstock import limits
 from penstock.errors import ModelLoadError, NotFound, Unsupported
-from penstock.graph import files, load, save, signature, to_bytes
+from penstock.graph import files, load, optimize, save, signature, to_bytes
 from tests import onnx_models
-from tests.graph.small import graph, normal, run
+from tests.graph.small import graph, normal, operators, run
 
 
 def test_a_file_comes_back_as_it_was_saved(tmp_path: Path) -> None:
@@ -80,6 +80,33 @@ def test_tensors_beside_the_model_are_read_and_saved_inside(tmp_path: Path, monk
     save(model, tmp_path.parent / "inside.onnx")
     answer = run((tmp_path.parent / "inside.onnx").read_bytes(), {"x": np.zeros((1, 4), np.float32)})
     assert answer["y"].tolist() == [[4, 5, 6, 7]]
+
+
+@pytest.mark.parametrize("nested", [False, True])
+def test_a_model_whose_tensors_all_lie_beside_it_is_optimized_from_anywhere(
+    nested: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As torch's exporter writes them, the shapes of Reshapes too."""
+    inner = "{ r = Reshape(x, s) z = Identity(r) a = MatMul(z, w) y = Mul(a, g) }"
+    weights = {"s": np.array([-1, 2, 8]), "w": normal(8, 5), "g": normal(5, seed=1)}
+    inside = graph(f"(float[N,16] x) => (float[?,?,?] y) {inner}", weights)
+    proto = ir.to_proto(inside)
+    if nested:
+        outer = "(float[N,16] x) => (float[?,?,?] y) { c = Constant<value_int=1>() t = Cast<to=9>(c) y = Identity(x) }"
+        proto = ir.to_proto(graph(outer))
+        body = ir.to_proto(inside).graph
+        del body.input[:]
+        del proto.graph.node[-1]
+        proto.graph.node.append(helper.make_node("If", ["t"], ["y"], then_branch=body, else_branch=body))
+    folder = tmp_path / "model"
+    folder.mkdir()
+    onnx.save(proto, folder / "m.onnx", save_as_external_data=True, location="m.data", size_threshold=0)
+    monkeypatch.chdir(tmp_path)
+    found = optimize(load(folder / "m.onnx"))
+    if not nested:
+        assert operators(found.model) == operators(optimize(inside).model) == {"Reshape": 1, "MatMul": 1}
+    x = {"x": normal(3, 16, seed=2)}
+    assert np.allclose(run(found.model, x)["y"], run(inside, x)["y"], atol=1e-6)
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ import onnx_ir as ir
 from penstock import limits
 from penstock.engine.runtimes import onnx_file
 from penstock.errors import ModelLoadError, NotFound, Unsupported
+from penstock.graph.external import take_inside
 
 # Protobuf's messages end at 2 GiB; the rest of a model besides its tensors needs some room below it.
 _PROTOBUF_BYTES = 2**31 - 1
@@ -86,20 +87,9 @@ def to_bytes(model: ir.Model) -> bytes:
     if size >= _PROTOBUF_BYTES - _ROOM_BYTES:
         raise Unsupported(f"a model with {size} bytes of tensors does not fit one ONNX file of 2 GiB; save it instead")
     copy = model.clone()
-    for graph in copy.graphs():
-        for value in graph.initializers.values():
-            if isinstance(value.const_value, ir.ExternalTensor):
-                value.const_value = _inside(value.const_value)
-        for node in graph:
-            for name, attribute in list(node.attributes.items()):
-                if attribute.type == ir.AttributeType.TENSOR and isinstance(attribute.value, ir.ExternalTensor):
-                    node.attributes[name] = ir.AttrTensor(name, _inside(attribute.value))
+    take_inside(copy)
     data: bytes = ir.to_proto(copy).SerializeToString()
     return data
-
-
-def _inside(tensor: ir.ExternalTensor) -> ir.TensorProtocol:
-    return ir.Tensor(tensor.numpy(), dtype=tensor.dtype, name=tensor.name)
 
 
 def _tensor_bytes(model: ir.Model) -> int:

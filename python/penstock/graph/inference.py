@@ -10,6 +10,7 @@ import onnx
 import onnx_ir as ir
 
 from penstock.graph.editing import has_graphs
+from penstock.graph.external import take_inside
 
 # Weights larger than this take no part in shapes; every shape vector is smaller.
 _SHAPE_DATA_BYTES = 1024
@@ -28,6 +29,7 @@ def skeleton(model: ir.Model) -> onnx.ModelProto:
             del graph.initializers[name]
             value.const_value = None
             graph.inputs.append(value)
+    take_inside(copy)
     return ir.to_proto(copy)
 
 

@@ -13,6 +13,7 @@ from onnx_ir.passes import common
 
 from penstock.errors import Unsupported
 from penstock.graph.editing import Edit
+from penstock.graph.external import take_inside
 
 # DequantizeLinear got `axis` in operator set 13 (onnx/docs/Changelog.md).
 PER_CHANNEL: Final = 13
@@ -22,8 +23,10 @@ def raised(model: ir.Model) -> ir.Model:
     """A copy with operator set 13 or later; raises Unsupported when a node has no equivalent there."""
     if Edit(model).opset >= PER_CHANNEL:
         return model.clone()
+    inside = model.clone()
+    take_inside(inside)
     try:
-        proto = onnx.version_converter.convert_version(ir.to_proto(model), PER_CHANNEL)
+        proto = onnx.version_converter.convert_version(ir.to_proto(inside), PER_CHANNEL)
     except Exception as error:  # the converter throws C++ exceptions of several kinds
         text = " ".join(str(error).split())[:300]
         raise Unsupported(

@@ -233,8 +233,8 @@ class _Sweep:
             info = ir.to_proto(value)
             types[value.name] = info.type
             array = constant(value)
-            if array is not None and array.size <= limits.TENSOR_DIMS and value.const_value is not None:
-                data[value.name] = ir.to_proto(value.const_value)
+            if array is not None and array.size <= limits.TENSOR_DIMS:
+                data[value.name] = ir.to_proto(ir.Tensor(array, name=value.name))
         try:
             schema = onnx.defs.get_schema(node.op_type, self.edit.opset, "")
             opsets = [onnx.helper.make_opsetid("", self.edit.opset)]
