@@ -114,6 +114,25 @@ def test_inputs_need_not_be_contiguous(runtime: str, tmp_path: Path) -> None:
 
 
 @BOTH
+def test_inputs_of_every_kind_may_take_turns_and_stay_as_they_are(runtime: str, tmp_path: Path) -> None:
+    instance = ps.load(onnx_models.add_and_subtract(tmp_path / "m.onnx"), runtime=runtime).instance()
+    whole = np.random.default_rng(5).standard_normal((6, 6), dtype=np.float32)
+    fixed = whole[:, :3].copy()
+    fixed.flags.writeable = False
+    odd = np.frombuffer(b"\0" + fixed.tobytes(), np.uint8)[1:].view(np.float32).reshape(6, 3)
+    kinds = [fixed.copy(), fixed, whole[:, :3], np.asfortranarray(fixed), odd]
+    for rows in (6, 2, 0, 5):
+        for left in kinds:
+            for right in kinds:
+                a, b = left[:rows], right[6 - rows :]
+                found = instance.execute({"a": a, "b": b})
+                np.testing.assert_array_equal(found["sum"], fixed[:rows] + fixed[6 - rows :])
+                np.testing.assert_array_equal(found["difference"], fixed[:rows] - fixed[6 - rows :])
+    for each in kinds:
+        np.testing.assert_array_equal(each, fixed)
+
+
+@BOTH
 @pytest.mark.parametrize(
     ("arrays", "message"),
     [

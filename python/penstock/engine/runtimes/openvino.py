@@ -220,23 +220,39 @@ class OpenVinoInstance:
         return {name: array.copy() for name, array in self.views(inputs).items()}
 
     def views(self, inputs: Arrays) -> dict[str, Array]:
-        """The request's own output tensors, which the next call overwrites."""
+        """The request's own output tensors, which the next call overwrites; an input itself, where it is an output."""
         request = self._request
         if request is None:
             raise Unavailable(f"{self._path.name} is closed; load it again")
         for name in self._wide:
             _check_range(name, inputs[name])
         try:
-            for name, tensor, dtype in self._inputs:
-                array = inputs[name]
-                if tuple(tensor.shape) != array.shape:
-                    tensor.shape = array.shape
-                np.copyto(tensor.data.view(dtype), array)
-            request.infer(share_outputs=True)
-            # Viewed, for types that the library knows by another name (BF16).
-            return {name: request.get_output_tensor(index).data.view(dtype) for name, index, dtype in self._outputs}
+            lent = self._give(request, inputs)
+            try:
+                request.infer(share_outputs=True)
+                # Viewed, for types that the library knows by another name (BF16).
+                return {name: request.get_output_tensor(index).data.view(dtype) for name, index, dtype in self._outputs}
+            finally:
+                # The caller's memory is not kept beyond the call: it may be a slot that the next batch waits for.
+                for index in lent:
+                    request.set_input_tensor(index, self._inputs[index][1])
         except Exception as error:
             raise ExecutionError(f"OpenVINO failed: {library_message(error, self._path)}") from error
+
+    def _give(self, request: openvino.InferRequest, inputs: Arrays) -> list[int]:
+        """Inputs as the library can read them where they lie, the others copied; which ones are the caller's memory."""
+        lent: list[int] = []
+        for index, (name, tensor, dtype) in enumerate(self._inputs):
+            array, own = inputs[name], tensor.data
+            if array.dtype == own.dtype and array.flags.carray and array.ndim and array.size:
+                request.set_input_tensor(index, openvino.Tensor(array, shared_memory=True))
+                lent.append(index)
+                continue
+            if own.shape != array.shape:
+                tensor.shape = array.shape
+                own = tensor.data
+            np.copyto(own.view(dtype), array)
+        return lent
 
     def profile(self) -> list[tuple[str, float]]:
         """Of each layer that the last call executed, microseconds on average of all calls so far.
