@@ -79,6 +79,38 @@ def conv(chain: Chain) -> None:
     chain.add("Conv", inputs, (n, out, *result), **attributes)
 
 
+def parallel(chain: Chain) -> None:
+    """Convolutions of one map, the map itself and its norm or multiple, added and subtracted in any order."""
+    start, shape = chain.last, chain.shape
+    n, channels, height, width = shape
+    stride, dilation, groups = chain.pick(1, 1, 2), chain.pick(1, 1, 2), chain.pick(1, channels)
+    result = (n, channels, (height - 1) // stride + 1, (width - 1) // stride + 1)
+    terms: list[str] = []
+    for _ in range(chain.pick(2, 2, 3, 4)):
+        chain.last, chain.shape = start, shape
+        kind = chain.pick("Conv", "Conv", "Conv", "norm", "factor", "x") if stride == 1 else "Conv"
+        if kind == "Conv":
+            kernel = [chain.pick(1, 3), chain.pick(1, 3, 5)]
+            reach = [(k - 1) * dilation for k in kernel]
+            begin = [chain.pick(r // 2, r // 2, r // 2, 0) for r in reach]
+            pads = [*begin, *(r - b for r, b in zip(reach, begin, strict=True))]
+            inputs = [start, chain.normal(channels, channels // groups, *kernel)]
+            if chain.pick(True, False):
+                inputs.append(chain.normal(channels))
+            chain.add("Conv", inputs, result, strides=[stride] * 2, dilations=[dilation] * 2, group=groups, pads=pads)
+        elif kind == "norm":
+            batch_norm(chain)
+        elif kind == "factor":
+            chain.add(chain.pick("Mul", "Div"), [start, chain.normal(channels, 1, 1)], shape)
+        terms.append(chain.last)
+    while len(terms) > 1:
+        operator = chain.pick("Add", "Add", "Sub", "Sum")
+        count = min(len(terms), chain.pick(2, 3)) if operator == "Sum" else 2
+        taken = [terms.pop(chain.pick(*range(len(terms)))) for _ in range(count)]
+        chain.add(operator, taken, result)
+        terms.append(chain.last)
+
+
 def conv_transpose(chain: Chain) -> None:
     n, channels, height, width = chain.shape
     groups = chain.pick(1, channels)

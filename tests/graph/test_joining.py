@@ -53,7 +53,7 @@ def test_what_was_two_layers_says_so() -> None:
 
 
 APART = {
-    "the hidden values are read twice": f"{PAIR} z = Conv(h, q3) y = Add(c, z)",
+    "the hidden values are read twice": f"{PAIR} z = Conv(h, q3) y = Mul(c, z)",
     "a window": "a = Conv<pads=[1,1,1,1]>(x, wide) h = Gelu(a) y = Conv(h, q)",
     "a stride": "a = Conv(x, p) h = Gelu(a) b = Conv<strides=[2,2]>(h, q) y = Resize(b, , two)",
     "padding": "a = Conv(x, p) h = Gelu(a) b = Conv<pads=[1,1,1,1]>(h, q) y = Slice(b, one, seven, two_three)",

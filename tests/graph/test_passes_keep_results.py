@@ -31,6 +31,7 @@ LOOKED_FOR: dict[str, tuple[Step, ...]] = {
     "fold-pad": (steps.pad, steps.lowest_pad, steps.conv, steps.pool, steps.unary),
     "fold-batch-norm": (steps.batch_norm, steps.conv, steps.conv_transpose, steps.unary),
     "fold-affine": (steps.arithmetic, steps.conv, steps.conv_transpose, steps.product),
+    "merge-parallel-convolutions": (steps.parallel, steps.unary),
     "merge-bias": (steps.product, steps.arithmetic),
     "spread-deconvolutions": (steps.conv_transpose, steps.unary, steps.conv),
     "sink-depth-to-space": (steps.spread, steps.unary, steps.conv),

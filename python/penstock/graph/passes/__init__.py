@@ -20,6 +20,7 @@ from penstock.graph.passes.gemm import merge_bias
 from penstock.graph.passes.layout import merge_reshapes, merge_transposes
 from penstock.graph.passes.no_ops import remove_no_ops
 from penstock.graph.passes.pad import fold_pad
+from penstock.graph.passes.parallel import merge_parallel_convolutions
 from penstock.graph.passes.residual_gates import merge_residual_gates
 from penstock.graph.patterns import recognise_patterns
 
@@ -38,6 +39,8 @@ PASSES: Final[tuple[Pass, ...]] = (
     ("fold-pad", fold_pad),
     ("fold-batch-norm", fold_batch_norm),
     ("fold-affine", fold_affine),
+    # After both, which leave of a branch its convolution alone; what lies behind the sum is theirs in the next round.
+    ("merge-parallel-convolutions", merge_parallel_convolutions),
     ("merge-bias", merge_bias),
 )
 

@@ -72,12 +72,12 @@ class Affine:
 
 def fold_affine(edit: Edit) -> None:
     for node in edit.nodes("Mul", "Div", "Add", "Sub"):
-        affine = _affine(node)
+        affine = affine_of(node)
         if affine is not None and not (after_layer(edit, node, affine) or after_product(edit, node, affine)):
             before_layer(edit, node, affine)
 
 
-def _affine(node: ir.Node) -> Affine | None:
+def affine_of(node: ir.Node) -> Affine | None:
     left, right = node.inputs
     swapped = constant(left) is not None
     x, values = (right, exact_constant(left)) if swapped else (left, exact_constant(right))
@@ -101,7 +101,7 @@ def _affine(node: ir.Node) -> Affine | None:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class _Layer:
+class Layer:
     """A node with constant weights and bias: W has its channels in and out where the operator wants them."""
 
     node: ir.Node
@@ -129,7 +129,7 @@ class _Layer:
         return (split * spread).reshape(shape)
 
 
-def _layer(node: ir.Node | None) -> _Layer | None:
+def layer_of(node: ir.Node | None) -> Layer | None:
     if node is None or not is_operator(node, *_LAYERS):
         return None
     value, given = input_of(node, 1), input_of(node, 2)
@@ -147,34 +147,34 @@ def _layer(node: ir.Node | None) -> _Layer | None:
     return replace(found, bias=np.broadcast_to(bias.reshape(-1) * number(node, "beta", 1.0), channels))
 
 
-def _convolution(node: ir.Node, weights: Vector) -> _Layer | None:
+def _convolution(node: ir.Node, weights: Vector) -> Layer | None:
     groups = integer(node, "group", 1)
     if weights.ndim < 3 or groups < 1 or weights.shape[0] % groups:
         return None
     rows, columns = weights.shape[0], weights.shape[1] * groups
     come, go = (columns, rows) if node.op_type == "Conv" else (rows, columns)
-    return _Layer(node, weights, None, groups, come, go, in_axis=1)
+    return Layer(node, weights, None, groups, come, go, in_axis=1)
 
 
-def _product(node: ir.Node, weights: Vector) -> _Layer | None:
+def _product(node: ir.Node, weights: Vector) -> Layer | None:
     dims = rank(input_of(node, 0))
     if weights.ndim != 2 or integer(node, "transA", 0) or dims is None or dims < 2:
         return None
     come, go = reversed(weights.shape) if integer(node, "transB", 0) else weights.shape
-    return _Layer(node, weights, None, 1, come, go, in_axis=dims - 1)
+    return Layer(node, weights, None, 1, come, go, in_axis=dims - 1)
 
 
 def after_layer(edit: Edit, node: ir.Node, affine: Affine) -> bool:
     """Fold `node`, which computes `affine`, into the layer that makes its input; False, and nothing changed, if not."""
-    layer = _layer(producer(affine.x, *_LAYERS))
+    layer = layer_of(producer(affine.x, *_LAYERS))
     if layer is None or edit.only_consumer(affine.x) is not node or not affine.fits(layer.in_axis, layer.channels_out):
         return False
     factor, offset = affine.spread(layer.channels_out)
     bias = offset if layer.bias is None else layer.bias * factor + offset
     weights = layer.scaled(factor, "out")
-    if not _applicable(layer, weights, bias) or not edit.forward(node.outputs[0], layer.node.outputs[0]):
+    if not applicable(layer, weights, bias) or not edit.forward(node.outputs[0], layer.node.outputs[0]):
         return False
-    _apply(edit, layer, weights, bias)
+    apply(edit, layer, weights, bias)
     inherit(layer.node, [layer.node, node])
     edit.remove(node)
     return True
@@ -184,7 +184,7 @@ def after_layer(edit: Edit, node: ir.Node, affine: Affine) -> bool:
 class _Product:
     """A MatMul whose result comes, alone, to the node that asks."""
 
-    layer: _Layer
+    layer: Layer
     reader: ir.Node
     """Of what the MatMul makes."""
     add: ir.Node | None
@@ -236,7 +236,7 @@ def _product_behind(edit: Edit, node: ir.Node, affine: Affine) -> _Product | Non
     while edit.only_consumer(value) is reader and (maker := producer(value, "Add", "Reshape")) is not None:
         before = maker.inputs[0]
         if maker.op_type == "Add":
-            if add is not None or (bias := _affine(maker)) is None:
+            if add is not None or (bias := affine_of(maker)) is None:
                 return None
             if not bias.fits(len(bias.x.shape or ()) - 1, channels):
                 return None
@@ -244,7 +244,7 @@ def _product_behind(edit: Edit, node: ir.Node, affine: Affine) -> _Product | Non
         if before is None or _last(before) != channels:
             return None
         value, reader = before, maker
-    layer = _layer(producer(value, "MatMul"))
+    layer = layer_of(producer(value, "MatMul"))
     if layer is None or layer.channels_out != channels or edit.only_consumer(value) is not reader:
         return None
     return _Product(layer, reader, add, bias)
@@ -258,7 +258,7 @@ def _last(value: ir.Value | None) -> int | None:
 
 def before_layer(edit: Edit, node: ir.Node, affine: Affine) -> bool:
     """Fold `node`, which computes `affine`, into the layer that alone reads it; False, and nothing changed, if not."""
-    layer = _layer(edit.only_consumer(node.outputs[0]))
+    layer = layer_of(edit.only_consumer(node.outputs[0]))
     if layer is None or layer.node.inputs[0] is not node.outputs[0]:
         return False
     if not affine.fits(layer.in_axis, layer.channels_in):
@@ -270,16 +270,16 @@ def before_layer(edit: Edit, node: ir.Node, affine: Affine) -> bool:
             return False
         bias = bias + _response(layer, offset) * number(layer.node, "alpha", 1.0)
     weights = layer.scaled(factor, "in")
-    if not _applicable(layer, weights, bias):
+    if not applicable(layer, weights, bias):
         return False
     edit.set_input(layer.node, 0, affine.x)
-    _apply(edit, layer, weights, bias)
+    apply(edit, layer, weights, bias)
     inherit(layer.node, [node, layer.node])
     edit.remove(node)
     return True
 
 
-def _response(layer: _Layer, offset: Vector) -> Vector:
+def _response(layer: Layer, offset: Vector) -> Vector:
     """What a constant input gives at each output channel, before the bias."""
     if layer.node.op_type == "Conv":
         by_row: Vector = layer.scaled(offset, "in").reshape(layer.channels_out, -1).sum(axis=1)
@@ -293,7 +293,7 @@ def _unpadded(node: ir.Node) -> bool:
     return mode == "VALID" or (mode == "NOTSET" and not any(integers(node, "pads") or ()))
 
 
-def _applicable(layer: _Layer, weights: Vector, bias: Vector) -> bool:
+def applicable(layer: Layer, weights: Vector, bias: Vector) -> bool:
     """A MatMul has room for a bias only as Gemm, of two dimensions; and numbers must stay finite in their own type."""
     if layer.node.op_type == "MatMul" and bias.any() and layer.in_axis != 1:
         return False
@@ -306,7 +306,7 @@ def _finite(numbers: Vector, dtype: "np.dtype[np.floating]") -> bool:
         return bool(np.isfinite(numbers.astype(dtype)).all())
 
 
-def _apply(edit: Edit, layer: _Layer, weights: Vector, bias: Vector) -> None:
+def apply(edit: Edit, layer: Layer, weights: Vector, bias: Vector) -> None:
     node, dtype = layer.node, _dtype(layer)
     if not np.array_equal(weights, layer.weights):
         edit.set_input(node, 1, edit.constant(_near(node, 1), weights.astype(dtype)))
@@ -317,7 +317,7 @@ def _apply(edit: Edit, layer: _Layer, weights: Vector, bias: Vector) -> None:
         edit.set_attributes(node, {"beta": None})
 
 
-def _dtype(layer: _Layer) -> "np.dtype[np.floating]":
+def _dtype(layer: Layer) -> "np.dtype[np.floating]":
     value = layer.node.inputs[1]
     assert value is not None
     assert value.const_value is not None

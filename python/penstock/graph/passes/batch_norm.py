@@ -15,12 +15,12 @@ from penstock.graph.passes.affine import Affine, after_layer, after_product, bef
 
 def fold_batch_norm(edit: Edit) -> None:
     for node in edit.nodes("BatchNormalization"):
-        affine = _affine(edit, node)
+        affine = affine_of_norm(edit, node)
         if affine is not None and not (after_layer(edit, node, affine) or after_product(edit, node, affine)):
             before_layer(edit, node, affine)
 
 
-def _affine(edit: Edit, node: ir.Node) -> Affine | None:
+def affine_of_norm(edit: Edit, node: ir.Node) -> Affine | None:
     if integer(node, "training_mode", 0) or any(value.uses() or edit.is_output(value) for value in node.outputs[1:]):
         return None
     if integer(node, "spatial", 1) == 0:  # before opset 9: each position by itself
