@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 from onnx import TensorProto
 
@@ -130,6 +131,29 @@ def test_inputs_of_every_kind_may_take_turns_and_stay_as_they_are(runtime: str, 
                 np.testing.assert_array_equal(found["difference"], fixed[:rows] - fixed[6 - rows :])
     for each in kinds:
         np.testing.assert_array_equal(each, fixed)
+
+
+@BOTH
+@pytest.mark.parametrize(
+    "body",
+    [
+        "r = Reshape(x, flat) y = Relu(r)",
+        "a, b = Split<axis=1>(x) y = Add(a, one)",
+        "r = Reshape(x, flat) s = Add(r, one) t = Sigmoid(s) u = Reshape(t, flat) y = Mul(u, r)",
+    ],
+)
+def test_layers_that_work_in_place_leave_the_callers_arrays_alone(runtime: str, body: str, tmp_path: Path) -> None:
+    text = f"(float[n,4] x) => (float[?,?] y) <int64[2] flat = {{-1, 2}}, float one = {{1}}> {{ {body} }}"
+    (tmp_path / "m.onnx").write_bytes(
+        onnx.parser.parse_model(f'<ir_version: 8, opset_import: ["" : 13]> g {text}').SerializeToString()
+    )
+    instance = ps.load(tmp_path / "m.onnx", runtime=runtime).instance()
+    for seed in range(3):
+        x = np.random.default_rng(seed).standard_normal((6, 4), dtype=np.float32)
+        given = x.copy()
+        first = instance.execute({"x": x})["y"]
+        np.testing.assert_array_equal(x, given)
+        np.testing.assert_array_equal(instance.execute({"x": np.asfortranarray(x)})["y"], first)
 
 
 @BOTH
