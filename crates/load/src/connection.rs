@@ -2,26 +2,16 @@
 
 use crate::Error;
 use crate::grpc;
+use crate::http1;
 use crate::item::{Item, Prepared};
 use crate::stream::Stream;
 use bytes::{Bytes, BytesMut};
-use http::{HeaderMap, Method, Request, Uri};
-use http_body::{Body, Frame, SizeHint};
-use hyper::body::Incoming;
-use hyper::client::conn::http1;
-use hyper_util::rt::TokioIo;
+use http::{HeaderMap, Uri};
 use penstock_wire::grpc::PREFIX_BYTES;
-use std::convert::Infallible;
-use std::future::poll_fn;
-use std::pin::Pin;
-use std::task::{Context, Poll};
 use std::time::Duration;
 use tokio::net::TcpStream;
 use tokio::runtime::Builder;
 use tokio::task::LocalSet;
-
-/// Of an answer that is refused, what is read of its text.
-const REASON_BYTES: usize = 4096;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Protocol {
@@ -106,7 +96,7 @@ async fn call(address: &str, path: &str, message: &[u8]) -> Result<Bytes, Error>
     let common = target.common()?;
     let unreachable = |problem: String| Error::Unreachable { address: address.into(), problem };
     let item = Item::new(Bytes::copy_from_slice(message), None, None);
-    let prepared = item.prepared(common.protocol, &common.headers, None);
+    let prepared = item.prepared(&common, None);
     let mut connection = Connection::open(&common).await.map_err(unreachable)?;
     match connection.exchange(&common, &prepared, true).await {
         Ok(body) if body.len() >= PREFIX_BYTES => Ok(body.slice(PREFIX_BYTES..)),
@@ -117,7 +107,7 @@ async fn call(address: &str, path: &str, message: &[u8]) -> Result<Bytes, Error>
 }
 
 pub(crate) enum Connection {
-    Http(http1::SendRequest<Whole>),
+    Http(http1::Sender),
     Grpc(grpc::Sender),
     Stream(Stream),
 }
@@ -127,13 +117,18 @@ impl Connection {
         let socket = TcpStream::connect(&common.address).await.map_err(|error| error.to_string())?;
         socket.set_nodelay(true).map_err(|error| error.to_string())?;
         match common.protocol {
-            Protocol::Http => {
-                let (sender, driver) = http1::handshake(TokioIo::new(socket)).await.map_err(described)?;
-                tokio::task::spawn_local(driver);
-                Ok(Connection::Http(sender))
-            }
+            Protocol::Http => Ok(Connection::Http(http1::Sender::new(socket))),
             Protocol::Grpc => Ok(Connection::Grpc(grpc::open(socket).await?)),
             Protocol::GrpcStream => Ok(Connection::Stream(Stream::open(grpc::open(socket).await?, common).await?)),
+        }
+    }
+
+    /// Whether another request may be sent over it.
+    pub(crate) fn is_open(&self) -> bool {
+        match self {
+            Connection::Http(sender) => sender.is_open(),
+            // A call says so, and is lost.
+            Connection::Grpc(_) | Connection::Stream(_) => true,
         }
     }
 
@@ -146,7 +141,7 @@ impl Connection {
     ) -> Result<Bytes, Failure> {
         let keep = if whole || prepared.expected.is_some() { usize::MAX } else { 0 };
         let answer = match self {
-            Connection::Http(sender) => ask(sender, common, prepared, keep).await,
+            Connection::Http(sender) => sender.exchange(&prepared.head, &prepared.body, keep).await,
             Connection::Grpc(sender) => grpc::exchange(sender, common, prepared, keep).await,
             Connection::Stream(stream) => stream.exchange(prepared.body.clone()).await,
         }?;
@@ -155,38 +150,6 @@ impl Connection {
             _ => Ok(answer),
         }
     }
-}
-
-/// Over HTTP/1.1.
-async fn ask(
-    sender: &mut http1::SendRequest<Whole>,
-    common: &Common,
-    prepared: &Prepared,
-    keep: usize,
-) -> Result<Bytes, Failure> {
-    let mut request = Request::new(Whole(Some(prepared.body.clone())));
-    *request.method_mut() = Method::POST;
-    *request.uri_mut() = common.uri.clone();
-    *request.headers_mut() = prepared.headers.clone();
-    sender.ready().await.map_err(lost)?;
-    let response = sender.send_request(request).await.map_err(lost)?;
-    let status = response.status();
-    if status.is_success() {
-        return drained(response.into_body(), keep).await;
-    }
-    let body = drained(response.into_body(), REASON_BYTES).await?;
-    Err(Failure::Refused(format!("{}: {}", status.as_u16(), String::from_utf8_lossy(&body))))
-}
-
-/// Reads a body to its end, and keeps so many bytes of it.
-async fn drained(mut body: Incoming, keep: usize) -> Result<Bytes, Failure> {
-    let mut kept = Kept::new(keep);
-    while let Some(frame) = poll_fn(|context| Pin::new(&mut body).poll_frame(context)).await {
-        if let Ok(data) = frame.map_err(lost)?.into_data() {
-            kept.add(data);
-        }
-    }
-    Ok(kept.finish())
 }
 
 /// The first bytes of a body. Most bodies are one piece, which is not copied.
@@ -216,39 +179,5 @@ impl Kept {
 
     pub(crate) fn finish(self) -> Bytes {
         if self.rest.is_empty() { self.first } else { self.rest.freeze() }
-    }
-}
-
-fn lost(error: hyper::Error) -> Failure {
-    Failure::Lost(described(error))
-}
-
-fn described(error: hyper::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = std::error::Error::source(&error);
-    while let Some(each) = cause {
-        text = format!("{text}: {each}");
-        cause = each.source();
-    }
-    text
-}
-
-/// A body that is there: one piece.
-pub(crate) struct Whole(Option<Bytes>);
-
-impl Body for Whole {
-    type Data = Bytes;
-    type Error = Infallible;
-
-    fn poll_frame(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
-        Poll::Ready(self.0.take().map(|bytes| Ok(Frame::data(bytes))))
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.0.is_none()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        SizeHint::with_exact(self.0.as_ref().map_or(0, |bytes| bytes.len() as u64))
     }
 }

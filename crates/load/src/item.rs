@@ -1,6 +1,8 @@
 //! A prepared request: its bytes, and where the marks of a sequence go.
 
 use crate::Protocol;
+use crate::connection::Common;
+use crate::http1;
 use bytes::{BufMut, Bytes, BytesMut};
 use http::{HeaderMap, HeaderValue, header};
 use penstock_wire::grpc::{PREFIX_BYTES, Prefix, prefix};
@@ -41,10 +43,10 @@ impl Item {
         Item { body, json_bytes, expected }
     }
 
-    /// The body to send, with the headers that belong to it; `base` has the others.
-    pub(crate) fn prepared(&self, protocol: Protocol, base: &HeaderMap, mark: Option<Mark>) -> Prepared {
-        let mut headers = base.clone();
-        let body = match (protocol, mark) {
+    /// The body to send, with the headers that belong to it.
+    pub(crate) fn prepared(&self, common: &Common, mark: Option<Mark>) -> Prepared {
+        let mut headers = common.headers.clone();
+        let body = match (common.protocol, mark) {
             (Protocol::Http, None) => {
                 self.announce(&mut headers, self.json_bytes);
                 self.body.clone()
@@ -61,7 +63,11 @@ impl Item {
             }
             (_, mark) => framed(&self.body, mark),
         };
-        Prepared { body, headers, expected: self.expected.clone() }
+        let head = match common.protocol {
+            Protocol::Http => http1::head(common, &headers, body.len()),
+            Protocol::Grpc | Protocol::GrpcStream => Bytes::new(),
+        };
+        Prepared { head, body, headers, expected: self.expected.clone() }
     }
 
     fn announce(&self, headers: &mut HeaderMap, json_bytes: Option<usize>) {
@@ -75,7 +81,10 @@ impl Item {
 /// Ready to be sent, again and again.
 #[derive(Clone, Debug)]
 pub(crate) struct Prepared {
+    /// Over HTTP/1.1, in bytes.
+    pub(crate) head: Bytes,
     pub(crate) body: Bytes,
+    /// Over HTTP/2.
     pub(crate) headers: HeaderMap,
     pub(crate) expected: Option<Bytes>,
 }
@@ -127,6 +136,7 @@ fn framed(message: &[u8], mark: Option<Mark>) -> Bytes {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::Target;
     use pb::infer_parameter::ParameterChoice as Choice;
     use penstock_wire::grpc::pb;
     use prost::Message;
@@ -144,13 +154,25 @@ mod tests {
     fn marks_of_a_sequence_are_parameters_of_the_text() {
         let item = Item::new(Bytes::from_static(b"{\"inputs\":[]}\x01\x02"), Some(13), None);
         let mark = Mark { sequence: 7, start: false, end: true };
-        let found = item.prepared(Protocol::Http, &HeaderMap::new(), Some(mark));
+        let target = Target {
+            protocol: Protocol::Http,
+            address: "h:1".into(),
+            path: "/v2?x=y".into(),
+            headers: vec![("A".into(), "b".into())],
+        };
+        let found = item.prepared(&target.common().unwrap(), Some(mark));
         let length: usize = found.headers[HEADER_LENGTH].to_str().unwrap().parse().unwrap();
         assert_eq!(&found.body[length..], b"\x01\x02");
         assert_eq!(
             std::str::from_utf8(&found.body[..length]).unwrap(),
             r#"{"parameters":{"sequence_id":7,"sequence_start":false,"sequence_end":true},"inputs":[]}"#
         );
+        let head = format!(
+            "POST /v2?x=y HTTP/1.1\r\nhost: h:1\r\na: b\r\n{HEADER_LENGTH}: {length}\r\n\
+             content-type: application/octet-stream\r\ncontent-length: {}\r\n\r\n",
+            found.body.len()
+        );
+        assert_eq!(found.head, head);
     }
 
     fn model(name: &str) -> Vec<u8> {

@@ -15,6 +15,7 @@
 mod clock;
 mod connection;
 mod grpc;
+mod http1;
 mod item;
 mod record;
 mod run;

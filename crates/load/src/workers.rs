@@ -51,7 +51,7 @@ pub(crate) struct Crew {
 
 impl Crew {
     pub(crate) fn new(shared: Arc<Shared>, common: Common) -> Rc<Crew> {
-        let prepared = shared.items.iter().map(|item| item.prepared(common.protocol, &common.headers, None)).collect();
+        let prepared = shared.items.iter().map(|item| item.prepared(&common, None)).collect();
         Rc::new(Crew {
             shared,
             common,
@@ -168,9 +168,10 @@ impl Worker {
 
     /// Whether there is a connection now; says why not, and waits a moment.
     async fn connected(&mut self) -> bool {
-        if self.connection.is_some() {
+        if self.connection.as_ref().is_some_and(Connection::is_open) {
             return true;
         }
+        self.connection = None;
         let opening = tokio::time::timeout(self.crew.shared.answer_within, Connection::open(&self.crew.common));
         match opening.await.unwrap_or_else(|_| Err("no connection in time".into())) {
             Ok(connection) => self.connection = Some(connection),
@@ -195,7 +196,7 @@ impl Worker {
             self.at += 1;
             let mark = Mark { sequence: self.sequence, start: self.at == 1, end: self.at == plan.length };
             self.at %= plan.length;
-            shared.items[index].prepared(crew.common.protocol, &crew.common.headers, Some(mark))
+            shared.items[index].prepared(&crew.common, Some(mark))
         });
         let exchange = connection.exchange(&crew.common, marked.as_ref().unwrap_or(plain), false);
         let answered = match tokio::time::timeout(shared.answer_within, exchange).await {
