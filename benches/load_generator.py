@@ -1,11 +1,12 @@
 """Generators side by side: what penstock bench says of a server, what wrk, h2load and perf_analyzer say of the same.
 
-    python benches/load_generator.py --rounds 3 --seconds 3
+    python benches/load_generator.py --rounds 9 --seconds 2
 
 One server that doubles a row, closed loops over HTTP and gRPC, every generator in turns within each round; with
 `--sleep 0.005` one whose batches take so long, where generators that cost more than the server still agree. The table
-has the medians of throughput and p50, ours over each peer's, and the CPU that a request costs the generator. Peers
-that are not installed are named as absent. Exits 1 where ours is more than 5 % from a peer that was there.
+has the medians of throughput and p50, and the CPU that a request costs the generator. Ours over a peer's is taken
+within a round and then the median of rounds, since machines change by more than generators differ. Peers that are not
+installed are absent. Exits 1 where ours is more than 5 % from a peer that was there.
 """
 
 import argparse
@@ -32,6 +33,7 @@ from penstock.bench import requests, subject
 from penstock.bench.load import GRPC, HTTP
 
 MODEL = "ident"
+OURS = "penstock"
 AGREES = 0.05
 WIRES = {HTTP: Wire.BINARY, GRPC: Wire.GRPC}
 
@@ -47,8 +49,8 @@ class Seen:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--seconds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--seconds", type=int, default=2)
     parser.add_argument("--concurrency", default="1,16,64")
     parser.add_argument(
         "--sleep", type=float, default=0.0, help="seconds of a batch: a server that is slower than any generator"
@@ -72,7 +74,9 @@ def main() -> int:
         finally:
             session.stop()
     if wanted.out is not None:
-        wanted.out.write_text(json.dumps([{**row, "seen": [vars(each) for each in row["seen"]]} for row in found]))
+        wanted.out.write_text(
+            json.dumps([{**row, "seen": [each and vars(each) for each in row["seen"]]} for row in found])
+        )
     return 1 if table(found) else 0
 
 
@@ -81,17 +85,18 @@ def measure(wanted: argparse.Namespace, ports: dict[str, int], folder: Path) -> 
     for protocol, port in ports.items():
         for concurrency in map(int, wanted.concurrency.split(",")):
             ways = generators(protocol, port, concurrency, wanted.seconds, folder, wanted.perf_analyzer)
-            seen: dict[str, list[Seen]] = {each: [] for each in ways}
-            for _ in range(wanted.rounds):
-                for each, run in ways.items():
+            seen: dict[str, list[Seen | None]] = {each: [] for each in ways}
+            for number in range(wanted.rounds):
+                for each in reversed(ways) if number % 2 else ways:
                     try:
-                        seen[each].append(run())
+                        seen[each].append(ways[each]())
                     except (GeneratorError, subprocess.SubprocessError, OSError, ValueError, KeyError) as error:
+                        seen[each].append(None)
                         print(f"load_generator: {each}: {error}", file=sys.stderr)
             rows += [
                 {"protocol": protocol, "concurrency": concurrency, "generator": each, "seen": runs}
                 for each, runs in seen.items()
-                if runs
+                if any(runs)
             ]
     return rows
 
@@ -99,7 +104,7 @@ def measure(wanted: argparse.Namespace, ports: dict[str, int], folder: Path) -> 
 def generators(
     protocol: str, port: int, concurrency: int, seconds: int, folder: Path, perf_analyzer: str | None
 ) -> dict[str, Callable[[], Seen]]:
-    found: dict[str, Callable[[], Seen]] = {"penstock": lambda: ours(protocol, port, concurrency, seconds)}
+    found: dict[str, Callable[[], Seen]] = {OURS: lambda: ours(protocol, port, concurrency, seconds)}
     peer = "wrk" if protocol == HTTP else "h2load"
     if shutil.which(peer):
         found[peer] = lambda: with_cpu(lambda: tool(protocol, port, concurrency, seconds, folder))
@@ -176,23 +181,31 @@ def theirs(binary: str, protocol: str, port: int, concurrency: int, seconds: int
 
 def table(rows: list[dict]) -> int:
     """Printed; how many peers ours is too far from."""
-    print(f"{os.cpu_count()} cores, medians of {max(len(row['seen']) for row in rows)} runs\n")
-    print("| protocol | at once | generator | requests/s | ours over it | p50 us | CPU us/request |")
-    print("|---|---|---|---|---|---|---|")
+    print(f"{os.cpu_count()} cores, medians of {max(len(row['seen']) for row in rows)} rounds\n")
+    print("| protocol | at once | generator | requests/s | ours over it | range | p50 us | CPU us/request |")
+    print("|---|---|---|---|---|---|---|---|")
     far = 0
     for row in rows:
-        same = [
-            each for each in rows if (each["protocol"], each["concurrency"]) == (row["protocol"], row["concurrency"])
-        ]
-        own = next((each for each in same if each["generator"] == "penstock"), None)
-        rate, p50, cpu = (
-            statistics.median(getattr(each, name) for each in row["seen"]) for name in ("rate", "p50_us", "cpu_us")
+        place = (row["protocol"], row["concurrency"])
+        own = next(
+            (
+                each["seen"]
+                for each in rows
+                if (each["protocol"], each["concurrency"], each["generator"]) == (*place, OURS)
+            ),
+            [],
         )
-        ratio = statistics.median(each.rate for each in own["seen"]) / rate if own is not None else float("nan")
+        pairs = [mine.rate / each.rate for mine, each in zip(own, row["seen"], strict=False) if mine and each]
+        ratio = statistics.median(pairs) if pairs else float("nan")
         far += abs(ratio - 1) > AGREES
+        rate, p50, cpu = (
+            statistics.median(getattr(each, name) for each in row["seen"] if each)
+            for name in ("rate", "p50_us", "cpu_us")
+        )
+        between = f"{min(pairs):.2f}-{max(pairs):.2f}" if pairs else ""
         print(
-            f"| {row['protocol']} | {row['concurrency']} | {row['generator']} | {rate:.0f} | {ratio:.3f} | {p50:.0f} "
-            f"| {cpu:.1f} |"
+            f"| {row['protocol']} | {row['concurrency']} | {row['generator']} | {rate:.0f} | {ratio:.3f} | {between} "
+            f"| {p50:.0f} | {cpu:.1f} |"
         )
     return far
 
