@@ -1,6 +1,6 @@
 """What stands in for calibration data: noise that a model answers with numbers, or a clear word."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -98,6 +98,21 @@ def test_noise_becomes_tamer_until_the_model_answers_numbers(bears: Any, assumed
     assert samples.settle(model, [SHAPES]) == assumed
     assert bears(samples.at(SHAPES)["ids"], samples.at(SHAPES)["third"])
     assert all(bears(each["ids"], each["third"]) for each in samples.held_out([SHAPES], 4))
+
+
+def test_every_other_input_has_masks_where_no_name_tells_of_one() -> None:
+    """A mask of ones says nothing of what it hides."""
+
+    def answers(wild: bool) -> Callable[[Mapping[str, Array]], dict[str, Array]]:
+        return lambda inputs: {"y": np.full(1, 0.0 if wild or inputs["third"].max() > 1 else np.nan, np.float32)}
+
+    for bears_flags in (True, False):
+        samples = Samples([IDS, THIRD, X], None)
+        assert samples.settle(answers(bears_flags), [SHAPES]) == ""
+        held_out = list(samples.held_out([SHAPES], 4))
+        flags = [bool(each["third"].max() <= 1 and each["third"].min() == 0) for each in held_out]
+        assert flags == ([False, True, False, True] if bears_flags else [False] * 4)
+        assert all(each["ids"].max() > 1 for each in held_out)
 
 
 def test_nothing_is_asked_where_there_are_data_or_no_integers() -> None:

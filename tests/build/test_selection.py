@@ -74,9 +74,12 @@ def race(*timed: tuple[Tactic, int, float], lost: tuple[Tactic, ...] = ()) -> Ra
 @pytest.mark.parametrize(
     ("known", "expected"),
     [
-        (race((HALF, 0, 10), (HALF, 1, 80), (WIDE, 0, 20), (WIDE, 1, 90)), [FIXED]),
+        (race((HALF, 0, 10), (HALF, 1, 80), (WIDE, 0, 20), (WIDE, 1, 95)), [FIXED]),
+        (race((HALF, 0, 10), (HALF, 1, 80), (WIDE, 0, 20), (WIDE, 1, 90)), [FIXED, FIXED_WIDE]),
+        (race((HALF, 0, 10), (HALF, 1, 80), (FIXED, 0, 9)), [FIXED]),
+        (race((HALF, 0, 10), (HALF, 1, 80), (FIXED, 1, 70)), [FIXED]),
         (race((HALF, 0, 10), (HALF, 1, 95), (WIDE, 0, 20), (WIDE, 1, 90)), [FIXED, FIXED_WIDE]),
-        (race((FIXED, 0, 10), (FIXED, 1, 80), (WIDE, 0, 20), (WIDE, 1, 90)), [HALF]),
+        (race((FIXED, 0, 10), (FIXED, 1, 80), (WIDE, 0, 20), (WIDE, 1, 95)), [HALF]),
         (race((HALF, 0, 10), (HALF, 1, 80), (FIXED, 0, 11), (FIXED, 1, 81)), []),
         (race((HALF, 0, 10), (HALF, 1, 80), lost=(FIXED,)), []),
         (race((SAFE, 0, 10), (SAFE, 1, 80), (HALF, 0, 20)), []),

@@ -1,7 +1,7 @@
 """Who is judged as what: a static program as its dynamic one, or by itself where the two compute differently."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -211,12 +211,57 @@ def test_a_static_program_that_was_judged_as_its_dynamic_one_is_run_sealed_too(t
     assert asked == [1] * 30 + [4] * 2  # a look at a few is enough: its kernels were judged
 
 
+def test_where_there_are_few_inputs_all_of_them_look_at_static_programs(tmp_path: Path) -> None:
+    found = verdicts(tmp_path, model(), model(), rows(4))
+    assert found.of(STATIC, 0).passed
+    asked: list[int] = []
+
+    def engine(inputs: Arrays) -> Arrays:
+        asked.append(len(inputs["x"]))
+        return {"y": np.full_like(inputs["x"], np.nan) if len(inputs["x"]) == 4 else 3 * inputs["x"]}
+
+    assert not found.of_engine((STATIC, STATIC), engine).passed
+    assert 4 in asked
+
+
 def test_a_sealed_program_that_fails_is_struck_out_and_only_it(odd: Verdicts, tmp_path: Path) -> None:
     found = verdicts(tmp_path, model(), model(wrong_below=4), rows(30))
     assert found.of(STATIC, 0).passed
     found.overrule(STATIC, odd.of(ODD), 0)
     assert found.failed(STATIC, 0)
     assert not found.of(STATIC, 0).passed
+
+
+def test_of_a_sealed_engine_that_fails_the_programs_that_fail_are_struck_out(tmp_path: Path) -> None:
+    """The static ones of that library and precision, whatever their form; the dynamic ones have passed."""
+    found = verdicts(tmp_path, model(), model(), rows(30))
+    good, bad = Tactic("onnxruntime", "fp32", shapes="static"), STATIC
+    assert found.of(bad, 0).passed
+    assert found.of(good, 1).passed
+    found._forms.add("odd", model(wrong_below=9), precision="int8")
+    found.strike((bad, good), found.tried(model(wrong_below=9), ODD))
+    for tactic in (bad, replace(bad, form="other"), replace(bad, threads=1)):
+        assert found.failed(tactic, 0)
+        assert found.failed(tactic, 1)
+    assert not found.of(bad, 0).passed
+    assert [(each.tactic, each.bucket, each.passed) for each in found.judged_alone] == [(bad, 0, False)]
+    assert not found.failed(ODD, 0)
+    assert not found.failed(good, 1)
+    race = Race(tuple(BUCKETS), tuple(Measurement(each, 0, us, 0.1, 20) for each, us in ((bad, 1.0), (good, 2.0))))
+    standing, failed = found.parted(race)
+    assert [each.tactic for each in standing.at(0)] == [good]
+    assert [each.tactic for each in failed] == [bad]
+
+
+def test_where_no_program_is_guilty_all_are(tmp_path: Path) -> None:
+    found = verdicts(tmp_path, model(), model(), rows(30))
+    safe = Tactic("onnxruntime", "fp32")
+    assert found.of(STATIC, 0).passed
+    assert found.of(safe, 1).passed
+    found.strike((STATIC, safe), found.tried(model(wrong_below=9), ODD))
+    assert found.failed(STATIC, 0)
+    assert found.failed(ODD, 0)
+    assert found.failed(safe, 1)
 
 
 def test_trials_can_be_of_a_static_program(odd: Verdicts) -> None:

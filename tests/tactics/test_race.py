@@ -200,6 +200,21 @@ def test_a_race_goes_on_from_what_is_known(run: Run) -> None:
     assert fast.paired.against == sleeps(10)
 
 
+def test_a_race_goes_on_at_the_buckets_that_are_not_known(run: Run) -> None:
+    first = run(sleeps(10), sleeps(24), sleeps(24, shapes="static"), buckets=(SMALL, LARGE))
+    passed_over = {(each.tactic, each.bucket_index) for each in first.skipped}
+    assert passed_over == {(sleeps(24, shapes="static"), 0), (sleeps(24, shapes="static"), 1)}
+    # Without the fastest, as where it turned out to be wrong, and with one of the others known at one bucket.
+    known = replace(first, measurements=tuple(each for each in first.measurements if each.tactic != sleeps(10)))
+    static = sleeps(24, shapes="static")
+    slow = next(each for each in known.measurements if each.bucket_index == 0)
+    known = known.with_measurements([replace(slow, tactic=static)])
+    events: list[Progress] = []
+    second = run(static, sleeps(24), buckets=(SMALL, LARGE), known=known, on_progress=events.append)
+    assert [(each.tactic, each.bucket_index) for each in events if isinstance(each, Measurement)] == [(static, 1)]
+    assert {(each.tactic, each.bucket_index) for each in second.skipped} == {(static, 0)}
+
+
 def test_the_static_sibling_of_a_slow_one_is_left_out(run: Run) -> None:
     found = run(sleeps(1), sleeps(30), sleeps(30, shapes="static"))
     (left,) = found.skipped

@@ -115,10 +115,10 @@ class Build:
             if verdict.passed:
                 return draft.sealed_again(made, self._evidence(selection, verdict, draft))
             made.close()
-            # What passed alone and fails sealed was changed by sealing: it is not to be trusted.
             _LOG.warning("sealed engine refused: %s", verdict.message)
-            for bucket, tactic in enumerate(selection.tactics):
-                self._verdicts.overrule(tactic, verdict, bucket)
+            self._verdicts.strike(selection.tactics, verdict)
+            if self._budget.left and not self._on_gpu:  # what is left was slow beside it, or left out for it
+                self._confirm()
         raise AssertionError("every attempt strikes out a tactic")
 
     # ---- preparation ----
@@ -241,6 +241,8 @@ class Build:
             else tactics.candidates(forms, self._allowed, self._machine.features, self._buckets)
         )
         wanted = only(wanted) if only is not None else wanted
+        if known is not None and self._on_gpu:  # what was tuned for some buckets had its time
+            wanted = [each for each in wanted if each not in {timed.tactic for timed in known.measurements}]
         if known is not None and not wanted:
             return known
         known, failed = self._verdicts.parted(known) if known is not None else (None, [])

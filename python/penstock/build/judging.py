@@ -147,6 +147,9 @@ class Judges:
     first: Judge | None
     """On a few of the inputs of `learned`, for trials: what fails there fails. None where there are few anyway."""
 
+    look: Judge | None
+    """On few of them, for what was judged in another way already. None for metrics, which bring inputs of their own."""
+
     inputs: tuple[Arrays, ...]
     """What both compare outputs on, in the order in which the first does."""
 
@@ -179,7 +182,7 @@ def judges(gate: Gate, reference: Run, inputs: Compared, specs: Sequence[TensorS
     unseen, learned = inputs.unseen, inputs.learned
     if not isinstance(gate, Cosine):
         only = gate.against(reference, unseen, specs)
-        return Judges(only, only, None, tuple(unseen))
+        return Judges(only, only, None, None, tuple(unseen))
     recalled = _once(reference)
     for sample in unseen:
         _check_numbers(recalled(sample))
@@ -188,7 +191,8 @@ def judges(gate: Gate, reference: Run, inputs: Compared, specs: Sequence[TensorS
     every = [*unseen, *familiar]
     first = gate.against(recalled, unseen[:_FIRST], specs) if len(every) > 2 * _FIRST else None
     both = _worse(strange, gate.against(recalled, familiar, specs)) if familiar else strange
-    return Judges(both, gate.against(recalled, every, specs), first, tuple(every))
+    plain = gate.against(recalled, every, specs)
+    return Judges(both, plain, first, first or plain, tuple(every))
 
 
 def _check_numbers(answers: Mapping[str, Array]) -> None:

@@ -140,6 +140,7 @@ class Samples:
         self._specs = tuple(specs)
         self._data = list(data) if data else None
         self._taken_for = 0
+        self._otherwise = 0
 
     def settle(
         self, run: Callable[[Arrays], Mapping[str, Array]], shapes: Sequence[Shapes], seconds: float = 2.0
@@ -154,11 +155,16 @@ class Samples:
             return ""
         ordered = sorted(shapes, key=lambda each: sum(math.prod(shape) for shape in each.values()))
         for number, (assumed, _) in enumerate(_TAKEN_FOR):
-            drawn = (noise(self._specs, each, seed, taken_for=number) for each in ordered for seed in _TRIED)
-            if _answered(run, drawn, seconds):
-                self._taken_for = number
+            if _answered(run, self._drawn(ordered, number), seconds):
+                self._taken_for = self._otherwise = number
+                # Names need not tell of masks, and a mask without a 0 says nothing of what it hides.
+                if number == 0 and _answered(run, self._drawn(ordered, 1), seconds):
+                    self._otherwise = 1
                 return assumed
         return ""
+
+    def _drawn(self, shapes: Sequence[Shapes], taken_for: int) -> Iterator[dict[str, Array]]:
+        return (noise(self._specs, each, seed, taken_for=taken_for) for each in shapes for seed in _TRIED)
 
     @property
     def real(self) -> bool:
@@ -179,4 +185,5 @@ class Samples:
             yield from (dict(each) for each in self._data[:count])
             return
         for number in range(count):
-            yield noise(self._specs, shapes[number % len(shapes)], _SEED + 1 + number, taken_for=self._taken_for)
+            taken_for = self._otherwise if number % 2 else self._taken_for
+            yield noise(self._specs, shapes[number % len(shapes)], _SEED + 1 + number, taken_for=taken_for)

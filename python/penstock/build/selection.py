@@ -18,15 +18,28 @@ from penstock.tactics.candidates import siblings
 TOLERANCE = 0.015
 # Programs in one engine: each holds weights of its own. More than three were never worth it among the models timed.
 MOST_PROGRAMS = 3
+# Behind the best by no more than this a tactic may be ahead in its other shapes: static ones gave up to 1.4 times.
+_NEAR = 1.15
 # Tactics that are looked at together; only those that are near the best of some bucket get so far.
 _MOST_CANDIDATES = 12
 
 
 def untried_siblings(wanted: Iterable[Tactic], race: Race) -> list[Tactic]:
-    """Of these tactics, siblings of the best of some bucket that were not tried."""
-    best = [timed[0].tactic for at in range(len(race.buckets)) if (timed := race.at(at))]
-    tried = {each.tactic for each in race.measurements} | {each.tactic for each in race.lost}
-    return [each for each in wanted if each not in tried and any(siblings(each, other) for other in best)]
+    """Of these tactics, siblings of the best of some bucket, or of one near it, that were not tried at that bucket."""
+    lost = {each.tactic for each in race.lost}
+    tried = {(each.tactic, each.bucket_index) for each in race.measurements}
+    near = [
+        (each.tactic, at)
+        for at in range(len(race.buckets))
+        for timed in [race.at(at)]
+        for each in timed
+        if each.median_us <= _NEAR * timed[0].median_us
+    ]
+    return [
+        each
+        for each in wanted
+        if each not in lost and any(siblings(each, other) and (each, at) not in tried for other, at in near)
+    ]
 
 
 @dataclass(frozen=True, slots=True)

@@ -77,6 +77,8 @@ class Verdicts:
         """Those of the first few inputs."""
         self._alone: dict[tuple[Tactic, int], Verdict] = {}
         """Of static programs that compute otherwise than the dynamic ones, by bucket."""
+        self._unsound: dict[tuple[str, str], Verdict] = {}
+        """By library and precision: why its static programs are not trusted, whose dynamic ones may be right."""
         self._alike: set[Tactic] = set()
         """Static tactics that compute as the dynamic ones, or can't be told apart."""
         self._trials = itertools.count()
@@ -160,7 +162,8 @@ class Verdicts:
     def _may_differ(self, tactic: Tactic, bucket: int) -> bool:
         """Only what failed by far is looked at again: not what was overruled since."""
         known = tactic in self._alike or self.alone(tactic, bucket)
-        return _has_own_shapes(tactic) and not known and grossly_wrong(self._found[judged_as(tactic)])
+        found = self._found.get(judged_as(tactic))
+        return found is not None and _has_own_shapes(tactic) and not known and grossly_wrong(found)
 
     def _look_at(self, tactic: Tactic, bucket: int) -> None:
         """Judge the static program of a tactic that failed; once it turns out to be alike, it is not asked again."""
@@ -233,7 +236,7 @@ class Verdicts:
             if not _has_own_shapes(tactic) or not self._fits(bucket):
                 continue
             alone = self.alone(tactic, bucket)
-            looked = judge if alone else self._judges.first
+            looked = judge if alone else self._judges.look
             other = looked(self._in_batches(run, bucket)) if looked is not None and verdict.passed else verdict
             if alone or not other.passed:
                 verdict = min(verdict, other, key=margin)
@@ -251,6 +254,29 @@ class Verdicts:
         else:
             self._overruled[judged_as(tactic)] = verdict
 
+    def strike(self, chosen: Sequence[Tactic], verdict: Verdict) -> None:
+        """A sealed engine of these tactics fails. Static programs that fail by themselves, too, are out, and with them
+        what the library compiles for one shape in that precision at all; without any, all of the tactics.
+        """
+        programs = list(enumerate(chosen))
+        guilty = [
+            (bucket, tactic) for bucket, tactic in programs if self._gpu is None and self._fails_at(tactic, bucket)
+        ]
+        for bucket, tactic in guilty:
+            self._alone[tactic, bucket] = self._unsound[tactic.runtime, tactic.precision] = verdict
+        if not guilty:
+            for bucket, tactic in programs:
+                self.overrule(tactic, verdict, bucket)
+
+    def _fails_at(self, tactic: Tactic, bucket: int) -> bool:
+        if not _has_own_shapes(tactic) or not self._fits(bucket):
+            return False
+        self._progress.stage("gate", f"{tactic.name} at {label(self._buckets[bucket])}")
+        try:
+            return not self._now(tactic, bucket)[1].passed
+        except InvalidArgument:  # of a metric whose inputs have other shapes
+            return False
+
     def failed(self, tactic: Tactic, bucket: int, *, look: bool = False) -> bool:
         """Known to fail at the bucket; what was not judged yet has not.
 
@@ -263,7 +289,8 @@ class Verdicts:
 
     def _standing(self, tactic: Tactic, bucket: int | None) -> Verdict | None:
         own = self._alone.get((tactic, bucket)) if bucket is not None else None
-        return own or self.standing.get(judged_as(tactic))
+        unsound = self._unsound.get((tactic.runtime, tactic.precision)) if _has_own_shapes(tactic) else None
+        return own or unsound or self.standing.get(judged_as(tactic))
 
     @property
     def found(self) -> Mapping[Tactic, Verdict]:

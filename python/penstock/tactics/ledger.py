@@ -59,8 +59,7 @@ class Ledger:
         """A tactic was timed. `compiled` is what its program took, where that is news."""
         if compiled is not None:
             self._compiled(compiled)
-        self.known = self.known.with_measurements([measurement])
-        self.tell(measurement)
+        self._keep(measurement)
         if self._cache is None:
             return
         program = program_key(measurement.tactic, measurement.bucket_index)
@@ -112,9 +111,15 @@ class Ledger:
         measurement = Measurement(
             tactic, bucket, entry.median_us, entry.spread_us, entry.samples, confirmed=entry.confirmed, cached=True
         )
-        self.known = self.known.with_measurements([measurement])
-        self.tell(measurement)
+        self._keep(measurement)
         return True
+
+    def _keep(self, measurement: Measurement) -> None:
+        """In place of why it was passed over before."""
+        place = measurement.tactic, measurement.bucket_index
+        skipped = tuple(each for each in self.known.skipped if (each.tactic, each.bucket_index) != place)
+        self.known = replace(self.known, skipped=skipped).with_measurements([measurement])
+        self.tell(measurement)
 
     def _compiled(self, compiled: Compiled) -> None:
         place = compiled.tactic, compiled.bucket_index

@@ -116,16 +116,20 @@ class _Race:
         self._first_us: dict[int, float] = {}  # by bucket, the shortest first call
 
     def all_of(self, tactics: Sequence[Tactic]) -> None:
-        """Every tactic at every bucket, in order; without those that are known already."""
+        """Every tactic at every bucket, in order; without what is known already."""
         known = self._ledger.known
-        done = {each.tactic for each in known.measurements} | {each.tactic for each in known.lost}
-        fresh = [tactic for tactic in tactics if tactic not in done]
+        lost = {each.tactic for each in known.lost}
+        fresh = [tactic for tactic in tactics if tactic not in lost and self._unknown(tactic)]
         for number, tactic in enumerate(fresh, 1):
             self._ledger.tell(Trying(tactic, number, len(fresh)))
             for later in fresh[number:]:
                 self._stable.expect(later)
-            for bucket in self._buckets:
+            for bucket in self._unknown(tactic):
                 self._one(tactic, bucket)
+
+    def _unknown(self, tactic: Tactic) -> list[int]:
+        """Buckets at which nobody timed it."""
+        return [bucket for bucket in self._buckets if self._ledger.known.of(tactic, bucket) is None]
 
     def worth_one_thread(self) -> list[Tactic]:
         """The winners of buckets whose calls are so short that threads may cost more than they give."""
