@@ -148,7 +148,7 @@ def test_an_input_named_again_begins_another_profile_and_others_complete_it() ->
     assert [sides(each)["mask"][0][0] for each in (first, second)] == [7, 2]
     whole = Profile({"x": (4, 3, 8, 8)}, {"x": (4, 3, 8, 8)}, {"x": (4, 3, 8, 8)})
     assert [sides(each)["x"][0][0] for each in profiles([IMAGE, MASK], [whole, "mask:7;x:2x3x8x8"])] == [4, 2]
-    with pytest.raises(InvalidArgument, match="input 'x'"):  # what is left open stays an error
+    with pytest.raises(InvalidArgument, match="input 'square'"):  # what is left open stays an error
         profiles([IMAGE, SQUARE], ["x:8x3x8x8", "x:1x3x8x8", "square:2x2"])
 
 
