@@ -100,7 +100,7 @@ def test_answers_never_share_memory_with_inputs_or_later_answers(runtime: str, t
 @BOTH
 def test_an_instance_keeps_no_reference_to_its_inputs(runtime: str, tmp_path: Path) -> None:
     instance = ps.load(onnx_models.identity(tmp_path / "m.onnx"), runtime=runtime).instance()
-    x = np.ones((2, 4), np.float32)
+    x = np.ones((20_000, 4), np.float32)
     before = sys.getrefcount(x)
     instance.execute({"x": x})
     gc.collect()
@@ -115,13 +115,16 @@ def test_inputs_need_not_be_contiguous(runtime: str, tmp_path: Path) -> None:
 
 
 @BOTH
-def test_inputs_of_every_kind_may_take_turns_and_stay_as_they_are(runtime: str, tmp_path: Path) -> None:
-    instance = ps.load(onnx_models.add_and_subtract(tmp_path / "m.onnx"), runtime=runtime).instance()
-    whole = np.random.default_rng(5).standard_normal((6, 6), dtype=np.float32)
-    fixed = whole[:, :3].copy()
+@pytest.mark.parametrize("width", [3, 30_000], ids=["small", "large"])
+def test_inputs_of_every_kind_may_take_turns_and_stay_as_they_are(runtime: str, width: int, tmp_path: Path) -> None:
+    """Large ones are read where they lie, where that can be."""
+    path = onnx_models.add_and_subtract(tmp_path / "m.onnx", ("n", width), ("n", width))
+    instance = ps.load(path, runtime=runtime).instance()
+    whole = np.random.default_rng(5).standard_normal((6, 2 * width), dtype=np.float32)
+    fixed = whole[:, :width].copy()
     fixed.flags.writeable = False
-    odd = np.frombuffer(b"\0" + fixed.tobytes(), np.uint8)[1:].view(np.float32).reshape(6, 3)
-    kinds = [fixed.copy(), fixed, whole[:, :3], np.asfortranarray(fixed), odd]
+    odd = np.frombuffer(b"\0" + fixed.tobytes(), np.uint8)[1:].view(np.float32).reshape(6, width)
+    kinds = [fixed.copy(), fixed, whole[:, :width], np.asfortranarray(fixed), odd]
     for rows in (6, 2, 0, 5):
         for left in kinds:
             for right in kinds:
@@ -131,6 +134,39 @@ def test_inputs_of_every_kind_may_take_turns_and_stay_as_they_are(runtime: str, 
                 np.testing.assert_array_equal(found["difference"], fixed[:rows] - fixed[6 - rows :])
     for each in kinds:
         np.testing.assert_array_equal(each, fixed)
+
+
+def test_an_input_that_can_not_be_taken_leaves_nothing_behind(tmp_path: Path) -> None:
+    """Neither the memory of the inputs before it, which the caller may free, nor a shape without memory."""
+    size = 100_000
+    model = ps.load(onnx_models.add_and_subtract(tmp_path / "m.onnx", ("n", size), ("n", size)), runtime="openvino")
+    instance = model.instance()
+    large, ones = np.full((1, size), 100, np.float32), np.ones((1, size), np.float32)
+    ones.flags.writeable = False
+    huge = np.broadcast_to(np.float32(0), (1 << 28, size))
+    for wrong in ({"a": large}, {"a": large, "b": huge}, {"a": large, "b": np.zeros((2, 2, 2), np.float32)}):
+        before = sys.getrefcount(large)
+        with pytest.raises((ExecutionError, KeyError)):
+            instance.execute(wrong)
+        assert sys.getrefcount(large) == before
+        for _ in range(2):
+            found = instance.execute({"a": ones, "b": np.zeros((1, size), np.float32)})["sum"]
+            np.testing.assert_array_equal(found, ones)
+
+
+def test_what_is_closed_during_a_call_still_answers(tmp_path: Path) -> None:
+    size = 4_000_000
+    model = ps.load(onnx_models.add_and_subtract(tmp_path / "m.onnx", ("n", size), ("n", size)), runtime="openvino")
+    x = np.ones((4, size), np.float32)
+    for delay in (0.0, 0.001, 0.005, 0.02):
+        instance = model.instance()
+        timer = threading.Timer(delay, instance.close)
+        timer.start()
+        try:
+            np.testing.assert_array_equal(instance.execute({"a": x, "b": x})["sum"][:, :9], 2 * x[:, :9])
+        except Unavailable:  # before it began
+            assert delay == 0
+        timer.join()
 
 
 @BOTH
@@ -143,13 +179,13 @@ def test_inputs_of_every_kind_may_take_turns_and_stay_as_they_are(runtime: str, 
     ],
 )
 def test_layers_that_work_in_place_leave_the_callers_arrays_alone(runtime: str, body: str, tmp_path: Path) -> None:
-    text = f"(float[n,4] x) => (float[?,?] y) <int64[2] flat = {{-1, 2}}, float one = {{1}}> {{ {body} }}"
+    text = f"(float[n,40000] x) => (float[?,?] y) <int64[2] flat = {{-1, 20000}}, float one = {{1}}> {{ {body} }}"
     (tmp_path / "m.onnx").write_bytes(
         onnx.parser.parse_model(f'<ir_version: 8, opset_import: ["" : 13]> g {text}').SerializeToString()
     )
     instance = ps.load(tmp_path / "m.onnx", runtime=runtime).instance()
     for seed in range(3):
-        x = np.random.default_rng(seed).standard_normal((6, 4), dtype=np.float32)
+        x = np.random.default_rng(seed).standard_normal((6, 40_000), dtype=np.float32)
         given = x.copy()
         first = instance.execute({"x": x})["y"]
         np.testing.assert_array_equal(x, given)

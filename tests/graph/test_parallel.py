@@ -173,24 +173,29 @@ def test_half_precision_and_sums_that_overflow_stay() -> None:
     assert operators(optimize(graph(f"{SAME} {text}", large)).model) == {"Conv": 2, "Add": 1}
 
 
-def test_a_sum_of_thousands_of_branches_takes_no_longer_than_its_nodes() -> None:
+@pytest.mark.parametrize("flat", [False, True], ids=["a chain of Adds", "one Sum"])
+def test_a_sum_of_thousands_of_branches_takes_no_longer_than_its_nodes(flat: bool) -> None:
     """A tree is compared pair by pair, so one that no block has is left as it is."""
     count = 3000
     nodes = [helper.make_node("Conv", ["x", f"w{at}"], [f"c{at}"], name=f"conv{at}") for at in range(count)]
-    sums = [
-        helper.make_node("Add", [f"s{at - 1}" if at else "x", f"c{at}"], [f"s{at}"], name=f"sum{at}")
-        for at in range(count)
-    ]
+    if flat:
+        sums = [helper.make_node("Sum", [f"c{at}" for at in range(count)], ["y"], name="sum")]
+    else:
+        sums = [
+            helper.make_node("Add", [f"s{at - 1}" if at else "x", f"c{at}"], [f"s{at}"], name=f"sum{at}")
+            for at in range(count)
+        ]
+        sums[-1].output[0] = "y"
     weights = [helper.make_tensor(f"w{at}", TensorProto.FLOAT, [1, 1, 1, 1], [1.0 + at]) for at in range(count)]
     whole = helper.make_graph(
         [*nodes, *sums],
         "wide",
         [helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 1, 4, 4])],
-        [helper.make_tensor_value_info(f"s{count - 1}", TensorProto.FLOAT, [1, 1, 4, 4])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [1, 1, 4, 4])],
         weights,
     )
     proto = helper.make_model(whole, opset_imports=[helper.make_opsetid("", 17)], ir_version=10)
     begun = time.process_time()
     optimized = optimize(ir.from_proto(proto)).model
-    assert operators(optimized) == {"Conv": count, "Add": count}
+    assert operators(optimized)["Conv"] == count
     assert time.process_time() - begun < 20

@@ -46,7 +46,7 @@ class _Term:
 class _Branches:
     """What a tree adds of one x."""
 
-    convolutions: list["_Convolution"] = field(default_factory=list)
+    convolutions: list[tuple[_Term, ir.Node]] = field(default_factory=list)
     affine: list[tuple[_Term, Affine]] = field(default_factory=list)
     plain: list[_Term] = field(default_factory=list)
 
@@ -141,9 +141,9 @@ def _terms(edit: Edit, root: ir.Node) -> tuple[list[_Term], set[ir.Node]]:
     tree: set[ir.Node] = set()
     closed: list[tuple[ir.Node, int, frozenset[ir.Node]]] = [(root, 1, frozenset())]
     while closed:
-        if len(found) + len(closed) > _MOST_TERMS:
-            return [], set()
         node, sign, minuends = closed.pop()
+        if len(found) + len(closed) + len(node.inputs) > _MOST_TERMS:
+            return [], set()
         tree.add(node)
         for index, value in enumerate(node.inputs):
             assert value is not None
@@ -163,8 +163,8 @@ def _by_input(edit: Edit, terms: Iterable[_Term]) -> dict[ir.Value, _Branches]:
     found: dict[ir.Value, _Branches] = {}
     for term in terms:
         node = term.value.producer() if edit.only_consumer(term.value) is term.reader else None
-        if node is not None and (convolution := _convolution(term, node)) is not None and node.inputs[0] is not None:
-            found.setdefault(node.inputs[0], _Branches()).convolutions.append(convolution)
+        if node is not None and is_operator(node, "Conv") and node.inputs[0] is not None:
+            found.setdefault(node.inputs[0], _Branches()).convolutions.append((term, node))
         elif node is not None and (affine := _affine(edit, node)) is not None:
             found.setdefault(affine.x, _Branches()).affine.append((term, affine))
         else:
@@ -173,7 +173,7 @@ def _by_input(edit: Edit, terms: Iterable[_Term]) -> dict[ir.Value, _Branches]:
 
 
 def _convolution(term: _Term, node: ir.Node) -> _Convolution | None:
-    layer = layer_of(node) if is_operator(node, "Conv") else None
+    layer = layer_of(node)
     window = _Window.of(layer) if layer is not None else None
     return _Convolution(term, layer, window) if layer is not None and window is not None else None
 
@@ -186,7 +186,8 @@ def _affine(edit: Edit, node: ir.Node) -> Affine | None:
 
 def _merge(edit: Edit, branches: _Branches, tree: set[ir.Node]) -> None:
     """Largest kernel first, which takes all that fits; what is left tries the next one."""
-    waiting = sorted(branches.convolutions, key=lambda each: -each.layer.weights.size)
+    constant = (_convolution(*each) for each in branches.convolutions)
+    waiting = sorted((each for each in constant if each is not None), key=lambda each: -each.layer.weights.size)
     # Of an x that is added twice nobody could say which one goes.
     plain = branches.plain if len(branches.plain) == 1 else []
     while waiting:
