@@ -75,9 +75,10 @@ CASES = [
     ),
     Case(
         "an addition of two layers",
-        "a = Conv (x, w) c = Conv (x, v) d = Add(a, c) e = Relu(d) y = Conv(e, w)",
+        # Kernels that reach over different edges: others would become one.
+        "a = Conv <pads=[0,0,2,2]> (x, u) c = Conv <pads=[2,2,0,0]> (x, v) d = Add(a, c) e = Relu(d) y = Conv(e, w)",
         MAP,
-        {"w": (32, 32, 1, 1), "v": (32, 32, 1, 1)},
+        {"w": (32, 32, 1, 1), "u": (32, 32, 3, 3), "v": (32, 32, 3, 3)},
         {"a", "e"},
         3,
     ),

@@ -54,7 +54,7 @@ CASES = {
         ("conv", "conv_shortcut"), SMALL, (128, 5, 4),
     ),
     "two windows are added": Case(
-        "a = Conv <pads=[1,1,1,1]> (x, k) b = Conv <pads=[1,1,1,1]> (x, m) y = Add(a, b)",
+        "a = Conv <pads=[0,0,2,2]> (x, k) b = Conv <pads=[2,2,0,0]> (x, m) y = Add(a, b)",
         ("conv", "conv"), SMALL, (64, 9, 8),
     ),
     "a sum that somebody else reads too": Case(

@@ -244,7 +244,7 @@ def test_a_layer_joins_the_depthwise_convolution_that_strides(
         ("c = Conv(a, w, e) y = Relu(c)", 2),
         ("c = Conv(a, w) y = Add(c, o)", 3),  # of them one makes what is added
         ("r = Relu(a) y = Conv(r, w, e)", 1),  # the two others are one step of another kind
-        ("c = Conv(a, w, e) m = Conv(a, w) y = Add(c, m)", 4),
+        ("c = Conv(a, w, e) m = Conv(a, w) y = Mul(c, m)", 4),
     ],
 )
 def test_layers_with_nothing_between_them_are_one(rest: str, convolutions: int) -> None:
