@@ -184,17 +184,10 @@ def table(rows: list[dict]) -> int:
     print(f"{os.cpu_count()} cores, medians of {max(len(row['seen']) for row in rows)} rounds\n")
     print("| protocol | at once | generator | requests/s | ours over it | range | p50 us | CPU us/request |")
     print("|---|---|---|---|---|---|---|---|")
+    ours_at = {(row["protocol"], row["concurrency"]): row["seen"] for row in rows if row["generator"] == OURS}
     far = 0
     for row in rows:
-        place = (row["protocol"], row["concurrency"])
-        own = next(
-            (
-                each["seen"]
-                for each in rows
-                if (each["protocol"], each["concurrency"], each["generator"]) == (*place, OURS)
-            ),
-            [],
-        )
+        own = ours_at.get((row["protocol"], row["concurrency"]), [])
         pairs = [mine.rate / each.rate for mine, each in zip(own, row["seen"], strict=False) if mine and each]
         ratio = statistics.median(pairs) if pairs else float("nan")
         far += abs(ratio - 1) > AGREES

@@ -242,7 +242,7 @@ class Build:
         )
         wanted = only(wanted) if only is not None else wanted
         if known is not None and self._on_gpu:  # what was tuned for some buckets had its time
-            wanted = [each for each in wanted if each not in {timed.tactic for timed in known.measurements}]
+            wanted = [each for each in wanted if all(each != timed.tactic for timed in known.measurements)]
         if known is not None and not wanted:
             return known
         known, failed = self._verdicts.parted(known) if known is not None else (None, [])

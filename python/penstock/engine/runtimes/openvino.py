@@ -14,6 +14,7 @@ are therefore refused; a model that makes such numbers inside, or needs FP64, be
 import threading
 from collections import deque
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -201,6 +202,23 @@ class OpenVinoRuntime:
         self._model = None
 
 
+@dataclass(slots=True, eq=False)
+class _Input:
+    """Of a request: its own tensor for one input, and what is known of it."""
+
+    spec: TensorSpec
+    tensor: openvino.Tensor
+    dtype: np.dtype[Any]
+    known_as: np.dtype[Any]
+    """What the library calls the type."""
+    shape: tuple[int, ...] | None
+    """Asking the tensor takes 13 us. None while it got no memory for another one."""
+
+    @classmethod
+    def of(cls, spec: TensorSpec, tensor: openvino.Tensor) -> "_Input":
+        return cls(spec, tensor, spec.dtype, tensor.data.dtype, tuple(tensor.shape))
+
+
 class OpenVinoInstance:
     """One infer request: its own activations, the shared weights."""
 
@@ -212,12 +230,7 @@ class OpenVinoInstance:
         path: Path,
     ) -> None:
         self._request: openvino.InferRequest | None = request
-        self._inputs = tuple(
-            (spec.name, request.get_input_tensor(index), spec.dtype) for index, spec in enumerate(inputs)
-        )
-        self._specs = inputs
-        self._known_as = tuple(tensor.data.dtype for _, tensor, _ in self._inputs)
-        self._shapes: list[tuple[int, ...] | None] = [tuple(tensor.shape) for _, tensor, _ in self._inputs]
+        self._inputs = tuple(_Input.of(spec, request.get_input_tensor(index)) for index, spec in enumerate(inputs))
         self._outputs = tuple((spec.name, index, spec.dtype) for index, spec in enumerate(outputs))
         self._wide = tuple(spec.name for spec in inputs if spec.datatype in ("INT64", "UINT64"))
         self._path = path
@@ -251,20 +264,19 @@ class OpenVinoInstance:
 
         lent  gets the place of each of the former, and the tensor that belongs there.
         """
-        for index, (name, tensor, dtype) in enumerate(self._inputs):
-            array = inputs[name]
-            if array.nbytes >= _LENT_BYTES and array.dtype == self._known_as[index] and array.flags.carray:
-                lent.append((index, tensor))
+        for index, own in enumerate(self._inputs):
+            array = inputs[own.spec.name]
+            if array.nbytes >= _LENT_BYTES and array.dtype == own.known_as and array.flags.carray:
+                lent.append((index, own.tensor))
                 request.set_input_tensor(index, openvino.Tensor(array, shared_memory=True))
                 continue
-            # Asking a tensor for its shape takes 13 us. One that got no memory for a shape has none that is known.
-            if self._shapes[index] != array.shape:
-                if not self._specs[index].accepts(array.shape):  # the tensor could not be put back
-                    raise ValueError(f"input {name!r} is {self._specs[index]}, got {list(array.shape)}")
-                self._shapes[index] = None
-                tensor.shape = array.shape
-                self._shapes[index] = array.shape
-            np.copyto(tensor.data.view(dtype), array)
+            if own.shape != array.shape:
+                if not own.spec.accepts(array.shape):  # the tensor could not be put back
+                    raise ValueError(f"input {own.spec.name!r} is {own.spec}, got {list(array.shape)}")
+                own.shape = None
+                own.tensor.shape = array.shape
+                own.shape = array.shape
+            np.copyto(own.tensor.data.view(own.dtype), array)
 
     def profile(self) -> list[tuple[str, float]]:
         """Of each layer that the last call executed, microseconds on average of all calls so far.
