@@ -88,13 +88,16 @@ def measure(
     model = ours.Model(graph, tensors, given, settings.device, subject.eight, [others]) if subject.eight else wide
     ahead = ours.compiling_ahead(model, compilers, until) if settings.wants(OURS) else None
     cost = floor.cost(model.graph)
-    rival = rivals.of_module(subject, given, settings.device) if subject.source == "torch" else rivals.of_steps(wide)
-    if ahead is not None:
-        ahead.pause()
+    try:
+        torch_has = subject.source == "torch"
+        rival = rivals.of_module(subject, given, settings.device) if torch_has else rivals.of_steps(wide)
+    finally:
+        if ahead is not None:  # whatever happened: what waits in the compilers' queue is in the next point's way
+            ahead.pause()
     if not same_work(cost.flops, rival.flops):
         raise WorkError(
             f"{subject.name} at batch {batch}: ours does {cost.flops / 1e9:.3f} GFLOP, torch's module "
-            f"{rival.flops / 1e9:.3f}, expected at most 3 % between them; lower the graph again"
+            f"{rival.flops / 1e9:.3f}, expected at most 5 % between them; lower the graph again"
         )
     making = _Making(settings, until)
     choices, text, alone = None, "", ""

@@ -177,8 +177,8 @@ def verdict(point: Point) -> str:
 FAILING: Final = ("not measured", "INACCURATE", "UNSTEADY", "SLOWER")
 
 
-def same_work(ours: float, theirs: float, tolerance: float = 0.03) -> bool:
-    """Whether two FLOP counts are of the same model."""
+def same_work(ours: float, theirs: float, tolerance: float = 0.05) -> bool:
+    """Whether two FLOP counts are of the same model; two layers that became one may multiply a little more."""
     return math.isnan(theirs) or abs(ours - theirs) <= tolerance * max(ours, theirs)
 
 

@@ -60,7 +60,7 @@ def of_steps(model: Model) -> Rival:
 
 def of_module(subject: Subject, given: Tensors, device: str) -> Rival:
     """FP16, or BF16 where that overflows; the FP32 that it is judged by has the same rounded weights."""
-    whole = folded(torch_models.build(subject.model))
+    whole = folded(merged(torch_models.build(subject.model)))
     work = torch_models.flops(copy.deepcopy(whole), given)
     for precision, dtype in (("fp16", torch.float16), ("bf16", torch.bfloat16)):
         narrow = copy.deepcopy(whole).to(device=device, dtype=dtype)
@@ -82,6 +82,16 @@ def _turn(module: nn.Module) -> None:
     for each in (*module.parameters(), *module.buffers()):
         if each.dim() == 4:
             each.data = each.data.contiguous(memory_format=torch.channels_last)
+
+
+def merged(module: nn.Module) -> nn.Module:
+    """As timm's authors would serve it: parallel convolutions (RepVGG, MobileOne, RepViT, FastViT) are one."""
+    if not type(module).__module__.startswith("timm."):
+        return module
+    from timm.utils import reparameterize_model
+
+    found: nn.Module = reparameterize_model(module)
+    return found
 
 
 def folded(module: nn.Module) -> nn.Module:

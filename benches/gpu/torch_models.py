@@ -225,12 +225,13 @@ def seeded(module: nn.Module, seed: int) -> None:
 
 def flops(module: nn.Module, given: Mapping[str, Tensor]) -> float:
     """Of matrix products and convolutions; nothing is computed. `given`: inputs, of which only shapes matter."""
+    from torch._subclasses.fake_tensor import FakeTensorMode
     from torch.utils.flop_counter import FlopCounterMode
 
-    blank = module.to("meta")
     counter = FlopCounterMode(display=False)
-    with torch.no_grad(), counter:
-        blank(*(each.to("meta") for each in given.values()))
+    # Without memory but on the CPU: modules that ask for the device's autocast get no answer of "meta".
+    with torch.no_grad(), FakeTensorMode(allow_non_fake_inputs=True) as mode, counter:
+        module(*(mode.from_tensor(each.cpu()) for each in given.values()))
     return float(counter.get_total_flops())
 
 

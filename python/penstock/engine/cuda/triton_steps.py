@@ -14,6 +14,7 @@ import torch
 from penstock.engine.cuda import workspace
 from penstock.engine.cuda.cluster_steps import CLUSTERS
 from penstock.engine.cuda.depthwise_steps import WALKS, types_of_two
+from penstock.engine.cuda.group_steps import GROUPS
 from penstock.engine.cuda.implementations import IMPLEMENTATIONS, Implementation, register, writing
 from penstock.engine.cuda.kernels.activations import ACTIVATIONS
 from penstock.engine.cuda.kernels.depthwise import DepthwiseTile, depthwise_conv2d_nhwc_launch, depthwise_tiles
@@ -314,6 +315,7 @@ WAYS: Final[dict[tuple[str, str], Way]] = {
     ),
     ("gemm", "triton"): Way(_gemm, _tiles, _tile_scratch, types=eight_or_narrow, scales=True),
     ("gemm", "triton_resident"): Way(_resident, _resident_tiles, types=integers_or_narrow, scales=True),
+    **GROUPS,
     **DENSE,
     **BLOCKS,
     **LANE_BLOCKS,
@@ -427,7 +429,8 @@ def _ready(way: Way, site: Site, config: Config, *, on_meta: bool = False) -> Re
         largest = _product(site).k * 128 * 128 if integers else 0
         out_scale = site.out_scale() or 1.0
         constants["scale"], constants["bias"] = fold(constants["scale"], constants.get("bias"), out_scale, largest)
-    return Ready(site, config, way.combined(constants))
+    ready = Ready(site, config, way.combined(constants))
+    return ready if way.made is None else replace(ready, constants=way.made(ready))
 
 
 _SCALES: Final = ("scale", "second_scale", "third_scale", "shortcut_scale")

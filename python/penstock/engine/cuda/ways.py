@@ -162,6 +162,9 @@ class Way:
     combined: Callable[[dict[str, torch.Tensor]], Mapping[str, torch.Tensor]] = as_they_are
     """Constants in their forms -> those that are kept."""
 
+    made: Callable[[Ready], Mapping[str, torch.Tensor]] | None = None
+    """The same where it takes the step and the cut to tell."""
+
     def launches(
         self, ready: Ready, operands: Tensors, outputs: Tensors, scratch: Scratch | None
     ) -> tuple[Launched, ...]:

@@ -71,6 +71,9 @@ launches = {
     "conv int8": conv2d_nhwc_launch(
         t(8, 28, 28, 128, dtype=torch.int8), t(128, 3, 3, 128, dtype=torch.int8), bias=b, scale=b, padding=(1, 1),
         out=t(8, 28, 28, 128, dtype=torch.int8), config=Tile(128, 64, 64, 4, 3), epilogue=Epilogue("relu")),
+    "conv in groups": conv2d_nhwc_launch(
+        t(32, 14, 14, 384), t(384, 3, 3, 64), out=t(32, 14, 14, 384), config=Tile(128, 64, 64, 4, 4), padding=(1, 1),
+        bias=t(384, dtype=torch.float32), residual=t(32, 14, 14, 384), epilogue=Epilogue("silu"), groups=6, pdl=True),
     "gemm bfloat16": gemm_launch(
         t(50, 768, dtype=torch.bfloat16), t(3072, 768, dtype=torch.bfloat16), config=Tile(64, 64, 64, 4, 4),
         out=t(50, 3072, dtype=torch.bfloat16), epilogue=Epilogue("gelu")),
@@ -162,6 +165,7 @@ for name, launch in launches.items():
 MATRIX = {
     "conv",
     "conv ahead",
+    "conv in groups",
     "stem",
     "stem of stride 1",
     "conv int8",
@@ -187,7 +191,7 @@ def test_every_kernel_compiles_for_hopper_without_spilling(tmp_path: Path) -> No
     done = subprocess.run([sys.executable, "-c", PROGRAM], env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
     rows = [line.split(",") for line in done.stdout.splitlines()]
-    assert len(rows) == 39
+    assert len(rows) == 40
     narrowest = {name: int(each) for name, *_, each in rows}  # of the copies to shared memory, in bytes
     assert (narrowest["stem"], narrowest["stem of stride 1"]) == (16, 8)
     for name, registers, spilled, shared, wgmma, _ in rows:

@@ -61,6 +61,7 @@ class Conv:
     padding: tuple[int, int] = (1, 1)
     dilation: tuple[int, int] = (1, 1)
     dtype: "torch.dtype" = torch.float16
+    groups: int = 1
 
 
 SMALL = Tile(16, 16, 16, 4, 2)
@@ -82,6 +83,11 @@ CONVS = {
     "float32": Conv(SMALL, dtype=torch.float32),
     "a row of pixels": Conv(SMALL, shape=(1, 1, 40, 24), taps=(1, 7), padding=(0, 3)),
     "one pixel": Conv(SMALL, shape=(3, 1, 1, 24), taps=(1, 1), padding=(0, 0)),
+    "groups": Conv(SMALL, shape=(2, 5, 6, 64), filters=32, groups=2),
+    "groups of no multiple of the block": Conv(Tile(32, 16, 32, 4, 2), shape=(1, 5, 6, 60), filters=60, groups=5),
+    "groups, pointwise": Conv(SMALL, shape=(1, 5, 6, 48), filters=96, taps=(1, 1), padding=(0, 0), groups=3),
+    "groups of one channel": Conv(SMALL, shape=(1, 9, 9, 4), filters=8, stride=(2, 2), groups=4),
+    "groups, split": Conv(Tile(16, 16, 16, 4, 2, 3), shape=(1, 5, 5, 32), filters=32, groups=2),
 }
 
 
@@ -92,22 +98,23 @@ def test_a_convolution_is_that_of_torch(name: str, device: str) -> None:
         pytest.skip("Triton's interpreter multiplies the bits of BF16 as integers")
     channels = case.shape[3]
     x = torch.randn(case.shape, device=device).to(case.dtype)
-    w = (torch.randn(case.filters, *case.taps, channels, device=device) / (channels * 9) ** 0.5).to(case.dtype)
+    deep = channels // case.groups
+    w = (torch.randn(case.filters, *case.taps, deep, device=device) / (deep * 9) ** 0.5).to(case.dtype)
     bias = torch.randn(case.filters, device=device)
     right = torch.nn.functional.conv2d(
         x.double().permute(0, 3, 1, 2), w.double().permute(0, 3, 1, 2), bias.double(), case.stride, case.padding,
-        case.dilation,
+        case.dilation, case.groups,
     ).permute(0, 2, 3, 1)  # fmt: skip
     residual = torch.randn(right.shape, device=device).to(case.dtype)
     right = torch.nn.functional.silu(right + residual.double())
     out = torch.full(right.shape, float("nan"), dtype=case.dtype, device=device)
-    scratch = scratch_for(case.tile, conv2d_product(x, w, out), device)
+    scratch = scratch_for(case.tile, conv2d_product(x, w, out, case.groups), device)
 
     for _ in range(2):  # the second time on the scratch that the first left
         out.fill_(float("nan"))
         conv2d_nhwc(
             x, w, out=out, config=case.tile, bias=bias, residual=residual, epilogue=Epilogue("silu"),
-            stride=case.stride, padding=case.padding, dilation=case.dilation, scratch=scratch,
+            stride=case.stride, padding=case.padding, dilation=case.dilation, groups=case.groups, scratch=scratch,
         )  # fmt: skip
         assert (out.double() - right).abs().max() < TOLERANCE[case.dtype]
         assert not scratch.counters.any()

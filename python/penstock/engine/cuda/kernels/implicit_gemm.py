@@ -23,10 +23,11 @@ from .rows import expect_contiguous, expect_shape, picture_strides, pitch
 from .tiles import Product, Tile
 
 
-def conv2d_product(x: torch.Tensor, w: torch.Tensor, out: torch.Tensor) -> Product:
-    """The matrix product that a convolution of these tensors is, for `tiles`."""
+def conv2d_product(x: torch.Tensor, w: torch.Tensor, out: torch.Tensor, groups: int = 1) -> Product:
+    """The matrix product that a convolution of these tensors is, for `tiles`; of groups a batch of them."""
     images, height, width, filters = out.shape
-    return Product(images * height * width, filters, w.shape[3], w.shape[1] * w.shape[2], 1, x.element_size())
+    rows, taps = images * height * width, w.shape[1] * w.shape[2]
+    return Product(rows, filters // groups, w.shape[3], taps, groups, x.element_size())
 
 
 def conv2d_nhwc(
@@ -42,10 +43,11 @@ def conv2d_nhwc(
     stride: tuple[int, int] = (1, 1),
     padding: tuple[int, int] = (0, 0),
     dilation: tuple[int, int] = (1, 1),
+    groups: int = 1,
     scratch: Scratch | None = None,
     pdl: bool = False,
 ) -> None:
-    """Convolve x [N, H, W, C] with w [K, R, S, C] into out [N, P, Q, K].
+    """Convolve x [N, H, W, C] with w [K, R, S, C / groups] into out [N, P, Q, K].
 
     padding   rows above and columns to the left; what is missing below and to the right follows from out's shape.
     bias      [K], any floating type. residual: like out.
@@ -53,7 +55,7 @@ def conv2d_nhwc(
     """
     conv2d_nhwc_launch(
         x, w, out=out, config=config, bias=bias, residual=residual, scale=scale, epilogue=epilogue, stride=stride,
-        padding=padding, dilation=dilation, scratch=scratch, pdl=pdl,
+        padding=padding, dilation=dilation, groups=groups, scratch=scratch, pdl=pdl,
     ).run()  # fmt: skip
 
 
@@ -70,17 +72,21 @@ def conv2d_nhwc_launch(
     stride: tuple[int, int] = (1, 1),
     padding: tuple[int, int] = (0, 0),
     dilation: tuple[int, int] = (1, 1),
+    groups: int = 1,
     scratch: Scratch | None = None,
     pdl: bool = False,
 ) -> Launch:
     images, height, width, channels = x.shape
     filters, taps_high, taps_wide, per_tap = w.shape
-    if per_tap != channels:
-        raise ValueError(f"w: expected [K, R, S, {channels}] for x of shape {tuple(x.shape)}, got {tuple(w.shape)}")
+    if groups < 1 or per_tap * groups != channels or filters % groups:
+        raise ValueError(
+            f"w: expected [K, R, S, {channels} / {groups}] for x of shape {tuple(x.shape)} in {groups} groups, "
+            f"got {tuple(w.shape)}"
+        )
     expect_contiguous(w, "w", "contiguous weights")
     out_high, out_wide = out.shape[1:3]
     expect_shape(out, "out", images, out_high, out_wide, filters)
-    product = conv2d_product(x, w, out)
+    product = conv2d_product(x, w, out, groups)
     geometry = {
         "HEIGHT": height,
         "WIDTH": width,
@@ -101,8 +107,10 @@ def conv2d_nhwc_launch(
     across, row, image = picture_strides(x, "x")
     if geometry["POINTWISE"] and (row, image) != (width * across, height * row):
         geometry["POINTWISE"] = False
+    # A group begins where the one before it ends, in channels and in filters.
+    apart = (per_tap, product.n * product.k, product.n, product.n) if groups > 1 else (0, 0, 0, 0)
     operands = _Operands(
-        x, w, bias, residual, scale, out, (product.k, 1), (0, 0, 0, 0),
+        x, w, bias, residual, scale, out, (product.k, 1), apart, product.n if groups > 1 else 0,
         pitches=(across, 0 if residual is None else pitch(residual, "residual"), pitch(out, "out")),
         picture=(row, image),
     )  # fmt: skip
@@ -197,6 +205,8 @@ class _Operands:
     w_strides: tuple[int, int]
     batch_strides: Sequence[int]
     """Of x, w, residual and out."""
+    columns_apart: int = 0
+    """Elements from one batch's bias and scale to the next one's."""
     pitches: tuple[int, int, int] | None = None
     """Of x, residual and out, where they are not the tensors' own."""
     picture: tuple[int, int] = (0, 0)
@@ -220,7 +230,7 @@ def _launch(
         expect_shape(residual, "residual", *out.shape)
     for name, each in (("bias", operands.bias), ("scale", operands.scale)):
         if each is not None:
-            expect_shape(each, name, product.n)
+            expect_shape(each, name, max(product.n, operands.columns_apart * product.batch))
     if config.split_k > 1 and (
         scratch is None
         or scratch.partial_sums.numel() < config.partial_sums(product)
@@ -268,6 +278,7 @@ def _launch(
             "W_BATCH": operands.batch_strides[1],
             "RESIDUAL_BATCH": operands.batch_strides[2],
             "OUT_BATCH": operands.batch_strides[3],
+            "COLUMNS_BATCH": operands.columns_apart,
             "ACTIVATION": epilogue.activation,
             "ALPHA": epilogue.alpha,
             "BETA": epilogue.beta,

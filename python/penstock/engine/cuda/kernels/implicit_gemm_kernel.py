@@ -69,6 +69,7 @@ def implicit_gemm_kernel(
     W_BATCH: tl.constexpr,
     RESIDUAL_BATCH: tl.constexpr,
     OUT_BATCH: tl.constexpr,
+    COLUMNS_BATCH: tl.constexpr,
     ACTIVATION: tl.constexpr,
     ALPHA: tl.constexpr,
     BETA: tl.constexpr,
@@ -82,7 +83,7 @@ def implicit_gemm_kernel(
     GROUP_M: tl.constexpr,
     PDL: tl.constexpr,
 ):
-    """Grid: (tiles, splits, batch). FP32 operands multiply exactly, not as TF32."""
+    """Grid: (tiles, splits, batch, which groups of channels are, too). FP32 operands multiply exactly, not as TF32."""
     TILES_M: tl.constexpr = (M + BLOCK_M - 1) // BLOCK_M
     TILES_N: tl.constexpr = (N + BLOCK_N - 1) // BLOCK_N
     REDUCED: tl.constexpr = CHANNELS * TAPS_HIGH * TAPS_WIDE
@@ -99,6 +100,10 @@ def implicit_gemm_kernel(
     out += batch * OUT_BATCH
     if residual is not None:
         residual += batch * RESIDUAL_BATCH
+    if COLUMNS_BATCH > 0 and bias is not None:
+        bias += batch * COLUMNS_BATCH
+    if COLUMNS_BATCH > 0 and scale is not None:
+        scale += batch * COLUMNS_BATCH
 
     group = tile // (GROUP_M * TILES_N)
     group_rows = tl.minimum(TILES_M - group * GROUP_M, GROUP_M)
