@@ -111,6 +111,19 @@ FLOPS_AND_BYTES = [
         2 * (2 * 4 * 4 * 8) * 27,
         2 * (800 + 8 * 48 + 256),  # pixels that overlap are read once
     ),
+    (
+        "attention of channels",
+        one_step(
+            Step("s", "channel_attention", (Operand("q", "q"), Operand("k", "k"), Operand("v", "v")), ("y",)),
+            {
+                "q": Value((2, 3, 5, 4), "FP32"),
+                **{name: Value((2, 3, 5, 7), "FP32") for name in "kv"},
+                "y": Value((2, 5, 3, 4), "FP32"),
+            },
+        ),
+        2 * (2 * 3) * 5 * (4 * 7 + 7 * 4),
+        2 * (120 + 210 + 210 + 120),
+    ),
 ]
 
 

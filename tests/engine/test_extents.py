@@ -66,6 +66,11 @@ RIGHT: dict[str, tuple[str, dict[str, Any], dict[str, Stored], list[Stored]]] = 
         "attention", {"scale": 0.5}, {"q": HEADS, "k": ((6, 2, 7, 8), FLOAT), "v": ((6, 2, 7, 4), FLOAT)},
         [((6, 5, 2, 4), FLOAT)],
     ),
+    "attention of channels": (
+        "channel_attention", {"scale": 0.5, "unit": 1e-12},
+        {"q": HEADS, "k": ((6, 2, 5, 3), FLOAT), "v": ((6, 2, 5, 3), FLOAT), "scales": ((2,), FLOAT)},
+        [((6, 5, 2, 8), FLOAT)],
+    ),
 }  # fmt: skip
 
 
@@ -131,6 +136,13 @@ WRONG: list[tuple[str, dict[str, Any], dict[str, Stored | None], dict[int, Store
     ("attention", {}, {"scales": ((2,), INT)}, {}, "its scales are INT64"),
     ("attention", {}, {}, {0: ((6, 2, 5, 8), FLOAT)}, "it writes"),
     ("attention", {"unit": "much"}, {}, {}, "unit"),
+    ("attention of channels", {}, {"k": ((6, 2, 4, 3), FLOAT)}, {}, "its k has shape"),
+    ("attention of channels", {}, {"k": ((6, 2, 5, 4), FLOAT)}, {}, "its v has shape"),
+    ("attention of channels", {}, {"v": ((6, 1, 5, 3), FLOAT)}, {}, "its v has shape"),
+    ("attention of channels", {}, {"scales": ((2,), INT)}, {}, "its scales are INT64"),
+    ("attention of channels", {}, {"scales": ((3,), FLOAT)}, {}, "its scales has shape"),
+    ("attention of channels", {}, {}, {0: ((6, 5, 2, 3), FLOAT)}, "it writes"),
+    ("attention of channels", {"unit": "much"}, {}, {}, "unit"),
 ]
 
 

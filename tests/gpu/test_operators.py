@@ -31,7 +31,15 @@ ATTENTION = Case(
     {"s": np.array([2, 5, 2, 16]), "f": np.array([2, 5, 32]), "c": np.array(0.25, np.float32)},
     kinds=("attention",),
 )
-ALL = [*CASES, ATTENTION]
+CHANNELS = Case(
+    "q = Reshape(x, s) a = Transpose<perm=[0,2,3,1]>(q) b = Transpose<perm=[0,2,1,3]>(q) m = MatMul(a, b) "
+    "t = Mul(m, c) p = Softmax<axis=-1>(t) o = MatMul(p, a) r = Transpose<perm=[0,3,1,2]>(o) y = Reshape(r, f)",
+    {"x": (2, 20, 32)},
+    (2, 20, 32),
+    {"s": np.array([2, 20, 2, 16]), "f": np.array([2, 20, 32]), "c": np.array(0.25, np.float32)},
+    kinds=("channel_attention",),
+)
+ALL = [*CASES, ATTENTION, CHANNELS]
 
 
 @pytest.mark.parametrize("preferred", [(), ("triton", "triton_tiles")], ids=["torch", "ours"])

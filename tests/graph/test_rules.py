@@ -74,6 +74,20 @@ FOLDED = [
         {"Conv": 1},
     ),
     Case(
+        "a factor and an offset of tokens that a convolution made",
+        """{ c = Conv<pads=[1,1,1,1]>(x, w) r = Reshape(c, s) t = Transpose<perm=[0,2,1]>(r) m = Mul(t, f)
+        y = Add(m, o) }""",
+        CONV | {"s": integers(0, 0, -1), "f": normal(4, seed=6), "o": normal(1, 1, 4, seed=7)},
+        {"Conv": 1, "Reshape": 1, "Transpose": 1},
+        text_of_input="(float[1,3,8,8] x) => (float[?,?,?] y)",
+    ),
+    Case(
+        "a factor of parts of a map whose channels are last",
+        "{ c = Conv(x, w) t = Transpose<perm=[0,2,3,1]>(c) r = Reshape(t, s) y = Mul(r, f) }",
+        CONV | {"s": integers(3, 2, 6, 4), "f": normal(4, seed=6)},
+        {"Conv": 1, "Transpose": 1, "Reshape": 1},
+    ),
+    Case(
         "a pad before a convolution",
         "{ p = Pad(x, pads) y = Conv<pads=[1,0,0,0]>(p, w) }",
         {"w": CONV["w"], "pads": integers(0, 0, 1, 2, 0, 0, 0, 1)},
@@ -361,6 +375,24 @@ KEPT = [
         "{ a = Cast<to=10>(x) y = Cast<to=1>(a) }",
         {},
         {"Cast": 2},
+    ),
+    Case(
+        "a factor along what is no channel of a turned map",
+        "{ c = Conv(x, w) t = Transpose<perm=[0,1,3,2]>(c) y = Mul(t, f) }",
+        CONV | {"f": normal(6, seed=6)},
+        {"Conv": 1, "Transpose": 1, "Mul": 1},
+    ),
+    Case(
+        "a factor along what channels were joined to",
+        "{ c = Conv(x, w) r = Reshape(c, s) y = Mul(r, f) }",
+        CONV | {"s": integers(1, 8, 3, 6), "f": normal(8, 1, 1, seed=6)},
+        {"Conv": 1, "Reshape": 1, "Mul": 1},
+    ),
+    Case(
+        "a factor of tokens that are read before it, too",
+        "{ c = Conv(x, w) t = Transpose<perm=[0,2,3,1]>(c) m = Mul(t, f) y = Add(m, t) }",
+        CONV | {"f": normal(4, seed=6)},
+        {"Conv": 1, "Transpose": 1, "Mul": 1, "Add": 1},
     ),
     Case(
         "numbers drawn at random",

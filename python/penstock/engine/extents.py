@@ -32,6 +32,8 @@ def misfit(
         return _picked(kind, attributes, shapes["x"], shapes["indices"], results[0][0])
     if kind == "attention":
         return _attended(operands, results[0][0])
+    if kind == "channel_attention":
+        return _attended_by_channels(operands, results[0][0])
     if kind in _GATES:
         return _recurrent(_GATES[kind], attributes["hidden"], shapes, results)
     check = {"cumsum": _summed, "top_k": _ranked, "grid_sample": _sampled, "norm_factors": _normed}.get(kind)
@@ -75,18 +77,33 @@ def _normed(attributes: Mapping[str, Attribute], shapes: _Shapes, results: _Resu
 def _attended(operands: Mapping[str, tuple[Shape, str]], out: Shape) -> str:
     (batch, heads, queries, size), (keys, width) = operands["q"][0], operands["v"][0][2:]
     wanted = {"k": (batch, heads, keys, size), "v": (batch, heads, keys, width), "scales": (heads,)}
-    for role, shape in wanted.items():
-        if role in operands and operands[role][0] != shape:
-            return f"its {role} has shape {list(operands[role][0])}, expected {list(shape)}"
+    if found := _unlike(operands, wanted):
+        return found
     if "mask" in operands:
         period, *rest = operands["mask"][0]
         repeats = period == batch or (period and batch % period == 0)
         if not repeats or rest != [heads, queries, keys]:
             return f"its mask {[period, *rest]} does not repeat to {[batch, heads, queries, keys]}"
-    if "scales" in operands and operands["scales"][1] not in _FLOATS:
-        return f"its scales are {operands['scales'][1]}, expected floats"
     wanted_out = (batch, queries, heads, width)
     return "" if out == wanted_out else f"it writes {list(out)}, expected {list(wanted_out)}"
+
+
+def _attended_by_channels(operands: Mapping[str, tuple[Shape, str]], out: Shape) -> str:
+    (batch, heads, tokens, size), keys = operands["q"][0], operands["k"][0][3]
+    wanted = {"k": (batch, heads, tokens, keys), "v": (batch, heads, tokens, keys), "scales": (heads,)}
+    wanted_out = (batch, tokens, heads, size)
+    written = "" if out == wanted_out else f"it writes {list(out)}, expected {list(wanted_out)}"
+    return _unlike(operands, wanted) or written
+
+
+def _unlike(operands: Mapping[str, tuple[Shape, str]], wanted: Mapping[str, Shape]) -> str:
+    """Of an attention: the first operand whose shape is another, and factors that are no floats."""
+    for role, shape in wanted.items():
+        if role in operands and operands[role][0] != shape:
+            return f"its {role} has shape {list(operands[role][0])}, expected {list(shape)}"
+    if "scales" in operands and operands["scales"][1] not in _FLOATS:
+        return f"its scales are {operands['scales'][1]}, expected floats"
+    return ""
 
 
 def _picked(kind: str, attributes: Mapping[str, Attribute], x: Shape, indices: Shape, out: Shape) -> str:

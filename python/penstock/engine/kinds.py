@@ -64,6 +64,9 @@ KINDS: Final[Mapping[str, tuple[str, ...]]] = {
     # (`mask_from` - mask) times that. A mask of fewer in place of B repeats along it. `scales` [H]: a factor for each
     # head besides. With `unit` rows of q and k are divided by their lengths, or by that where they are shorter.
     "attention": ("q", "k", "v"),
+    # The same between channels, whose scores are sums over tokens: q [B, H, T, D], k and v [B, H, T, E]; written as
+    # [B, T, H, D]. With `unit` channels are divided by their lengths along the tokens.
+    "channel_attention": ("q", "k", "v"),
     "lstm": ("x", "weight", "recurrence"),  # bias, recurrence_bias, hidden, cell; gates i, f, c, o; writes [T, B, D, H]
     "gru": ("x", "weight", "recurrence"),  # bias, recurrence_bias, hidden; gates r, z, n; writes [T, B, D, H]
     # weight, bias; over the last `axes`; epsilon. Of x + `residual`, whose axes may repeat; with `indices` x is a
@@ -137,6 +140,7 @@ AXES: Final[Mapping[str, Mapping[str, int]]] = {
     **{kind: {"weight": 2} for kind in ("gemm", "gemm_top_1")},
     "gemm_norm": {"weight": 2, "x_moments": 3, "residual_moments": 3},
     "attention": {"q": 4, "k": 4, "v": 4, "mask": 4, "scales": 1},
+    "channel_attention": {"q": 4, "k": 4, "v": 4, "scales": 1},
     **{kind: {"x": 3, "weight": 3, "recurrence": 3} for kind in ("lstm", "gru")},
 }
 # Kinds that have weights at all.
@@ -145,7 +149,7 @@ LAYERS: Final = (
     *("lstm", "gru", "layer_norm", "gated_layers", "gemm_top_1"),
 )
 
-MULTIPLY: Final = frozenset((*LAYERS, "matmul", "attention")) - {"layer_norm"}
+MULTIPLY: Final = frozenset((*LAYERS, "matmul", "attention", "channel_attention")) - {"layer_norm"}
 """Kinds whose time goes into products."""
 
 # Activation of an epilogue -> what it computes; alpha and beta are the step's attributes.
@@ -242,6 +246,7 @@ _NEEDED: Final[Mapping[str, Mapping[str, _Rule]]] = {
     "conv_pool": _POOLED,
     "picture_pool": {**_POOLED, **_AROUND},
     "attention": {"scale": _NUMBER},
+    "channel_attention": {"scale": _NUMBER},
     "layer_norm": {"axes": _Rule("integer", least=1), "epsilon": _NUMBER},
     "softmax": {"axis": _AXIS},
     "log_softmax": {"axis": _AXIS},
@@ -279,6 +284,7 @@ _ALLOWED: Final[Mapping[str, Mapping[str, _Rule]]] = {
     "squeeze_excite": {**_EPILOGUE, **_INNER},
     "mlp": {**_EPILOGUE, **_INNER, "skip": _Rule("flag")},
     "attention": {"mask_from": _NUMBER, "mask_factor": _NUMBER, "unit": _NUMBER},
+    "channel_attention": {"unit": _NUMBER},
     "fork": {**_EPILOGUE, **_INNER},
     "expand_depthwise": {**_EPILOGUE, **_INNER, "inner_step": _NUMBER},
     "gated_layers": {"residual_times": _PAIR},

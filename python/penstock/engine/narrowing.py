@@ -23,7 +23,7 @@ def wide_weights(graph: LoweredGraph) -> frozenset[str]:
     """Weights that stay FP32 in every precision: scales, what is added to sums that have one, and factors of heads."""
     scales = [step for step in graph.steps if step.operand("scale") is not None]
     found = {each.value for step in scales for each in step.inputs if each.role.endswith(("scale", "bias"))}
-    heads = [step.operand("scales") for step in graph.steps if step.kind == "attention"]
+    heads = [step.operand("scales") for step in graph.steps if step.kind in ("attention", "channel_attention")]
     return frozenset(found | {each.value for each in heads if each is not None})
 
 

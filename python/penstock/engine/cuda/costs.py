@@ -65,6 +65,8 @@ def flops(graph: LoweredGraph, step: Step) -> float:  # noqa: PLR0911  (one for 
         *queries, depth = shape("q")
         keys, width = shape("v")[-2:]
         return 2.0 * math.prod(queries) * keys * (depth + width)
+    if step.kind == "channel_attention":
+        return 4.0 * math.prod(shape("q")) * shape("k")[-1]
     if step.kind in ("lstm", "gru"):  # gates from what comes in and from the state
         time, batch, *_ = shape("x")
         return 2.0 * time * batch * (math.prod(shape("weight")) + math.prod(shape("recurrence")))

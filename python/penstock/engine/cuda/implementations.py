@@ -103,6 +103,7 @@ IMPLEMENTATIONS: Final[dict[str, dict[str, Implementation]]] = {
     "mlp": {"cublas": Implementation(joined.mlp)},
     "matmul": {"cublas": Implementation(layers.matmul)},
     "attention": {"sdpa": Implementation(layers.attention)},
+    "channel_attention": {"sdpa": Implementation(layers.channel_attention)},
     "lstm": {"cudnn": Implementation(layers.lstm)},
     "gru": {"cudnn": Implementation(layers.gru)},
     "pointwise": {

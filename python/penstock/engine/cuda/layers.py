@@ -198,6 +198,23 @@ def attention(site: Site) -> Run:
     return run
 
 
+def channel_attention(site: Site) -> Run:
+    """q, k, v [batch, heads, T, D], whose channels attend to each other; the answer is stored [batch, T, heads, D]."""
+    scale, scales, dtype = site.number("scale"), site.index("scales"), site.out_dtype()
+    unit = site.number("unit") if "unit" in site.step.attributes else None
+
+    def run(operands: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
+        q, k, v = (each.transpose(2, 3) for each in operands[:3])
+        if unit is not None:
+            q, k = _unit_rows(q, unit), _unit_rows(k, unit)
+        if scales is not None:
+            q = (q * operands[scales][:, None, None]).to(q.dtype)
+        y = functional.scaled_dot_product_attention(q, k, v, scale=scale)
+        return (y.permute(0, 3, 1, 2).to(dtype).contiguous(),)
+
+    return run
+
+
 def _unit_rows(x: torch.Tensor, least: float) -> torch.Tensor:
     """Divided by their lengths, in FP32 at least."""
     wide = x if x.dtype == torch.float64 else x.float()

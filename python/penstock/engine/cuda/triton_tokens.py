@@ -6,6 +6,12 @@ from typing import Final
 import torch
 
 from penstock.engine.cuda.kernels.attention import LARGEST_GRID, AttentionTile, attention_launch, attention_tiles
+from penstock.engine.cuda.kernels.channel_attention import (
+    MOST_CHANNELS,
+    ChannelTile,
+    channel_attention_launch,
+    channel_tiles,
+)
 from penstock.engine.cuda.kernels.epilogue import Scratch
 from penstock.engine.cuda.kernels.launching import Launch
 from penstock.engine.cuda.kernels.reductions import NormTile, layer_norm_launch, norm_tiles
@@ -48,12 +54,42 @@ def _suits_attention(site: Site) -> bool:
     mask = site.step.operand("mask")
     floats = mask is None or dtype_of(site, site.step.inputs.index(mask)).is_floating_point
     floats = floats or "mask_factor" in site.step.attributes
-    q, v = site.shape("q"), site.shape("v")
+    return floats and _of_rows(site, _WIDEST_HEAD)
+
+
+def _of_rows(site: Site, widest: int) -> bool:
+    """Whether q, k and v are of one narrow type, their last axes side by side and no wider than that."""
+    q, k, v = (site.shape(role) for role in ("q", "k", "v"))
     one = {dtype_of(site, _at(site, role)) for role in ("q", "k", "v")}
     views = [site.step.inputs[_at(site, role)].view for role in ("q", "k", "v")]
     rows = all(view is None or view.strides[-1] == 1 or view.shape[-1] == 1 for view in views)
     whole = len(one) == 1 and narrow(one.pop()) and rows
-    return whole and floats and max(q[:2]) <= LARGEST_GRID and max(q[3], v[3]) <= _WIDEST_HEAD
+    return whole and max(q[:2]) <= LARGEST_GRID and max(q[3], k[3], v[3]) <= widest
+
+
+def _channel_attention(ready: Ready, operands: Tensors, outputs: Tensors, scratch: Scratch | None) -> Launch:
+    del scratch
+    site, scales = ready.site, ready.site.index("scales")
+    q, k, v = (operands[_at(site, role)].transpose(1, 2) for role in ("q", "k", "v"))
+    return channel_attention_launch(
+        q,
+        k,
+        v,
+        out=outputs[0],
+        config=ChannelTile(*ready.config),
+        scale=site.number("scale"),
+        scales=None if scales is None else operands[scales],
+        unit=site.number("unit") if "unit" in site.step.attributes else None,
+        pdl=site.early,
+    )
+
+
+def _channel_tiles(site: Site) -> list[Config]:
+    return [astuple(tile) for tile in channel_tiles(*site.shape("q"))]
+
+
+def _suits_channels(site: Site) -> bool:
+    return _of_rows(site, MOST_CHANNELS)
 
 
 def _layer_norm(ready: Ready, operands: Tensors, outputs: Tensors, scratch: Scratch | None) -> Launch:
@@ -98,6 +134,7 @@ TOKENS: Final[dict[tuple[str, str], Way]] = {
     ("attention", "triton"): Way(
         _attention, _attention_tiles, suits=_suits_attention, types=eight_or_narrow, scales=True
     ),
+    ("channel_attention", "triton"): Way(_channel_attention, _channel_tiles, suits=_suits_channels),
     ("layer_norm", "triton"): Way(
         _layer_norm,
         _norm_tiles,

@@ -26,6 +26,9 @@ from penstock.graph.sources import inherit
 _LONGEST: Final = 256
 """Numbers of a row of q, k or v that a kernel holds."""
 
+_MOST_CHANNELS: Final = 128
+"""Of a head whose channels attend to each other: a kernel holds all their scores."""
+
 
 @dataclass(frozen=True, slots=True)
 class Attention:
@@ -203,7 +206,7 @@ def lower(builder: Builder, attention: Attention) -> bool:
     """The step's operands are views of [batch, heads, T, D]; its output lies as [batch, T, heads, D].
 
     False, and nothing is made, where its nodes had better be lowered one by one: where no kernel reads the rows, and
-    neither do libraries, or channels attend to channels, whose scores are fewer than what they are made of.
+    neither do libraries. Channels that attend to channels, whose scores are sums over tokens, are a step of their own.
     """
     last = attention.nodes[-1]
     output = last.outputs[0]
@@ -214,7 +217,11 @@ def lower(builder: Builder, attention: Attention) -> bool:
     whole = (*((1,) * (4 - len(shape))), *shape)
     refs = [_four(ref, whole[:2]) for ref in (builder.ref(attention.q), k, builder.ref(attention.v))]
     (size, keys), rows = (refs[0].shape[3], refs[1].shape[2]), all(_is_of_rows(ref) for ref in refs)
-    if not rows and (keys < size or not attention.is_plain):
+    kind, order = "attention", (0, 2, 1, 3)
+    if not rows and not attention.masks and all(_is_of_channels(ref) for ref in refs):
+        kind, order = "channel_attention", (0, 3, 1, 2)
+        refs = [permuted(ref, (0, 1, 3, 2)) for ref in refs]
+    elif not rows and (keys < size or not attention.is_plain):
         return False
     operands = [builder.operand(ref, role) for ref, role in zip(refs, "qkv", strict=True)]
     attributes: dict[str, Attribute] = {"scale": attention.scale}
@@ -227,7 +234,7 @@ def lower(builder: Builder, attention: Attention) -> bool:
         attributes["unit"] = attention.unit
     inherit(last, attention.nodes)
     datatype = builder.datatype(output)
-    result = builder.emit(last, "attention", operands, whole, datatype, (0, 2, 1, 3), attributes, name=output.name)
+    result = builder.emit(last, kind, operands, whole, datatype, order, attributes, name=output.name)
     shaped = reshaped(result, shape)
     assert shaped is not None  # axes of one are taken off
     builder.forward(output, shaped)
@@ -237,6 +244,11 @@ def lower(builder: Builder, attention: Attention) -> bool:
 def _is_of_rows(ref: Ref) -> bool:
     """Whether a kernel reads it; rows that are channels lie across."""
     return ref.shape[-1] <= _LONGEST and (ref.strides[-1] == 1 or ref.shape[-1] == 1)
+
+
+def _is_of_channels(ref: Ref) -> bool:
+    """Whether rows are channels, which lie side by side, and not too many for a kernel."""
+    return ref.shape[2] <= _MOST_CHANNELS and (ref.strides[2] == 1 or ref.shape[2] == 1)
 
 
 def _four(ref: Ref, batch: Shape) -> Ref:

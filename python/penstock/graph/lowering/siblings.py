@@ -20,7 +20,7 @@ def join_siblings(graph: LoweredGraph, weights: Mapping[str, Array]) -> tuple[Lo
     readers, kept = graph.readers(), {output.value for output in graph.outputs}
     for number, step in enumerate(graph.steps):
         wanted = [graph.steps[at] for at in readers.get(step.outputs[0], ())]
-        for_attention = wanted and all(each.kind == "attention" for each in wanted)
+        for_attention = wanted and all(each.kind in ("attention", "channel_attention") for each in wanted)
         if for_attention and step.outputs[0] not in kept and _is_plain(step):
             families.setdefault((step.inputs[0].value, step.inputs[0].view), []).append(number)
     known, steps, values = dict(weights), list[Step | None](graph.steps), dict(graph.values)

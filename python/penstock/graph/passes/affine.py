@@ -7,6 +7,8 @@ the weights and b the bias of a layer (Conv, ConvTranspose, Gemm, MatMul with co
 * before the layer: W*(f x + t) + b = (W f)*x + (b + sum of W t), per input channel. The offset is exact only where no
   padding brings in zeros that did not pass it, so a padded convolution takes the factor alone.
 
+Between a layer and what comes after it there may be Reshapes and Transposes, as where a map becomes tokens.
+
 A MatMul of more than two dimensions has no bias: the factor goes into its weights and the offset into an Add behind it,
 also where Reshapes that leave the channels last stand between, as between a linear layer and its batch norm.
 
@@ -14,6 +16,7 @@ A constant that would enlarge the tensor by broadcasting is left alone. Only FP3
 in FP64 and rounded once, which differs from the two steps by a rounding, as any order of summation does.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -165,19 +168,60 @@ def _product(node: ir.Node, weights: Vector) -> Layer | None:
 
 
 def after_layer(edit: Edit, node: ir.Node, affine: Affine) -> bool:
-    """Fold `node`, which computes `affine`, into the layer that makes its input; False, and nothing changed, if not."""
-    layer = layer_of(producer(affine.x, *_LAYERS))
-    if layer is None or edit.only_consumer(affine.x) is not node or not affine.fits(layer.in_axis, layer.channels_out):
+    """Fold `node`, which computes `affine`, into the layer that makes its input; False, and nothing changed, if not.
+
+    What the layer made may have been turned into tokens on the way.
+    """
+    layer = _layer_behind(edit, node, affine)
+    if layer is None:
         return False
     factor, offset = affine.spread(layer.channels_out)
     bias = offset if layer.bias is None else layer.bias * factor + offset
     weights = layer.scaled(factor, "out")
-    if not applicable(layer, weights, bias) or not edit.forward(node.outputs[0], layer.node.outputs[0]):
+    if not applicable(layer, weights, bias) or not edit.forward(node.outputs[0], affine.x):
         return False
     apply(edit, layer, weights, bias)
     inherit(layer.node, [layer.node, node])
     edit.remove(node)
     return True
+
+
+def _layer_behind(edit: Edit, node: ir.Node, affine: Affine) -> Layer | None:
+    """Whose result comes, alone, to the node, maybe by way of Reshapes and Transposes that leave its channels whole."""
+    value, reader, axis = affine.x, node, affine.axis
+    while edit.only_consumer(value) is reader and (maker := producer(value, "Reshape", "Transpose")) is not None:
+        before = maker.inputs[0]
+        found = axis if affine.channels == 1 else _axis_before(maker, axis)
+        if before is None or found is None:
+            return None
+        value, reader, axis = before, maker, found
+    layer = layer_of(producer(value, *_LAYERS))
+    if layer is None or edit.only_consumer(value) is not reader:
+        return None
+    if reader is not node and layer.node.op_type == "MatMul":
+        return None  # which `after_product` knows
+    fits = affine.channels == 1 or (axis == layer.in_axis and affine.channels == layer.channels_out)
+    return layer if fits else None
+
+
+def _axis_before(maker: ir.Node, axis: int) -> int | None:
+    """Which axis of its input a Reshape's or Transpose's axis is; None where it is not one alone, or nobody knows."""
+    before, after = (None if value is None else value.shape for value in (maker.inputs[0], maker.outputs[0]))
+    if before is None or after is None:
+        return None
+    if maker.op_type == "Transpose":
+        order = integers(maker, "perm") or tuple(reversed(range(len(after))))
+        return order[axis]
+    left = len(before) - len(after) + axis
+    if _same(before[: axis + 1], after[: axis + 1]):
+        return axis
+    return left if left >= 0 and _same(before[left:], after[axis:]) else None
+
+
+def _same(some: Sequence[int | ir.SymbolicDim], others: Sequence[int | ir.SymbolicDim]) -> bool:
+    """Whether sizes are equal, by number or by name."""
+    known = all(isinstance(size, int) or size.value is not None for size in some)
+    return known and tuple(some) == tuple(others)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

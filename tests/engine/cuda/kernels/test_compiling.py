@@ -21,6 +21,7 @@ import re
 import torch
 from penstock.engine.cuda.kernels.bottleneck import BottleneckTile, bottleneck_launch
 from penstock.engine.cuda.kernels.attention import AttentionTile, attention_launch
+from penstock.engine.cuda.kernels.channel_attention import ChannelTile, channel_attention_launch
 from penstock.engine.cuda.kernels.depthwise import DepthwiseTile, depthwise_conv2d_nhwc_launch
 from penstock.engine.cuda.kernels.epilogue import Epilogue, Scratch
 from penstock.engine.cuda.kernels.implicit_gemm import conv2d_nhwc_launch, gemm_launch
@@ -89,6 +90,9 @@ launches = {
     "attention of wide values": attention_launch(
         t(32, 196, 4, 16), t(32, 196, 4, 16), t(32, 196, 4, 64), out=t(32, 196, 4, 64), scale=0.25,
         config=AttentionTile(64, 64, 4), mask=t(1, 4, 196, 196)),
+    **{f"attention of {size} channels": channel_attention_launch(
+        *t(32, 196, 3, 4, size).unbind(2), out=t(32, 196, 4, size), config=ChannelTile(cut, 1, warps, 3), scale=1.0,
+        scales=t(4, dtype=torch.float32), unit=1e-12, pdl=True) for size, cut, warps in ((48, 64, 4), (128, 64, 8))},
     "layer norm": layer_norm_launch(t(400, 768), t(768), t(768), out=t(400, 768), epsilon=1e-5, residual=t(400, 768)),
     "pool": global_average_pool_launch(x, out=t(8, 128), splits=4, scratch=scratch),
     "lengths of channels": global_average_pool_launch(
@@ -175,6 +179,8 @@ MATRIX = {
     "attention of 64 windows",
     "attention of 16 windows",
     "attention of wide values",
+    "attention of 48 channels",
+    "attention of 128 channels",
     "two layers",
     "bottleneck",
     "bottleneck with a shortcut",
@@ -191,7 +197,7 @@ def test_every_kernel_compiles_for_hopper_without_spilling(tmp_path: Path) -> No
     done = subprocess.run([sys.executable, "-c", PROGRAM], env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
     rows = [line.split(",") for line in done.stdout.splitlines()]
-    assert len(rows) == 40
+    assert len(rows) == 42
     narrowest = {name: int(each) for name, *_, each in rows}  # of the copies to shared memory, in bytes
     assert (narrowest["stem"], narrowest["stem of stride 1"]) == (16, 8)
     for name, registers, spilled, shared, wgmma, _ in rows:

@@ -200,6 +200,15 @@ MODELS: dict[str, tuple[str, Arrays, Arrays, str]] = {
         {"x": normal(2, 5, 32)},
         "attention",
     ),
+    "attention of channels": (
+        """(float[2,20,32] x) => (float[2,20,32] y) {
+        q = Reshape(x, s) a = Transpose<perm=[0,2,3,1]>(q) b = Transpose<perm=[0,2,1,3]>(q)
+        m = MatMul(a, b) t = Mul(m, c) p = Softmax<axis=-1>(t) o = MatMul(p, a) r = Transpose<perm=[0,3,1,2]>(o)
+        y = Reshape(r, f) }""",
+        {"s": np.array([2, 20, 2, 16]), "f": np.array([2, 20, 32]), "c": np.float32(0.25)},
+        {"x": normal(2, 20, 32)},
+        "channel_attention",
+    ),
 }  # fmt: skip
 
 
