@@ -226,11 +226,14 @@ def seeded(module: nn.Module, seed: int) -> None:
 def flops(module: nn.Module, given: Mapping[str, Tensor]) -> float:
     """Of matrix products and convolutions; nothing is computed. `given`: inputs, of which only shapes matter."""
     from torch._subclasses.fake_tensor import FakeTensorMode
+    from torch.nn.attention import SDPBackend, sdpa_kernel
     from torch.utils.flop_counter import FlopCounterMode
 
     counter = FlopCounterMode(display=False)
-    # Without memory but on the CPU: modules that ask for the device's autocast get no answer of "meta".
-    with torch.no_grad(), FakeTensorMode(allow_non_fake_inputs=True) as mode, counter:
+    # Without memory but on the CPU: modules that ask for the device's autocast get no answer of "meta". Attention as
+    # products, since not every version counts the CPU's own.
+    without_memory = FakeTensorMode(allow_non_fake_inputs=True)
+    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), without_memory as mode, counter:
         module(*(mode.from_tensor(each.cpu()) for each in given.values()))
     return float(counter.get_total_flops())
 
