@@ -2,21 +2,23 @@
 
 A detector's answers are views of convolutions, each changed a little, put together in two or three concatenations one
 inside the other; as steps of their own they are more launches than work. What only such a concatenation reads is
-computed in its place, seen through the views that lie between; a map that is rolled is put together so, too. Called by
-the lowering when layers are joined; what it can't join is left as it is.
+computed in its place, seen through the views that lie between; a map that is rolled is put together so, too. And what
+is computed of a concatenation that nothing else reads (DenseNet norms all that came before) is computed of its parts,
+so that it is never written as it was. Called by the lowering when layers are joined; what it can't join is left as it
+is.
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
 from penstock.engine.lowered import FLOATS, Instruction, LoweredGraph, Operand, Step, View, contiguous
 from penstock.engine.pieces import MOST, Piece, written
 
-_MOST_LINES: Final = 128
-_MOST_OPERANDS: Final = 128
-_MOST_VALUES: Final = 32
+_MOST_LINES: Final = 256
+_MOST_OPERANDS: Final = 256
+_MOST_VALUES: Final = 64
 _MOST_NUMBER: Final = 65504.0  # of FP16: larger ones have results in FP32
 
 
@@ -41,6 +43,8 @@ def join_pieces(graph: LoweredGraph) -> LoweredGraph:
     assembling = _Assembling(graph)
     for number in reversed(range(len(graph.steps))):
         assembling.join(number)
+    for number in range(len(graph.steps)):
+        assembling.spread(number)
     return assembling.result()
 
 
@@ -64,6 +68,13 @@ class _Assembling:
             return
         parts = self._parts(step, inside)
         computed = [self._computed(each.operand, inside) for each in parts]
+        self._put_together(number, parts, computed, inside)
+
+    def _put_together(
+        self, number: int, parts: Sequence[_Part], computed: Sequence[_Computed], inside: Iterable[int]
+    ) -> None:
+        """The step becomes these parts, and those inside go, unless there is more of it than a kernel takes."""
+        step = self._graph.steps[number]
         operands = [operand for each in computed for operand in each.operands]
         lines = sum(len(each.program) for each in computed)
         values = {each.value for each in operands}
@@ -85,6 +96,39 @@ class _Assembling:
         )
         for other in inside:
             self._steps[other] = None
+
+    def spread(self, number: int) -> None:
+        """What a step computes of a concatenation, part by part."""
+        step = self._steps[number]
+        if step is None or step.kind != "pointwise" or not self._joins(number):
+            return
+        for index, operand in enumerate(step.inputs):
+            maker = self._maker.get(operand.value)
+            concat = self._steps[maker] if maker is not None else None
+            if maker is None or concat is None or concat.kind != "concat" or not self._joins(maker):
+                continue
+            if operand.view is not None or operand.value in self._kept or self._repeats(concat):
+                continue
+            if self._readers[operand.value] != (number,):
+                continue
+            if sum(each.value == operand.value for each in step.inputs) == 1:
+                parts = self._parts(concat, set())
+                computed = [self._of_part(step, index, part) for part in parts]
+                self._put_together(number, parts, computed, (maker,))
+                return
+
+    def _of_part(self, step: Step, index: int, part: _Part) -> _Computed:
+        """What a step computes where its operand of this number is that part of a concatenation."""
+        shape, whole = self._graph.shape(part.operand), self._graph.values[step.outputs[0]].shape
+        begin = _coordinates(part.offset, whole)
+        operands: list[Operand] = []
+        for number, each in enumerate(step.inputs):
+            view = self._view(part.operand if number == index else each)
+            if number != index:
+                offset = view.offset + sum(at * stride for at, stride in zip(begin, view.strides, strict=True))
+                view = View(shape, view.strides, offset)
+            operands.append(Operand(part.operand.value if number == index else each.value, "", view))
+        return _Computed(step.program, tuple(operands))
 
     def _of_channels(self, step: Step) -> bool:
         """A concatenation that has a kernel of its own, or values that no pieces are made of."""

@@ -18,7 +18,7 @@ from penstock.engine.pieces import Piece, read, written
 from penstock.errors import InvalidArgument
 from penstock.graph.lowering import Weights
 from tests.engine.cuda.reference import lowered
-from tests.graph.small import graph, normal, run
+from tests.graph.small import Arrays, graph, normal, run
 
 pytestmark = pytest.mark.torch
 
@@ -98,6 +98,65 @@ def test_what_others_read_stays_a_step() -> None:
     found = Executor(steps, weights).run({"x": torch.from_numpy(x["x"])})
     for name, expected in run(model, x).items():
         np.testing.assert_allclose(found[name].numpy(), expected, rtol=1e-5, atol=1e-5)
+
+
+def dense_block(layers: int, more: str = "", outputs: str = "") -> tuple[LoweredGraph, Weights, Arrays, Arrays]:
+    """What came before is normed again for every layer; a norm of the last concatenation comes out."""
+    text, names = "c0 = Conv (x, w)", ["c0"]
+    weights = {"w": normal(8, 4, 1, 1, seed=1)}
+    for n in range(1, layers + 1):
+        wide = 8 + 5 * (n - 1)
+        joined = names[0] if n == 1 else f"j{n}"
+        text += "" if n == 1 else f" j{n} = Concat <axis=1> ({', '.join(names)})"
+        text += f" m{n} = Mul ({joined}, f{n}) a{n} = Add (m{n}, o{n}) r{n} = Relu (a{n})"
+        text += f" c{n} = Conv <pads=[1,1,1,1]> (r{n}, w{n})"
+        weights |= {
+            f"f{n}": normal(wide, 1, 1, seed=2 * n),
+            f"o{n}": normal(wide, 1, 1, seed=2 * n + 1),
+            f"w{n}": normal(5, wide, 3, 3, seed=n) / 4,
+        }
+        names.append(f"c{n}")
+    wide = 8 + 5 * layers
+    last = f"j = Concat <axis=1> ({', '.join(names)}) m = Mul (j, g) y = Relu (m) {more}"
+    text = f"(float[2,4,6,5] x) => (float[2,{wide},6,5] y{outputs}) {{ {text} {last} }}"
+    model, x = graph(text, weights | {"g": normal(wide, 1, 1, seed=99)}), {"x": normal(2, 4, 6, 5)}
+    steps, tensors = lowered(model, x)
+    return steps, tensors, x, run(model, x)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_what_is_computed_of_a_concatenation_is_computed_of_its_parts(precision: str, device: str) -> None:
+    steps, weights, x, expected = dense_block(3)
+    assert [step.kind for step in steps.steps] == [
+        *("copy", "conv", "pointwise", "conv", "pieces", "conv", "pieces", "conv", "pieces", "copy")
+    ]
+    assert [len(step.inputs) for step in steps.steps if step.kind == "pieces"] == [6, 9, 8]
+    inputs = {name: torch.from_numpy(each).to(device) for name, each in x.items()}
+    preferred = ("triton",) if precision == "fp16" else ()
+    executor = Executor(from_json(to_json(steps)), weights, device, precision, preferred)
+    answer = executor.run(inputs)["y"].cpu().numpy()
+    tolerance = 2e-3 if precision == "fp16" else 1e-5
+    assert np.linalg.norm(answer - expected["y"]) < tolerance * np.linalg.norm(expected["y"])
+
+
+@pytest.mark.parametrize(
+    ("more", "outputs"),
+    [("z = Sigmoid (j)", ", float[2,18,6,5] z"), ("", ", float[2,18,6,5] j")],
+    ids=["another reader", "an output"],
+)
+def test_a_concatenation_that_others_read_is_written(more: str, outputs: str) -> None:
+    steps, weights, x, expected = dense_block(2, more, outputs)
+    assert [step.kind for step in steps.steps].count("concat") == 1
+    found = Executor(steps, weights).run({name: torch.from_numpy(each) for name, each in x.items()})
+    for name, right in expected.items():
+        np.testing.assert_allclose(found[name].numpy(), right, rtol=1e-4, atol=1e-4)
+
+
+def test_more_parts_than_a_kernel_takes_are_put_together_first() -> None:
+    steps, *_ = dense_block(66)
+    kinds = [step.kind for step in steps.steps]
+    assert kinds.count("concat") == 5  # of 63 to 66 maps besides two rows of numbers, and of 67 besides one
+    assert max(len({each.value for each in step.inputs}) for step in steps.steps if step.kind == "pieces") == 64
 
 
 def test_concatenations_of_what_is_there_are_left_alone() -> None:

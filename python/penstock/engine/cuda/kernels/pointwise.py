@@ -30,7 +30,7 @@ COPY: Final = (Instruction("identity", ("i0",)),)
 """The program that computes nothing."""
 
 MOST_READS: Final = 128
-MOST_POINTERS: Final = 32
+MOST_POINTERS: Final = 64
 SEEN: Final[Mapping[str, object]] = {
     "triton": triton,
     "tl": tl,
