@@ -18,6 +18,7 @@ from safetensors.numpy import save_file
 
 from benches.gpu import floor, torch_models
 from benches.gpu.subjects import Subject
+from penstock.build.torch_attention import of_four_axes
 from penstock.engine.lowered import LoweredGraph, to_json
 from penstock.graph import load, optimize, to_bytes
 from penstock.graph.lowering import lower
@@ -80,9 +81,10 @@ def exported(subject: Subject, batch: int) -> ir.Model:
 
     module = torch_models.build(subject.model)
     given = torch_models.example(subject, batch)
-    program = torch.onnx.export(
-        module, tuple(given.values()), input_names=list(given), opset_version=_OPSET, dynamo=True, verbose=False,
-    )  # fmt: skip
+    with of_four_axes():
+        program = torch.onnx.export(
+            module, tuple(given.values()), input_names=list(given), opset_version=_OPSET, dynamo=True, verbose=False,
+        )  # fmt: skip
     assert program is not None
     found: ir.Model = program.model
     return found

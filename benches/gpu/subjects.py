@@ -92,7 +92,7 @@ OF_TIMM: Final[Mapping[str, int]] = dict.fromkeys(
      "xcit_tiny_12_p16_224", "coatnet_0_rw_224", "mobileone_s1", "ghostnetv2_100", "vitamin_small_224", "resnest50d",
      "tf_efficientnet_b0", "nfnet_l0", "visformer_small", "lcnet_100", "repvgg_a2", "regnety_008", "hrnet_w18_small",
      "focalnet_tiny_srf", "caformer_s18", "inception_next_tiny", "starnet_s1", "pit_xs_224",
-     "convit_tiny", "dla34", "densenet121", "mixer_b16_224", "resnext50_32x4d"), 224,
+     "convit_tiny", "dla34", "densenet121", "mixer_b16_224", "resnext50_32x4d", "twins_svt_small"), 224,
 ) | {"swinv2_tiny_window8_256": 256, "fastvit_t8": 256}  # fmt: skip
 """Networks of timm, with the height and width of their pictures: what nothing here was shaped for."""
 

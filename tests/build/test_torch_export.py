@@ -39,6 +39,48 @@ def test_an_exported_module_computes_the_same_at_any_batch(tmp_path: Path, named
         np.testing.assert_allclose(found, module.eval()(left, right).detach().numpy(), rtol=1e-5, atol=1e-6)
 
 
+class Heads(torch.nn.Module):  # type: ignore[misc, name-defined]
+    """Attention of [batch, ..., T, 8], as many axes between as it is told, and what is added to its scores."""
+
+    def __init__(self, between: tuple[int, ...], mask: torch.Tensor | None, causal: bool) -> None:
+        super().__init__()
+        self.rows, self.between, self.mask, self.causal = torch.nn.Linear(8, 24), between, mask, causal
+
+    def forward(self, x):  # type: ignore[no-untyped-def]
+        q, k, v = self.rows(x).reshape(-1, *self.between, x.shape[-2], 24).chunk(3, -1)
+        return torch.nn.functional.scaled_dot_product_attention(
+            q, k, value=v, attn_mask=self.mask, is_causal=self.causal, scale=0.5
+        )
+
+
+@pytest.mark.parametrize(
+    ("between", "mask", "causal"),
+    [
+        ((), (), False),
+        ((), (5, 5), False),
+        ((), (1, 5, 5), False),
+        ((), (), True),
+        ((3,), (3, 5, 5), False),
+        ((2, 3), (), False),
+        ((2, 3), (2, 1, 5, 5), False),
+        ((2, 2, 3), (5, 5), False),
+    ],
+    ids=str,
+)
+def test_attention_may_have_any_number_of_axes(
+    tmp_path: Path, between: tuple[int, ...], mask: tuple[int, ...], causal: bool
+) -> None:
+    module = Heads(between, torch.randn(mask) if mask else None, causal).eval()
+    export(module, tmp_path / "m.onnx", [torch.randn(2, *between, 5, 8)], free_batch=True)
+    runtime = ps.load(tmp_path / "m.onnx")
+    for batch in (1, 3):
+        x = torch.randn(batch, *between, 5, 8)
+        (found,) = runtime(x=x.numpy()).values()
+        right = module(x).detach().numpy()
+        assert found.shape == right.shape
+        np.testing.assert_allclose(found, right, rtol=1e-5, atol=1e-6)
+
+
 def test_examples_are_needed(tmp_path: Path) -> None:
     with pytest.raises(InvalidArgument, match="example_inputs"):
         export(Two(), tmp_path / "m.onnx", None, free_batch=True)

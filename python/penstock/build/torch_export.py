@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from penstock.build.torch_attention import of_four_axes
 from penstock.errors import InvalidArgument, ModelLoadError, Unsupported
 
 
@@ -43,7 +44,7 @@ def export(
     training = module.training
     module.eval()
     try:
-        with torch.no_grad():
+        with torch.no_grad(), of_four_axes():
             program = torch.onnx.export(
                 module,
                 args=(),
