@@ -100,6 +100,10 @@ launches = {
     "between pixels": resize_linear_launch(
         t(8, 64, 64, 256), out=t(8, 128, 128, 256), steps=(0.5, 0.5), shifts=(-0.25, -0.25), block_bytes=4096,
         pdl=True),
+    "depthwise of 31 x 31": depthwise_conv2d_nhwc_launch(
+        x, t(31, 31, 128), out=t(8, 28, 28, 128), config=DepthwiseTile(16, 64, 4, 4), bias=b, padding=(15, 15)),
+    "largest of 60 x 60": max_pool2d_nhwc_launch(
+        t(8, 60, 60, 256), window=(60, 60), stride=(60, 60), padding=(0, 0), out=t(8, 1, 1, 256)),
     "means of what counts": max_pool2d_nhwc_launch(
         t(32, 56, 56, 48), window=(3, 3), stride=(1, 1), padding=(1, 1), out=t(32, 56, 56, 48), mean=(0, 0, 0, 0),
         pdl=True),
@@ -197,7 +201,7 @@ def test_every_kernel_compiles_for_hopper_without_spilling(tmp_path: Path) -> No
     done = subprocess.run([sys.executable, "-c", PROGRAM], env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
     rows = [line.split(",") for line in done.stdout.splitlines()]
-    assert len(rows) == 42
+    assert len(rows) == 44
     narrowest = {name: int(each) for name, *_, each in rows}  # of the copies to shared memory, in bytes
     assert (narrowest["stem"], narrowest["stem of stride 1"]) == (16, 8)
     for name, registers, spilled, shared, wgmma, _ in rows:

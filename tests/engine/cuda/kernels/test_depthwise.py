@@ -24,6 +24,11 @@ CASES = {
     "dilation": ((1, 9, 9, 24), (3, 3), (1, 1), (2, 2), (2, 2), DepthwiseTile(4, 16, 4, 1)),
     "dilation and stride": ((1, 9, 9, 24), (3, 3), (2, 2), (2, 2), (2, 2), DepthwiseTile(4, 16, 2, 1)),
     "a row": ((1, 1, 13, 24), (1, 7), (1, 1), (0, 3), (1, 1), DepthwiseTile(2, 16, 4, 1)),
+    "9x9": ((1, 7, 6, 24), (9, 9), (1, 1), (4, 4), (1, 1), DepthwiseTile(8, 16, 4, 1)),
+    "13x11 and stride": ((2, 9, 11, 16), (13, 11), (2, 2), (6, 5), (1, 1), DepthwiseTile(4, 16, 2, 1)),
+    "8x8 and dilation": ((1, 17, 15, 16), (8, 8), (1, 1), (7, 7), (2, 2), DepthwiseTile(8, 16, 2, 1)),
+    "31x31": ((1, 5, 6, 16), (31, 31), (1, 1), (15, 15), (1, 1), DepthwiseTile(8, 16, 1, 1)),
+    "51x5": ((1, 6, 5, 16), (51, 5), (1, 1), (25, 2), (1, 1), DepthwiseTile(8, 16, 4, 1)),
     "one column each": ((1, 5, 5, 24), (3, 3), (1, 1), (1, 1), (1, 1), DepthwiseTile(8, 8, 1, 1)),
 }
 
@@ -33,7 +38,7 @@ def test_it_is_that_of_torch(name: str, device: str) -> None:
     shape, taps, stride, padding, dilation, tile = CASES[name]
     channels = shape[3]
     x = torch.randn(shape, device=device).half()
-    w = (torch.randn(*taps, channels, device=device) / 3).half()
+    w = (torch.randn(*taps, channels, device=device) / max(3.0, (taps[0] * taps[1]) ** 0.5)).half()
     bias = torch.randn(channels, device=device)
     right = torch.nn.functional.conv2d(
         x.double().permute(0, 3, 1, 2), w.double().permute(2, 0, 1)[:, None], bias.double(), stride, padding, dilation,

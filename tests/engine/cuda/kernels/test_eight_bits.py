@@ -68,11 +68,13 @@ def test_a_copy_is_rounded_to_the_nearest_and_saturates(dtype: torch.dtype, devi
     assert off(out, quantized(x, dtype, 1.0 if dtype == torch.int8 else 0.25)) == 0
 
 
-def test_the_largest_of_a_window_of_integers_is_one_of_them(device: str) -> None:
+@pytest.mark.parametrize("taps", [3, 7])
+def test_the_largest_of_a_window_of_integers_is_one_of_them(taps: int, device: str) -> None:
     x = torch.randint(-128, 128, (2, 7, 6, 24), dtype=torch.int8, device=device)
     out = torch.empty((2, 4, 3, 24), dtype=torch.int8, device=device)
-    max_pool2d_nhwc(x, window=(3, 3), stride=(2, 2), padding=(1, 1), out=out)
-    expected = torch.nn.functional.max_pool2d(x.float().permute(0, 3, 1, 2), 3, 2, 1).permute(0, 2, 3, 1)
+    around = taps // 2
+    max_pool2d_nhwc(x, window=(taps, taps), stride=(2, 2), padding=(around, around), out=out)
+    expected = torch.nn.functional.max_pool2d(x.float().permute(0, 3, 1, 2), taps, 2, around).permute(0, 2, 3, 1)
     assert torch.equal(out.float(), expected)
 
 

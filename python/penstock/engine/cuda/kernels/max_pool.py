@@ -15,6 +15,8 @@ from .activations import INTERPRETED
 from .launching import Launch
 from .rows import expect_shape, pitch, power_of_two
 
+UNROLLED: tl.constexpr = tl.constexpr(25)
+"""Pixels of a window that are all written out; more are a loop: 20 x 20 would take two minutes to compile."""
 _BYTES = 2048  # of a block: 16 for each thread of 4 warps
 _WARPS = 4
 
@@ -123,6 +125,32 @@ def _larger(a, b):
 
 
 @triton.jit
+def _with_tap(
+    result,
+    x,
+    row,
+    column,
+    picture,
+    channels,
+    exists,
+    HEIGHT: tl.constexpr,
+    WIDTH: tl.constexpr,
+    X_PITCH: tl.constexpr,
+    MEAN: tl.constexpr,
+    NOTHING: tl.constexpr,
+):
+    """The largest number, or the sum, with one pixel of the window more."""
+    inside = (row >= 0) & (row < HEIGHT) & (column >= 0) & (column < WIDTH)
+    place = ((picture * HEIGHT + row) * WIDTH + column) * X_PITCH
+    seen = tl.load(x + place[:, None] + channels[None, :], mask=exists & inside[:, None], other=NOTHING)
+    if result.dtype == tl.int8:
+        return _larger(result, seen)
+    if MEAN:
+        return result + seen.to(tl.float32)
+    return tl.maximum(result, seen.to(tl.float32), propagate_nan=tl.PropagateNan.ALL)
+
+
+@triton.jit
 def max_pool_kernel(
     x,
     out,
@@ -165,19 +193,20 @@ def max_pool_kernel(
     EIGHT: tl.constexpr = x.dtype.element_ty == tl.int8
     start: tl.constexpr = 0.0 if MEAN else (-128 if EIGHT else float("-inf"))
     result = tl.full((BLOCK_SPOTS, BLOCK_CHANNELS), start, tl.int8 if EIGHT else tl.float32)
-    for high in tl.static_range(TAPS_HIGH):
-        for wide in tl.static_range(TAPS_WIDE):
-            at_row = row + high * DILATION_HIGH
-            at_column = column + wide * DILATION_WIDE
-            inside = (at_row >= 0) & (at_row < HEIGHT) & (at_column >= 0) & (at_column < WIDTH)
-            place = ((picture * HEIGHT + at_row) * WIDTH + at_column) * X_PITCH
-            seen = tl.load(x + place[:, None] + channels[None, :], mask=exists & inside[:, None], other=start)
-            if EIGHT:
-                result = _larger(result, seen)
-            elif MEAN:
-                result += seen.to(tl.float32)
-            else:
-                result = tl.maximum(result, seen.to(tl.float32), propagate_nan=tl.PropagateNan.ALL)
+    if TAPS_HIGH * TAPS_WIDE <= UNROLLED:
+        for high in tl.static_range(TAPS_HIGH):
+            for wide in tl.static_range(TAPS_WIDE):
+                result = _with_tap(
+                    result, x, row + high * DILATION_HIGH, column + wide * DILATION_WIDE, picture, channels, exists,
+                    HEIGHT, WIDTH, X_PITCH, MEAN, start,
+                )  # fmt: skip
+    else:
+        for high in range(TAPS_HIGH):
+            for wide in range(TAPS_WIDE):
+                result = _with_tap(
+                    result, x, row + high * DILATION_HIGH, column + wide * DILATION_WIDE, picture, channels, exists,
+                    HEIGHT, WIDTH, X_PITCH, MEAN, start,
+                )  # fmt: skip
     if COUNTED:
         rows = tl.minimum(row + TAPS_HIGH, HEIGHT + COUNTED_BOTTOM) - tl.maximum(row, -COUNTED_TOP)
         columns = tl.minimum(column + TAPS_WIDE, WIDTH + COUNTED_RIGHT) - tl.maximum(column, -COUNTED_LEFT)
