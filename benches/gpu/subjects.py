@@ -92,8 +92,15 @@ OF_TIMM: Final[Mapping[str, int]] = dict.fromkeys(
      "xcit_tiny_12_p16_224", "coatnet_0_rw_224", "mobileone_s1", "ghostnetv2_100", "vitamin_small_224", "resnest50d",
      "tf_efficientnet_b0", "nfnet_l0", "visformer_small", "lcnet_100", "repvgg_a2", "regnety_008", "hrnet_w18_small",
      "focalnet_tiny_srf", "caformer_s18", "inception_next_tiny", "starnet_s1", "pit_xs_224",
-     "convit_tiny", "dla34", "densenet121", "mixer_b16_224", "resnext50_32x4d", "twins_svt_small"), 224,
-) | {"swinv2_tiny_window8_256": 256, "fastvit_t8": 256}  # fmt: skip
+     "convit_tiny", "dla34", "densenet121", "mixer_b16_224", "resnext50_32x4d", "twins_svt_small",
+     "nextvit_small", "efficientformerv2_s1", "swiftformer_s", "mambaout_tiny", "gcvit_xxtiny", "volo_d1_224",
+     "hiera_tiny_224", "seresnet50", "rexnet_100", "ese_vovnet39b", "eva02_tiny_patch14_224", "mvitv2_tiny",
+     "convformer_s18", "rdnet_tiny", "fasternet_t2", "shvit_s1", "dpn68", "nest_tiny", "cait_xxs24_224", "res2net50d",
+     "coat_lite_tiny", "selecsls42b"), 224,
+) | dict.fromkeys(
+    ("swinv2_tiny_window8_256", "fastvit_t8", "mobilevitv2_100", "cspdarknet53", "halonet26t",
+     "vit_medium_patch16_reg4_gap_256"), 256,
+) | {"crossvit_tiny_240": 240}  # fmt: skip
 """Networks of timm, with the height and width of their pictures: what nothing here was shaped for."""
 
 _ALL: Final = (

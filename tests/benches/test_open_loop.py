@@ -27,6 +27,15 @@ def test_turns_that_agree_have_a_narrow_interval_and_one_hiccup_does_not_decide(
     assert low == high == 1.0
 
 
+def test_the_best_delay_of_a_turn_is_told_by_the_other_half_of_the_turns() -> None:
+    ours = np.full(8, 10.0)
+    lucky_in_the_first = np.array([5.0, 5, 20, 20, 5, 5, 20, 20])
+    lucky_in_the_second = np.array([16.0, 16, 8, 8, 16, 16, 8, 8])
+    ratios, best = open_loop.beside_the_best(ours, {"0us": lucky_in_the_first, "500us": lucky_in_the_second})
+    assert best == ["500us", "0us"]
+    assert ratios.tolist() == [10 / 16, 10 / 16, 0.5, 0.5] * 2
+
+
 def test_full_batches_take_five_milliseconds_whatever_the_cost() -> None:
     assert {name: cost(serve_costs.MOST) for name, cost in serve_costs.COSTS.items()} == {
         name: pytest.approx(open_loop.FULL_SECONDS) for name in serve_costs.COSTS

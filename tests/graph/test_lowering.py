@@ -62,6 +62,8 @@ JOINED = [
     Joined("y = HardSigmoid<alpha=0.3>(c)", "hard_sigmoid"),
     Joined("l = Constant<value_float=0.0>() h = Constant<value_float=6.0>() y = Clip(c, l, h)", "relu6"),
     Joined("y = LeakyRelu<alpha=0.2>(c)", "leaky_relu"),
+    Joined("r = Relu(c) y = Mul(r, r)", "star_relu"),
+    Joined("q = Constant<value_float=2.0>() r = Relu(c) y = Pow(r, q)", "star_relu"),
     Joined("y = Add(c, x)", "none", "before", RESIDUAL),
     Joined("a = Add(x, c) y = Relu(a)", "relu", "before", RESIDUAL),
     Joined("s = Sigmoid(c) m = Mul(c, s) y = Add(m, x)", "silu", "after", RESIDUAL),
@@ -78,9 +80,20 @@ def test_a_layer_takes_in_what_follows(case: Joined) -> None:
     assert tuple(operand.role for operand in step.inputs) == case.roles
 
 
+def test_the_square_of_what_relu_leaves_has_its_factors_and_terms() -> None:
+    numbers = " ".join(f"{name} = Constant<value_float={value}>()" for name, value in zip("qfgt", (2.0, 3.0, 0.5, 7.0)))
+    found = layer(f"{numbers} r = Relu(c) s = Pow(r, q) a = Mul(s, f) b = Add(t, a) y = Mul(b, g)")
+    step = next(step for step in found.steps if step.kind == "conv")
+    assert [each.kind for each in found.steps] == ["copy", "conv", "copy"]
+    assert (step.attributes["activation"], step.attributes["alpha"], step.attributes["beta"]) == ("star_relu", 1.5, 3.5)
+    assert step.nodes[-5:] == ("n5", "n6", "n7", "n8", "n9")
+
+
 @pytest.mark.parametrize(
     ("text", "kinds"),
     [
+        ("q = Constant<value_float=3.0>() r = Relu(c) y = Pow(r, q)", ["copy", "conv", "pointwise", "copy"]),
+        ("r = Relu(c) s = Mul(r, r) y = Add(r, s)", ["copy", "conv", "pointwise", "copy"]),  # r is read twice
         ("a = Relu(c) b = Tanh(c) y = Add(a, b)", ["copy", "conv", "pointwise", "copy"]),  # c is read twice
         ("a = Relu(c) y = Exp(a)", ["copy", "conv", "pointwise", "copy"]),  # no epilogue says exp
         ("m = GlobalAveragePool(c) y = Mul(c, m)", ["copy", "conv", "reduce", "pointwise", "copy"]),
@@ -260,7 +273,7 @@ def changed(number: int, **changes: Any) -> LoweredGraph:
         (changed(1, attributes={"axis": 2}), "does not fit 2 axes"),
         (changed(1, attributes={"axis": 0, "color": 1}), "an attribute 'color'"),
         (changed(0, program=(Instruction("relu", (1.0,)),)), "of a number"),
-        (changed(0, program=(Instruction("clip", ("i0", "i1", 2.0)),)), "ends of a clip"),
+        (changed(0, program=(Instruction("clip", ("i0", "i1", 2.0)),)), "clip by what is no number"),
         (replace(small(), weights={"b": Weight((3, 2**40), "FP32")}), "numbers"),
         (changed(1, outputs=("t",)), "there already"),
         (changed(1, outputs=("b",)), "there already"),

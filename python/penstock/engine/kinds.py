@@ -155,7 +155,7 @@ MULTIPLY: Final = frozenset((*LAYERS, "matmul", "attention", "channel_attention"
 # Activation of an epilogue -> what it computes; alpha and beta are the step's attributes.
 ACTIVATIONS: Final = (
     *("none", "relu", "relu6", "clip", "leaky_relu", "silu", "quick_gelu", "gelu", "gelu_tanh"),
-    *("sigmoid", "hard_sigmoid", "hard_swish", "tanh"),
+    *("sigmoid", "hard_sigmoid", "hard_swish", "tanh", "star_relu"),
 )
 # Instructions of a pointwise program with how many arguments they take.
 INSTRUCTIONS: Final[Mapping[str, int]] = {
@@ -174,7 +174,7 @@ INSTRUCTIONS: Final[Mapping[str, int]] = {
         ),
         2,
     ),
-    **dict.fromkeys(("where", "hard_sigmoid", "clip"), 3),
+    **dict.fromkeys(("where", "hard_sigmoid", "clip", "star_relu"), 3),
 }
 
 LARGEST: Final = 2**31 - 1

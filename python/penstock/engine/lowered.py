@@ -354,8 +354,8 @@ def _check_program(step: Step) -> None:
             raise InvalidArgument(f"step {step.name!r} computes with {unknown[0]!r} before it is there")
         if not names or (line.name in _OF_THE_FIRST and not isinstance(line.arguments[0], str)):
             raise InvalidArgument(f"step {step.name!r}: {line.name} is of a number, expected what is read or computed")
-        if line.name == "clip" and len(names) > 1:
-            raise InvalidArgument(f"step {step.name!r}: the ends of a clip are no numbers")
+        if line.name in _WITH_NUMBERS and len(names) > 1:
+            raise InvalidArgument(f"step {step.name!r}: {line.name} by what is no number")
         known.add(f"t{number}")
 
 
@@ -380,7 +380,8 @@ def _check_pieces(graph: LoweredGraph, step: Step) -> None:
 
 
 _COMPUTING: Final = ("pointwise", "pieces")
-_OF_THE_FIRST: Final = ("leaky_relu", "elu", "where", "hard_sigmoid", "clip")
+_WITH_NUMBERS: Final = ("clip", "star_relu")
+_OF_THE_FIRST: Final = ("leaky_relu", "elu", "where", "hard_sigmoid", "clip", "star_relu")
 
 
 def _value_to_json(value: Value) -> list[Any]:

@@ -116,6 +116,7 @@ _MORE: Final[Mapping[str, Callable[..., Argument]]] = {
     "where": _where,
     "clip": _clip,
     "hard_sigmoid": lambda x, alpha, beta: torch.clamp(x * alpha + beta, 0.0, 1.0),
+    "star_relu": lambda x, alpha, beta: functional.relu(x).square() * alpha + beta,
 }
 
 
@@ -192,7 +193,7 @@ def activate(x: torch.Tensor, name: str, alpha: float, beta: float) -> torch.Ten
     """An epilogue's activation."""
     if name in ("", "none"):
         return x
-    if name in ("clip", "hard_sigmoid"):
+    if name in ("clip", "hard_sigmoid", "star_relu"):
         return _tensor(_MORE[name](x, alpha, beta))
     if name == "leaky_relu":
         return _tensor(_MORE[name](x, alpha))

@@ -19,7 +19,7 @@ from penstock.engine.lowered import LoweredGraph
 from penstock.engine.stem_pools import join_pictures, join_stem_pools
 from penstock.errors import Unsupported
 from penstock.graph.editing import Array, is_operator
-from penstock.graph.lowering import attention, instances, layers, moves, picking, recurrent, reductions
+from penstock.graph.lowering import attention, instances, layers, moves, picking, recurrent, reductions, resizing
 from penstock.graph.lowering.builder import Builder
 from penstock.graph.lowering.einsum import einsum
 from penstock.graph.lowering.embeddings import join_embeddings
@@ -69,8 +69,8 @@ _OPERATORS: Final[dict[str, _Lower]] = {
     "CumSum": picking.cumulative_sum,
     "Concat": moves.concat,
     "Pad": moves.pad,
-    "Resize": moves.resize,
-    "Upsample": moves.resize,
+    "Resize": resizing.resize,
+    "Upsample": resizing.resize,
     "GridSample": moves.grid_sample,
     **dict.fromkeys(("Reshape", "Flatten", "Squeeze", "Unsqueeze", "Identity", "Dropout"), moves.reshape),
     **dict.fromkeys(reductions.REDUCTIONS, reductions.reduce),

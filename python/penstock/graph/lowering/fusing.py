@@ -11,6 +11,7 @@ from dataclasses import replace
 from typing import Final
 
 from penstock.engine.lowered import (
+    FLOATS,
     Attribute,
     Instruction,
     LoweredGraph,
@@ -27,13 +28,14 @@ _HEAVY: Final = ("conv", "conv_transpose", "gemm")
 # Instructions that an epilogue knows; those with numbers give alpha and beta.
 _ACTIVATIONS: Final = (
     *("relu", "relu6", "silu", "quick_gelu", "gelu", "gelu_tanh", "sigmoid", "hard_swish", "tanh"),
-    *("clip", "hard_sigmoid", "leaky_relu"),
+    *("clip", "hard_sigmoid", "leaky_relu", "star_relu"),
 )
 # Of one kernel: instructions, operands, and values that those are seen in.
 _LONGEST: Final = 128
 _MOST_OPERANDS: Final = 128
 _MOST_VALUES: Final = 32
 _QUICK_GELU: Final = 1.702
+_SQUARES: Final = (("pow", ("i0", 2)), ("mul", ("i0", "i0")))
 
 
 def fuse(graph: LoweredGraph) -> LoweredGraph:
@@ -53,8 +55,11 @@ class _Fusing:
         self._kept = {output.value for output in graph.outputs}
 
     def name_activations(self) -> None:
-        """x * sigmoid(x), in two steps, is silu."""
+        """x * sigmoid(x), in two steps, is silu; the square of what ReLU leaves, scaled and shifted, star_relu."""
         for number, step in enumerate(self._steps):
+            if step is not None and step.kind == "pointwise" and (squared := self._star_relu(step)) is not None:
+                maker, self._steps[number] = squared
+                self._steps[maker] = None
             if step is None or [line.name for line in step.program] != ["mul"] or len(step.inputs) != 2:
                 continue
             for x, gate in (step.inputs, tuple(reversed(step.inputs))):
@@ -77,6 +82,17 @@ class _Fusing:
             return None
         program, nodes = (Instruction("quick_gelu", ("i0",)),), (*scaled[1].nodes, *nodes)
         return (scaled[0], sigmoid[0]), replace(step, inputs=(x,), program=program, nodes=nodes)
+
+    def _star_relu(self, step: Step) -> tuple[int, Step] | None:
+        """The step that goes, and the one in place of `step`: a square of a ReLU, or a number behind one."""
+        before = self._only_for(step.inputs[0]) if len(step.inputs) == 1 else None
+        floats = self._graph.values[step.outputs[0]].datatype in FLOATS
+        if before is None or len(before[1].program) != 1 or len(step.program) != 1 or not floats:
+            return None
+        number, maker = before
+        line = _star_relu(maker.program[0], step.program[0])
+        nodes = (*maker.nodes, *step.nodes)
+        return (number, replace(step, inputs=maker.inputs, program=(line,), nodes=nodes)) if line is not None else None
 
     def _only_for(self, operand: Operand) -> tuple[int, Step] | None:
         """The pointwise step that makes an operand which nothing else reads."""
@@ -319,6 +335,18 @@ def _is_quick(step: Step) -> bool:
     line = step.program[0]
     numbers = [each for each in line.arguments if not isinstance(each, str)]
     return len(step.program) == 1 and line.name == "mul" and len(numbers) == 1 and abs(numbers[0] - _QUICK_GELU) < 1e-3
+
+
+def _star_relu(made: Instruction, line: Instruction) -> Instruction | None:
+    """A line behind a relu or star_relu as one with it: its square, or a factor or a term more."""
+    if made.name == "relu":
+        return Instruction("star_relu", ("i0", 1.0, 0.0)) if (line.name, line.arguments) in _SQUARES else None
+    numbers = [each for each in line.arguments if not isinstance(each, str)]
+    if made.name != "star_relu" or line.name not in ("mul", "add") or len(numbers) != 1:
+        return None
+    alpha, beta = (float(each) for each in made.arguments[1:])
+    factor, term = (numbers[0], 0.0) if line.name == "mul" else (1.0, numbers[0])
+    return Instruction("star_relu", ("i0", alpha * factor, beta * factor + term))
 
 
 def _joined(step: Step, after: Step, taken: int) -> Step:

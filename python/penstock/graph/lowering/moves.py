@@ -38,7 +38,7 @@ def transpose(builder: Builder, node: ir.Node) -> None:
 
 def reshape(builder: Builder, node: ir.Node) -> None:
     """Reshape, Flatten, Squeeze, Unsqueeze, Identity: the new shape is known, so that they are one operator."""
-    _expect_known(builder, node)
+    expect_known(builder, node)
     x, shape = builder.ref(node.inputs[0]), builder.shape(node.outputs[0])
     whole = builder.woven(node.inputs[0])
     seen = reshaped(x, shape) if whole is None else None
@@ -54,12 +54,12 @@ def reshape(builder: Builder, node: ir.Node) -> None:
 
 
 def expand(builder: Builder, node: ir.Node) -> None:
-    _expect_known(builder, node)
+    expect_known(builder, node)
     builder.forward(node.outputs[0], expanded(builder.ref(node.inputs[0]), builder.shape(node.outputs[0])))
 
 
 def tile(builder: Builder, node: ir.Node) -> None:
-    _expect_known(builder, node)
+    expect_known(builder, node)
     x, shape = builder.ref(node.inputs[0]), builder.shape(node.outputs[0])
     apart = reshaped(x, [size for each in x.shape for size in (1, each)])
     assert apart is not None
@@ -218,34 +218,6 @@ def _repeated(builder: Builder, node: ir.Node, x: Ref, begin: Sequence[int], end
     return x
 
 
-def resize(builder: Builder, node: ir.Node) -> None:
-    """Images, by repeating pixels or between four of them. Attributes are ONNX's own; `scales` are height and width."""
-    _expect_known(builder, node)
-    x, output = builder.ref(node.inputs[0]), node.outputs[0]
-    shape, mode = builder.shape(output), string(node, "mode", "nearest")
-    cropped = string(node, "coordinate_transformation_mode", "half_pixel") == "tf_crop_and_resize"
-    if shape == x.shape and set(_scales(builder, node) or ()) <= {1.0} and not cropped:
-        builder.forward(output, x)
-        return
-    if len(x.shape) != 4 or shape[:2] != x.shape[:2] or mode not in ("nearest", "linear"):
-        raise Unsupported(f"Resize of node {node.name!r}: mode {mode!r} from {list(x.shape)} to {list(shape)}")
-    old = builder.opset < 11  # no modes yet: pixels begin where they begin
-    coordinates = "asymmetric" if old else string(node, "coordinate_transformation_mode", "half_pixel")
-    if coordinates == "tf_crop_and_resize" or integer(node, "antialias", 0) or integer(node, "exclude_outside", 0):
-        raise Unsupported(f"Resize of node {node.name!r} with {coordinates}, antialias or exclude_outside")
-    scales = _scales(builder, node) or tuple(out / size for out, size in zip(shape[2:], x.shape[2:], strict=True))
-    attributes: dict[str, Attribute] = {
-        "mode": mode,
-        "coordinates": coordinates,
-        "nearest": "floor" if old else string(node, "nearest_mode", "round_prefer_floor"),
-        "scales": scales,
-    }
-    operands = [builder.operand(builder.stored_as(x, NHWC, node), "x", NHWC)]
-    builder.forward(
-        output, builder.emit(node, "resize", operands, shape, x.datatype, NHWC, attributes, name=output.name)
-    )
-
-
 def grid_sample(builder: Builder, node: ir.Node) -> None:
     """Images between their pixels, where a computed grid says."""
     x, grid, output = builder.ref(node.inputs[0]), builder.ref(node.inputs[1]), node.outputs[0]
@@ -269,18 +241,10 @@ def grid_sample(builder: Builder, node: ir.Node) -> None:
 _SAMPLED: Final = {"linear": "bilinear", "cubic": "bicubic"}
 
 
-def _expect_known(builder: Builder, node: ir.Node) -> None:
+def expect_known(builder: Builder, node: ir.Node) -> None:
     """Sizes must be constants: shape inference may take a size that a call decides for one that does nothing."""
     if any(value is not None and builder.constant(value) is None for value in node.inputs[1:]):
         raise Unsupported(f"{node.op_type} of node {node.name!r} has sizes that are not known before the model runs")
-
-
-def _scales(builder: Builder, node: ir.Node) -> tuple[float, ...] | None:
-    """Those written in the model, of height and width: where it gives sizes instead, they follow from the shapes."""
-    array = builder.constant(input_of(node, 1 if builder.opset < 11 else 2))
-    if array is None or array.size == 0 or "axes" in node.attributes:
-        return None
-    return tuple(float(scale) for scale in array[-2:])
 
 
 def _numbers(builder: Builder, node: ir.Node, index: int, name: str) -> tuple[int, ...] | None:

@@ -47,6 +47,7 @@ def activated(x: "torch.Tensor", name: str, alpha: float = 0.0, beta: float = 0.
         "tanh": lambda: torch.tanh(x),
         "clip": lambda: x.clamp(alpha, beta),
         "quick_gelu": lambda: x * torch.sigmoid(1.702 * x),
+        "star_relu": lambda: alpha * functional.relu(x) ** 2 + beta,
     }
     return table[name]()
 

@@ -24,10 +24,15 @@ from tests.engine.cuda.reference import error, lowered
 from tests.engine.cuda.test_operators import CASES, Case, model_of
 from tests.graph.small import run
 
-pytestmark = pytest.mark.torch
+pytestmark = [
+    pytest.mark.torch,
+    # NumPy's, behind the interpreter.
+    pytest.mark.filterwarnings("ignore:(divide by zero|invalid value|overflow) encountered:RuntimeWarning"),
+]
 
 Line = tuple[str, tuple[str | Number, ...]]
 BOUNDS = {"clip": ("i0", -0.5, 1.25), "hard_sigmoid": ("i0", 0.2, 0.5), "leaky_relu": ("i0", 0.1), "elu": ("i0", 1.5)}
+BOUNDS |= {"star_relu": ("i0", 0.9, -0.4)}
 TRUTHS = ("and", "or", "not", "where")
 
 

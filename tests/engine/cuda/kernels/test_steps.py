@@ -61,6 +61,12 @@ MODELS: dict[str, tuple[str, Arrays, Arrays, str]] = {
         X,
         "conv",
     ),
+    "star relu": (
+        CONV.format(rest="r = Relu(a) q = Pow(r, two) m = Mul(q, s) y = Add(m, t)"),
+        WIDE | {"two": np.float32(2), "s": np.float32(0.9), "t": np.float32(-0.4)},
+        X,
+        "conv",
+    ),
     "residual": (CONV.format(rest="r = Add(a, x) y = Relu(r)"), WIDE, X, "conv"),
     "residual after": (CONV.format(rest="r = Relu(a) y = Add(r, x)"), WIDE, X, "conv"),
     "uneven pads and strides": (

@@ -57,6 +57,7 @@ CASES = [
     Case(260, 520, 328, WarpgroupTile(64, 256, 0, 3, 1, 1), Epilogue("leaky_relu", 0.1), apart=16),
     Case(700, 128, 192, WarpgroupTile(128, 128, 1, 3, 1, 2), Epilogue("clip", -0.5, 0.75), dtype=BF16),
     Case(390, 256, 128, WarpgroupTile(64, 256, 1, 3, 2, 2), Epilogue("quick_gelu"), bias=False),
+    Case(300, 136, 72, WarpgroupTile(64, 128, 0, 4, 1, 2), Epilogue("star_relu", -0.8, 0.3)),
     Case(200, 192, 72, WarpgroupTile(128, 192, 1, 3, 1, 1), Epilogue("relu"), residual=True),
     Case(333, 128, 80, WarpgroupTile(64, 128, 1, 3, 1, 2), STEPS, residual=True, dtype=INT8, out=INT8),
     Case(290, 272, 336, WarpgroupTile(64, 256, 0, 3, 2, 2), dtype=INT8, out=torch.float16, residual=True),
@@ -124,6 +125,7 @@ def activated(y: torch.Tensor, epilogue: Epilogue) -> torch.Tensor:
         "leaky_relu": lambda: functions.leaky_relu(y, epilogue.alpha),
         "clip": lambda: y.clamp(epilogue.alpha, epilogue.beta),
         "quick_gelu": lambda: y * (1.702 * y).sigmoid(),
+        "star_relu": lambda: epilogue.alpha * y.relu() ** 2 + epilogue.beta,
     }[epilogue.activation]()
 
 

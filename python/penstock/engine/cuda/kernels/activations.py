@@ -2,7 +2,8 @@
 
 gelu is the one with erf, to 5e-5 and an eighth of what rounding to FP16 costs; `gelu_tanh` is another function. `alpha`
 is the slope of leaky_relu; hard_sigmoid is clamp(alpha x + beta) to 0 … 1 and hard_swish is x times it with alpha 1/6
-and beta 1/2; clip is clamp(x) to alpha … beta, and quick_gelu is x times the sigmoid of 1.702 x.
+and beta 1/2; clip is clamp(x) to alpha … beta, quick_gelu is x times the sigmoid of 1.702 x, and star_relu is
+alpha relu(x)^2 + beta (Yu et al. 2022, MetaFormer baselines for vision).
 """
 
 # What Triton compiles has Triton's types, which are not Python's.
@@ -19,7 +20,7 @@ INTERPRETED: tl.constexpr = tl.constexpr(os.environ.get("TRITON_INTERPRET") == "
 
 ACTIVATIONS: Final = (
     *("none", "relu", "relu6", "leaky_relu", "silu", "sigmoid", "hard_sigmoid", "hard_swish", "gelu", "gelu_tanh"),
-    *("tanh", "clip", "quick_gelu"),
+    *("tanh", "clip", "quick_gelu", "star_relu"),
 )
 
 
@@ -79,6 +80,9 @@ def activate(x, ACTIVATION: tl.constexpr, ALPHA: tl.constexpr, BETA: tl.constexp
     elif ACTIVATION == "gelu_tanh":
         # 0.5 (1 + tanh y) = sigmoid(2 y)
         x = x * tl.sigmoid(1.5957691216057308 * (x + 0.044715 * x * x * x))
+    elif ACTIVATION == "star_relu":
+        x = tl.maximum(x, 0.0, propagate_nan=tl.PropagateNan.ALL)
+        x = x * x * ALPHA + BETA
     elif ACTIVATION == "tanh":
         x = 2.0 * tl.sigmoid(2.0 * x) - 1.0
     return x

@@ -133,6 +133,7 @@ _WITH_NUMBERS: Final = {
     "leaky_relu": "tl.where({0} < 0, {0} * {1}, {0})",
     "elu": "tl.where({0} < 0, {1} * expm1({0}), {0})",
     "hard_sigmoid": "clamp({0} * {1} + {2}, 0.0, 1.0)",
+    "star_relu": 'activate({0}, "star_relu", {1}, {2})',
 }
 # To another kind.
 _MADE: Final = {

@@ -90,7 +90,7 @@
 
 // 0 is none.
 constexpr unsigned int RELU = 1, RELU6 = 2, LEAKY_RELU = 3, SILU = 4, SIGMOID = 5, HARD_SIGMOID = 6, HARD_SWISH = 7,
-                       GELU = 8, GELU_TANH = 9, TANH = 10, CLIP = 11, QUICK_GELU = 12;
+                       GELU = 8, GELU_TANH = 9, TANH = 10, CLIP = 11, QUICK_GELU = 12, STAR_RELU = 13;
 
 constexpr unsigned int WARP = 32, TEAM = 128;  // threads that multiply together
 constexpr unsigned int LINE = OUT_KIND != 0 && COLUMNS < 128 ? 64 : 128;  // bytes in a row of a slot
@@ -179,6 +179,10 @@ __device__ __forceinline__ float activate(float x) {
   if (ACTIVATION == TANH) return 2.0f * sigmoid(2.0f * x) - 1.0f;
   if (ACTIVATION == CLIP) return clamp(x, number_of(ALPHA_BITS), number_of(BETA_BITS));
   if (ACTIVATION == QUICK_GELU) return x * sigmoid(1.702f * x);
+  if (ACTIVATION == STAR_RELU) {
+    const float kept = greater(x, 0.0f);
+    return kept * kept * number_of(ALPHA_BITS) + number_of(BETA_BITS);
+  }
   return x;
 }
 
