@@ -81,7 +81,9 @@ def test_a_layer_takes_in_what_follows(case: Joined) -> None:
 
 
 def test_the_square_of_what_relu_leaves_has_its_factors_and_terms() -> None:
-    numbers = " ".join(f"{name} = Constant<value_float={value}>()" for name, value in zip("qfgt", (2.0, 3.0, 0.5, 7.0)))
+    numbers = " ".join(
+        f"{name} = Constant<value_float={value}>()" for name, value in zip("qfgt", (2.0, 3.0, 0.5, 7.0), strict=True)
+    )
     found = layer(f"{numbers} r = Relu(c) s = Pow(r, q) a = Mul(s, f) b = Add(t, a) y = Mul(b, g)")
     step = next(step for step in found.steps if step.kind == "conv")
     assert [each.kind for each in found.steps] == ["copy", "conv", "copy"]

@@ -255,7 +255,7 @@ CASES = [
             ("cubic", "antialias=1, exclude_outside=1"),
         )
         for scales, out in (((2, 1.5), (18, 10)), ((0.45, 0.6), (4, 4)), ((1, 0.3), (9, 2)))
-    ),  # fmt: skip
+    ),
     Case(
         'y = Resize <mode="cubic"> (x, , , w)',
         X4,

@@ -26,6 +26,7 @@ from penstock.engine.cuda.kernels.launching import Launch, interpreted
 from penstock.engine.cuda.kernels.resident import ResidentTile, resident_conv_launch, resident_tiles
 from penstock.engine.cuda.kernels.tiles import Product, Tile
 from penstock.engine.cuda.lane_blocks import LANE_BLOCKS
+from penstock.engine.cuda.line_steps import LINES
 from penstock.engine.cuda.recurrent import RECURRENT
 from penstock.engine.cuda.short_steps import SHORT
 from penstock.engine.cuda.sites import RunInto, Site, seen
@@ -321,6 +322,7 @@ WAYS: Final[dict[tuple[str, str], Way]] = {
     **LANE_BLOCKS,
     **JOINED,
     **MOVES,
+    **LINES,
     **POOLS,
     **RECURRENT,
     **STEMS,

@@ -26,6 +26,7 @@ from penstock.engine.cuda.kernels.depthwise import DepthwiseTile, depthwise_conv
 from penstock.engine.cuda.kernels.epilogue import Epilogue, Scratch
 from penstock.engine.cuda.kernels.implicit_gemm import conv2d_nhwc_launch, gemm_launch
 from penstock.engine.cuda.kernels.reductions import global_average_pool_launch, layer_norm_launch
+from penstock.engine.cuda.kernels.lines import LineTile, along_lines_launch
 from penstock.engine.cuda.kernels.resize import resize_linear_launch
 from penstock.engine.cuda.kernels.gated_mlp import MlpTile, gated_mlp_launch
 from penstock.engine.cuda.kernels.max_pool import max_pool2d_nhwc_launch
@@ -100,6 +101,11 @@ launches = {
     "between pixels": resize_linear_launch(
         t(8, 64, 64, 256), out=t(8, 128, 128, 256), steps=(0.5, 0.5), shifts=(-0.25, -0.25), block_bytes=4096,
         pdl=True),
+    **{f"{how} of {lines[1]} numbers": along_lines_launch(
+        t(*lines), how, lines, config=tile, out=t(*lines) if how == "softmax" else t(lines[0], lines[2]), pdl=True)
+        for how, lines, tile in (
+            ("softmax", (6272, 196, 4), LineTile(4, 256, 1)), ("softmax", (50, 18710, 1), LineTile(1, 2048, 4)),
+            ("max", (32, 49, 4608), LineTile(32, 64, 4)), ("l2", (8, 3136, 1), LineTile(1, 4096, 4)))},
     "depthwise of 31 x 31": depthwise_conv2d_nhwc_launch(
         x, t(31, 31, 128), out=t(8, 28, 28, 128), config=DepthwiseTile(16, 64, 4, 4), bias=b, padding=(15, 15)),
     "largest of 60 x 60": max_pool2d_nhwc_launch(
@@ -201,7 +207,7 @@ def test_every_kernel_compiles_for_hopper_without_spilling(tmp_path: Path) -> No
     done = subprocess.run([sys.executable, "-c", PROGRAM], env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
     rows = [line.split(",") for line in done.stdout.splitlines()]
-    assert len(rows) == 44
+    assert len(rows) == 48
     narrowest = {name: int(each) for name, *_, each in rows}  # of the copies to shared memory, in bytes
     assert (narrowest["stem"], narrowest["stem of stride 1"]) == (16, 8)
     for name, registers, spilled, shared, wgmma, _ in rows:
