@@ -66,6 +66,10 @@ RIGHT: dict[str, tuple[str, dict[str, Any], dict[str, Stored], list[Stored]]] = 
         "attention", {"scale": 0.5}, {"q": HEADS, "k": ((6, 2, 7, 8), FLOAT), "v": ((6, 2, 7, 4), FLOAT)},
         [((6, 5, 2, 4), FLOAT)],
     ),
+    "matmul": ("matmul", {}, {"a": ((3, 5, 4), FLOAT), "b": ((3, 4, 2), FLOAT)}, [((3, 5, 2), FLOAT)]),
+    "matmul in order": (
+        "matmul", {"order": (1, 0, 2)}, {"a": ((3, 5, 4), FLOAT), "b": ((3, 4, 2), FLOAT)}, [((5, 3, 2), FLOAT)],
+    ),
     "attention of channels": (
         "channel_attention", {"scale": 0.5, "unit": 1e-12},
         {"q": HEADS, "k": ((6, 2, 5, 3), FLOAT), "v": ((6, 2, 5, 3), FLOAT), "scales": ((2,), FLOAT)},
@@ -82,6 +86,12 @@ def test_what_fits_is_read_back(name: str) -> None:
 
 WRONG: list[tuple[str, dict[str, Any], dict[str, Stored | None], dict[int, Stored], str]] = [
     # which of RIGHT; other attributes; other operands, None: left out; other results; what the message says
+    ("matmul", {}, {"b": ((3, 5, 2), FLOAT)}, {}, r"\[3, 5, 4\] can't be multiplied with \[3, 5, 2\]"),
+    ("matmul", {}, {"b": ((1, 4, 2), FLOAT)}, {}, "can't be multiplied"),
+    ("matmul", {}, {}, {0: ((3, 5, 1), FLOAT)}, r"writes \[3, 5, 1\], expected \[3, 5, 2\]"),
+    ("matmul in order", {"order": (0, 0, 2)}, {}, {}, r"order \[0, 0, 2\] is none of 3 axes"),
+    ("matmul in order", {"order": (1, 0)}, {}, {}, "is none of 3 axes"),
+    ("matmul in order", {"order": (1, 2, 0)}, {}, {}, "expected"),
     ("gather", {}, {"indices": ((2, 3), FLOAT)}, {}, "its indices are FP32, expected integers"),
     ("gather", {}, {"x": ((5, 0, 7), FLOAT)}, {}, r"picks from axes of \[0\]"),
     ("gather", {}, {}, {0: ((5, 2, 3, 8), FLOAT)}, r"writes \[5, 2, 3, 8\], expected \[5, 2, 3, 7\]"),

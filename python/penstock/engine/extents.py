@@ -36,7 +36,7 @@ def misfit(
         return _attended_by_channels(operands, results[0][0])
     if kind in _GATES:
         return _recurrent(_GATES[kind], attributes["hidden"], shapes, results)
-    check = {"cumsum": _summed, "top_k": _ranked, "grid_sample": _sampled, "norm_factors": _normed}.get(kind)
+    check = _CHECKS.get(kind)
     return check(attributes, shapes, results) if check is not None else ""
 
 
@@ -72,6 +72,28 @@ def _normed(attributes: Mapping[str, Attribute], shapes: _Shapes, results: _Resu
         return f"{groups} groups do not share {channels} channels"
     wanted = ((batch, 1, 1, channels), "FP32")
     return "" if all(each == wanted for each in results) else f"its factors are {list(results)}, expected {wanted} each"
+
+
+def _multiplied(attributes: Mapping[str, Attribute], shapes: _Shapes, results: _Results) -> str:
+    a, b, ((out, _),) = shapes["a"], shapes["b"], results
+    (*batch, rows, depth), (*others, b_depth, columns) = a, b
+    if batch != others or depth != b_depth:
+        return f"{list(a)} can't be multiplied with {list(b)}"
+    made, order = (*batch, rows, columns), attributes.get("order", tuple(range(len(a))))
+    assert isinstance(order, tuple)
+    if sorted(order) != list(range(len(a))):
+        return f"its order {list(order)} is none of {len(a)} axes"
+    wanted = tuple(made[int(axis)] for axis in order)
+    return "" if out == wanted else f"it writes {list(out)}, expected {list(wanted)}"
+
+
+_CHECKS = {
+    "cumsum": _summed,
+    "top_k": _ranked,
+    "grid_sample": _sampled,
+    "norm_factors": _normed,
+    "matmul": _multiplied,
+}
 
 
 def _attended(operands: Mapping[str, tuple[Shape, str]], out: Shape) -> str:

@@ -59,7 +59,7 @@ KINDS: Final[Mapping[str, tuple[str, ...]]] = {
     "conv_pool": ("x", "weight"),
     # What `pad` makes of x, and a conv_pool of rows of windows of it.
     "picture_pool": ("x", "weight"),
-    "matmul": ("a", "b"),
+    "matmul": ("a", "b"),  # order: which axis of the product each stored one is
     # [B, H, T, D] each, mask [B, H, T, T]; scale; written as [B, T, H, D]. With `mask_factor` what is added is
     # (`mask_from` - mask) times that. A mask of fewer in place of B repeats along it. `scales` [H]: a factor for each
     # head besides. With `unit` rows of q and k are divided by their lengths, or by that where they are shorter.
@@ -283,6 +283,7 @@ _ALLOWED: Final[Mapping[str, Mapping[str, _Rule]]] = {
     "gemm_norm": {**_EPILOGUE, "epsilon": _NUMBER, "residual_epsilon": _NUMBER},
     "squeeze_excite": {**_EPILOGUE, **_INNER},
     "mlp": {**_EPILOGUE, **_INNER, "skip": _Rule("flag")},
+    "matmul": {"order": _EDGES},
     "attention": {"mask_from": _NUMBER, "mask_factor": _NUMBER, "unit": _NUMBER},
     "channel_attention": {"unit": _NUMBER},
     "fork": {**_EPILOGUE, **_INNER},

@@ -164,9 +164,10 @@ def fits_gemm_gelu(site: Site) -> bool:
 
 def matmul(site: Site) -> Run:
     dtype = site.out_dtype()
+    order = site.integers("order") if "order" in site.step.attributes else tuple(range(len(site.out_shape())))
 
     def run(operands: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
-        return (torch.matmul(operands[0], operands[1]).to(dtype).contiguous(),)
+        return (torch.matmul(operands[0], operands[1]).permute(order).to(dtype).contiguous(),)
 
     return run
 

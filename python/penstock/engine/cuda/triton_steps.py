@@ -14,6 +14,7 @@ import torch
 from penstock.engine.cuda import workspace
 from penstock.engine.cuda.cluster_steps import CLUSTERS
 from penstock.engine.cuda.depthwise_steps import WALKS, types_of_two
+from penstock.engine.cuda.free_steps import FREE
 from penstock.engine.cuda.group_steps import GROUPS
 from penstock.engine.cuda.implementations import IMPLEMENTATIONS, Implementation, register, writing
 from penstock.engine.cuda.kernels.activations import ACTIVATIONS
@@ -26,7 +27,6 @@ from penstock.engine.cuda.kernels.launching import Launch, interpreted
 from penstock.engine.cuda.kernels.resident import ResidentTile, resident_conv_launch, resident_tiles
 from penstock.engine.cuda.kernels.tiles import Product, Tile
 from penstock.engine.cuda.lane_blocks import LANE_BLOCKS
-from penstock.engine.cuda.line_steps import LINES
 from penstock.engine.cuda.recurrent import RECURRENT
 from penstock.engine.cuda.short_steps import SHORT
 from penstock.engine.cuda.sites import RunInto, Site, seen
@@ -322,7 +322,7 @@ WAYS: Final[dict[tuple[str, str], Way]] = {
     **LANE_BLOCKS,
     **JOINED,
     **MOVES,
-    **LINES,
+    **FREE,
     **POOLS,
     **RECURRENT,
     **STEMS,

@@ -28,6 +28,7 @@ from penstock.graph.lowering.gating import fold_gates, join_gated_layers
 from penstock.graph.lowering.joining import join, join_gates
 from penstock.graph.lowering.linear import merge_layers
 from penstock.graph.lowering.norms import fold_norms
+from penstock.graph.lowering.ordering import store_in_order
 from penstock.graph.lowering.pictures import cut_pictures
 from penstock.graph.lowering.pointwise import POINTWISE, pointwise
 from penstock.graph.lowering.siblings import join_siblings
@@ -116,7 +117,7 @@ def lower(model: ir.Model, *, joined: bool = True) -> tuple[LoweredGraph, Weight
     steps = join_embeddings(join_gated_layers(join(join_blocks(folded))))
     steps, weights = cut_pictures(*unfold(steps, weights))
     lowered, weights = fold_norms(*join_siblings(steps, weights))
-    lowered = join_pieces(join_pictures(join_stem_pools(carry_sums(lowered))))
+    lowered = store_in_order(join_pieces(join_pictures(join_stem_pools(carry_sums(lowered)))))
     return lowered, {name: weights[name] for name in lowered.weights}
 
 

@@ -28,6 +28,7 @@ from penstock.engine.cuda.kernels.implicit_gemm import conv2d_nhwc_launch, gemm_
 from penstock.engine.cuda.kernels.reductions import global_average_pool_launch, layer_norm_launch
 from penstock.engine.cuda.kernels.lines import LineTile, along_lines_launch
 from penstock.engine.cuda.kernels.resize import resize_linear_launch
+from penstock.engine.cuda.kernels.strided_matmul import MatmulTile, strided_matmul_launch
 from penstock.engine.cuda.kernels.gated_mlp import MlpTile, gated_mlp_launch
 from penstock.engine.cuda.kernels.max_pool import max_pool2d_nhwc_launch
 from penstock.engine.cuda.kernels.norm_factors import norm_factors_launches
@@ -106,6 +107,12 @@ launches = {
         for how, lines, tile in (
             ("softmax", (6272, 196, 4), LineTile(4, 256, 1)), ("softmax", (50, 18710, 1), LineTile(1, 2048, 4)),
             ("max", (32, 49, 4608), LineTile(32, 64, 4)), ("l2", (8, 3136, 1), LineTile(1, 4096, 4)))},
+    "heads last": strided_matmul_launch(
+        t(32, 196, 196, 4).permute(0, 3, 1, 2), t(32, 196, 3, 4, 48)[:, :, 2].permute(0, 2, 1, 3),
+        out=t(32, 4, 196, 48), config=MatmulTile(128, 64, 64, 4, 3), pdl=True),
+    "scores of heads": strided_matmul_launch(
+        t(32, 196, 3, 4, 48)[:, :, 0].permute(0, 2, 1, 3), t(32, 196, 3, 4, 48)[:, :, 1].permute(0, 2, 3, 1),
+        out=t(32, 4, 196, 196), config=MatmulTile(128, 128, 64, 8, 3), pdl=True),
     "depthwise of 31 x 31": depthwise_conv2d_nhwc_launch(
         x, t(31, 31, 128), out=t(8, 28, 28, 128), config=DepthwiseTile(16, 64, 4, 4), bias=b, padding=(15, 15)),
     "largest of 60 x 60": max_pool2d_nhwc_launch(
@@ -185,6 +192,8 @@ MATRIX = {
     "conv int8",
     "gemm bfloat16",
     "gemm split",
+    "scores of heads",
+    "heads last",
     "attention",
     "attention of 64 windows",
     "attention of 16 windows",
@@ -207,7 +216,7 @@ def test_every_kernel_compiles_for_hopper_without_spilling(tmp_path: Path) -> No
     done = subprocess.run([sys.executable, "-c", PROGRAM], env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
     rows = [line.split(",") for line in done.stdout.splitlines()]
-    assert len(rows) == 48
+    assert len(rows) == 50
     narrowest = {name: int(each) for name, *_, each in rows}  # of the copies to shared memory, in bytes
     assert (narrowest["stem"], narrowest["stem of stride 1"]) == (16, 8)
     for name, registers, spilled, shared, wgmma, _ in rows:

@@ -206,6 +206,18 @@ MODELS: dict[str, tuple[str, Arrays, Arrays, str]] = {
         {"x": normal(2, 5, 32)},
         "attention",
     ),
+    "softmax behind a layer across heads": (
+        """(float[2,3,5,4] q, float[2,3,4,7] k) => (float[2,5,7,6] y)
+        { m = MatMul(q, k) t = Transpose <perm=[0,2,3,1]> (m) a = MatMul(t, w) y = Softmax<axis=2>(a) }""",
+        {"w": normal(3, 6)}, {"q": normal(2, 3, 5, 4), "k": normal(2, 3, 4, 7)}, "softmax",
+    ),
+    "products in the order of tokens": (
+        """(float[2,3,5,4] q, float[2,3,4,7] k) => (float[2,5,6] y)
+        { m = MatMul(q, k) t = Transpose <perm=[0,2,1,3]> (m) a = Reshape(t, s) y = MatMul(a, w) }""",
+        {"s": np.array([2, 5, 21]), "w": normal(21, 6) / 4}, {"q": normal(2, 3, 5, 4), "k": normal(2, 3, 4, 7)},
+        "matmul",
+    ),
+    "logarithms": ("(float[7,20] x) => (float[7,20] y) { y = LogSoftmax(x) }", {}, {"x": normal(7, 20)}, "log_softmax"),
     "attention of channels": (
         """(float[2,20,32] x) => (float[2,20,32] y) {
         q = Reshape(x, s) a = Transpose<perm=[0,2,3,1]>(q) b = Transpose<perm=[0,2,1,3]>(q)
