@@ -40,11 +40,11 @@ class LineTile:
 
 def line_tiles(ahead: int, size: int, behind: int) -> list[LineTile]:
     """Those worth timing, the usual one first."""
-    whole = power_of_two(size, 16)
+    whole = power_of_two(size)
     block = whole if whole <= _LONGEST else 2048
-    most = power_of_two(behind) if behind > 1 else power_of_two(ahead)
-    usual = max(1, min(most, 4096 // block)) if behind == 1 else min(most, 32, max(1, _ONCE // block))
-    found = []
+    most = min(power_of_two(ahead * behind), max(1, _ONCE // block))
+    usual = min(most, max(4096 // block, 1 if behind == 1 else min(power_of_two(behind), 32)))
+    found: list[LineTile] = []
     for lines in (usual, usual // 2, usual * 2, usual * 4, usual // 4):
         if 1 <= lines <= most and lines * block <= _ONCE:
             found += [LineTile(lines, block, warps) for warps in _warps(lines * block)]
@@ -96,10 +96,9 @@ def along_lines_launch(
     expect_shape(x.view(-1), "x", ahead * size * behind)
     expect_shape(out.view(-1), "out", x.numel() if how in KEEPING else ahead * behind)
     tile = config or line_tiles(ahead, size, behind)[0]
-    blocks = triton.cdiv(ahead, tile.lines) if behind == 1 else ahead * triton.cdiv(behind, tile.lines)
     return Launch(
         lines_kernel,
-        (blocks, 1, 1),
+        (triton.cdiv(ahead * behind, tile.lines), 1, 1),
         (x, out),
         {
             "AHEAD": ahead,
@@ -158,18 +157,9 @@ def lines_kernel(
 ):
     """Grid: (blocks of lines,), those behind each other first."""
     LOWEST: tl.constexpr = float("-inf")
-    if BEHIND == 1:
-        lines = tl.program_id(0) * LINES + tl.arange(0, LINES)
-        exists = lines < AHEAD
-        base = lines * SIZE
-        made = lines
-    else:
-        beside: tl.constexpr = (BEHIND + LINES - 1) // LINES
-        image = tl.program_id(0) // beside
-        columns = tl.program_id(0) % beside * LINES + tl.arange(0, LINES)
-        exists = columns < BEHIND
-        base = image * (SIZE * BEHIND) + columns
-        made = image * BEHIND + columns
+    lines = tl.program_id(0) * LINES + tl.arange(0, LINES)
+    exists = lines < AHEAD * BEHIND
+    base = lines // BEHIND * (SIZE * BEHIND) + lines % BEHIND
     if PDL:
         gdc_wait()
         gdc_launch_dependents()
@@ -207,7 +197,7 @@ def lines_kernel(
             t = part_of(x, base, start, exists, SIZE, BEHIND, BLOCK, END)
             best = greater(best, t) if HOW == "max" else smaller(best, t)
         y = tl.reduce(best, 1, greater) if HOW == "max" else tl.reduce(best, 1, smaller)
-        tl.store(out + made, y.to(out.dtype.element_ty), mask=exists)
+        tl.store(out + lines, y.to(out.dtype.element_ty), mask=exists)
     else:
         parts = tl.zeros((LINES, BLOCK), dtype=tl.float32)
         for start in range(0, SIZE, BLOCK):
@@ -218,4 +208,4 @@ def lines_kernel(
             y = y / SIZE
         elif HOW == "l2":
             y = tl.sqrt(y)
-        tl.store(out + made, y.to(out.dtype.element_ty), mask=exists)
+        tl.store(out + lines, y.to(out.dtype.element_ty), mask=exists)
