@@ -102,8 +102,17 @@ def test_names_of_outputs_are_those_of_the_main_graph(directory: Path) -> None:
 
 def test_the_recogniser_is_walked_in_a_moment(recogniser: Path) -> None:
     assert onnx_file.inspect(recogniser) == onnx_file.OnnxFile(
-        tuple(spec.name for spec in ps.load(recogniser).outputs), frozenset()
+        tuple(spec.name for spec in ps.load(recogniser).outputs), frozenset(), ("x",)
     )
+
+
+def test_inputs_are_those_that_have_no_value_in_the_file(tmp_path: Path) -> None:
+    ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [4]) for name in ("x", "w", "z", "y")]
+    weight = helper.make_tensor("w", TensorProto.FLOAT, [4], [1.0, 2.0, 3.0, 4.0])
+    nodes = [helper.make_node("Sum", ["z", "w", "x"], ["y"])]
+    graph = helper.make_graph(nodes, "older", ends[:3], ends[3:], [weight])
+    path = onnx_models.save(helper.make_model(graph), tmp_path / "older.onnx")
+    assert onnx_file.inspect(path).inputs == ("x", "z")
 
 
 def _varint(value: int) -> bytes:

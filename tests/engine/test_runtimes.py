@@ -13,6 +13,7 @@ from onnx import TensorProto
 
 import penstock as ps
 from penstock.engine import RUNTIMES, Runtime
+from penstock.engine.runtimes.openvino import PLAIN, OpenVinoRuntime
 from penstock.errors import ExecutionError, InvalidArgument, ModelLoadError, NotFound, Unavailable
 from tests import onnx_models
 
@@ -302,6 +303,35 @@ def test_openvino_names_outputs_as_the_onnx_file_does(tmp_path: Path) -> None:
     one = np.ones((1, 3), np.float32)
     answers = model(a=one, b=one)
     assert {name: float(array[0, 0]) for name, array in answers.items()} == {"sum": 2.0, "difference": 0.0}
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "(float[N,4] x) => (float[N,4] y) { a = Cast<to=10>(x) b = Add(a, a) y = Cast<to=1>(b) }",  # FP16, FP32 outside
+        "(float[N,4] x) => (float[N,4] y) { a = Dropout(x) y = Add(a, a) }",
+        "(float[N,4] x, float[N,4] z) => (float[N,4] y, float[N,4] w) "
+        "{ a = Dropout(x) b = Identity(z) y = Sub(a, b) w = Identity(y) }",
+        "(float[N,4] x, float[N,4] z) => (float[N,4] y) { b = Dropout(z) a = Dropout(x) y = Sub(b, a) }",
+        "(float[N,4] x, float[N,4] beside, float[N,4] z) => (float[N,4] y) { y = Sub(x, z) }",
+        "(float[N,4] x) => (float[N,4] a, float[N,4] y) { a = Dropout(x) y = Add(a, x) }",
+    ],
+)
+def test_openvino_names_inputs_as_the_onnx_file_does(text: str, tmp_path: Path) -> None:
+    path = onnx_models.save(
+        onnx.parser.parse_model(f'<ir_version: 8, opset_import: ["" : 13]> g {text}'), tmp_path / "m"
+    )
+    path = path.rename(path.with_suffix(".onnx"))
+    right = ps.load(path, runtime="onnxruntime")
+    given = {spec.name: np.random.default_rng(at).random((3, 4), np.float32) for at, spec in enumerate(right.inputs)}
+    found = OpenVinoRuntime.load(path, instances=1, threads=1)
+    again = OpenVinoRuntime.reopen(
+        memoryview(found.export()), PLAIN, tuple(spec.name for spec in right.outputs), "m", instances=1, threads=1
+    )
+    for each in (found, again):
+        assert [spec.name for spec in each.inputs] == list(given)
+        for name, expected in right(**given).items():
+            np.testing.assert_allclose(each(**given)[name], expected, atol=2e-3)
 
 
 def test_openvino_reads_its_own_format(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Looks into an ONNX file without loading it: its outputs' names, the files it refers to, and nodes that stay in FP32.
+"""Looks into an ONNX file without loading it: names of its inputs and outputs, files it refers to, nodes kept in FP32.
 
 ONNX may keep tensors in other files, named inside the model by whoever made it. `inspect` refuses names that would make
 a library read anything but plain files beside the model, before any library sees it. It walks the few protobuf fields
@@ -22,12 +22,12 @@ _FIELDS: dict[str, dict[int, str]] = {
     "Model": {7: "Graph", 20: "Training", 25: "Function"},
     "Training": {1: "Graph", 2: "Graph"},
     "Function": {7: "Node"},
-    "Graph": {1: "Node", 5: "Tensor", 12: "Output", 15: "Sparse"},
+    "Graph": {1: "Node", 5: "Tensor", 11: "Input", 12: "Output", 15: "Sparse"},
     "Node": {5: "Attribute"},
     "Attribute": {5: "Tensor", 6: "Graph", 10: "Tensor", 11: "Graph", 22: "Sparse", 23: "Sparse"},
     "Sparse": {1: "Tensor", 2: "Tensor"},
 }
-_TENSOR_EXTERNAL_DATA = 13
+_TENSOR_NAME, _TENSOR_EXTERNAL_DATA = 8, 13
 _ENTRY_KEY, _ENTRY_VALUE = 1, 2
 _VALUE_INFO_NAME = 1
 _NODE_OUTPUT, _NODE_NAME, _NODE_METADATA = 2, 3, 9
@@ -41,6 +41,9 @@ class OnnxFile:
 
     outputs: tuple[str, ...]
     external: frozenset[str]
+    inputs: tuple[str, ...] = ()
+    """In order, without those that have a value in the file."""
+
     wide: frozenset[str] = frozenset()
     """Nodes that are marked to stay in FP32: their names, and those of what they compute."""
 
@@ -59,13 +62,16 @@ def inspect(path: Path) -> OnnxFile:
         raise ModelLoadError(f"{path.name} is not an ONNX model, or it is cut: {error}") from None
     if not walk.graphs:
         raise ModelLoadError(f"{path.name} is not an ONNX model: it holds no graph")
-    return OnnxFile(tuple(walk.outputs), frozenset(walk.external), frozenset(walk.wide))
+    inputs = tuple(name for name in walk.inputs if name not in walk.weights)
+    return OnnxFile(tuple(walk.outputs), frozenset(walk.external), inputs, frozenset(walk.wide))
 
 
 class _Walk:
     def __init__(self, path: Path, data: mmap.mmap) -> None:
         self.path = path
         self.data = data
+        self.inputs: list[str] = []
+        self.weights: set[str] = set()
         self.outputs: list[str] = []
         self.external: set[str] = set()
         self.wide: set[str] = set()
@@ -77,15 +83,15 @@ class _Walk:
             depth > 4 * limits.ONNX_DEPTH
         ):  # graph, node, attribute, graph: a sub-graph is three levels, with one to spare
             raise ModelLoadError(f"{self.path.name}: graphs nest deeper than {limits.ONNX_DEPTH}")
+        main = depth == 2  # and not a sub-graph
         if kind == "Tensor":
+            if main:
+                self.weights.update(self.names(start, end, _TENSOR_NAME))
             return self.tensor(start, end)
-        if kind == "Output":
-            if depth == 2:  # of the main graph, not of a sub-graph
-                self.outputs += [
-                    _text(self.data, *span)
-                    for field, *span in _fields(self.data, start, end)
-                    if field == _VALUE_INFO_NAME
-                ]
+        if kind in ("Input", "Output"):
+            if main:
+                found = self.inputs if kind == "Input" else self.outputs
+                found += self.names(start, end, _VALUE_INFO_NAME)
             return None
         if kind == "Graph":
             self.graphs += 1
@@ -96,6 +102,9 @@ class _Walk:
             if field in inner:
                 self.message(inner[field], first, last, depth + 1)
         return None
+
+    def names(self, start: int, end: int, wanted: int) -> list[str]:
+        return [_text(self.data, *span) for field, *span in _fields(self.data, start, end) if field == wanted]
 
     def node(self, start: int, end: int) -> None:
         names: list[tuple[int, int]] = []

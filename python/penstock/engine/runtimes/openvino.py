@@ -87,7 +87,7 @@ class OpenVinoRuntime:
         self._asked = asked
         self._artifact = artifact
         _check_precision(model, asked, path)
-        self.inputs = tuple(_spec(port, port.any_name, path) for port in model.inputs)
+        self.inputs = tuple(_spec(port, _input_name(port, path), path) for port in model.inputs)
         names = _output_names(model, output_names)
         self.outputs = tuple(_spec(port, name, path) for port, name in zip(model.outputs, names, strict=True))
         # Requests for calls from users' threads: taken and put back, made when none is idle. deque is thread-safe.
@@ -111,6 +111,7 @@ class OpenVinoRuntime:
             source = core.read_model(str(path))
             if file.wide and asked[settings.PRECISION_HINT] != "f32":
                 source = openvino_wide.marked(core, source, file.wide)
+            _name_inputs(source, file.inputs)
             if shapes:
                 source.reshape({name: list(shape) for name, shape in shapes.items()})
             model = core.compile_model(source, "CPU", asked)
@@ -372,6 +373,25 @@ def _spec(port: Any, name: str, path: Path) -> TensorSpec:
     if shape.rank.is_dynamic:
         raise ModelLoadError(f"{path.name}: {name!r} has no fixed number of dimensions; export the model with one")
     return TensorSpec(name, datatype, tuple(-1 if size.is_dynamic else size.get_length() for size in shape))
+
+
+def _name_inputs(source: Any, wanted: tuple[str, ...]) -> None:
+    """Inputs go by the file's names, where the library has that of a Dropout which does nothing."""
+    names = [port.get_names() for port in source.inputs]
+    other = set().union(*names)
+    if len(names) != len(wanted):
+        return
+    for port, name, own in zip(source.inputs, wanted, names, strict=True):
+        if name in own or name not in other:
+            port.get_tensor().set_names({name})
+            port.get_node().set_friendly_name(name)
+
+
+def _input_name(port: Any, path: Path) -> str:
+    """Of several, as where a Cast turns out to do nothing, the port's first one by the alphabet is not the input's. The
+    library's own format has names of nodes besides those of inputs.
+    """
+    return str(port.any_name if path.suffix == ".xml" else port.get_node().get_friendly_name())
 
 
 def _output_names(model: openvino.CompiledModel, wanted: tuple[str, ...]) -> list[str]:
