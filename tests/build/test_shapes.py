@@ -152,6 +152,15 @@ def test_an_input_named_again_begins_another_profile_and_others_complete_it() ->
         profiles([IMAGE, SQUARE], ["x:8x3x8x8", "x:1x3x8x8", "square:2x2"])
 
 
+def test_axes_of_the_same_name_have_the_same_size() -> None:
+    types = TensorSpec("types", "INT64", (-1, -1), axes=("batch", "tokens"))
+    (found,) = profiles([IDS, types, SQUARE], "ids:1x16,2x32,8x128")
+    assert sides(found)["types"] == sides(found)["ids"] == [(1, 16), (2, 32), (8, 128)]
+    assert sides(found)["square"] == [(16, 16), (32, 32), (128, 128)]
+    (found,) = profiles([IDS, types], "ids:1x16;types:1x8")  # what is given counts
+    assert sides(found)["types"] == [(1, 8)] * 3
+
+
 def test_several_profiles_stay_in_their_order() -> None:
     found = profiles([IMAGE], ["x:8x3x8x8", "x:1x3x8x8"])
     assert [sides(each)["x"][0][0] for each in found] == [8, 1]
@@ -168,6 +177,9 @@ def test_several_profiles_stay_in_their_order() -> None:
             "[batch, tokens]: nothing says how large its free dimensions are; give --shapes ids:<batch>x<tokens>",
         ),
         ([SQUARE], None, "input 'square' is [tokens, tokens]"),
+        ([SQUARE, IDS], None, "give --shapes square:<tokens>x<tokens> --shapes ids:<batch>x<tokens> with"),
+        ([IDS, SQUARE], None, "give --shapes ids:<batch>x<tokens> with"),  # which tells the other's
+        ([], None, "the model has no inputs"),
         ([IDS, MASK], "mask:1", "input 'ids' is [batch, tokens]"),
         ([IMAGE, SQUARE], "x:1x3x8x8", "input 'square'"),
         ([IMAGE], "y:1x3x8x8", "an input 'y', the model has x FP32[-1, 3, 8, 8]"),

@@ -115,10 +115,12 @@ def profiles(
              repeated for every input does; a `Profile` is one by itself.
     batches  of `--buckets`: without `asked` the profile reaches from 1 to the largest of them.
 
-    Inputs not named keep their fixed dimensions and follow the batch of those named. Raises InvalidArgument for unknown
-    names, ranks, fixed dimensions that differ, free dimensions that nothing says the size of, and inputs that don't
-    fit into the memory that is available.
+    Inputs not named keep their fixed dimensions and follow the batch of those named, or the axes that have the same
+    name. Raises InvalidArgument for unknown names, ranks, fixed dimensions that differ, free dimensions that nothing
+    says the size of, models without inputs, and inputs that don't fit into the memory that is available.
     """
+    if not inputs:
+        raise InvalidArgument("the model has no inputs, so that there is nothing to build: it always answers the same")
     found = _profiles(inputs, asked, batches)
     for each in found:
         _check_memory(inputs, each)
@@ -200,9 +202,8 @@ def _check_memory(inputs: Sequence[TensorSpec], profile: Profile) -> None:
 def _default(inputs: Sequence[TensorSpec], batches: Sequence[int]) -> Profile:
     sizes = sorted(batches) if batches else list(DEFAULT_BATCHES)
     free = batched(inputs)
-    for spec in inputs:
-        if -1 in spec.shape[1 if spec.name in free else 0 :]:
-            raise _open(spec)
+    if unknown := [spec for spec in inputs if -1 in spec.shape[1 if spec.name in free else 0 :]]:
+        raise _open(unknown)
     sides = (1, sizes[len(sizes) // 2], sizes[-1])
     low, best, high = (
         {spec.name: (size, *spec.shape[1:]) if spec.name in free else spec.shape for spec in inputs} for size in sides
@@ -210,15 +211,27 @@ def _default(inputs: Sequence[TensorSpec], batches: Sequence[int]) -> Profile:
     return Profile(low, best, high)
 
 
-def _open(spec: TensorSpec) -> InvalidArgument:
+def _free(spec: TensorSpec) -> dict[int, str | None]:
+    """Axes without a size -> their names."""
     names = spec.axes or (None,) * len(spec.shape)
-    dims = ", ".join(str(size) if size != -1 else axis or "?" for size, axis in zip(spec.shape, names, strict=True))
-    form = "x".join(
-        str(size) if size != -1 else f"<{axis or '?'}>" for size, axis in zip(spec.shape, names, strict=True)
-    )
+    return {at: name for at, (size, name) in enumerate(zip(spec.shape, names, strict=True)) if size == -1}
+
+
+def _open(unknown: Sequence[TensorSpec]) -> InvalidArgument:
+    """What to give for these inputs; one tells the sizes of others by the names of its axes."""
+    wanted: list[str] = []
+    told: set[str | None] = {None}
+    for spec in unknown:
+        free = _free(spec)
+        form = "x".join(f"<{free[at] or '?'}>" if at in free else str(size) for at, size in enumerate(spec.shape))
+        if not set(free.values()) - {None} <= told or None in free.values():
+            wanted.append(f"--shapes {spec.name}:{form}")
+        told |= set(free.values())
+    first, free = unknown[0], _free(unknown[0])
+    dims = ", ".join(free[at] or "?" if at in free else str(size) for at, size in enumerate(first.shape))
     return InvalidArgument(
-        f"input {spec.name!r} is [{dims}]: nothing says how large its free dimensions are; "
-        f"give --shapes {spec.name}:{form} with numbers, or three of them (min,opt,max)"
+        f"input {first.name!r} is [{dims}]: nothing says how large its free dimensions are; "
+        f"give {' '.join(wanted)} with numbers, or three of them (min,opt,max)"
     )
 
 
@@ -235,8 +248,15 @@ def _completed(inputs: Sequence[TensorSpec], ranges: Ranges) -> Profile:
                 )
     free = batched(inputs)
     batch: Range | None = next((ranges[name] for name in ranges if name in free), None)
+    named = {
+        axis: tuple(side[at] for side in ranges[spec.name])
+        for spec in inputs if spec.name in ranges
+        for at, axis in _free(spec).items() if axis is not None
+    }  # fmt: skip
     sides: tuple[dict[str, Shape], ...] = ({}, {}, {})
+    unknown: list[TensorSpec] = []
     for spec in inputs:
+        axes = _free(spec)
         for number, side in enumerate(sides):
             if spec.name in ranges:
                 side[spec.name] = ranges[spec.name][number]
@@ -244,8 +264,13 @@ def _completed(inputs: Sequence[TensorSpec], ranges: Ranges) -> Profile:
                 side[spec.name] = spec.shape
             elif batch is not None and spec.name in free and -1 not in spec.shape[1:]:
                 side[spec.name] = (batch[number][0], *spec.shape[1:])
-            else:
-                raise _open(spec)
+            elif all(axis in named for axis in axes.values()):
+                sizes = {at: named[axis][number] for at, axis in axes.items() if axis is not None}
+                side[spec.name] = tuple(sizes.get(at, size) for at, size in enumerate(spec.shape))
+            elif spec not in unknown:
+                unknown.append(spec)
+    if unknown:
+        raise _open(unknown)
     return Profile(*sides)
 
 
