@@ -10,9 +10,8 @@ from torch.nn import functional
 
 from penstock.engine.cuda import expressions
 from penstock.engine.cuda.sites import Run, Site
+from penstock.engine.places import ROUND, Numbers, places
 from penstock.errors import Unsupported
-
-Positions = NDArray[np.float64]
 
 _TO_TORCH = (0, 3, 1, 2)
 _TO_OURS = (0, 2, 3, 1)
@@ -253,21 +252,10 @@ def resize(site: Site) -> Run:
     return between
 
 
-def _positions(site: Site, axis: int) -> Positions:
-    """Where each output pixel lies in the input, as ONNX's Resize defines it."""
+def _positions(site: Site, axis: int) -> Numbers:
+    """Where each output pixel lies in the input."""
     size, out, scale = site.shape("x")[1 + axis], site.out_shape()[1 + axis], site.numbers("scales")[axis]
-    x = np.arange(out, dtype=np.float64)
-    coordinates = site.text("coordinates")
-    if coordinates == "asymmetric":
-        return x / scale
-    if coordinates == "align_corners":
-        return x * (size - 1) / (out - 1) if out > 1 else np.zeros(1)
-    if coordinates == "pytorch_half_pixel" and out == 1:
-        return np.zeros(1)
-    if coordinates == "half_pixel_symmetric":
-        offset = size / 2 * (1 - out / (scale * size))
-        return offset + (x + 0.5) / scale - 0.5
-    return (x + 0.5) / scale - 0.5
+    return places(site.text("coordinates"), size, out, scale)
 
 
 def line_of(site: Site, axis: int) -> tuple[float, float]:
@@ -279,17 +267,9 @@ def line_of(site: Site, axis: int) -> tuple[float, float]:
 
 def _nearest(site: Site, axis: int) -> NDArray[np.int64]:
     positions, size = _positions(site, axis), site.shape("x")[1 + axis]
-    rounded = _ROUND[site.text("nearest")](positions)
+    rounded = ROUND[site.text("nearest")](positions)
     picked: NDArray[np.int64] = np.clip(rounded, 0, size - 1).astype(np.int64)
     return picked
-
-
-_ROUND: Final[dict[str, Callable[[Positions], Positions]]] = {
-    "floor": np.floor,
-    "ceil": np.ceil,
-    "round_prefer_floor": lambda x: np.ceil(x - 0.5),
-    "round_prefer_ceil": lambda x: np.floor(x + 0.5),
-}
 
 
 def _linear(site: Site, axis: int) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float32]]:

@@ -11,16 +11,14 @@ from typing import Final
 
 import numpy as np
 import onnx_ir as ir
-from numpy.typing import NDArray
 
 from penstock.engine.lowered import FLOATS, Attribute
+from penstock.engine.places import ROUND, Numbers, places
 from penstock.errors import Unsupported
 from penstock.graph.editing import input_of, integer, integers, number, string
 from penstock.graph.lowering.builder import Builder
 from penstock.graph.lowering.moves import expect_known
 from penstock.graph.lowering.views import NHWC, Ref, dense, expanded, identity, permuted, reshaped
-
-Numbers = NDArray[np.float64]
 
 
 def resize(builder: Builder, node: ir.Node) -> None:
@@ -79,18 +77,18 @@ class _Asked:
         size, out, scale = self.before[axis], self.shape[axis], self.scales[axis]
         if size == out and scale == 1.0:
             return np.eye(size)
-        places = _places(self.coordinates, size, out, scale)
+        there = places(self.coordinates, size, out, scale)
         matrix, rows = np.zeros((out, size)), np.arange(out)
         if self.mode == "nearest":
-            matrix[rows, np.clip(_ROUND[self.nearest](places), 0, size - 1).astype(np.int64)] = 1.0
+            matrix[rows, np.clip(ROUND[self.nearest](there), 0, size - 1).astype(np.int64)] = 1.0
             return matrix
         # Antialiased, a filter is as much wider as the image gets smaller.
         narrowed = min(scale, 1.0) if self.antialias else 1.0
         reach = _REACH[self.mode] / narrowed
-        first = np.floor(places - reach).astype(np.int64)
+        first = np.floor(there - reach).astype(np.int64)
         for step in range(math.ceil(2 * reach) + 2):
             entry = first + step
-            share = _KERNELS[self.mode]((entry - places) * narrowed, self.cubic)
+            share = _KERNELS[self.mode]((entry - there) * narrowed, self.cubic)
             inside = (entry >= 0) & (entry < size)
             if self.exclude_outside:
                 share = np.where(inside, share, 0.0)
@@ -151,28 +149,6 @@ def _asked(builder: Builder, node: ir.Node, before: tuple[int, ...], shape: tupl
         bool(integer(node, "antialias", 0)),
         bool(integer(node, "exclude_outside", 0)),
     )
-
-
-def _places(coordinates: str, size: int, out: int, scale: float) -> Numbers:
-    """Where each entry of the result lies among those that are read, as ONNX's Resize defines it."""
-    x = np.arange(out, dtype=np.float64)
-    if coordinates == "asymmetric":
-        return x / scale
-    if coordinates == "align_corners":
-        return x * (size - 1) / (out - 1) if out > 1 else np.zeros(1)
-    if coordinates == "pytorch_half_pixel" and out == 1:
-        return np.zeros(1)
-    if coordinates == "half_pixel_symmetric":
-        return size / 2 * (1 - out / (scale * size)) + (x + 0.5) / scale - 0.5
-    return (x + 0.5) / scale - 0.5
-
-
-_ROUND: Final[dict[str, Callable[[Numbers], Numbers]]] = {
-    "floor": np.floor,
-    "ceil": np.ceil,
-    "round_prefer_floor": lambda x: np.ceil(x - 0.5),
-    "round_prefer_ceil": lambda x: np.floor(x + 0.5),
-}
 
 
 def _cubic(distances: Numbers, a: float) -> Numbers:
