@@ -177,9 +177,9 @@ def verdict(point: Point) -> str:
 FAILING: Final = ("not measured", "INACCURATE", "UNSTEADY", "SLOWER")
 
 
-def same_work(ours: float, theirs: float, tolerance: float = 0.05) -> bool:
-    """Whether two FLOP counts are of the same model; two layers that became one may multiply a little more."""
-    return math.isnan(theirs) or abs(ours - theirs) <= tolerance * max(ours, theirs)
+def same_work(ours: float, theirs: float) -> bool:
+    """Whether two FLOP counts are of one model; layers that became one may multiply 5 % more, none is left out."""
+    return math.isnan(theirs) or 0.98 * theirs <= ours <= 1.05 * theirs
 
 
 def to_data(point: Point) -> dict[str, Any]:

@@ -96,6 +96,7 @@ def merged(module: nn.Module) -> nn.Module:
 
 def folded(module: nn.Module) -> nn.Module:
     """Batch norms into the convolutions before them, in FP32; as it is where there are none, or it can't be traced."""
+    module = module.eval().requires_grad_(False)
     if not any(isinstance(each, nn.BatchNorm2d) for each in module.modules()):
         return module
     from torch.fx import symbolic_trace

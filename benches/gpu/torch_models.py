@@ -6,6 +6,7 @@ from a seed and have the size of a trained network's: products keep the variance
 
 import importlib
 import importlib.util
+import warnings
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 from zlib import crc32
@@ -230,11 +231,17 @@ def flops(module: nn.Module, given: Mapping[str, Tensor]) -> float:
     from torch.utils.flop_counter import FlopCounterMode
 
     counter = FlopCounterMode(display=False)
-    # Without memory but on the CPU: modules that ask for the device's autocast get no answer of "meta". Attention as
-    # products, since not every version counts the CPU's own.
-    without_memory = FakeTensorMode(allow_non_fake_inputs=True)
-    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), without_memory as mode, counter:
-        module(*(mode.from_tensor(each.cpu()) for each in given.values()))
+    # Without memory but on the CPU: modules that ask for the device's autocast get no answer of "meta". What the CPU
+    # has of its own (attention, LSTM, encoders) is counted as nothing, so that it is to be made of products.
+    without_memory, fast = FakeTensorMode(allow_non_fake_inputs=True), torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with warnings.catch_warnings(), torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
+            warnings.simplefilter("ignore")  # of other processors' flags, which come along
+            with torch.backends.mkldnn.flags(enabled=False), without_memory as mode, counter:
+                module(*(mode.from_tensor(each.cpu()) for each in given.values()))
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
     return float(counter.get_total_flops())
 
 

@@ -1,5 +1,7 @@
 """What open loops say of their records, and what is sent to: models of known cost under every policy."""
 
+import argparse
+
 import numpy as np
 import pytest
 
@@ -34,6 +36,13 @@ def test_the_best_delay_of_a_turn_is_told_by_the_other_half_of_the_turns() -> No
     ratios, best = open_loop.beside_the_best(ours, {"0us": lucky_in_the_first, "500us": lucky_in_the_second})
     assert best == ["500us", "0us"]
     assert ratios.tolist() == [10 / 16, 10 / 16, 0.5, 0.5] * 2
+
+
+@pytest.mark.parametrize("text", ["4", "10", "0", "-8"])
+def test_halves_of_the_turns_are_alike(text: str) -> None:
+    with pytest.raises(argparse.ArgumentTypeError, match="expected 8, 12, 16"):
+        open_loop.rounds_of_two_halves(text)
+    assert open_loop.rounds_of_two_halves("16") == 16
 
 
 def test_full_batches_take_five_milliseconds_whatever_the_cost() -> None:

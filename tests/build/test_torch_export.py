@@ -1,8 +1,10 @@
 """A torch module becomes an ONNX file that computes the same."""
 
+import math
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 
 import penstock as ps
@@ -79,6 +81,47 @@ def test_attention_may_have_any_number_of_axes(
         right = module(x).detach().numpy()
         assert found.shape == right.shape
         np.testing.assert_allclose(found, right, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("between", "mask", "kept"),
+    [((3, 2), (1, 2, 5, 5), (2, 5, 5)), ((3, 2), (2, 5, 5), (2, 5, 5)), ((3, 2), (3, 1, 5, 5), (12, 1, 5, 5))],
+    ids=str,
+)
+def test_masks_are_not_written_out_along_what_they_do_not_know(
+    tmp_path: Path, between: tuple[int, ...], mask: tuple[int, ...], kept: tuple[int, ...]
+) -> None:
+    module = Heads(between, torch.randn(mask), False).eval()
+    export(module, tmp_path / "m.onnx", [torch.randn(4, *between, 5, 8)], free_batch=False)
+    x = torch.randn(4, *between, 5, 8)
+    (found,) = ps.load(tmp_path / "m.onnx")(x=x.numpy()).values()
+    np.testing.assert_allclose(found, module(x).detach().numpy(), rtol=1e-5, atol=1e-6)
+    largest = max(math.prod(each.dims) for each in onnx.load(tmp_path / "m.onnx").graph.initializer)
+    assert largest <= max(math.prod(kept), 8 * 24)
+
+
+class Shared(torch.nn.Module):  # type: ignore[misc, name-defined]
+    """Queries that are learnt, and keys that all windows share."""
+
+    def __init__(self, queries: tuple[int, ...]) -> None:
+        super().__init__()
+        self.queries = torch.nn.Parameter(torch.randn(queries))
+
+    def forward(self, x):  # type: ignore[no-untyped-def]
+        return torch.nn.functional.scaled_dot_product_attention(self.queries, x, x)
+
+
+@pytest.mark.parametrize(
+    ("queries", "keys"),
+    [((1, 5, 8), (4, 7, 8)), ((1, 1, 2, 5, 8), (4, 3, 2, 7, 8)), ((1, 2, 3, 5, 8), (4, 2, 1, 7, 8))],
+    ids=str,
+)
+def test_axes_ahead_repeat_as_elsewhere(tmp_path: Path, queries: tuple[int, ...], keys: tuple[int, ...]) -> None:
+    module = Shared(queries).eval()
+    export(module, tmp_path / "m.onnx", [torch.randn(keys)], free_batch=False)
+    x = torch.randn(keys)
+    (found,) = ps.load(tmp_path / "m.onnx")(x=x.numpy()).values()
+    np.testing.assert_allclose(found, module(x).detach().numpy(), rtol=1e-5, atol=1e-6)
 
 
 def test_examples_are_needed(tmp_path: Path) -> None:

@@ -7,7 +7,8 @@ the weights and b the bias of a layer (Conv, ConvTranspose, Gemm, MatMul with co
 * before the layer: W*(f x + t) + b = (W f)*x + (b + sum of W t), per input channel. The offset is exact only where no
   padding brings in zeros that did not pass it, so a padded convolution takes the factor alone.
 
-Between a layer and what comes after it there may be Reshapes and Transposes, as where a map becomes tokens.
+Between a convolution or Gemm and what comes after it there may be Reshapes and Transposes, as where a map becomes
+tokens.
 
 A MatMul of more than two dimensions has no bias: the factor goes into its weights and the offset into an Add behind it,
 also where Reshapes that leave the channels last stand between, as between a linear layer and its batch norm.

@@ -85,7 +85,7 @@ def test_masks_and_numbers_that_are_none(block: int, device: str) -> None:
 @pytest.mark.parametrize("lines", [(4096, 196, 1), (6272, 196, 4), (32, 49, 4608), (7, 18710, 1), (1, 5, 3), (3, 1, 1)])
 def test_cuts_are_several_and_each_is_right(lines: tuple[int, int, int], device: str) -> None:
     tiles = line_tiles(*lines)
-    assert len(tiles) == len(set(tiles)) >= 1
+    assert len(tiles) == len(set(tiles)) > (1 if lines[0] * lines[1] * lines[2] > 100 else 0)
     few = (min(lines[0], 3), min(lines[1], 2100), min(lines[2], 40))
     x = torch.randn(few, device=device).half()
     for tile in tiles if device == "cuda" else tiles[:2]:

@@ -83,4 +83,6 @@ def test_it_is_the_mean_of_what_counts(case, dtype, device: str) -> None:  # typ
         x.to(device), window=window, stride=stride, padding=(top, left), out=out,
         mean=(top, left, top, left) if whole else (0, 0, 0, 0),
     ).run()  # fmt: skip
-    assert (out.double().cpu() - wanted).abs().max() <= max(torch.finfo(dtype).eps, 2e-6) * wanted.abs().max()
+    assert (out.double().cpu() - wanted).abs().max() <= max(
+        torch.finfo(dtype).eps, 5e-7 if window[0] * window[1] <= 49 else 2e-6
+    ) * wanted.abs().max()
