@@ -5,11 +5,14 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import pytest
 
 import penstock as ps
 from penstock.build.torch_export import export, is_module
 from penstock.errors import InvalidArgument
+from penstock.graph import optimize
+from penstock.graph.lowering import lower
 
 torch = pytest.importorskip("torch")
 pytestmark = pytest.mark.torch
@@ -98,6 +101,47 @@ def test_masks_are_not_written_out_along_what_they_do_not_know(
     np.testing.assert_allclose(found, module(x).detach().numpy(), rtol=1e-5, atol=1e-6)
     largest = max(math.prod(each.dims) for each in onnx.load(tmp_path / "m.onnx").graph.initializer)
     assert largest <= max(math.prod(kept), 8 * 24)
+
+
+class Blocks(torch.nn.Module):  # type: ignore[misc, name-defined]
+    """Heads ahead of windows, whose channels lie across (NesT), or behind them."""
+
+    def __init__(self, order: tuple[int, ...], mask: torch.Tensor | None) -> None:
+        super().__init__()
+        self.rows, self.order, self.mask = torch.nn.Linear(12, 36), order, mask
+
+    def forward(self, x):  # type: ignore[no-untyped-def]
+        batch, windows, tokens, _ = x.shape
+        rows = self.rows(x).reshape(batch, windows, tokens, 3, 2, 6).permute(3, *self.order)
+        found = torch.nn.functional.scaled_dot_product_attention(*rows.unbind(0), attn_mask=self.mask)
+        return found + found.amax(-1, keepdim=True)
+
+
+@pytest.mark.parametrize("kept", [None, (), (2,), (1,), (0, 2)], ids=str)
+@pytest.mark.parametrize("order", [(0, 4, 1, 2, 5), (0, 1, 4, 2, 5), (1, 4, 0, 2, 5)], ids=str)
+def test_heads_may_lie_anywhere_among_the_axes_ahead(
+    tmp_path: Path, order: tuple[int, ...], kept: tuple[int, ...] | None
+) -> None:
+    """`kept`: those axes ahead along which the mask differs; no mask without."""
+    sizes = {0: 4, 1: 3, 4: 2}
+    ahead = [sizes[axis] if kept is not None and at in kept else 1 for at, axis in enumerate(order[:3])]
+    module = Blocks(order, torch.randn(*ahead, 5, 5) if kept is not None else None).eval()
+    free = order[0] == 0 and 0 not in (kept or ())
+    export(module, tmp_path / "m.onnx", [torch.randn(4, 3, 5, 12)], free_batch=free)
+    runtime = ps.load(tmp_path / "m.onnx")
+    for batch in (4, 1) if free else (4,):
+        x = torch.randn(batch, 3, 5, 12)
+        (found,) = runtime(x=x.numpy()).values()
+        np.testing.assert_allclose(found, module(x).detach().numpy(), rtol=1e-5, atol=1e-6)
+
+
+def test_windows_beside_their_pictures_are_not_copied(tmp_path: Path) -> None:
+    """Attention reads q, k and v where the layer wrote them."""
+    export(Blocks((0, 4, 1, 2, 5), None).eval(), tmp_path / "m.onnx", [torch.randn(4, 3, 5, 12)], free_batch=False)
+    graph, _ = lower(optimize(ir.load(tmp_path / "m.onnx")).model)
+    (step,) = [step for step in graph.steps if step.kind == "attention"]
+    (layer,) = [step for step in graph.steps if step.kind == "gemm"]
+    assert {operand.value for operand in step.inputs} == set(layer.outputs)
 
 
 class Shared(torch.nn.Module):  # type: ignore[misc, name-defined]

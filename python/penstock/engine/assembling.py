@@ -16,9 +16,9 @@ from typing import Final
 from penstock.engine.lowered import FLOATS, Instruction, LoweredGraph, Operand, Step, View, contiguous
 from penstock.engine.pieces import MOST, Piece, written
 
-_MOST_LINES: Final = 256
-_MOST_OPERANDS: Final = 256
-_MOST_VALUES: Final = 64
+MOST_LINES: Final = 256
+MOST_OPERANDS: Final = 256
+MOST_VALUES: Final = 64
 _MOST_NUMBER: Final = 65504.0  # of FP16: larger ones have results in FP32
 
 
@@ -78,13 +78,13 @@ class _Assembling:
         operands = [operand for each in computed for operand in each.operands]
         lines = sum(len(each.program) for each in computed)
         values = {each.value for each in operands}
-        if len(parts) > MOST or lines > _MOST_LINES or len(operands) > _MOST_OPERANDS or len(values) > _MOST_VALUES:
+        if len(parts) > MOST or lines > MOST_LINES or len(operands) > MOST_OPERANDS or len(values) > MOST_VALUES:
             return
         program: list[Instruction] = []
         begin = 0
         for each in computed:
             names = {f"i{index}": f"i{begin + index}" for index in range(len(each.operands))}
-            program += _renamed(each.program, names, len(program))
+            program += renamed(each.program, names, len(program))
             begin += len(each.operands)
         pieces = [
             Piece(len(each.program), self._graph.shape(part.operand), part.strides, part.offset)
@@ -120,7 +120,7 @@ class _Assembling:
     def _of_part(self, step: Step, index: int, part: _Part) -> _Computed:
         """What a step computes where its operand of this number is that part of a concatenation."""
         shape, whole = self._graph.shape(part.operand), self._graph.values[step.outputs[0]].shape
-        begin = _coordinates(part.offset, whole)
+        begin = coordinates(part.offset, whole)
         operands: list[Operand] = []
         for number, each in enumerate(step.inputs):
             view = self._view(part.operand if number == index else each)
@@ -177,10 +177,8 @@ class _Assembling:
             return False
         if step.kind == "concat":
             return True
-        numbers = [each for line in step.program for each in line.arguments if not isinstance(each, str)]
-        small = all(not math.isfinite(each) or abs(each) <= _MOST_NUMBER for each in numbers)
         same = all(self._graph.shape(each) == value.shape for each in step.inputs)
-        return step.kind == "pointwise" and small and same
+        return step.kind == "pointwise" and has_small_numbers(step) and same
 
     def _seen_by_all(self, number: int, readers: set[int]) -> bool:
         """Whether everybody who reads it sees it in a way that can be told of what it reads itself."""
@@ -193,7 +191,7 @@ class _Assembling:
             for operand in other.inputs:
                 if operand.value != step.outputs[0]:
                     continue
-                if step.kind == "pointwise" and _axes_of(self._view(operand), shape) is None:
+                if step.kind == "pointwise" and axes_of(self._view(operand), shape) is None:
                     return False
                 whole = self._lies_whole(other, operand, shape)
                 if step.kind == "concat" and not whole and not self._is_cut_from(step, other, operand):
@@ -261,7 +259,7 @@ class _Assembling:
         assert box is not None
         for part in self._parts(inner, inside):
             view = self._view(part.operand)
-            starts = _coordinates(part.offset, shape)
+            starts = coordinates(part.offset, shape)
             low = [max(begin, start) for begin, start in zip(box, starts, strict=True)]
             ends = zip(box, self._graph.shape(operand), starts, view.shape, strict=True)
             sizes = [
@@ -286,7 +284,7 @@ class _Assembling:
         step = self._graph.steps[maker]
         shape = self._graph.values[operand.value].shape
         seen = self._view(operand)
-        axes = _axes_of(seen, shape)
+        axes = axes_of(seen, shape)
         assert axes is not None
         program: list[Instruction] = []
         operands: list[Operand] = []
@@ -300,10 +298,10 @@ class _Assembling:
                 names[f"i{index}"] = f"i{operands.index(part.operands[0])}"
                 continue
             inner = {f"i{number}": f"i{len(operands) + number}" for number in range(len(part.operands))}
-            program += _renamed(part.program, inner, len(program))
+            program += renamed(part.program, inner, len(program))
             operands += part.operands
             names[f"i{index}"] = f"t{len(program) - 1}"
-        return _Computed((*program, *_renamed(step.program, names, len(program))), tuple(operands))
+        return _Computed((*program, *renamed(step.program, names, len(program))), tuple(operands))
 
 
 def _axis(step: Step) -> int:
@@ -312,7 +310,13 @@ def _axis(step: Step) -> int:
     return axis
 
 
-def _coordinates(offset: int, shape: Sequence[int]) -> list[int]:
+def has_small_numbers(step: Step) -> bool:
+    """Whether FP16 has the constants of its program."""
+    numbers = [each for line in step.program for each in line.arguments if not isinstance(each, str)]
+    return all(not math.isfinite(each) or abs(each) <= _MOST_NUMBER for each in numbers)
+
+
+def coordinates(offset: int, shape: Sequence[int]) -> list[int]:
     found = []
     for step in contiguous(shape):
         found.append(offset // step)
@@ -325,12 +329,12 @@ def _box(view: View, shape: Sequence[int]) -> list[int] | None:
     steps = zip(view.shape, view.strides, contiguous(shape), strict=False)
     if len(view.shape) != len(shape) or any(size > 1 and step != whole for size, step, whole in steps):
         return None
-    begin = _coordinates(view.offset, shape)
+    begin = coordinates(view.offset, shape)
     inside = all(low + size <= most for low, size, most in zip(begin, view.shape, shape, strict=True))
     return begin if inside else None
 
 
-def _renamed(program: Sequence[Instruction], names: dict[str, str], behind: int) -> list[Instruction]:
+def renamed(program: Sequence[Instruction], names: dict[str, str], behind: int) -> list[Instruction]:
     """Behind so many lines."""
     every = names | {f"t{index}": f"t{index + behind}" for index in range(len(program))}
     return [
@@ -348,7 +352,7 @@ def _moved(distance: int, before: Sequence[int], at: Sequence[int]) -> int:
     return moved
 
 
-def _axes_of(view: View, shape: Sequence[int]) -> tuple[tuple[int | None, ...], tuple[int, ...]] | None:
+def axes_of(view: View, shape: Sequence[int]) -> tuple[tuple[int | None, ...], tuple[int, ...]] | None:
     """Which axis of a dense value each axis of a view goes along, and where the view begins in each of the value's.
 
     None where there is more to it.

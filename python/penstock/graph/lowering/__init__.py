@@ -15,6 +15,7 @@ import onnx_ir as ir
 
 from penstock.engine.assembling import join_pieces
 from penstock.engine.blocks import join_blocks
+from penstock.engine.interleaving import take_apart
 from penstock.engine.lowered import LoweredGraph
 from penstock.engine.stem_pools import join_pictures, join_stem_pools
 from penstock.errors import Unsupported
@@ -117,7 +118,7 @@ def lower(model: ir.Model, *, joined: bool = True) -> tuple[LoweredGraph, Weight
     steps = join_embeddings(join_gated_layers(join(join_blocks(folded))))
     steps, weights = cut_pictures(*unfold(steps, weights))
     lowered, weights = fold_norms(*join_siblings(steps, weights))
-    lowered = store_in_order(join_pieces(join_pictures(join_stem_pools(carry_sums(lowered)))))
+    lowered = store_in_order(take_apart(join_pieces(join_pictures(join_stem_pools(carry_sums(lowered))))))
     return lowered, {name: weights[name] for name in lowered.weights}
 
 

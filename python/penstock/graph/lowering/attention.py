@@ -17,7 +17,7 @@ from penstock.engine.plan import Shape
 from penstock.graph.editing import Array, integers, is_operator, producer, rank, static_shape
 from penstock.graph.lowering.builder import Builder
 from penstock.graph.lowering.masks import Added, added, aligned, mask, summed
-from penstock.graph.lowering.views import Ref, expanded, permuted, reshaped
+from penstock.graph.lowering.views import Ref, expanded, identity, permuted, reshaped, sliced
 from penstock.graph.patterns import group
 from penstock.graph.patterns.matching import constant_of, scalar
 from penstock.graph.patterns.unit_rows import UnitRows, unit_rows
@@ -223,6 +223,8 @@ def lower(builder: Builder, attention: Attention) -> bool:
         refs = [permuted(ref, (0, 1, 3, 2)) for ref in refs]
     elif not rows and (keys < size or not attention.is_plain):
         return False
+    elif not rows:
+        refs = [_in_rows(builder, ref, last) for ref in refs]
     operands = [builder.operand(ref, role) for ref, role in zip(refs, "qkv", strict=True)]
     attributes: dict[str, Attribute] = {"scale": attention.scale}
     if attention.masks:
@@ -244,6 +246,17 @@ def lower(builder: Builder, attention: Attention) -> bool:
 def _is_of_rows(ref: Ref) -> bool:
     """Whether a kernel reads it; rows that are channels lie across."""
     return ref.shape[-1] <= _LONGEST and (ref.strides[-1] == 1 or ref.shape[-1] == 1)
+
+
+def _in_rows(builder: Builder, ref: Ref, node: ir.Node) -> Ref:
+    """The same with rows that lie in one piece: libraries' kernels don't read others, and what they do instead takes
+    many times as long as a copy."""
+    if ref.strides[-1] == 1 or ref.shape[-1] == 1:
+        return ref
+    once = ref
+    for axis, stride in enumerate(ref.strides):
+        once = sliced(once, axis, 0, 1) if stride == 0 else once
+    return expanded(builder.stored_as(once, identity(4), node), ref.shape)
 
 
 def _is_of_channels(ref: Ref) -> bool:

@@ -9,6 +9,7 @@ import numpy as np
 import onnx_ir as ir
 
 from penstock.engine.lowered import Attribute
+from penstock.engine.plan import Shape
 from penstock.errors import Unsupported
 from penstock.graph.editing import Array, input_of, integer, integers, number, string
 from penstock.graph.lowering.builder import Builder
@@ -132,7 +133,8 @@ def split(builder: Builder, node: ir.Node) -> None:
 
 
 def gather(builder: Builder, node: ir.Node) -> None:
-    """One constant index is a view; anything else picks rows."""
+    """One constant index is a view, and so are those that go up evenly along each of their axes, as windows are taken
+    (HaloNet, Unfold); anything else picks rows."""
     x, output = builder.ref(node.inputs[0]), node.outputs[0]
     axis = integer(node, "axis", 0) % len(x.shape)
     indices = builder.constant(node.inputs[1])
@@ -142,6 +144,10 @@ def gather(builder: Builder, node: ir.Node) -> None:
         assert shaped is not None  # axes of one are added anywhere
         builder.forward(output, shaped)
         return
+    even = _even(indices, x.shape[axis]) if indices is not None else None
+    if even is not None:
+        builder.forward(output, _stepping(x, axis, *even))
+        return
     where = builder.ref(node.inputs[1])
     source = builder.stored_as(x, identity(len(x.shape)), node)
     order = identity(len(where.shape))
@@ -149,6 +155,32 @@ def gather(builder: Builder, node: ir.Node) -> None:
     shape, datatype = builder.shape(output), builder.datatype(output)
     builder.forward(
         output, builder.emit(node, "gather", operands, shape, datatype, attributes={"axis": axis}, name=output.name)
+    )
+
+
+def _even(indices: Array, size: int) -> tuple[Shape, int, tuple[int, ...]] | None:
+    """Shape, first and steps along each axis of places that go up evenly; None of others."""
+    if indices.size == 0 or indices.min() < -size or indices.max() >= size:
+        return None
+    places = indices.astype(np.int64) % size
+    first = int(places.flat[0])
+    steps = tuple(
+        int(np.take(places, 1, axis).flat[0]) - first if many > 1 else 0 for axis, many in enumerate(places.shape)
+    )
+    weighed = (step * place for step, place in zip(steps, np.indices(places.shape), strict=True))
+    if min(steps) < 0 or not np.array_equal(places, sum(weighed, np.full(places.shape, first))):
+        return None
+    return places.shape, first, steps
+
+
+def _stepping(x: Ref, axis: int, shape: Shape, first: int, steps: Sequence[int]) -> Ref:
+    """The axis as several, along each of which places go up by so many."""
+    one = sliced(x, axis, first, 1)
+    strides = (step * x.strides[axis] for step in steps)
+    return replace(
+        one,
+        shape=(*x.shape[:axis], *shape, *x.shape[axis + 1 :]),
+        strides=(*x.strides[:axis], *strides, *x.strides[axis + 1 :]),
     )
 
 
