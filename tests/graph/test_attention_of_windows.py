@@ -200,3 +200,14 @@ def test_networks_of_timm(name: str, batch: int) -> None:
     assert cosine(answer, expected) > 0.99999
     (output,) = expected
     assert error(answer[output], expected[output]) < 1e-5
+
+
+@pytest.mark.parametrize("answers", ["m", "s", "p"])
+def test_scores_that_are_answered_are_made(answers: str) -> None:
+    """What a model answers is there, even if one step could do without it."""
+    text = f"""(float[2,3,5,4] x) => (float[2,3,5,4] y, float[2,3,5,5] {answers}) {{
+        k = Relu(x) t = Transpose <perm=[0,1,3,2]> (k) m = MatMul(x, t) s = Mul(m, h) p = Softmax <axis=-1> (s)
+        y = MatMul(p, k) }}"""
+    model = graph(text, {"h": np.array(0.5, np.float32)}, opset=18)
+    found = assert_agrees(model, to_bytes(model), {"x": normal(2, 3, 5, 4)}, 1e-6)
+    assert "attention" not in {step.kind for step in found.steps}

@@ -53,6 +53,19 @@ RESIZING = [
         )
         for how in ("half_pixel", "align_corners", "asymmetric", "pytorch_half_pixel", "half_pixel_symmetric")
     ),
+    *(
+        Case(
+            f'y = Resize <mode="{mode}", coordinate_transformation_mode="align_corners"> (x, , , w)',
+            {"x": (3, 5)},
+            (3, 1),
+            {"w": ints(3, 1)},
+        )
+        for mode in ("nearest", "linear", "cubic")
+    ),
+    *(
+        Case(f'y = Resize <mode="{mode}"> (x, , , w)', {"x": (2, 6, 1, 1)}, (2, 6, 3, 2), {"w": ints(2, 6, 3, 2)})
+        for mode in ("nearest", "linear")
+    ),
     Case(
         'y = Upsample <mode="nearest"> (x, w)', X4, (2, 6, 18, 21), {"w": np.array([1, 1, 2, 3], np.float32)}, opset=9
     ),

@@ -226,7 +226,8 @@ def resize(site: Site) -> Run:
         def repeat(operands: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
             x = operands[0].reshape(batch, height, 1, width, 1, channels)
             y = x.expand(batch, height, tall, width, wide, channels)
-            return (y.reshape(batch, out_height, out_width, channels).to(dtype),)
+            # One pixel, repeated, would be a view that has no memory of its own.
+            return (y.reshape(batch, out_height, out_width, channels).to(dtype).contiguous(),)
 
         if repeats:
             return repeat

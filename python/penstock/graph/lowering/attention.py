@@ -66,7 +66,7 @@ def find(graph: ir.Graph) -> Mapping[ir.Node, Attention | None]:
 
 def _around(softmax: ir.Node) -> Attention | None:
     uses = list(softmax.outputs[0].uses())
-    last = uses[0].node if len(uses) == 1 else None
+    last = uses[0].node if _is_private(softmax.outputs[0]) else None
     if last is None or not is_operator(last, "MatMul") or last.inputs[0] is not softmax.outputs[0]:
         return None
     whole = static_shape(softmax.outputs[0])
@@ -99,7 +99,7 @@ class _Between:
 def _between(scores: ir.Value | None, whole: Shape) -> _Between | None:
     found = _Between(())
     while (node := _producer(scores)) is not None:
-        if len(node.outputs[0].uses()) != 1:
+        if not _is_private(node.outputs[0]):
             return None
         if is_operator(node, "MatMul"):
             return replace(found, nodes=(node, *found.nodes)) if summed(found.masks) else None

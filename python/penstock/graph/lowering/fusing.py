@@ -290,7 +290,9 @@ class _Fusing:
             other = follower.inputs[1 - operand]
             row = other.value in self._graph.weights and _is_row(other)
             if row and step.operand("bias") is None and not has_activation and not has_residual:
-                inputs.append(Operand(other.value, "bias"))
+                count = math.prod(self._graph.weights[other.value].shape)
+                flat = len(self._graph.weights[other.value].shape) == 1
+                inputs.append(Operand(other.value, "bias", None if flat else View((count,), (1,))))
             elif not row and not has_residual:
                 inputs.append(Operand(other.value, "residual", other.view))
                 attributes["residual"] = "after" if has_activation else "before"

@@ -106,17 +106,27 @@ def _woven_pixels(
 
 
 def slice_(builder: Builder, node: ir.Node) -> None:
+    """A view; what goes backwards (torch's flip) is picked row by row."""
     x = builder.ref(node.inputs[0])
     starts, ends, axes, steps = (_numbers(builder, node, index, name) for index, name in enumerate(_SLICE, 1))
     if starts is None or ends is None:
         raise Unsupported(f"Slice of node {node.name!r} has bounds that are computed")
     axes = axes if axes is not None else tuple(range(len(starts)))
     for axis, start, end, step in zip(axes, starts, ends, steps or (1,) * len(starts), strict=True):
-        if step < 1:
-            raise Unsupported(f"Slice of node {node.name!r} goes backwards (step {step}), which can't be lowered")
         first, last, _ = slice(start, end, step).indices(x.shape[axis])
+        if step < 0 and last < first - 1:
+            x = _backwards(builder, node, x, axis % len(x.shape), np.arange(first, last, step))
+            continue
         x = sliced(x, axis % len(x.shape), first, max(0, math.ceil((last - first) / step)), step)
     builder.forward(node.outputs[0], x)
+
+
+def _backwards(builder: Builder, node: ir.Node, x: Ref, axis: int, places: Array) -> Ref:
+    x, order = builder.dense(x, node)
+    shape = (*x.shape[:axis], len(places), *x.shape[axis + 1 :])
+    indices = builder.weight(places.astype(np.int64), f"{node.name}.{axis}.places")
+    operands = [builder.operand(x, "x", order), builder.operand(indices, "indices")]
+    return builder.emit(node, "gather", operands, shape, x.datatype, order, {"axis": order.index(axis)})
 
 
 _SLICE: Final = ("starts", "ends", "axes", "steps")

@@ -43,7 +43,7 @@ def resize(builder: Builder, node: ir.Node) -> None:
     else:
         for axis in range(len(x.shape)):
             matrix = asked.along(axis)
-            if not np.array_equal(matrix, np.eye(*matrix.shape)):
+            if not np.array_equal(matrix, np.eye(x.shape[axis])):
                 x = _multiplied(builder, node, x, axis, matrix)
         builder.forward(output, x)
 

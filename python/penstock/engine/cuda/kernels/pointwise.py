@@ -183,8 +183,8 @@ def cut_of(axes: Sequence[_Axis], block: int) -> Cut:
         rows = min(power_of_two(rest[place].size), block // columns)
         outer = (*rest[:place], *rest[place + 1 :])
         return Cut(outer, (rest[place],), (last,), rows, columns)
-    # Where nothing lies in a row the compiler may have threads go along either axis of a tile: rotating pairs took 46 us
-    # on an H200 along the first, which Triton 3.6 prefers (3.9 does not), and takes 5 us as one row of numbers.
+    # Where nothing lies in a row the compiler may have threads go along either axis of a tile: to rotate pairs took an
+    # H200 46 us along the first, which Triton 3.6 prefers (3.9 does not), and takes it 5 as one row of numbers.
     scattered = 1 not in last.strides
     if scattered or (last.size < _SHORT and power_of_two(last.size) > _WASTE * last.size):
         return Cut((), tuple(axes), (), block, 1)
