@@ -80,12 +80,7 @@ class _Assembling:
         values = {each.value for each in operands}
         if len(parts) > MOST or lines > MOST_LINES or len(operands) > MOST_OPERANDS or len(values) > MOST_VALUES:
             return
-        program: list[Instruction] = []
-        begin = 0
-        for each in computed:
-            names = {f"i{index}": f"i{begin + index}" for index in range(len(each.operands))}
-            program += renamed(each.program, names, len(program))
-            begin += len(each.operands)
+        program = one_behind_the_other([(each.program, len(each.operands)) for each in computed])
         pieces = [
             Piece(len(each.program), self._graph.shape(part.operand), part.strides, part.offset)
             for part, each in zip(parts, computed, strict=True)
@@ -332,6 +327,16 @@ def _box(view: View, shape: Sequence[int]) -> list[int] | None:
     begin = coordinates(view.offset, shape)
     inside = all(low + size <= most for low, size, most in zip(begin, view.shape, shape, strict=True))
     return begin if inside else None
+
+
+def one_behind_the_other(programs: Iterable[tuple[Sequence[Instruction], int]]) -> list[Instruction]:
+    """Programs as one; each with the number of its operands, which come one behind the other, too."""
+    whole: list[Instruction] = []
+    begin = 0
+    for program, operands in programs:
+        whole += renamed(program, {f"i{index}": f"i{begin + index}" for index in range(operands)}, len(whole))
+        begin += operands
+    return whole
 
 
 def renamed(program: Sequence[Instruction], names: dict[str, str], behind: int) -> list[Instruction]:

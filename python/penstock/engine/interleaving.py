@@ -17,6 +17,7 @@ from penstock.engine.assembling import (
     axes_of,
     coordinates,
     has_small_numbers,
+    one_behind_the_other,
     renamed,
 )
 from penstock.engine.lowered import FLOATS, Instruction, LoweredGraph, Operand, Step, View, contiguous
@@ -69,12 +70,7 @@ def _joined(graph: LoweredGraph, reader: Step, made: Step) -> Step | None:
     lines, values = sum(len(part.program) for part in found), {each.value for each in operands}
     if len(found) > MOST or lines > MOST_LINES or len(operands) > MOST_OPERANDS or len(values) > MOST_VALUES:
         return None
-    program: list[Instruction] = []
-    begin = 0
-    for part in found:
-        names = {f"i{index}": f"i{begin + index}" for index in range(len(part.operands))}
-        program += renamed(part.program, names, len(program))
-        begin += len(part.operands)
+    program = one_behind_the_other([(part.program, len(part.operands)) for part in found])
     pieces = [Piece(len(part.program), part.view.shape, part.view.strides, part.view.offset) for part in found]
     return replace(
         reader,
