@@ -193,7 +193,6 @@ REFUSED = [
     ("y = Det(x)", "operator Det of node 'n0'"),
     ('y = Einsum<equation="ij,jk,kl->il">(x, x, x)', "Einsum of node 'n0' has 3 operands"),
     ("k = ArgMax(x) y = ScatterElements(x, k, x)", "ScatterElements of node 'n1' with places that are"),
-    ("y = Gemm(x, x, x)", "Gemm of node 'n0'"),
     ("y = GatherND(x, far)", "GatherND of node 'n0' has places beyond"),
     ("y = GatherElements(x, far)", "GatherElements of node 'n0' has places beyond"),
     ("y = ScatterND(x, far, v)", "ScatterND of node 'n0' has places beyond"),

@@ -1,9 +1,12 @@
 """Layers with weights: convolutions, matrix products, recurrent ones. Weights are laid out as `engine.lowered` says."""
 
+from collections.abc import Sequence
+
 import numpy as np
 import onnx_ir as ir
 
-from penstock.engine.lowered import Attribute, Operand
+from penstock.engine.lowered import Attribute, Instruction, Operand
+from penstock.engine.plan import Shape
 from penstock.errors import Unsupported
 from penstock.graph.editing import Array, input_of, integer, integers, number, string
 from penstock.graph.lowering.builder import Builder
@@ -77,29 +80,53 @@ def conv_transpose(builder: Builder, node: ir.Node) -> None:
 
 
 def gemm(builder: Builder, node: ir.Node) -> None:
-    a = builder.ref(node.inputs[0])
-    weight, c = builder.constant(node.inputs[1]), input_of(node, 2)
-    bias = builder.constant(c)
-    if weight is None or (c is not None and bias is None):
-        raise Unsupported(f"Gemm of node {node.name!r} has operands that are computed; use MatMul and Add")
+    """A row that is added is the product's bias; all else that is added, and factors of what is computed, are steps."""
+    a, c = builder.ref(node.inputs[0]), input_of(node, 2)
     if integer(node, "transA", 0):
         a = permuted(a, (1, 0))
+    weight, bias = builder.constant(node.inputs[1]), builder.constant(c)
     alpha, beta = number(node, "alpha", 1.0), number(node, "beta", 1.0)
-    rows = weight if integer(node, "transB", 0) else weight.T
-    form = "nk" if integer(node, "transB", 0) == 0 else ""
-    if alpha != 1.0:
-        rows, form = rows * np.asarray(alpha, rows.dtype), f"{form}.times{alpha:g}"
-    operand = builder.formed(weight, form, rows, name_of(node, 1))
-    result = _product(builder, node, a, operand, rows.shape[0])
-    if bias is not None and np.any(bias):
-        whole = np.broadcast_to(bias, result.shape) if bias.size != rows.shape[0] or bias.ndim == 2 else bias
-        if whole.ndim == 2 and whole.strides[0] == 0:
-            whole = whole[0]
-        if whole.ndim != 1 or whole.size != rows.shape[0]:
-            raise Unsupported(f"Gemm of node {node.name!r} adds a matrix of shape {list(bias.shape)}, expected a row")
-        scaled = whole if beta == 1.0 else whole * np.asarray(beta, whole.dtype)
-        result = _with_bias(builder, result, bias, scaled, "" if beta == 1.0 else f"times{beta:g}", name_of(node, 2))
+    if weight is not None:
+        rows = weight if integer(node, "transB", 0) else weight.T
+        form = "nk" if integer(node, "transB", 0) == 0 else ""
+        if alpha != 1.0:
+            rows, form = rows * np.asarray(alpha, rows.dtype), f"{form}.times{alpha:g}"
+        operand = builder.formed(weight, form, rows, name_of(node, 1))
+        result = _product(builder, node, a, operand, rows.shape[0])
+    else:
+        b = builder.ref(node.inputs[1])
+        b = permuted(b, (1, 0)) if integer(node, "transB", 0) else b
+        operands, output = [builder.operand(a, "a"), builder.operand(b, "b")], node.outputs[0]
+        shape = builder.shape(output)
+        result = builder.emit(node, "matmul", operands, shape, builder.datatype(output), name=output.name)
+        if alpha != 1.0:
+            result = _computed(builder, node, (result,), (Instruction("mul", ("i0", alpha)),))
+    whole = _row_of(bias, result.shape) if bias is not None else None
+    if bias is not None and whole is not None and weight is not None:
+        if np.any(bias):
+            scaled = whole if beta == 1.0 else whole * np.asarray(beta, whole.dtype)
+            form = f"row{whole.size}.times{beta:g}"  # one number may be the rows of several widths
+            result = _with_bias(builder, result, bias, scaled, form, name_of(node, 2))
+    elif c is not None:
+        addend = builder.ref(c)
+        scale = (Instruction("mul", ("i1", beta)),) if beta != 1.0 else ()
+        line = Instruction("add", ("i0", "t0" if scale else "i1"))
+        result = _computed(builder, node, (result, expanded(addend, result.shape)), (*scale, line))
     builder.forward(node.outputs[0], result)
+
+
+def _row_of(bias: Array, shape: Shape) -> Array | None:
+    """A constant as the row that it adds to every row of this many columns; None where rows get different ones."""
+    whole = np.broadcast_to(bias, shape)
+    return np.ascontiguousarray(whole[0]) if whole.strides[0] == 0 or shape[0] == 1 else None
+
+
+def _computed(builder: Builder, node: ir.Node, refs: Sequence[Ref], program: Sequence[Instruction]) -> Ref:
+    """Number by number of what lies in the first one's order."""
+    first, order = builder.dense(refs[0], node)
+    operands = [builder.operand(each, "", order) for each in (first, *refs[1:])]
+    name = node.outputs[0].name
+    return builder.emit(node, "pointwise", operands, first.shape, first.datatype, order, program=program, name=name)
 
 
 def matmul(builder: Builder, node: ir.Node) -> None:
@@ -135,7 +162,7 @@ def _product(builder: Builder, node: ir.Node, a: Ref, weight: Operand, columns: 
 
 def _with_bias(builder: Builder, result: Ref, origin: Array, bias: Array, form: str, name: str) -> Ref:
     step = builder.steps.pop()
-    operand = in_role("bias", builder.formed(origin, form or "row", np.ascontiguousarray(bias), name))
+    operand = in_role("bias", builder.formed(origin, form, bias, name))
     builder.steps.append(
         type(step)(
             step.name, step.kind, (*step.inputs, operand), step.outputs, step.attributes, step.program, step.nodes

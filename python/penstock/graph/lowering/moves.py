@@ -113,11 +113,13 @@ def slice_(builder: Builder, node: ir.Node) -> None:
         raise Unsupported(f"Slice of node {node.name!r} has bounds that are computed")
     axes = axes if axes is not None else tuple(range(len(starts)))
     for axis, start, end, step in zip(axes, starts, ends, steps or (1,) * len(starts), strict=True):
+        if step == 0:
+            raise Unsupported(f"Slice of node {node.name!r} has a step of 0")
         first, last, _ = slice(start, end, step).indices(x.shape[axis])
         if step < 0 and last < first - 1:
             x = _backwards(builder, node, x, axis % len(x.shape), np.arange(first, last, step))
             continue
-        x = sliced(x, axis % len(x.shape), first, max(0, math.ceil((last - first) / step)), step)
+        x = sliced(x, axis % len(x.shape), first, max(0, math.ceil((last - first) / step)), max(step, 1))
     builder.forward(node.outputs[0], x)
 
 
