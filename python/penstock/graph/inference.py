@@ -9,6 +9,7 @@ from collections.abc import Iterable
 import onnx
 import onnx_ir as ir
 
+from penstock.graph import windows
 from penstock.graph.editing import has_graphs
 from penstock.graph.external import take_inside
 
@@ -56,7 +57,8 @@ def infer(model: ir.Model, *, strict: bool = False) -> bool:
     """
     proto = skeleton(model)
     try:
-        inferred = onnx.shape_inference.infer_shapes(proto, check_type=False, strict_mode=strict, data_prop=True)
+        _leave_out_late_windows(proto)
+        inferred = _inferred(proto, strict=strict)
     except Exception as error:  # the library raises several kinds, some of them not its own
         if strict and isinstance(error, onnx.shape_inference.InferenceError):
             raise ShapesContradict(_reason(str(error))) from None
@@ -73,6 +75,31 @@ def infer(model: ir.Model, *, strict: bool = False) -> bool:
     return changed
 
 
+def _leave_out_late_windows(proto: onnx.ModelProto) -> None:
+    poolings = [node for node in proto.graph.node if windows.is_rounding_up(node)]
+    for _ in poolings:  # the first alone: what is inferred behind it is wrong
+        known = _shapes(_inferred(proto, strict=False).graph)
+        if not any(windows.leave_out_late(node, known.get(node.input[0], ())) for node in poolings):
+            return
+
+
+def _inferred(proto: onnx.ModelProto, *, strict: bool) -> onnx.ModelProto:
+    return onnx.shape_inference.infer_shapes(proto, check_type=False, strict_mode=strict, data_prop=True)
+
+
+def _shapes(graph: onnx.GraphProto) -> dict[str, list[windows.Dim]]:
+    known = (*graph.input, *graph.value_info, *graph.output)
+    return {info.name: dims_of(info.type) for info in known if info.type.tensor_type.HasField("shape")}
+
+
+def dims_of(kind: onnx.TypeProto) -> list[windows.Dim]:
+    """A tensor's sizes: a number, a name, or None where neither is known."""
+    return [
+        dim.dim_value if dim.HasField("dim_value") and dim.dim_value >= 0 else dim.dim_param or None
+        for dim in kind.tensor_type.shape.dim
+    ]
+
+
 def learn(value: ir.Value, kind: onnx.TypeProto) -> bool:
     """Take over a type and the dimensions that were unknown; True when there were any."""
     changed = False
@@ -81,10 +108,7 @@ def learn(value: ir.Value, kind: onnx.TypeProto) -> bool:
         changed = True
     if not kind.tensor_type.HasField("shape"):
         return changed
-    dims: list[int | str | None] = [
-        dim.dim_value if dim.HasField("dim_value") and dim.dim_value >= 0 else dim.dim_param or None
-        for dim in kind.tensor_type.shape.dim
-    ]
+    dims = dims_of(kind)
     if value.shape is None:
         value.shape = ir.Shape(dims)
         return True
@@ -99,7 +123,7 @@ def learn(value: ir.Value, kind: onnx.TypeProto) -> bool:
     return changed
 
 
-def _more(old: int | str | None, new: int | str | None) -> int | str | None:
+def _more(old: windows.Dim, new: windows.Dim) -> windows.Dim:
     if isinstance(old, int):
         return old
     return new if isinstance(new, int) or old is None else old

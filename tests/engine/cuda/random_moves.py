@@ -1,27 +1,21 @@
 """Random small graphs of what moves, stacks, multiplies and reduces numbers; for `test_random_moves`."""
 
 import math
-import random
 from collections.abc import Callable
 
 import numpy as np
 import onnx
-from onnx import TensorProto, helper, numpy_helper
 
-from tests.engine.cuda.reference import Array
+from tests.engine.cuda.drawing import Drawing, Shape
 
-Shape = tuple[int, ...]
 _MOST = 20_000  # numbers of a value: more takes time and shows nothing
 
 
-class Drawn:
+class Drawn(Drawing):
     """A graph that grows by one operator, or a few that belong together, at a time; input `x`."""
 
     def __init__(self, seed: int) -> None:
-        self.random = random.Random(seed)
-        self.numbers = np.random.default_rng(seed)
-        self.nodes: list[onnx.NodeProto] = []
-        self.weights: list[onnx.TensorProto] = []
+        super().__init__(seed)
         self.shapes: dict[str, Shape] = {
             "x": tuple(self.random.choice((1, 2, 3, 4, 5, 6, 8)) for _ in range(self.pick(2, 4)))
         }
@@ -35,24 +29,10 @@ class Drawn:
             if max(math.prod(shape) for shape in self.shapes.values()) > _MOST:
                 break
 
-    def pick(self, least: int, most: int) -> int:
-        return self.random.randint(least, most)
-
     def op(self, kind: str, inputs: list[str], shape: Shape | list[int], **attributes: object) -> str:
-        name = f"v{len(self.nodes)}"
-        self.nodes.append(helper.make_node(kind, inputs, [name], name=f"n{len(self.nodes)}", **attributes))
+        name = self.node(kind, inputs, **attributes)
         self.shapes[name] = tuple(shape)
         return name
-
-    def weight(self, array: Array) -> str:
-        self.weights.append(numpy_helper.from_array(array, f"w{len(self.weights)}"))
-        return self.weights[-1].name
-
-    def floats(self, *shape: int) -> str:
-        return self.weight(self.numbers.standard_normal(shape).astype(np.float32))
-
-    def ints(self, *numbers: int) -> str:
-        return self.weight(np.array(numbers, np.int64))
 
     def model(self) -> onnx.ModelProto:
         """What nothing reads is answered, and at times something that is read."""
@@ -60,12 +40,7 @@ class Drawn:
         answers = [name for name in self.shapes if name not in read and name != "x"]
         if self.random.random() < 0.3:
             answers.append(self.random.choice([name for name in self.shapes if name != "x"]))
-        infos = [
-            helper.make_tensor_value_info(name, TensorProto.FLOAT, self.shapes[name])
-            for name in ("x", *dict.fromkeys(answers))
-        ]
-        graph = helper.make_graph(self.nodes, "drawn", infos[:1], infos[1:], self.weights)
-        return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
+        return self.model_of({name: self.shapes[name] for name in answers})
 
     def _grow(self) -> None:
         x = self.random.choice(list(self.shapes)[-5:])

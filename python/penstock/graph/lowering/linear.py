@@ -30,6 +30,8 @@ def merge_layers(graph: LoweredGraph, weights: Mapping[str, Array]) -> tuple[Low
         before = steps[makers[between]] if between in makers else None
         if before is None or readers[between] != (number,) or between in kept or not _is_layer(step):
             continue
+        if between in (operand.value for operand in step.inputs[1:]):  # added to what it makes of it
+            continue
         if not _is_layer(before) or before.attributes.get("activation", "none") != "none" or _added(before):
             continue
         first, second = (_matrix(each, known) for each in (before, step))

@@ -36,15 +36,23 @@ def pool(builder: Builder, node: ir.Node) -> None:
     if string(node, "auto_pad", "NOTSET") in ("SAME_UPPER", "SAME_LOWER"):
         raise Unsupported(f"{node.op_type} of node {node.name!r} pads by itself; optimize the model before lowering it")
     shape, one = builder.shape(output), (1,) if flat else ()
-    kernel, pads = integers(node, "kernel_shape"), integers(node, "pads") or (0,) * (2 if flat else 4)
-    assert kernel is not None
+    sizes, pads = integers(node, "kernel_shape"), integers(node, "pads") or (0,) * (2 if flat else 4)
+    assert sizes is not None
     if flat:
         x, shape, pads = row(x), (*shape[:2], 1, shape[2]), (0, pads[0], 0, pads[1])
+    kernel = (*one, *sizes)
+    strides = (*one, *(integers(node, "strides") or (1,) * len(sizes)))
+    dilations = (*one, *(integers(node, "dilations") or (1,) * len(sizes)))
+    reach = [(entries - 1) * dilation + 1 for entries, dilation in zip(kernel, dilations, strict=True)]
+    room = [x.shape[2 + axis] + pads[axis] + pads[2 + axis] for axis in (0, 1)]
+    fits = reach[0] <= room[0] and reach[1] <= room[1]
+    if 0 in shape or not (fits or integer(node, "ceil_mode", 0)):  # libraries differ there
+        raise Unsupported(f"{node.op_type} of node {node.name!r}: a window of {reach} does not fit into {room}")
     attributes: dict[str, Attribute] = {
-        "kernel": (*one, *kernel),
-        "strides": (*one, *(integers(node, "strides") or (1,) * len(kernel))),
+        "kernel": kernel,
+        "strides": strides,
         "pads": pads,
-        "dilations": (*one, *(integers(node, "dilations") or (1,) * len(kernel))),
+        "dilations": dilations,
         "count_pads": bool(integer(node, "count_include_pad", 0)),
     }
     kind = "max_pool" if node.op_type == "MaxPool" else "average_pool"

@@ -20,8 +20,9 @@ import onnx.reference.ops
 import onnx_ir as ir
 
 from penstock import limits
+from penstock.graph import windows
 from penstock.graph.editing import Array, Edit, constant, input_of, integer, static_shape
-from penstock.graph.inference import learn
+from penstock.graph.inference import dims_of, learn
 from penstock.graph.passes.shape_values import ShapeValues
 
 # Pure functions of small cost: shape arithmetic, elementwise arithmetic, movement of data.
@@ -238,9 +239,10 @@ class _Sweep:
         try:
             schema = onnx.defs.get_schema(node.op_type, self.edit.opset, "")
             opsets = [onnx.helper.make_opsetid("", self.edit.opset)]
-            found = onnx.shape_inference.infer_node_outputs(
-                schema, ir.to_proto(node), types, data, opset_imports=opsets
-            )
+            proto = ir.to_proto(node)
+            if windows.is_rounding_up(proto):
+                windows.leave_out_late(proto, dims_of(types[proto.input[0]]))
+            found = onnx.shape_inference.infer_node_outputs(schema, proto, types, data, opset_imports=opsets)
         except Exception:  # what can't be inferred stays unknown
             return
         for value in node.outputs:
