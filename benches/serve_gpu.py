@@ -75,7 +75,7 @@ def prepare(options: argparse.Namespace) -> int:
     from penstock.engine.lowered import to_json
     from penstock.graph import optimize
     from penstock.graph.boundary import preprocess
-    from penstock.graph.lowering import lower
+    from penstock.graph.lowering import SUPPORTED, lower
 
     subject, folder = subject_of(options), options.graphs[0]
     for batch in options.batches:
@@ -83,7 +83,7 @@ def prepare(options: argparse.Namespace) -> int:
         if not options.floats:
             model = preprocess(model, _PREPROCESS)
         shapes = {"x": (batch, *subject.inputs[0].shape)}
-        graph, weights = lower(optimize(model, shapes=shapes).model)
+        graph, weights = lower(optimize(model, shapes=shapes, known=SUPPORTED).model)
         (folder / f"{subject.name}.b{batch}.json").write_text(to_json(graph))
         kept = {name: array for name, array in weights.items() if array.dtype.kind != "f" or array.size == 1}
         save_file(kept, folder / f"{subject.name}.b{batch}.safetensors")

@@ -21,7 +21,7 @@ from benches.gpu.subjects import Subject
 from penstock.build.torch_attention import of_four_axes
 from penstock.engine.lowered import LoweredGraph, to_json
 from penstock.graph import load, optimize, to_bytes
-from penstock.graph.lowering import lower
+from penstock.graph.lowering import SUPPORTED, lower
 
 Arrays = Mapping[str, NDArray[Any]]
 
@@ -72,7 +72,7 @@ def source(subject: Subject, batch: int, lab: Path) -> ir.Model:
 
 def lowered(subject: Subject, batch: int, model: ir.Model) -> tuple[LoweredGraph, Arrays]:
     shapes = {each.name: (batch, *each.shape) for each in subject.inputs}
-    return lower(optimize(model, shapes=shapes).model, joined=not subject.eight)
+    return lower(optimize(model, shapes=shapes, known=SUPPORTED).model, joined=not subject.eight)
 
 
 def exported(subject: Subject, batch: int) -> ir.Model:

@@ -35,14 +35,14 @@ def prepare(folder: Path) -> list[str]:
     from penstock import graph
     from penstock.engine.cuda import form
     from penstock.graph import optimize
-    from penstock.graph.lowering import lower
+    from penstock.graph.lowering import SUPPORTED, lower
 
     model = graph.load(onnx_file(folder))
     rendered().save(folder)
     entries = []
     for batch in GPU_BATCHES:
         shapes = {INPUT: (batch, *_ROW)}
-        steps, weights = lower(optimize(model, shapes=shapes).model)
+        steps, weights = lower(optimize(model, shapes=shapes, known=SUPPORTED).model)
         entries.append((shapes, steps, weights))
         print(f"batch {batch}: {len(steps.steps)} steps", file=sys.stderr, flush=True)
     form.write(folder / FORM, entries)

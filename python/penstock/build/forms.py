@@ -20,7 +20,7 @@ from penstock.engine.plan import LOWERED, OPTIMIZED, ROUNDED_KEY, SOURCE, Profil
 from penstock.engine.routing import batched
 from penstock.errors import Internal, ModelLoadError
 from penstock.graph.eight_bits import in_fp8, in_int8, unquantized
-from penstock.graph.lowering import lower
+from penstock.graph.lowering import SUPPORTED, lower
 from penstock.graph.optimizing import PassRecord
 from penstock.quantize import Range
 from penstock.tactics.candidates import Form
@@ -103,7 +103,7 @@ def _add_steps(
     lowering: Callable[[ir.Model], tuple[LoweredGraph, lowered.Weights]],
 ) -> Form:
     def at(shapes: Shapes) -> tuple[Shapes, LoweredGraph, lowered.Weights]:
-        bound = graph.optimize(model, shapes=shapes).model
+        bound = graph.optimize(model, shapes=shapes, known=SUPPORTED).model
         steps, weights = lowering(bound)
         forms.sources.setdefault(name, {}).update({node.name or "": graph.sources(node) for node in bound.graph})
         return shapes, steps, weights

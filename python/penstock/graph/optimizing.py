@@ -5,8 +5,9 @@ changed something: the graph is valid and the signature is what it was. Called b
 """
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Final
 
 import onnx
@@ -18,6 +19,7 @@ from penstock.graph import inference
 from penstock.graph.binding import bind, prepare
 from penstock.graph.editing import Edit
 from penstock.graph.passes import PASSES, Pass
+from penstock.graph.spelling import spell_out
 
 # Rounds over all passes. Real models settle within three or four; a bound keeps two passes that undo each other finite.
 _ROUNDS: Final = 16
@@ -46,8 +48,12 @@ class Optimized:
     records: tuple[PassRecord, ...]
 
 
-def optimize(model: ir.Model, *, shapes: Shapes | None = None, then: Sequence[Pass] = ()) -> Optimized:
+def optimize(
+    model: ir.Model, *, shapes: Shapes | None = None, then: Sequence[Pass] = (), known: Collection[str] | None = None
+) -> Optimized:
     """Simplify a copy; with `shapes` it is bound first, and `then` these passes run once.
+
+    known  the operators that a target has; others are written out by these where they have a definition.
 
     Names and order of inputs and outputs stay, and so do their shapes but for dimensions that were free and turn out to
     be fixed. Graphs of an operator set before 7 are only prepared: their operators broadcast by other rules.
@@ -61,9 +67,10 @@ def optimize(model: ir.Model, *, shapes: Shapes | None = None, then: Sequence[Pa
         raise ModelLoadError(f"the graph is not valid ONNX, so it can't be optimized: {wrong}")
     if Edit(copy).opset < _OLDEST_OPSET:
         return Optimized(copy, tuple(records))
+    passes: Sequence[Pass] = PASSES if known is None else (("spell-out", partial(spell_out, known=known)), *PASSES)
     for _ in range(_ROUNDS):
         settled = True
-        for name, function in PASSES:
+        for name, function in passes:
             record = run_pass(copy, name, function)
             records.append(record)
             settled = settled and not record.changed

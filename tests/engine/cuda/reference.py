@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from penstock.engine.cuda.executor import Executor
 from penstock.engine.lowered import LoweredGraph
 from penstock.graph import optimize
-from penstock.graph.lowering import Weights, lower
+from penstock.graph.lowering import SUPPORTED, Weights, lower
 from tests.graph.small import run
 
 Array = NDArray[Any]
@@ -20,7 +20,8 @@ Arrays = Mapping[str, Array]
 
 def lowered(model: ir.Model, inputs: Arrays) -> tuple[LoweredGraph, Weights]:
     """The model's steps for inputs of these shapes."""
-    return lower(optimize(model, shapes={name: array.shape for name, array in inputs.items()}).model)
+    shapes = {name: array.shape for name, array in inputs.items()}
+    return lower(optimize(model, shapes=shapes, known=SUPPORTED).model)
 
 
 def execute(graph: LoweredGraph, weights: Weights, inputs: Arrays, precision: str = "fp32") -> dict[str, Array]:

@@ -99,11 +99,14 @@ class Builder:
         return kind
 
     def ref(self, value: ir.Value | None) -> Ref:
-        """Where a value is stored; constants become weights in ONNX's layout."""
+        """Where a value is stored; constants become weights in ONNX's layout. Unsupported where none makes it."""
         assert value is not None
         if value not in self._refs:
             array = self.constant(value)
-            assert array is not None, value.name
+            if array is None:  # a further output of an operator that is lowered for its first alone
+                node = value.producer()
+                origin = f"{node.op_type} of node {node.name!r}" if node is not None else "nothing"
+                raise Unsupported(f"{value.name!r}, which {origin} makes, has no GPU step")
             self._refs[value] = self.weight(array, value.name or "constant")
         return self._refs[value]
 

@@ -90,7 +90,9 @@ def space_to_depth(builder: Builder, node: ir.Node) -> None:
     batch, channels, height, width = builder.ref(node.inputs[0]).shape
     block = integer(node, "blocksize", 1)
     shape = [batch, channels, height // block, block, width // block, block]
-    _woven_pixels(builder, node, shape, (0, 3, 5, 1, 2, 4), (0, 4, 5, 1, 2, 3))
+    crd = string(node, "mode", "DCR") == "CRD"  # since opset 28
+    order = (0, 1, 3, 5, 2, 4) if crd else (0, 3, 5, 1, 2, 4)
+    _woven_pixels(builder, node, shape, order, (0, 4, 5, 1, 2, 3))
 
 
 def _woven_pixels(
@@ -219,6 +221,8 @@ def pad(builder: Builder, node: ir.Node) -> None:
     if pads is None:
         raise Unsupported(f"Pad of node {node.name!r} with pads that are computed")
     fill = builder.constant(input_of(node, 2))
+    if fill is None and input_of(node, 2) is not None:
+        raise Unsupported(f"Pad of node {node.name!r} with a number that is computed")
     amount = float(fill.reshape(-1)[0]) if fill is not None and fill.size else number(node, "value", 0.0)
     rank = len(x.shape)
     axes = _numbers(builder, node, 3, "axes") or identity(rank)

@@ -201,8 +201,9 @@ def compute(
     order = next((each for each in orders if each is not None), identity(len(shape)))
     arguments: list[Argument] = []
     operands: list[Operand] = []
+    computed = any(ref is not None for ref in refs)
     for value, array, ref in zip(values, arrays, refs, strict=True):
-        if array is not None and array.size == 1:
+        if array is not None and array.size == 1 and (computed or operands):  # a step reads something
             arguments.append(array.reshape(-1)[0].item())
             continue
         name = (value.name if isinstance(value, ir.Value) else None) or f"{node.name}.constant"

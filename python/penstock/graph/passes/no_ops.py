@@ -1,7 +1,8 @@
 """Nodes that pass their input on unchanged go away.
 
 Identity; Dropout in inference; Cast to the same type, or to a wider type and back; Transpose that keeps the order;
-Reshape, Expand, Slice, Pad and Concat that keep the tensor; adding 0 and multiplying by 1; Relu after Relu.
+Reshape, Expand, Slice, Pad and Concat that keep the tensor, and parts of a Concat without an entry; Where of one
+choice; adding 0 and multiplying by 1; Relu after Relu.
 Exact by definition, with two remarks. x + 0 makes a negative zero positive, which compares equal. A Reshape keeps its
 input when all dimensions but one are known to agree: the count of elements settles the last one.
 """
@@ -114,6 +115,27 @@ def _only_input(edit: Edit, node: ir.Node) -> ir.Value | None:
     return node.inputs[0] if len(node.inputs) == 1 else None
 
 
+def _concat(edit: Edit, node: ir.Node) -> ir.Value | None:
+    """Parts without an entry go, one at least stays."""
+    parts = [value for value in node.inputs if 0 not in (static_shape(value) or ())]
+    if 0 < len(parts) < len(node.inputs):
+        for index, value in enumerate(parts):
+            edit.set_input(node, index, value)
+        node.resize_inputs(len(parts))
+    return _only_input(edit, node)
+
+
+def _where(edit: Edit, node: ir.Node) -> ir.Value | None:
+    choice = constant(node.inputs[0])
+    if choice is None or not choice.size or choice.any() != choice.all():
+        return None
+    kept = node.inputs[1 if choice.any() else 2]
+    sizes = kept.shape if kept is not None else None
+    if sizes is None or node.outputs[0].shape != sizes:
+        return None
+    return kept if all(isinstance(size, int) or size.value is not None for size in sizes) else None
+
+
 def _clip(edit: Edit, node: ir.Node) -> ir.Value | None:
     bounded = (
         any(value is not None for value in node.inputs[1:]) or "min" in node.attributes or "max" in node.attributes
@@ -156,7 +178,8 @@ _KEPT: Final[Mapping[str, Callable[[Edit, ir.Node], ir.Value | None]]] = {
     "Expand": _expand,
     "Slice": _slice,
     "Pad": _pad,
-    "Concat": _only_input,
+    "Concat": _concat,
+    "Where": _where,
     "Sum": _only_input,
     "Max": _only_input,
     "Min": _only_input,
