@@ -38,6 +38,7 @@ CASES: list[tuple[str, tuple[int, ...], _Weights, int]] = [
     ("y = MatMul(x, w)", (2, 7, 4), {"w": _floats(4)}, 17),
     ("a = ReduceMax<keepdims=0>(x, axes) b = Neg(a) y = Clip(x, b, a)", (2, 7), {"axes": np.array([0, 1])}, 18),
     ("y = MeanVarianceNormalization<axes=[2, 3]>(x)", (2, 3, 4, 5), {}, 11),
+    ("y = MeanVarianceNormalization(x)", (2, 3, 4, 5), {}, 17),
     ("y = GroupNormalization<num_groups=2>(x, s, b)", (2, 6, 4, 4), {"s": _floats(6), "b": _floats(6)}, 21),
     ("y = RMSNormalization(x, w)", (2, 3, 8), {"w": _floats(8)}, 23),
 ]
